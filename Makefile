@@ -1,0 +1,33 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# PyTorch comes first and pinned: a looser range would fetch gigabytes of CUDA packages.
+
+PYTHON ?= python3
+BIN := .venv/bin
+TORCH := torch==2.13.0
+
+.PHONY: demo test lint clean
+
+demo: .venv/installed
+	$(BIN)/gpattern-bench demo
+
+test: .venv/installed-dev lint
+	$(BIN)/python -m pytest
+	$(BIN)/gpattern-bench leaderboard --check
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build dist demo runs *.egg-info
+
+.venv/installed: pyproject.toml setup.cfg
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/pip install --quiet --editable ".[spatial,dev]"
+	touch $@

@@ -1,0 +1,35 @@
+"""gpattern-bench: benchmark of gene spatial pattern classification.
+
+>>> from gpattern_bench import load_dataset, Evaluator
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["Evaluator", "__version__", "list_datasets", "load_dataset"]
+
+if TYPE_CHECKING:
+    from gpattern_bench.dataset import load_dataset
+    from gpattern_bench.evaluator import Evaluator
+    from gpattern_bench.registry import list_datasets
+
+_HOME = {
+    "Evaluator": "gpattern_bench.evaluator",
+    "list_datasets": "gpattern_bench.registry",
+    "load_dataset": "gpattern_bench.dataset",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Looked up on first use, so that importing the package loads nothing heavy.
+    if name in _HOME:
+        from importlib import import_module
+
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,454 @@
+"""The command line, ``gpattern-bench``: a thin layer over the library.
+
+Exit codes: 0 fine; 1 the check failed (validate, verify, leaderboard --check); 2 wrong usage or
+unreadable input. Libraries are imported by the commands, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gpattern_bench import __version__
+from gpattern_bench.errors import GPatternBenchError, PredictionError, TableError
+
+if TYPE_CHECKING:
+    from gpattern_bench.curate.recipe import Recipe
+
+app = typer.Typer(
+    help="Benchmark of gene spatial pattern classification in subcellular spatial transcriptomics.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+curate = typer.Typer(
+    help="Turn a source release into a folder of tables, usable wherever a dataset's name is.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(curate, name="curate")
+
+
+class _Split(StrEnum):
+    fov = "fov"
+    test = "test"
+
+
+class _Patternless(StrEnum):
+    keep = "keep"
+    drop = "drop"
+
+
+class _Cv(StrEnum):
+    cell = "cell"
+
+
+_Name = Annotated[str, typer.Argument(metavar="NAME", help="Name, name@version, or a folder.")]
+_DatasetOption = Annotated[
+    str, typer.Option("--dataset", metavar="NAME", help="Name, name@version, or a folder.")
+]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+_debug = False
+
+
+@app.callback()
+def _global(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of errors.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    global _debug
+    _debug = debug
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; errors of this package become one paragraph on stderr."""
+    try:
+        app()
+    except GPatternBenchError as error:
+        if _debug:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+
+
+@app.command("list")
+def list_(as_json: _Json = False) -> None:
+    """List the datasets: what the registry says, and what is in the cache."""
+    from gpattern_bench.dataset import Dataset
+    from gpattern_bench.fetch import cache_root
+    from gpattern_bench.registry import registry
+
+    keys = ("cells", "genes", "molecules", "pairs", "labelled_pairs")
+    rows = []
+    for entry in registry():
+        folder = cache_root() / entry.name / entry.version
+        obtained = Dataset(folder).counts if (folder / "manifest.json").is_file() else None
+        rows.append(
+            {
+                "dataset": entry.id,
+                "technology": entry.technology,
+                **{key: _both(entry.counts.get(key), obtained, key) for key in keys},
+                "cached": "yes" if obtained else "no",
+            }
+        )
+    _print_rows(rows, as_json)
+    if not as_json:
+        typer.echo("\nCounts are the registry's; where the cached tables differ, both are shown.")
+
+
+def _both(published: int | None, obtained: dict[str, int] | None, key: str) -> str:
+    expected = "-" if published is None else f"{published:,}"
+    got = (obtained or {}).get(key)
+    return expected if got is None or got == published else f"{expected} (here {got:,})"
+
+
+@app.command()
+def info(name: _Name, as_json: _Json = False) -> None:
+    """Show what is known of a dataset; fetches nothing."""
+    from gpattern_bench.dataset import Dataset
+    from gpattern_bench.fetch import cache_root
+    from gpattern_bench.registry import find_entry
+
+    if Path(name).is_dir():
+        facts: dict[str, Any] = dict(Dataset(Path(name)).manifest)
+        facts.pop("genes")
+    else:
+        entry = find_entry(name)
+        facts = entry.model_dump(mode="json")
+        facts["folder"] = str(cache_root() / entry.name / entry.version)
+    if as_json:
+        _print_json(facts)
+        return
+    import yaml
+
+    typer.echo(yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=100), nl=False)
+
+
+@app.command()
+def download(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Datasets to make.")],
+) -> None:
+    """Fetch and curate datasets into the cache."""
+    from gpattern_bench.dataset import load_dataset
+
+    for name in names:
+        dataset = load_dataset(name)
+        typer.echo(f"{dataset.id}\t{dataset.folder}")
+
+
+@app.command()
+def verify(name: _Name) -> None:
+    """Check a dataset's files, hashes and rules, and that no split knows another."""
+    from gpattern_bench.dataset import load_dataset
+
+    try:
+        dataset = load_dataset(name, verify=True)
+    except TableError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+    typer.echo(f"{dataset.id}: files, hashes, rules and splits are fine ({dataset.folder})")
+
+
+_Source = Annotated[Path, typer.Argument(metavar="SOURCE", help="The source release.")]
+_Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to make.")]
+_DatasetName = Annotated[str, typer.Option("--name", help="Name of the dataset.")]
+_Unit = Annotated[float, typer.Option("--unit-um", help="Micrometres per unit (pixel size).")]
+_Patterns = Annotated[str, typer.Option("--patterns", help="Patterns, separated by commas.")]
+_Controls = Annotated[
+    str, typer.Option("--controls", help="Regular expression for control targets to drop.")
+]
+_SplitOption = Annotated[
+    _Split, typer.Option("--split", help="80:10:10 by whole FOVs, or everything in test.")
+]
+_Seed = Annotated[int, typer.Option("--seed", help="Seed.")]
+_PatternlessOption = Annotated[
+    _Patternless, typer.Option("--patternless", help="Labelled pairs without a pattern.")
+]
+_FOUR = "cell_edge,cytoplasmic,nuclear,nuclear_edge"
+
+
+@curate.command("bento-h5ad")
+def curate_bento(
+    source: _Source,
+    out: _Out,
+    name: _DatasetName,
+    unit_um: _Unit,
+    patterns: _Patterns = _FOUR,
+    controls: _Controls = "notarget|blank",
+    split: _SplitOption = _Split.fov,
+    patternless: _PatternlessOption = _Patternless.drop,
+    seed: _Seed = 0,
+) -> None:
+    """Curate an h5ad file as Bento writes it; labels come from its layers."""
+    from gpattern_bench.curate.recipe import Recipe
+
+    recipe = Recipe(
+        format="bento-h5ad",
+        path=source.name,
+        patterns=tuple(patterns.split(",")),
+        unit_um=unit_um,
+        controls=controls,
+        split=split.value,
+        patternless=patternless.value,
+        seed=seed,
+    )
+    _curate(recipe, source.parent, out, name)
+
+
+@curate.command("spatialdata")
+def curate_spatialdata(
+    source: _Source,
+    out: _Out,
+    name: _DatasetName,
+    unit_um: _Unit,
+    fov_column: Annotated[
+        str | None, typer.Option(help="Column of the points that names the FOV; none = one FOV.")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="csv of labels: cell, gene and 0/1 per pattern.")
+    ] = None,
+    labels_where: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Use only these csv rows.")
+    ] = None,
+    patterns: _Patterns = _FOUR,
+    controls: _Controls = "notarget|blank",
+    split: _SplitOption = _Split.fov,
+    patternless: _PatternlessOption = _Patternless.drop,
+    seed: _Seed = 0,
+) -> None:
+    """Curate a SpatialData zarr: points, shapes and, optionally, a csv of labels."""
+    from gpattern_bench.curate.recipe import Recipe
+
+    wrong = [text for text in labels_where or () if "=" not in text]
+    if wrong:
+        raise typer.BadParameter(f"expected COLUMN=VALUE, got {wrong[0]!r}")
+    recipe = Recipe(
+        format="spatialdata",
+        path=source.name,
+        patterns=tuple(patterns.split(",")),
+        unit_um=unit_um,
+        controls=controls,
+        split=split.value,
+        patternless=patternless.value,
+        seed=seed,
+        fov_column=fov_column,
+        labels=None if labels is None else str(labels.absolute()),
+        labels_where=dict(text.split("=", 1) for text in labels_where or ()),
+    )
+    _curate(recipe, source.parent, out, name)
+
+
+def _curate(recipe: Recipe, sources: Path, out: Path, name: str) -> None:
+    from gpattern_bench.curate.rules import apply_rules
+    from gpattern_bench.curate.write import write_dataset
+    from gpattern_bench.dataset import Dataset
+
+    tables = apply_rules(recipe.read(sources.absolute()), recipe)
+    dataset = Dataset(write_dataset(tables, out, name=name, version="0.0.0", recipe=recipe))
+    typer.echo(f"{dataset!r} in {out}")
+    for table, reasons in dataset.manifest["dropped"].items():
+        for reason, rows in reasons.items():
+            typer.echo(f"  dropped from {table}: {rows:,} ({reason})")
+
+
+@app.command()
+def run(
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="Name of a method.")],
+    dataset: _DatasetOption,
+    train_on: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Fit on this dataset instead.")
+    ] = None,
+    cv: Annotated[
+        _Cv | None, typer.Option(help="Out of fold by cell, without a train split.")
+    ] = None,
+    seed: _Seed = 0,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder; default runs/METHOD.")
+    ] = None,
+) -> None:
+    """Fit a method, and write prediction files for val and test, with what the run cost."""
+    from gpattern_bench.dataset import load_dataset
+    from gpattern_bench.run import run_method
+
+    files = run_method(
+        method,
+        load_dataset(dataset),
+        out or Path("runs") / method,
+        train_on=load_dataset(train_on) if train_on else None,
+        cv=cv is not None,
+        seed=seed,
+    )
+    for file in files:
+        typer.echo(str(file))
+
+
+_File = Annotated[Path, typer.Argument(metavar="FILE", help="A prediction file.")]
+
+
+@app.command()
+def validate(file: _File, dataset: _DatasetOption) -> None:
+    """Check a prediction file: every problem at once."""
+    from gpattern_bench.evaluator import Evaluator
+
+    try:
+        checked = Evaluator(dataset, _split_of(file)).check(file)
+    except PredictionError as error:
+        if not file.is_file():
+            raise
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+    for warning in checked.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    if checked.problems:
+        typer.echo(f"error: {PredictionError(str(file), checked.problems)}", err=True)
+        raise typer.Exit(1)
+    typer.echo(f"{file}: fine")
+
+
+@app.command()
+def evaluate(
+    file: _File,
+    dataset: _DatasetOption,
+    val: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The method's predictions on val.")
+    ] = None,
+    as_json: _Json = False,
+) -> None:
+    """Score a prediction file."""
+    from gpattern_bench.evaluator import Evaluator
+
+    split = _split_of(file)
+    result = Evaluator(dataset, split).eval(file, val)
+    if as_json:
+        _print_json(result)
+        return
+    names = "auc acc f1 f1_val ap precision recall threshold floor n_positive"
+    columns = [name for name in names.split() if val is not None or name != "f1_val"]
+    rows = [
+        {"pattern": pattern} | {name: values[name] for name in columns}
+        for pattern, values in result.per_pattern.items()
+    ]
+    mean = {name: result.get(f"{name}_macro", "") for name in columns}
+    _print_rows([*rows, {"pattern": "macro"} | mean], as_json)
+    typer.echo(
+        f"\n{split}: {result['n']:,} pairs, accuracy over all patterns of a pair "
+        f"{result['accuracy_subset']:.6f}; fractions, thresholds chosen on these labels"
+        + (", f1_val at those chosen on val" if val else "")
+    )
+    for metric, patterns in result.undefined.items():
+        typer.echo(f"undefined {metric}, left out of its mean: {', '.join(patterns)}")
+    for warning in result["warnings"]:
+        typer.echo(f"warning: {warning}", err=True)
+
+
+def _split_of(file: Path) -> str:
+    """Split that a prediction file says it scores; test where it does not say."""
+    from gpattern_bench.predictions import read_predictions
+
+    _, origin, _ = read_predictions(file)
+    return "test" if origin is None else origin.split
+
+
+@app.command()
+def leaderboard(
+    submissions: Annotated[Path, typer.Option(metavar="DIR", help="Submissions.")] = Path(
+        "submissions"
+    ),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The board's folder.")] = Path(
+        "leaderboard"
+    ),
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; exit 1 on any drift.")
+    ] = False,
+    rescore: Annotated[
+        bool, typer.Option("--rescore", help="Score the prediction files again first.")
+    ] = False,
+) -> None:
+    """Make LEADERBOARD.md and leaderboard.json from the submissions' stored results."""
+    from gpattern_bench.board import build_board, drift, read_reported, unpinned_labels, write_board
+    from gpattern_bench.submission import read_submissions, results_text
+
+    found = read_submissions(submissions)
+    problems = []
+    if rescore:
+        skipped, scored = [], 0
+        for submission in found:
+            results, missing = submission.rescored()
+            skipped += missing
+            scored += len(results) - len(missing)
+            if results_text(results) != results_text(submission.results):
+                if check:
+                    problems.append(f"{submission.folder.name}: scores differ from results.json")
+                else:
+                    submission.write_results(results)
+        typer.echo(f"scored {scored} prediction files; {len(skipped)} skipped, dataset not here")
+        found = found if check else read_submissions(submissions)
+    problems += [text for submission in found for text in submission.stale()]
+    problems += unpinned_labels(found)
+    board = build_board(found, read_reported(out))
+    if not problems and check:
+        problems = drift(board, out)
+    if problems:
+        for problem in problems:
+            typer.echo(f"error: {problem}", err=True)
+        typer.echo("run `gpattern-bench leaderboard --rescore` and commit what changes", err=True)
+        raise typer.Exit(1)
+    if check:
+        typer.echo("the board is what the submissions give")
+    else:
+        write_board(board, out)
+        typer.echo(str(out / "LEADERBOARD.md"))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for what it makes.")] = Path(
+        "demo"
+    ),
+) -> None:
+    """Run every method on `synthetic` (no download) and show the board."""
+    from gpattern_bench.board import build_board, markdown, write_board
+    from gpattern_bench.dataset import load_dataset
+    from gpattern_bench.methods import METHODS, get_method
+    from gpattern_bench.run import run_method
+    from gpattern_bench.submission import Metadata, read_submissions
+
+    dataset = load_dataset("synthetic")
+    for name in METHODS:
+        folder = out / "submissions" / name
+        Metadata.of(get_method(name).about).write(folder)
+        run_method(name, dataset, folder / "predictions")
+    for submission in read_submissions(out / "submissions"):
+        submission.write_results(submission.rescored()[0])
+    board = build_board(read_submissions(out / "submissions"))
+    write_board(board, out / "leaderboard")
+    typer.echo(markdown(board))
+    typer.echo(f"Prediction files and board are in {out}/")
+
+
+def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
+    from tabulate import tabulate
+
+    if as_json:
+        _print_json(rows)
+    else:
+        typer.echo(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".6f"))
+
+
+def _print_json(value: Any) -> None:
+    import json
+
+    from gpattern_bench.submission import plain
+
+    typer.echo(json.dumps(plain(value), indent=1, ensure_ascii=False))

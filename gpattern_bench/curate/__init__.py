@@ -1,0 +1,1 @@
+"""Source release -> validated Parquet tables."""

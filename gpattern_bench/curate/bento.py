@@ -1,0 +1,150 @@
+"""Read the h5ad files that Bento publishes (old AnnData encoding, molecules in ``uns/points``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+import shapely
+
+from gpattern_bench.curate.release import Release
+from gpattern_bench.errors import SourceError
+
+__all__ = ["read_bento"]
+
+_OUTSIDE = "-1"
+
+
+def read_bento(path: Path, patterns: Sequence[str]) -> Release:
+    """Read molecules, outlines and, where there are label layers, labels.
+
+    Cells are the rows of ``obs`` with outlines as WKT (``None`` = no nucleus); the field of view
+    is the ``batch``. The layers named as the patterns hold 0/1 per (cell, gene), NaN where a pair
+    is not labelled; features and probabilities in other layers are not read.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The h5ad file.
+    patterns : sequence of str
+        Layers to read as labels: all of them or, where none is there, no labels.
+
+    Returns
+    -------
+    Release
+        In the file's own unit (pixels).
+
+    Raises
+    ------
+    SourceError
+        Not such a file; the text names what is missing.
+    """
+    if not path.is_file():
+        raise SourceError(f"no file at {path}: expected a Bento h5ad")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise SourceError(f"{path} cannot be opened as HDF5: {error}") from error
+    with file:
+        expected = ("uns/points", "obs", "var")
+        missing = [name for name in expected if not isinstance(file.get(name), h5py.Group)]
+        if missing:
+            raise SourceError(
+                f"{path} is no Bento h5ad: it lacks {', '.join(missing)}. Expected molecules in "
+                "uns/points (x, y, gene, cell, batch) and outlines in obs (cell_shape)."
+            )
+        cells = _cells(file, path)
+        genes = _text(file["var"], file["var"].attrs.get("_index", "_index"), path)
+        molecules, dropped = _molecules(file, path, genes)
+        if "fov" not in cells:
+            fov = (
+                molecules.dropna(subset="cell_id").groupby("cell_id", observed=True)["fov"].first()
+            )
+            cells["fov"] = cells["cell_id"].map(fov.astype(str)).fillna("")
+        labels = _labels(file, path, patterns, cells["cell_id"], genes)
+    return Release(molecules, cells, labels, {"molecules": dropped})
+
+
+def _column(group: h5py.Group, name: str, path: Path) -> Any:
+    """One column of an AnnData data frame: an array, or a Categorical in either encoding."""
+    if name not in group:
+        raise SourceError(
+            f"{path}: {group.name} lacks the column {name}; it has {', '.join(sorted(group))}"
+        )
+    node = group[name]
+    if isinstance(node, h5py.Group):  # encoding since AnnData 0.7
+        return pd.Categorical.from_codes(node["codes"][:], _values(node["categories"]))
+    if "categories" in node.attrs:  # before: a reference to the group __categories
+        return pd.Categorical.from_codes(node[:], _values(group[node.attrs["categories"]]))
+    return _values(node)
+
+
+def _values(node: h5py.Dataset) -> Any:
+    return node.asstr()[:] if h5py.check_string_dtype(node.dtype) else node[:]
+
+
+def _text(group: h5py.Group, name: str, path: Path) -> Any:
+    return np.asarray(_column(group, name, path)).astype(str)
+
+
+def _cells(file: h5py.File, path: Path) -> pd.DataFrame:
+    obs = file["obs"]
+    cells = pd.DataFrame({"cell_id": _text(obs, obs.attrs.get("_index", "_index"), path)})
+    for column, source in (("cell_boundary", "cell_shape"), ("nucleus_boundary", "nucleus_shape")):
+        wkt = _text(obs, source, path)
+        cells[column] = shapely.from_wkt(np.where(np.isin(wkt, ("None", "nan", "")), None, wkt))
+    if "batch" in obs:
+        cells["fov"] = _text(obs, "batch", path)
+    cells["touches_border"] = None
+    return cells
+
+
+def _molecules(file: h5py.File, path: Path, genes: Any) -> tuple[pd.DataFrame, dict[str, int]]:
+    points = file["uns/points"]
+    cell = pd.Categorical(_column(points, "cell", path)).rename_categories(str)
+    gene = pd.Categorical(_column(points, "gene", path)).rename_categories(str)
+    frame = pd.DataFrame(
+        {
+            "fov": pd.Categorical(_column(points, "batch", path)).rename_categories(str),
+            "cell_id": cell,
+            "gene": gene,
+            "x": np.asarray(_column(points, "x", path), dtype=np.float64),
+            "y": np.asarray(_column(points, "y", path), dtype=np.float64),
+        }
+    )
+    inside = [name for name in cell.categories if name != _OUTSIDE]
+    frame["cell_id"] = frame["cell_id"].cat.set_categories(inside)  # outside becomes null
+    foreign = (frame["cell_id"].notna() & ~frame["gene"].isin(genes)).to_numpy()
+    return frame[~foreign], {"gene not in var": int(foreign.sum())}
+
+
+def _labels(
+    file: h5py.File, path: Path, patterns: Sequence[str], cells: pd.Series[str], genes: Any
+) -> pd.DataFrame | None:
+    layers = file.get("layers", {})
+    present = [name for name in patterns if name in layers]
+    if not present:
+        return None
+    if len(present) < len(patterns):
+        missing = [name for name in patterns if name not in layers]
+        raise SourceError(
+            f"{path} has label layers {', '.join(present)} but lacks {', '.join(missing)}"
+        )
+    values = np.stack([layers[name][:] for name in patterns], axis=-1)  # (cells, genes, patterns)
+    labelled = ~np.isnan(values).any(axis=-1)
+    odd = labelled & ~np.isin(values, (0, 1)).all(axis=-1)
+    if odd.any():
+        row, column = np.argwhere(odd)[0]
+        raise SourceError(
+            f"{path}: label layers must hold 0, 1 or NaN; cell {cells[row]}, gene {genes[column]} "
+            f"has {values[row, column].tolist()} ({int(odd.sum())} such pairs)"
+        )
+    i, j = np.nonzero(labelled)
+    frame = pd.DataFrame({"cell_id": cells.to_numpy()[i], "gene": genes[j]})
+    for k, name in enumerate(patterns):
+        frame[name] = values[i, j, k].astype(bool)
+    return frame

@@ -1,0 +1,86 @@
+"""How a source release becomes tables: format, options and rules, as data in the manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from gpattern_bench.curate.release import Release
+
+__all__ = ["Recipe"]
+
+
+class Recipe(BaseModel):
+    """Everything that decides the values of a dataset's tables, besides the source files.
+
+    Attributes
+    ----------
+    format : {"bento-h5ad", "spatialdata", "simulated"}
+        Which reader reads the source.
+    path : str
+        The source below the folder of source files; unused for ``simulated``.
+    patterns : tuple of str
+        The classes, in the order of the label columns.
+    unit_um : float
+        Micrometres per unit of the source's coordinates (its pixel size).
+    controls : str
+        Regular expression, matched from the start of a gene's name whatever its case: control
+        targets (blanks, negative probes), whose molecules and labels are dropped.
+    patternless : {"keep", "drop"}
+        What happens to labelled pairs that have none of the patterns: they stay as rows without
+        a pattern, or they do not count.
+    split : {"fov", "test"}
+        Split whole fields of view 80:10:10, or put every cell into test.
+    seed : int
+        Seed of the simulation and of the split.
+    fov_column : str or None
+        SpatialData only: column of the points that names the field of view; None = one FOV, "0".
+    labels, labels_where
+        A csv with columns ``cell``, ``gene`` and the patterns (0/1), below the folder of source
+        files; only rows whose columns equal these values are used.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["bento-h5ad", "spatialdata", "simulated"]
+    path: str = ""
+    patterns: tuple[str, ...] = Field(min_length=1)
+    unit_um: float = Field(default=1.0, gt=0)
+    controls: str = "notarget|blank"
+    patternless: Literal["keep", "drop"] = "drop"
+    split: Literal["fov", "test"] = "fov"
+    seed: int = 0
+    fov_column: str | None = None
+    labels: str | None = None
+    labels_where: dict[str, str] = {}
+
+    def read(self, sources: Path) -> Release:
+        """Read the source release below the folder `sources`, in its own units.
+
+        Raises
+        ------
+        SourceError
+            The source is missing or not in the stated format.
+        MissingExtraError
+            The format needs an extra that is not installed.
+        """
+        if self.format == "simulated":
+            from gpattern_bench.curate.simulate import simulate
+
+            return simulate(self.seed)
+        if self.format == "bento-h5ad":
+            from gpattern_bench.curate.bento import read_bento
+
+            release = read_bento(sources / self.path, self.patterns)
+        else:
+            from gpattern_bench.curate.spatialdata import read_spatialdata
+
+            release = read_spatialdata(sources / self.path, fov_column=self.fov_column)
+        if self.labels is None:
+            return release
+        from gpattern_bench.curate.labels import read_labels_csv
+
+        labels, dropped = read_labels_csv(sources / self.labels, self.patterns, self.labels_where)
+        return Release(release.molecules, release.cells, labels, release.dropped | dropped)

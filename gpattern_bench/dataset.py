@@ -1,0 +1,344 @@
+"""Datasets: a folder of validated tables, read by split."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import shapely
+from numpy.typing import NDArray
+
+from gpattern_bench import schema
+from gpattern_bench.cells import Cells
+from gpattern_bench.curate.write import MANIFEST
+from gpattern_bench.errors import GPatternBenchError, TableError
+from gpattern_bench.fetch import cache_root
+from gpattern_bench.files import file_sha256
+from gpattern_bench.registry import find_entry
+from gpattern_bench.splits import find_leaks
+from gpattern_bench.storage import codes_into, content_sha256, fov_row_groups, read_fovs
+
+if TYPE_CHECKING:
+    from gpattern_bench.torch_view import TorchCells
+
+__all__ = ["Dataset", "load_dataset"]
+
+
+def load_dataset(
+    name: str | Path,
+    *,
+    root: str | Path | None = None,
+    download: bool = True,
+    verify: bool = False,
+) -> Dataset:
+    """Load a dataset by name, making it first if it is not in the cache.
+
+    Parameters
+    ----------
+    name : str or pathlib.Path
+        ``"name"`` (its newest version), ``"name@version"``, or a folder of tables.
+    root : str or pathlib.Path, optional
+        Cache folder; default ``GPATTERN_BENCH_DATA``, else the system's cache folder.
+    download : bool
+        False: never fetch a file; an error says which one is missing and where to put it.
+    verify : bool
+        True: check every file, hash and rule (:meth:`Dataset.verify`); else the files' sizes.
+
+    Returns
+    -------
+    Dataset
+
+    Raises
+    ------
+    UnknownDatasetError
+        No such name or version; the text has the nearest names and the whole list.
+    FetchError
+        A source file is missing and cannot be fetched.
+    TableError
+        The folder's tables are incomplete or break a rule.
+
+    Examples
+    --------
+    >>> ds = load_dataset("synthetic")
+    >>> ds.patterns
+    ('cell_edge', 'cytoplasmic', 'nuclear', 'nuclear_edge')
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        from gpattern_bench.curate.build import build
+
+        folder = build(find_entry(str(name)), cache_root(root), download=download)
+    dataset = Dataset(folder)
+    if verify:
+        dataset.verify()
+    return dataset
+
+
+class Dataset:
+    """One dataset version: molecules, outlines, labels and splits in a folder of Parquet tables.
+
+    Reads only the row groups of the split that is asked for.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        A folder as curation writes it, with a manifest.
+
+    Attributes
+    ----------
+    folder : pathlib.Path
+    manifest : dict
+        Contents of ``manifest.json``.
+    name, version : str
+    patterns, genes : tuple of str
+        The classes, and every gene of the dataset in sorted order.
+    splits : tuple of str
+        Those of train, val, test that have cells.
+
+    Raises
+    ------
+    TableError
+        No manifest, or files of other sizes than it says.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            self.manifest: dict[str, Any] = manifest
+            self.name, self.version = str(manifest["name"]), str(manifest["version"])
+            self.patterns = tuple(manifest["patterns"])
+            self.genes = tuple(manifest["genes"])
+            files = {name: int(about["bytes"]) for name, about in manifest["files"].items()}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise TableError(
+                str(folder),
+                [f"{MANIFEST} is missing or not readable ({error!r}); make tables with `curate`"],
+            ) from error
+        problems = [
+            f"{name}: expected {size:,} bytes, "
+            + (f"got {path.stat().st_size:,}" if path.is_file() else "it is not there")
+            for name, size in files.items()
+            if not (path := folder / name).is_file() or path.stat().st_size != size
+        ]
+        if problems:
+            raise TableError(
+                f"{folder} ({self.id})", [*problems, "remove the folder and make it again"]
+            )
+        self.has_labels = "labels.parquet" in files
+        self._split_of = dict(
+            zip(
+                *(self._table("splits")[name].to_pylist() for name in ("fov", "split")), strict=True
+            )
+        )
+        self.splits = tuple(s for s in schema.SPLIT_NAMES if s in self._split_of.values())
+
+    def __repr__(self) -> str:
+        counts = self.manifest["counts"]
+        return f"<Dataset {self.id}: {counts['cells']} cells, {len(self.genes)} genes>"
+
+    @property
+    def id(self) -> str:
+        """``name@version``."""
+        return f"{self.name}@{self.version}"
+
+    @property
+    def labels_sha256(self) -> str:
+        """Hash over the values of the labels: what scores are tied to."""
+        self._need_labels()
+        return str(self.manifest["files"]["labels.parquet"]["content_sha256"])
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """FOVs, cells, genes, molecules, pairs and, where there are labels, labelled pairs."""
+        counts = self.manifest["counts"]
+        whole = {key: int(value) for key, value in counts.items() if isinstance(value, int)}
+        return {"genes": len(self.genes), **whole}
+
+    def molecules(self, split: str | None = None, columns: Sequence[str] | None = None) -> pa.Table:
+        """Molecules of a split (None: of all), columns as :data:`gpattern_bench.schema.MOLECULES`.
+
+        Only the row groups of that split and the asked columns are read.
+        """
+        return self.read("molecules", self.fovs(split), columns)
+
+    def labels(self, split: str | None = None) -> pd.DataFrame:
+        """Labelled pairs of a split: fov, cell_id, gene, n_molecules and one bool per pattern.
+
+        Raises
+        ------
+        TableError
+            The dataset has no labels.
+        """
+        self._need_labels()
+        frame: pd.DataFrame = self.read("labels", self.fovs(split)).to_pandas()
+        return frame
+
+    def cells(self, split: str | None = None) -> pd.DataFrame:
+        """Cells of a split, outlines as shapely geometries in slide-global micrometres."""
+        return self.cells_of(self.fovs(split))
+
+    def pairs(self, split: str | None = None) -> pd.DataFrame:
+        """The pairs to predict, cell_id and gene: the labelled ones or, without labels, all."""
+        table = "labels" if self.has_labels else "molecules"
+        read = self.read(table, self.fovs(split), ["cell_id", "gene"])
+        frame: pd.DataFrame = read.to_pandas()
+        return frame.drop_duplicates(ignore_index=True)
+
+    def iter_cells(self, split: str | None = None) -> Cells:
+        """Stream the cells of a split, one row group of molecules in memory at a time."""
+        return Cells(self, split)
+
+    def torch(self, split: str | None = None) -> TorchCells:
+        """Give the cells of a split as a ``torch.utils.data.Dataset``."""
+        from gpattern_bench.torch_view import TorchCells
+
+        return TorchCells(self, split)
+
+    def fovs(self, split: str | None = None) -> list[str]:
+        """Fields of view of a split (None: all).
+
+        Raises
+        ------
+        GPatternBenchError
+            The dataset has no such split.
+        """
+        if split is not None and split not in self.splits:
+            raise GPatternBenchError(
+                f"{self.id} has no split {split!r}; it has {', '.join(self.splits)}"
+            )
+        return sorted(f for f, s in self._split_of.items() if split is None or s == split)
+
+    def verify(self) -> None:
+        """Check every file, hash and rule.
+
+        Files against the manifest's bytes, SHA-256 and content hashes; columns and types; row
+        order; row groups within one FOV; outlines; every labelled pair against the molecules;
+        and that no split knows another (:func:`gpattern_bench.splits.find_leaks`).
+
+        Raises
+        ------
+        TableError
+            With every problem found.
+        """
+        problems = self._file_problems()
+        if not problems:  # the rest reads the tables, which must be the ones that were written
+            problems = [*self._value_problems(), *self._leaks()]
+        if problems:
+            raise TableError(f"{self.folder} ({self.id})", problems)
+
+    # Reading by field of view, for Cells and the torch view.
+
+    def read(
+        self, table: str, fovs: Collection[str], columns: Sequence[str] | None = None
+    ) -> pa.Table:
+        """Read the row groups of some fields of view of a table."""
+        path = self.folder / f"{table}.parquet"
+        pieces = list(read_fovs(path, fovs, columns))
+        if not pieces:
+            empty = pq.read_schema(path).empty_table()
+            return empty if columns is None else empty.select(list(columns))
+        return pa.concat_tables(pieces).unify_dictionaries()
+
+    def cells_of(self, fovs: Collection[str]) -> pd.DataFrame:
+        """Cells of some fields of view, outlines as shapely geometries."""
+        frame: pd.DataFrame = self.read("cells", fovs).to_pandas()
+        for name in ("cell_boundary", "nucleus_boundary"):
+            frame[name] = shapely.from_wkb(frame[name].to_numpy(object))
+        return frame
+
+    def gene_codes(self, column: pa.ChunkedArray) -> NDArray[np.int32]:
+        """Codes into :attr:`genes` of a text column."""
+        return codes_into(self._gene_index, column).astype(np.int32)
+
+    @cached_property
+    def _gene_index(self) -> pd.Index[str]:
+        index: pd.Index[str] = pd.Index(list(self.genes))
+        return index
+
+    def _table(self, table: str) -> pa.Table:
+        return pq.read_table(self.folder / f"{table}.parquet")
+
+    def _need_labels(self) -> None:
+        if not self.has_labels:
+            raise TableError(
+                f"{self.folder} ({self.id})", ["this dataset has no labels: predict, do not score"]
+            )
+
+    def _file_problems(self) -> list[str]:
+        schemas = {
+            "molecules": schema.MOLECULES,
+            "cells": schema.CELLS,
+            "labels": schema.labels(self.patterns),
+            "splits": schema.SPLITS,
+        }
+        problems = []
+        for name, about in self.manifest["files"].items():
+            path = self.folder / name
+            if (digest := file_sha256(path)) != about["sha256"]:
+                problems.append(f"{name}: expected SHA-256 {about['sha256']}, got {digest}")
+                continue
+            table = name.removesuffix(".parquet")
+            found = pq.read_schema(path)
+            if not found.equals(schemas[table]):
+                problems.append(f"{name}: expected columns {schemas[table]}, got {found}")
+                continue
+            with pq.ParquetFile(path) as file:
+                groups = range(file.num_row_groups)
+                digest = content_sha256(file.read_row_group(i) for i in groups)
+            if digest != about["content_sha256"]:
+                problems.append(
+                    f"{name}: expected content hash {about['content_sha256']}, got {digest}"
+                )
+            if table != "splits":
+                fov_row_groups(path, ())  # raises where a row group spans two FOVs
+        return problems
+
+    def _value_problems(self) -> Iterable[str]:
+        cells = self.cells()
+        for name in ("cell_boundary", "nucleus_boundary"):
+            shapes = cells[name].dropna().to_numpy()
+            if not shapely.is_valid(shapes).all() or shapely.is_empty(shapes).any():
+                yield f"cells.parquet: {name} has outlines that are invalid or empty"
+        molecules = self.molecules(columns=["fov", "cell_id", "gene", "x", "y", "z"])
+        yield from _order_problems("molecules", molecules)
+        for axis in ("x", "y"):
+            if not np.isfinite(molecules[axis].to_numpy()).all():
+                yield f"molecules.parquet: {axis} has values that are not finite"
+        keys = ["cell_id", "gene"]
+        counted = molecules.group_by(keys).aggregate([([], "count_all")])
+        counts = counted.to_pandas().astype(dict.fromkeys(keys, str)).set_index(keys)["count_all"]
+        if self.has_labels:
+            labels = self.labels().astype(dict.fromkeys(keys, str)).set_index(keys)
+            if labels.index.duplicated().any():
+                yield "labels.parquet: pairs that occur more than once"
+            elif not counts.reindex(labels.index).eq(labels["n_molecules"]).all():
+                yield "labels.parquet: pairs whose n_molecules is not what molecules.parquet holds"
+        per_cell = counts.groupby("cell_id").agg(["sum", "size"]).reindex(cells["cell_id"])
+        if not (per_cell.to_numpy() == cells[["n_molecules", "n_genes"]].to_numpy()).all():
+            yield "cells.parquet: cells whose counts are not what molecules.parquet holds"
+        if len(set(counts.index.get_level_values("cell_id"))) != len(cells):
+            yield "molecules.parquet: molecules of cells that cells.parquet does not have"
+
+    def _leaks(self) -> list[str]:
+        columns = ["fov", "cell_id", "gene", "x", "y"]
+        cells = self.cells()[["fov", "cell_id", "x", "y"]]
+        return find_leaks(self._split_of, cells, self.molecules(columns=columns))
+
+
+def _order_problems(name: str, table: pa.Table) -> Iterable[str]:
+    keys = table.select(list(schema.SORT_KEYS[name])).to_pandas()
+    codes = [
+        pd.Categorical(column.astype(str)).codes if column.dtype == "category" else column
+        for _, column in keys.items()
+    ]
+    order = np.lexsort([np.asarray(code) for code in reversed(codes)])
+    if not (order == np.arange(len(order))).all():
+        yield f"{name}.parquet: rows are not sorted by {', '.join(schema.SORT_KEYS[name])}"

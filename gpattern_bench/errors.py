@@ -1,0 +1,87 @@
+"""Every error that this package raises on purpose: one base class, one subclass per cause."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = [
+    "ChecksumError",
+    "EvaluationError",
+    "FetchError",
+    "GPatternBenchError",
+    "MethodError",
+    "MissingExtraError",
+    "PredictionError",
+    "SourceError",
+    "SubmissionError",
+    "TableError",
+    "UnknownDatasetError",
+    "UnknownMethodError",
+]
+
+
+class GPatternBenchError(Exception):
+    """Base class: the text says what, where, expected, got, and the remedy."""
+
+
+class UnknownDatasetError(GPatternBenchError):
+    """No dataset has that name or version, and no folder of tables is there."""
+
+
+class UnknownMethodError(GPatternBenchError):
+    """No method has that name."""
+
+
+class FetchError(GPatternBenchError):
+    """A source file could not be obtained from any address."""
+
+
+class ChecksumError(FetchError):
+    """A source file arrived with other bytes than the registry pins."""
+
+
+class SourceError(GPatternBenchError):
+    """A source release is not in the format that its reader expects."""
+
+
+class MissingExtraError(GPatternBenchError):
+    """An optional dependency is needed; the text names the extra that brings it."""
+
+
+class _ProblemsError(GPatternBenchError):
+    """An error that carries every problem found, not only the first.
+
+    Parameters
+    ----------
+    subject : str
+        What was checked, named so that a person finds it (a path, a dataset).
+    problems : sequence of str
+        One line or paragraph per problem.
+    """
+
+    def __init__(self, subject: str, problems: Sequence[str]) -> None:
+        self.subject = subject
+        self.problems = tuple(problems)
+        count = f"{len(self.problems)} problem{'s' if len(self.problems) != 1 else ''}"
+        lines = "\n".join(f"  {i}. {text}" for i, text in enumerate(self.problems, 1))
+        super().__init__(f"{subject}: {count}\n{lines}")
+
+
+class TableError(_ProblemsError):
+    """The tables of a dataset break the rules of :mod:`gpattern_bench.schema`."""
+
+
+class PredictionError(_ProblemsError):
+    """A prediction file or table breaks the prediction format."""
+
+
+class SubmissionError(_ProblemsError):
+    """A submission folder is incomplete or inconsistent."""
+
+
+class EvaluationError(GPatternBenchError):
+    """Labels and scores cannot be compared (shapes, values, missing labels)."""
+
+
+class MethodError(GPatternBenchError):
+    """A method cannot be fitted or run on this dataset as asked."""

@@ -1,0 +1,257 @@
+"""The Evaluator: scores against labels, by the metrics of the paper (section 2.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from math import isnan
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from gpattern_bench import schema
+from gpattern_bench.dataset import Dataset, load_dataset
+from gpattern_bench.errors import EvaluationError, PredictionError
+from gpattern_bench.metrics import at_threshold, exact_mean, score_pattern
+from gpattern_bench.predictions import Checked, check_predictions, read_predictions
+
+__all__ = ["Evaluator", "Predictions", "Result"]
+
+Predictions: TypeAlias = str | Path | pd.DataFrame | pa.Table | Mapping[str, Any]
+"""A prediction file, a table of scores, or ``{"y_true": ..., "y_pred": ...}``."""
+
+_MACRO = {"auc_macro": "auc", "acc_macro": "acc", "f1_macro": "f1", "ap_macro": "ap"}
+_MACRO_VAL = {"f1_val_macro": "f1_val", "acc_val_macro": "acc_val"}
+_FLOATS = (pa.float32(), pa.float64())
+
+
+class Result(dict[str, Any]):
+    """What an evaluation found: a dict, with :attr:`per_pattern` and :attr:`undefined` at hand.
+
+    Keys: ``auc_macro acc_macro f1_macro ap_macro accuracy_subset`` and, with val scores,
+    ``f1_val_macro acc_val_macro``; ``n`` pairs; ``per_pattern`` = pattern -> ``auc acc f1
+    threshold precision recall ap floor prevalence n_positive n`` (and ``f1_val acc_val
+    threshold_val``); ``undefined`` = metric -> patterns for which it is not defined and which
+    its macro average leaves out; ``warnings``. All are fractions; NaN = undefined.
+    """
+
+    @property
+    def per_pattern(self) -> dict[str, dict[str, float]]:
+        """Pattern -> metric -> value."""
+        found: dict[str, dict[str, float]] = self["per_pattern"]
+        return found
+
+    @property
+    def undefined(self) -> dict[str, list[str]]:
+        """Metric -> patterns for which it is not defined."""
+        found: dict[str, list[str]] = self["undefined"]
+        return found
+
+
+class Evaluator:
+    """Score predictions against the labels of one split.
+
+    Thresholds are chosen per pattern to maximise F1 on the evaluated labels themselves, as in
+    the paper; that is optimistic, so give val scores too and read ``f1_val_macro`` beside it.
+
+    Parameters
+    ----------
+    dataset : str, pathlib.Path, Dataset, pandas.DataFrame or pyarrow.Table
+        A dataset (name, folder or loaded), or a table of labels: ``cell_id``, ``gene`` and one
+        bool column per pattern.
+    split : str
+        Split whose labels count; a table of labels is one whole.
+
+    Raises
+    ------
+    TableError
+        The dataset has no labels.
+
+    Examples
+    --------
+    >>> ev = Evaluator("synthetic", split="test")
+    >>> labels = ev.labels
+    >>> result = ev.eval(labels[["cell_id", "gene"]].join(labels[list(ev.patterns)] * 1.0))
+    >>> result["f1_macro"], result["accuracy_subset"], result.undefined
+    (1.0, 1.0, {})
+    """
+
+    def __init__(
+        self, dataset: str | Path | Dataset | pd.DataFrame | pa.Table, split: str = "test"
+    ) -> None:
+        self.split = split
+        self.dataset: Dataset | None = None
+        if isinstance(dataset, pd.DataFrame | pa.Table):
+            frame = dataset if isinstance(dataset, pd.DataFrame) else dataset.to_pandas()
+            self.patterns = _check_labels(frame)
+            self.labels = frame
+        else:
+            self.dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
+            self.patterns = self.dataset.patterns
+            self.labels = self.dataset.labels(split)
+
+    @property
+    def expected_input_format(self) -> str:
+        """What :meth:`eval` takes."""
+        columns = "\n".join(f"  {f.name}: {f.type}" for f in schema.predictions(self.patterns))
+        return (
+            "A prediction file (Parquet), a pandas.DataFrame or a pyarrow.Table with the columns\n"
+            f"{columns}\n"
+            f"and one row for each of the {len(self.labels):,} pairs, in any order. Scores are "
+            "finite and in [0, 1]; tables in memory\nmay also hold them as float64.\n"
+            f'Or {{"y_true": (N, {len(self.patterns)}) array of 0/1, "y_pred": array of scores of '
+            "the same shape}, columns in this order."
+        )
+
+    @property
+    def expected_output_format(self) -> str:
+        """What :meth:`eval` returns."""
+        return (
+            "A dict of fractions, NaN = undefined: auc_macro, acc_macro, f1_macro, ap_macro, "
+            "accuracy_subset; with val scores\nf1_val_macro, acc_val_macro; n; per_pattern = "
+            "pattern -> auc, acc, f1, threshold, precision, recall, ap, floor,\nprevalence, "
+            "n_positive, n; undefined = metric -> patterns left out of its mean; warnings."
+        )
+
+    def eval(self, predictions: Predictions, val: Predictions | None = None) -> Result:
+        """Score predictions.
+
+        Parameters
+        ----------
+        predictions : path, DataFrame, Table or dict
+            As :attr:`expected_input_format` says. ``y_true`` in a dict wins over the labels.
+        val : path, DataFrame, Table or dict, optional
+            The same method's predictions on the val split, for metrics at thresholds chosen there.
+
+        Returns
+        -------
+        Result
+
+        Raises
+        ------
+        PredictionError
+            With every problem of a prediction file or table.
+        EvaluationError
+            Arrays of wrong shape, or values that are not labels or scores.
+        """
+        truth, scores, warnings = self._aligned(predictions, self.split)
+        held = None if val is None else self._aligned(val, "val")[:2]
+        per_pattern: dict[str, dict[str, float]] = {}
+        right = np.ones(len(truth), dtype=bool)
+        for k, pattern in enumerate(self.patterns):
+            score = score_pattern(truth[:, k], scores[:, k])
+            values = asdict(score)
+            if not isnan(score.threshold):
+                right &= (scores[:, k] >= scores.dtype.type(score.threshold)) == truth[:, k]
+            if held is not None:
+                threshold = score_pattern(held[0][:, k], held[1][:, k]).threshold
+                f1, acc = at_threshold(truth[:, k], scores[:, k], threshold)
+                values |= {
+                    "f1_val": f1,
+                    "acc_val": np.nan if isnan(f1) else acc,  # defined together, like f1 and acc
+                    "threshold_val": threshold,
+                }
+            per_pattern[pattern] = values
+        result = Result()
+        macro = _MACRO if held is None else _MACRO | _MACRO_VAL
+        for key, metric in macro.items():
+            result[key] = exact_mean(values[metric] for values in per_pattern.values())
+        # A pattern without positives has no threshold: it is left out here too, and named.
+        defined = any(not isnan(values["threshold"]) for values in per_pattern.values())
+        result["accuracy_subset"] = float(right.mean()) if defined else np.nan
+        result["n"] = len(truth)
+        result["per_pattern"] = per_pattern
+        result["undefined"] = {
+            metric: names
+            for metric in macro.values()
+            if (names := [p for p, values in per_pattern.items() if isnan(values[metric])])
+        }
+        result["warnings"] = warnings
+        return result
+
+    def check(self, predictions: str | Path | pd.DataFrame | pa.Table) -> Checked:
+        """Validate a prediction file or table without scoring it: all problems at once.
+
+        Raises
+        ------
+        PredictionError
+            Only where the file cannot be read at all.
+        """
+        return self._check(predictions, self.split, self.labels)
+
+    def _check(
+        self, predictions: str | Path | pd.DataFrame | pa.Table, split: str, labels: pd.DataFrame
+    ) -> Checked:
+        if isinstance(predictions, str | Path):
+            table, origin, problems = read_predictions(predictions)
+            expected = None
+            if self.dataset is not None:
+                expected = {"dataset": self.dataset.name, "version": self.dataset.version}
+                expected["split"] = split
+            found = check_predictions(
+                table, labels, self.patterns, origin=origin, expected=expected
+            )
+            return Checked(problems + found.problems, found.warnings, found.scores, origin)
+        if isinstance(predictions, pd.DataFrame):
+            predictions = pa.Table.from_pandas(predictions, preserve_index=False)
+        return check_predictions(predictions, labels, self.patterns, dtypes=_FLOATS)
+
+    def _aligned(
+        self, predictions: Predictions, split: str
+    ) -> tuple[NDArray[np.bool_], NDArray[np.floating[Any]], list[str]]:
+        """Labels and scores (N, C) of the same pairs in the same order."""
+        if isinstance(predictions, Mapping):
+            return (*self._arrays(predictions), [])
+        labels = self.labels
+        if split != self.split:
+            if self.dataset is None:
+                raise EvaluationError(
+                    "val scores need val labels, but this Evaluator was given one table of labels; "
+                    'pass val={"y_true": ..., "y_pred": ...}'
+                )
+            labels = self.dataset.labels(split)
+        checked = self._check(predictions, split, labels)
+        if checked.scores is None:
+            is_path = isinstance(predictions, str | Path)
+            raise PredictionError(str(predictions) if is_path else "predictions", checked.problems)
+        return labels[list(self.patterns)].to_numpy(bool), checked.scores, checked.warnings
+
+    def _arrays(
+        self, arrays: Mapping[str, Any]
+    ) -> tuple[NDArray[np.bool_], NDArray[np.floating[Any]]]:
+        if set(arrays) != {"y_true", "y_pred"}:
+            raise EvaluationError(
+                f"expected a dict with the keys y_true and y_pred, got {', '.join(arrays)}"
+            )
+        truth, scores = np.asarray(arrays["y_true"]), np.asarray(arrays["y_pred"])
+        if truth.ndim != 2 or truth.shape != scores.shape or truth.shape[1] != len(self.patterns):
+            raise EvaluationError(
+                f"y_true and y_pred: expected the shape (N, {len(self.patterns)}), columns "
+                f"{', '.join(self.patterns)}; got {truth.shape} and {scores.shape}"
+            )
+        if truth.dtype.kind not in "biuf" or not np.isin(truth, (0, 1)).all():
+            raise EvaluationError("y_true: expected 0 or 1 everywhere (NaN is not a label)")
+        if scores.dtype not in (np.float32, np.float64):
+            raise EvaluationError(
+                f"y_pred: expected float32 or float64 scores, got {scores.dtype}; cast them"
+            )
+        return truth.astype(bool), scores
+
+
+def _check_labels(frame: pd.DataFrame) -> tuple[str, ...]:
+    """Patterns of a table of labels: its bool columns."""
+    patterns = tuple(str(name) for name in frame.columns if frame[name].dtype == bool)
+    missing = [name for name in ("cell_id", "gene") if name not in frame.columns]
+    if missing or not patterns:
+        raise EvaluationError(
+            "a table of labels needs the columns cell_id, gene and one bool column per pattern; "
+            f"got {', '.join(f'{n} ({t})' for n, t in frame.dtypes.items())}"
+        )
+    repeated = int(frame.duplicated(["cell_id", "gene"]).sum())
+    if repeated:
+        raise EvaluationError(f"the table of labels has {repeated} pairs more than once")
+    return patterns

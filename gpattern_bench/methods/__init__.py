@@ -1,0 +1,42 @@
+"""Methods by name: controls, baselines and models, loaded when asked for."""
+
+from __future__ import annotations
+
+import difflib
+from importlib import import_module
+
+from gpattern_bench.errors import UnknownMethodError
+from gpattern_bench.methods.base import Method
+
+__all__ = ["METHODS", "get_method"]
+
+METHODS = {
+    "prevalence": "gpattern_bench.methods.controls:Prevalence",
+    "gene_prior": "gpattern_bench.methods.controls:GenePrior",
+    "molecule_count": "gpattern_bench.methods.controls:MoleculeCount",
+    "oracle": "gpattern_bench.methods.controls:Oracle",
+    "sprawl": "gpattern_bench.methods.sprawl:Sprawl",
+}
+"""Name -> ``module:class`` of every method that ships with the package."""
+
+
+def get_method(name: str) -> Method:
+    """Make a method, not fitted yet.
+
+    Raises
+    ------
+    UnknownMethodError
+        The text has the nearest names and the whole list.
+
+    Examples
+    --------
+    >>> get_method("sprawl").about.label
+    'SPRAWL'
+    """
+    if name not in METHODS:
+        near = difflib.get_close_matches(name, METHODS, n=2, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise UnknownMethodError(f"no method named {name!r}.{hint} Known: {', '.join(METHODS)}.")
+    module, _, attribute = METHODS[name].partition(":")
+    method: Method = getattr(import_module(module), attribute)()
+    return method

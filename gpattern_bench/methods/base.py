@@ -1,0 +1,77 @@
+"""What a method is: something that may learn from labelled cells and then scores pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpattern_bench.cells import Cell, Cells
+
+__all__ = ["About", "Method", "Scores"]
+
+Scores = Iterator[tuple[Cell, NDArray[np.float32]]]
+"""Per cell, in any order: the cell and its scores (g, C), rows as ``cell.genes``."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What people should know of a method.
+
+    Attributes
+    ----------
+    name : str
+        As on the command line and in prediction files.
+    label : str
+        As on the board.
+    kind : {"control", "baseline", "model"}
+        Controls cannot see positions (or, `oracle`, see the labels); the rest are candidates.
+    summary, reference : str
+        One sentence; where it comes from.
+    inputs : tuple of str
+        Of ``coordinates``, ``gene``, ``cell outline``, ``nucleus outline``, ``labels``.
+    learns : bool
+        Whether it is fitted on labels. If not, its scores are the same under every protocol.
+    rules_for : tuple of str or None
+        Patterns that it has a rule for; the others are scored 0. None: any pattern.
+    """
+
+    name: str
+    label: str
+    kind: Literal["control", "baseline", "model"]
+    summary: str
+    reference: str
+    inputs: tuple[str, ...]
+    learns: bool
+    rules_for: tuple[str, ...] | None = None
+
+    @property
+    def sees_labels(self) -> bool:
+        """Whether it is shown the labels that it predicts (only the positive control is)."""
+        return "labels" in self.inputs
+
+
+class Method(Protocol):
+    """A method: ``fit`` on labelled cells, then ``predict``; the same seed, the same scores."""
+
+    about: ClassVar[About]
+
+    def fit(self, train: Cells, seed: int) -> None:
+        """Learn from labelled cells; called once, and only if ``about.learns``."""
+
+    def predict(self, cells: Cells) -> Scores:
+        """Score every gene present in every cell.
+
+        Codes in ``cell.gene`` mean ``cells.genes``, which may be another panel than that of
+        the training cells; columns are ``cells.patterns``. Labels are hidden.
+
+        Yields
+        ------
+        cell : Cell
+        scores : numpy.ndarray
+            (g, C) float32, finite and in [0, 1], rows as ``cell.genes``.
+        """
+        ...

@@ -1,0 +1,131 @@
+"""Control methods: what can be had without looking at positions, and the best possible score."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpattern_bench.cells import Cells
+from gpattern_bench.methods.base import About, Scores
+
+__all__ = ["GenePrior", "MoleculeCount", "Oracle", "Prevalence"]
+
+
+class Prevalence:
+    """Score every pair by how common the pattern is in the training cells."""
+
+    about: ClassVar = About(
+        name="prevalence",
+        label="Prevalence",
+        kind="control",
+        summary="Share of the training pairs that have the pattern; the same score for every pair.",
+        reference="this package",
+        inputs=(),
+        learns=True,
+    )
+
+    def fit(self, train: Cells, seed: int) -> None:  # noqa: ARG002 - draws nothing
+        """Count the patterns of the labelled pairs."""
+        self._share = _PatternCounts(train).share
+
+    def predict(self, cells: Cells) -> Scores:
+        """Score each pair with the training shares."""
+        for cell in cells:
+            yield cell, np.tile(self._share.astype(np.float32), (len(cell.genes), 1))
+
+
+class GenePrior:
+    """Score a pair by how often its gene has the pattern in the training cells.
+
+    The share of a gene with few training pairs is drawn towards the share over all genes, which
+    counts as one pair; a gene that was never seen gets the latter.
+    """
+
+    about: ClassVar = About(
+        name="gene_prior",
+        label="Gene prior",
+        kind="control",
+        summary="Share of the gene's training pairs that have the pattern; no coordinates.",
+        reference="this package",
+        inputs=("gene",),
+        learns=True,
+    )
+
+    def fit(self, train: Cells, seed: int) -> None:  # noqa: ARG002 - draws nothing
+        """Count the patterns of the labelled pairs, gene by gene."""
+        counts = _PatternCounts(train)
+        self._unseen = counts.share
+        shares = (counts.positive + counts.share) / (counts.pairs[:, None] + 1)
+        self._share = dict(zip(train.genes, shares, strict=True))
+
+    def predict(self, cells: Cells) -> Scores:
+        """Look the genes up by name."""
+        table = np.array([self._share.get(gene, self._unseen) for gene in cells.genes])
+        table = table.astype(np.float32)
+        for cell in cells:
+            yield cell, table[cell.genes]
+
+
+class MoleculeCount:
+    """Score a pair by its number of molecules over the largest number of any pair."""
+
+    about: ClassVar = About(
+        name="molecule_count",
+        label="Molecule count",
+        kind="control",
+        summary="Molecules of the pair over the largest number, the same score for every pattern.",
+        reference="this package",
+        inputs=("gene",),
+        learns=False,
+    )
+
+    def fit(self, train: Cells, seed: int) -> None:
+        """Learn nothing."""
+
+    def predict(self, cells: Cells) -> Scores:
+        """Find the largest number first, then score."""
+        largest = max((int(cell.counts.max()) for cell in cells), default=1)
+        for cell in cells:
+            score = (cell.counts / largest).astype(np.float32)
+            yield cell, np.repeat(score[:, None], len(cells.patterns), axis=1)
+
+
+class Oracle:
+    """Give the labels as scores: the positive control, which shows that a board can be topped."""
+
+    about: ClassVar = About(
+        name="oracle",
+        label="Oracle",
+        kind="control",
+        summary="The labels themselves: what a perfect method would reach.",
+        reference="this package",
+        inputs=("labels",),
+        learns=False,
+    )
+
+    def fit(self, train: Cells, seed: int) -> None:
+        """Learn nothing."""
+
+    def predict(self, cells: Cells) -> Scores:
+        """Copy the labels."""
+        for cell in cells:
+            if cell.labels is None:
+                raise ValueError("the oracle must be shown the labels")
+            yield cell, cell.labels.astype(np.float32)
+
+
+class _PatternCounts:
+    """Labelled pairs and positives per gene of the training cells, and the overall shares."""
+
+    def __init__(self, train: Cells) -> None:
+        self.pairs: NDArray[np.int64] = np.zeros(len(train.genes), dtype=np.int64)
+        self.positive: NDArray[np.int64] = np.zeros(
+            (len(train.genes), len(train.patterns)), dtype=np.int64
+        )
+        for cell in train:
+            if cell.labels is not None and cell.labelled is not None:
+                self.pairs[cell.genes] += cell.labelled
+                self.positive[cell.genes] += cell.labels
+        self.share = self.positive.sum(axis=0) / max(int(self.pairs.sum()), 1)

@@ -1,0 +1,255 @@
+"""Runs: one method on one dataset, to prediction files and what they cost, measured."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from tqdm import tqdm
+
+from gpattern_bench import __version__
+from gpattern_bench.cells import Cells
+from gpattern_bench.dataset import Dataset
+from gpattern_bench.errors import MethodError
+from gpattern_bench.files import write_text
+from gpattern_bench.methods import get_method
+from gpattern_bench.methods.base import Method
+from gpattern_bench.predictions import Protocol, pair_positions, write_predictions
+
+__all__ = ["FOLDS", "Run", "file_stem", "run_method"]
+
+_log = logging.getLogger(__name__)
+
+FOLDS = 5
+"""Folds of the cross-validation by cell."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run did and what it cost; stored beside its prediction files as JSON.
+
+    Attributes
+    ----------
+    method, dataset, version : str
+    seed : int
+    protocol : str
+        One of :data:`gpattern_bench.predictions.Protocol`.
+    trained_on : str or None
+        Dataset (and split) that it was fitted on.
+    seconds : dict of str to float
+        Wall time of ``fit`` and of the prediction of each split.
+    cells : dict of str to int
+        Cells of each split.
+    peak_rss_mib : float
+        Largest memory of the process so far, MiB.
+    device : str
+        Processor and cores.
+    package_version : str
+    """
+
+    method: str
+    dataset: str
+    version: str
+    seed: int
+    protocol: Protocol
+    trained_on: str | None
+    seconds: dict[str, float]
+    cells: dict[str, int]
+    peak_rss_mib: float
+    device: str
+    package_version: str = __version__
+
+
+def file_stem(split: str, seed: int, protocol: Protocol) -> str:
+    """Name of a prediction file without its ending, such as ``test-seed0-cv-cell``."""
+    mark = "" if protocol in ("fit", "untrained") else f"-{protocol}"
+    return f"{split}-seed{seed}{mark}"
+
+
+def run_method(
+    name: str,
+    dataset: Dataset,
+    out: str | Path,
+    *,
+    train_on: Dataset | None = None,
+    cv: bool = False,
+    seed: int = 0,
+) -> list[Path]:
+    """Fit a method and write its prediction files for val and test.
+
+    Files go to ``out/<dataset>/``: ``<split>-seed<k>.parquet`` and ``run-seed<k>.json``, with the
+    protocol in the name where the method was not fitted on the dataset's own train split.
+
+    Parameters
+    ----------
+    name : str
+        A method of :data:`gpattern_bench.methods.METHODS`.
+    dataset : Dataset
+        What to predict.
+    out : str or pathlib.Path
+    train_on : Dataset, optional
+        Fit on this dataset's train split, or on all of its labelled pairs if it has none.
+    cv : bool
+        Out-of-fold predictions by cell, for a dataset without a train split.
+    seed : int
+        Of the folds and of the method.
+
+    Returns
+    -------
+    list of pathlib.Path
+        The prediction files.
+
+    Raises
+    ------
+    MethodError
+        The method cannot be fitted as asked; the text says what to do instead.
+    """
+    method = get_method(name)
+    protocol = _protocol(method, dataset, train_on, cv)
+    splits = [split for split in ("val", "test") if split in dataset.splits]
+    seconds: dict[str, float] = {}
+    trained_on = None
+    if protocol == "cv-cell":
+        trained_on = f"{dataset.id} (other cells, {FOLDS} folds)"
+        scores = {}
+        for split in splits:
+            began = time.perf_counter()
+            folds = [_scores(method, *fold, seed) for fold in _folds(dataset, split, seed)]
+            scores[split] = pd.concat(folds, ignore_index=True)
+            seconds[split] = time.perf_counter() - began
+    else:
+        if method.about.learns:
+            source = train_on or dataset
+            own = "train" if "train" in source.splits else None
+            trained_on = f"{source.id} ({own or 'all'})"
+            began = time.perf_counter()
+            method.fit(source.iter_cells(own), seed)
+            seconds["fit"] = time.perf_counter() - began
+        scores = {}
+        for split in splits:
+            began = time.perf_counter()
+            scores[split] = _predicted(method, dataset.iter_cells(split))
+            seconds[split] = time.perf_counter() - began
+    rules = method.about.rules_for
+    if rules is not None and (none := [p for p in dataset.patterns if p not in rules]):
+        _log.warning("%s has no rule for %s: scored 0 everywhere", name, ", ".join(none))
+    folder = Path(out) / dataset.name
+    files = []
+    for split in splits:
+        path = folder / f"{file_stem(split, seed, protocol)}.parquet"
+        rows = _counted(scores[split], dataset.pairs(split))
+        files.append(
+            write_predictions(path, rows, dataset, split, method=name, seed=seed, protocol=protocol)
+        )
+    report = Run(
+        method=name,
+        dataset=dataset.name,
+        version=dataset.version,
+        seed=seed,
+        protocol=protocol,
+        trained_on=trained_on,
+        seconds={what: round(value, 3) for what, value in seconds.items()},
+        cells={split: len(dataset.iter_cells(split)) for split in splits},
+        peak_rss_mib=round(_peak_rss_mib(), 1),
+        device=_device(),
+    )
+    path = folder / f"{file_stem('run', seed, protocol)}.json"
+    write_text(path, json.dumps(asdict(report), indent=1) + "\n")
+    return files
+
+
+def _protocol(method: Method, dataset: Dataset, train_on: Dataset | None, cv: bool) -> Protocol:
+    about = method.about
+    if not about.learns:
+        if cv or train_on is not None:
+            raise MethodError(
+                f"{about.name} learns nothing from labels: leave out --train-on and --cv"
+            )
+        return "untrained"
+    if cv and train_on is not None:
+        raise MethodError("give either --train-on or --cv, not both")
+    if cv:
+        if "train" in dataset.splits:
+            raise MethodError(
+                f"{dataset.id} has a train split: run {about.name} without --cv, it is fitted there"
+            )
+        return "cv-cell"
+    if train_on is not None:
+        if not train_on.has_labels or train_on.patterns != dataset.patterns:
+            raise MethodError(
+                f"{about.name} cannot be fitted on {train_on.id} for {dataset.id}: it needs labels "
+                f"of the patterns {', '.join(dataset.patterns)}, there are "
+                f"{', '.join(train_on.patterns) if train_on.has_labels else 'no labels'}"
+            )
+        simulated = train_on.manifest["curation"]["format"] == "simulated"
+        return "simulation" if simulated else "transfer"
+    if "train" not in dataset.splits:
+        raise MethodError(
+            f"{about.name} must be fitted, and {dataset.id} has no train split (only "
+            f"{', '.join(dataset.splits)}): add --train-on NAME to fit on another dataset, or "
+            "--cv cell for out-of-fold predictions"
+        )
+    return "fit"
+
+
+def _folds(dataset: Dataset, split: str, seed: int) -> Iterator[tuple[Cells, Cells]]:
+    """Training and held-out cells of each fold."""
+    names = np.array(dataset.cells(split)["cell_id"].tolist())
+    if len(names) < FOLDS:
+        raise MethodError(
+            f"{dataset.id} has {len(names)} cells in {split}: {FOLDS} or more are needed for "
+            f"{FOLDS} folds"
+        )
+    draws = np.random.Generator(np.random.Philox(seed)).random(len(names))
+    fold = np.argsort(np.argsort(draws, kind="stable"), kind="stable") % FOLDS
+    for k in range(FOLDS):
+        train = Cells(dataset, split, keep=names[fold != k].tolist())
+        yield train, Cells(dataset, split, keep=names[fold == k].tolist())
+
+
+def _scores(method: Method, train: Cells, held_out: Cells, seed: int) -> pd.DataFrame:
+    method.fit(train, seed)
+    return _predicted(method, held_out)
+
+
+def _predicted(method: Method, cells: Cells) -> pd.DataFrame:
+    """Scores of every pair of the cells; labels are hidden from all but the positive control."""
+    seen = cells if method.about.sees_labels else cells.without_labels()
+    ids, genes, scores = [], [], []
+    stream = method.predict(seen)
+    # disable=None: a bar on a terminal only
+    for cell, values in tqdm(stream, total=len(cells), desc=method.about.name, disable=None):
+        ids += [cell.cell_id] * len(values)
+        genes.append(cell.genes)
+        scores.append(values)
+    frame = pd.DataFrame(np.concatenate(scores), columns=list(cells.patterns))
+    names = pd.Index(cells.genes)
+    return frame.assign(cell_id=ids, gene=names[np.concatenate(genes)])
+
+
+def _counted(scores: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the pairs that count, in their order."""
+    table = pa.Table.from_pandas(scores[["cell_id", "gene"]], preserve_index=False)
+    position = pair_positions(table, pairs)
+    kept = scores[position >= 0]
+    return kept.iloc[np.argsort(position[position >= 0], kind="stable")].reset_index(drop=True)
+
+
+def _peak_rss_mib() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)  # bytes there, KiB elsewhere
+
+
+def _device() -> str:
+    return f"CPU {platform.machine()}, {os.cpu_count()} cores"

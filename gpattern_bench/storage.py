@@ -1,0 +1,200 @@
+"""Parquet storage of the tables: row groups by field of view, and hashes over values."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from gpattern_bench.errors import TableError
+
+__all__ = [
+    "codes_into",
+    "content_sha256",
+    "dictionary_codes",
+    "fov_row_groups",
+    "read_fovs",
+    "row_group_bounds",
+    "write_table",
+]
+
+_MAX_ROWS = 1_000_000
+
+
+def content_sha256(tables: pa.Table | Iterable[pa.Table]) -> str:
+    """Hash the values of a table, whatever wrote it.
+
+    The hash depends on the column names, their logical types and the values in row order; not on
+    chunks, row groups, dictionaries, compression or the library that wrote the file. Callers put
+    the rows in canonical order first (:data:`gpattern_bench.schema.SORT_KEYS`).
+
+    Parameters
+    ----------
+    tables : pyarrow.Table or iterable of pyarrow.Table
+        One table, or its consecutive pieces (all with the same columns).
+
+    Returns
+    -------
+    str
+        SHA-256, hexadecimal.
+
+    Examples
+    --------
+    >>> plain = pa.table({"gene": ["A", "B"], "x": pa.array([0.0, 1.5], pa.float32())})
+    >>> coded = plain.set_column(0, "gene", plain["gene"].dictionary_encode())
+    >>> content_sha256(plain) == content_sha256(coded) == content_sha256([plain[:1], plain[1:]])
+    True
+    """
+    columns: dict[str, _ColumnHash] = {}
+    for table in [tables] if isinstance(tables, pa.Table) else tables:
+        for name in table.column_names:
+            column = columns.setdefault(name, _ColumnHash())
+            for chunk in table[name].chunks:
+                column.update(chunk)
+    total = hashlib.sha256()
+    for name, column in columns.items():
+        total.update(f"{name}\0{column.hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+class _ColumnHash:
+    """Running hash of one column: type, validity, lengths (strings) and values apart."""
+
+    def __init__(self) -> None:
+        self.type = ""
+        self.parts = [hashlib.sha256() for _ in range(3)]
+
+    def update(self, array: pa.Array) -> None:
+        if pa.types.is_dictionary(array.type):
+            array = array.dictionary_decode()
+        validity, lengths, values = self.parts
+        validity.update(np.asarray(array.is_valid()).astype(np.uint8).tobytes())
+        kind = array.type
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            self.type, array = "string", array.cast(pa.large_string()).cast(pa.large_binary())
+        elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+            self.type, array = "binary", array.cast(pa.large_binary())
+        else:
+            self.type = str(kind)
+            if pa.types.is_boolean(kind):
+                array = array.cast(pa.uint8())
+            numbers = array.fill_null(0).to_numpy(zero_copy_only=False)
+            if numbers.dtype.kind == "f":
+                numbers = numbers + numbers.dtype.type(0)  # -0.0 and 0.0 are one value
+            values.update(numbers.astype(numbers.dtype.newbyteorder("<"), copy=False).tobytes())
+            return
+        array = array.fill_null(b"")
+        lengths.update(np.asarray(pc.binary_length(array)).astype("<i8").tobytes())
+        values.update(b"".join(array.to_pylist()))
+
+    def hexdigest(self) -> str:
+        text = "\0".join([self.type, *(part.hexdigest() for part in self.parts)])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def row_group_bounds(fov: np.ndarray, cell: np.ndarray, max_rows: int = _MAX_ROWS) -> list[int]:
+    """Row numbers at which row groups begin, and the number of rows last.
+
+    A row group never spans two fields of view nor cuts a cell; beyond that it has at most
+    `max_rows` rows (one cell larger than that is a group of its own).
+    """
+    n = len(fov)
+    if n == 0:
+        return [0]
+    fov_ends = [*(np.flatnonzero(fov[1:] != fov[:-1]) + 1).tolist(), n]
+    cell_starts = np.flatnonzero(np.r_[True, (cell[1:] != cell[:-1]) | (fov[1:] != fov[:-1])])
+    bounds = [0]
+    for end in fov_ends:
+        while end - bounds[-1] > max_rows:
+            begin = bounds[-1]
+            fits = cell_starts[(cell_starts > begin) & (cell_starts <= begin + max_rows)]
+            later = cell_starts[(cell_starts > begin) & (cell_starts < end)]
+            if len(later) == 0:
+                break
+            bounds.append(int(fits[-1] if len(fits) else later[0]))
+        bounds.append(end)
+    return bounds
+
+
+def write_table(path: Path, table: pa.Table, *, max_rows: int = _MAX_ROWS) -> None:
+    """Write a table, sorted by FOV and cell, with row groups as :func:`row_group_bounds` says."""
+    fov = dictionary_codes(table["fov"])
+    cell = dictionary_codes(table["cell_id"]) if "cell_id" in table.column_names else fov
+    bounds = row_group_bounds(fov, cell, max_rows)
+    with pq.ParquetWriter(path, table.schema, compression="zstd") as writer:
+        for begin, end in pairwise(bounds):
+            piece = table.slice(begin, end - begin)
+            writer.write_table(_compact(piece), row_group_size=max(1, end - begin))
+
+
+def dictionary_codes(column: pa.ChunkedArray) -> np.ndarray:
+    """Integer codes (n,) of a text column, equal where the values are equal."""
+    return np.asarray(_encoded(column).indices)
+
+
+def codes_into(index: pd.Index, column: pa.ChunkedArray) -> np.ndarray:
+    """Positions (n,) int64 in a unique index of a text column's values; -1 where it lacks one."""
+    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    pieces = [np.empty(0, dtype=np.int64)]
+    for chunk in encoded.chunks:
+        known = np.append(
+            index.get_indexer(pd.Index(chunk.dictionary.to_pylist(), dtype=object)), -1
+        )
+        codes = chunk.indices.fill_null(len(known) - 1)  # null reads the last, -1
+        pieces.append(known[np.asarray(codes)].astype(np.int64))
+    return np.concatenate(pieces)
+
+
+def _encoded(column: pa.ChunkedArray) -> pa.DictionaryArray:
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    array = column.unify_dictionaries().combine_chunks()
+    return array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
+
+
+def _compact(table: pa.Table) -> pa.Table:
+    """Keep in each dictionary only the values that occur: every row group stores its own."""
+    for i, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            column = _encoded(table[field.name])
+            used, codes = np.unique(np.asarray(column.indices), return_inverse=True)
+            column = pa.DictionaryArray.from_arrays(
+                pa.array(codes.astype(np.int32)), column.dictionary.take(pa.array(used))
+            )
+            table = table.set_column(i, field, column)
+    return table
+
+
+def fov_row_groups(path: Path, fovs: Collection[str]) -> list[int]:
+    """Row groups of a table that hold the given fields of view, found by their statistics."""
+    metadata = pq.read_metadata(path)
+    column = metadata.schema.names.index("fov")
+    found = []
+    for i in range(metadata.num_row_groups):
+        statistics = metadata.row_group(i).column(column).statistics
+        if statistics is None or not statistics.has_min_max or statistics.min != statistics.max:
+            problem = (
+                f"row group {i} does not hold exactly one field of view (or has no statistics); "
+                "write the table with this package's `curate`"
+            )
+            raise TableError(str(path), [problem])
+        if statistics.min in fovs:
+            found.append(i)
+    return found
+
+
+def read_fovs(
+    path: Path, fovs: Collection[str], columns: Sequence[str] | None = None
+) -> Iterator[pa.Table]:
+    """Yield the row groups of the given fields of view, one table each, in file order."""
+    groups = fov_row_groups(path, fovs)
+    with pq.ParquetFile(path) as file:
+        for i in groups:
+            yield file.read_row_group(i, columns=None if columns is None else list(columns))

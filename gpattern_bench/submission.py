@@ -1,0 +1,247 @@
+"""Submissions: a folder per method with its metadata, prediction files and results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gpattern_bench.dataset import Dataset, load_dataset
+from gpattern_bench.errors import FetchError, SubmissionError, UnknownDatasetError
+from gpattern_bench.evaluator import Evaluator
+from gpattern_bench.files import file_sha256, write_text
+from gpattern_bench.methods.base import About
+from gpattern_bench.predictions import Origin, read_predictions
+from gpattern_bench.run import file_stem
+
+__all__ = ["Metadata", "Submission", "plain", "read_submissions", "results_text"]
+
+_METADATA, _RESULTS = "submission.yaml", "results.json"
+
+
+class Metadata(BaseModel):
+    """What a submission says of its method (``submission.yaml``); unknown keys are errors.
+
+    Attributes
+    ----------
+    method : str
+        Name of the folder and of the method in the prediction files.
+    label, summary : str
+        As shown on the board; one sentence.
+    kind : {"control", "baseline", "model"}
+    authors : tuple of str
+    reference, code, licence : str
+        Paper or preprint; where the code is; its licence.
+    inputs : tuple of str
+        What the method looks at.
+    rules_for : tuple of str or None
+        Patterns that the method has a rule for, where it lacks some; the board marks the others.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str = Field(pattern="^[a-z][a-z0-9_]*$")
+    label: str
+    kind: Literal["control", "baseline", "model"]
+    summary: str
+    authors: tuple[str, ...] = Field(min_length=1)
+    reference: str
+    code: str
+    licence: str
+    inputs: tuple[Literal["coordinates", "gene", "cell outline", "nucleus outline", "labels"], ...]
+    rules_for: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(cls, about: About) -> Metadata:
+        """Metadata of a method that ships with this package."""
+        return cls.model_validate(
+            {
+                "method": about.name,
+                "label": about.label,
+                "kind": about.kind,
+                "summary": about.summary,
+                "authors": ("The gpattern-bench developers",),
+                "reference": about.reference,
+                "code": "gpattern_bench/methods",
+                "licence": "MIT",
+                "inputs": about.inputs,
+                "rules_for": about.rules_for,
+            }
+        )
+
+    def write(self, folder: Path) -> None:
+        """Write ``submission.yaml`` into a folder."""
+        values = self.model_dump(mode="json", exclude_none=True)
+        write_text(folder / _METADATA, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A submission folder.
+
+    Attributes
+    ----------
+    folder : pathlib.Path
+    metadata : Metadata
+    results : list of dict
+        What ``results.json`` holds: one entry per test prediction file.
+    """
+
+    folder: Path
+    metadata: Metadata
+    results: list[dict[str, Any]]
+
+    def test_files(self) -> Iterator[Path]:
+        """Prediction files of test splits, in sorted order."""
+        yield from sorted((self.folder / "predictions").glob("*/test-seed*.parquet"))
+
+    def stale(self) -> list[str]:
+        """Ways in which the stored results do not belong to the prediction files that are there."""
+        stored = {entry["predictions"]: entry for entry in self.results}
+        present = {self._relative(path): path for path in self.test_files()}
+        problems = []
+        for name in sorted(stored.keys() | present.keys()):
+            if name not in present:
+                problems.append(f"{name}: results are stored, the prediction file is gone")
+            elif name not in stored:
+                problems.append(f"{name}: not scored yet")
+            elif _hashes(present[name]) != stored[name]["sha256"]:
+                problems.append(f"{name}: changed since it was scored")
+        return [f"{self.folder.name}/{text}" for text in problems]
+
+    def rescored(self) -> tuple[list[dict[str, Any]], list[str]]:
+        """Score every test prediction file again.
+
+        Returns
+        -------
+        results : list of dict
+            New entries; those of datasets that cannot be had here stay as stored.
+        skipped : list of str
+            Prediction files whose dataset cannot be had here.
+
+        Raises
+        ------
+        SubmissionError
+            A prediction file is of another method.
+        PredictionError
+            A prediction file is wrong.
+        """
+        stored = {entry["predictions"]: entry for entry in self.results}
+        results, skipped = [], []
+        for path in self.test_files():
+            name = self._relative(path)
+            _, origin, problems = read_predictions(path)
+            if origin is None or origin.method != self.metadata.method:
+                got = problems[0] if origin is None else f"method {origin.method!r}"
+                raise SubmissionError(
+                    str(path), [f"expected predictions of {self.metadata.method!r}, got {got}"]
+                )
+            dataset = _obtained(origin)
+            if dataset is None:
+                skipped.append(f"{self.folder.name}/{name}")
+                results += [stored[name]] if name in stored else []
+            else:
+                results.append(_score(path, name, origin, dataset))
+        return results, skipped
+
+    def write_results(self, results: Sequence[dict[str, Any]]) -> None:
+        """Write ``results.json``."""
+        write_text(self.folder / _RESULTS, results_text(results))
+
+    def _relative(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()
+
+
+def read_submissions(folder: Path) -> list[Submission]:
+    """Read every submission below a folder, by name; folders that begin with ``_`` are templates.
+
+    Raises
+    ------
+    SubmissionError
+        With every problem of every ``submission.yaml``.
+    """
+    submissions, problems = [], []
+    if not folder.is_dir():
+        raise SubmissionError(str(folder), ["no such folder; name the folder of submissions"])
+    for path in sorted(folder.glob(f"*/{_METADATA}")):
+        if path.parent.name.startswith("_"):
+            continue
+        try:
+            metadata = Metadata.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+            results_path = path.parent / _RESULTS
+            text = results_path.read_text(encoding="utf-8") if results_path.exists() else "[]"
+            results = json.loads(text)
+        except ValidationError as error:
+            problems += [
+                f"{path}: {'.'.join(map(str, found['loc'])) or 'the file'}: {found['msg']}, "
+                f"got {found['input']!r}"
+                for found in error.errors()
+            ]
+            continue
+        except (yaml.YAMLError, ValueError) as error:
+            problems.append(f"{path.parent}: cannot be read: {error}")
+            continue
+        if metadata.method != path.parent.name:
+            problems.append(
+                f"{path}: method is {metadata.method!r}, expected the folder's name "
+                f"{path.parent.name!r}"
+            )
+        submissions.append(Submission(path.parent, metadata, results))
+    if problems:
+        raise SubmissionError(str(folder), problems)
+    return submissions
+
+
+def _obtained(origin: Origin) -> Dataset | None:
+    """The dataset that a prediction file belongs to, or None if its files are not here."""
+    try:
+        return load_dataset(f"{origin.dataset}@{origin.version}", download=False)
+    except (FetchError, UnknownDatasetError):
+        return None
+
+
+def _score(path: Path, name: str, origin: Origin, dataset: Dataset) -> dict[str, Any]:
+    stem = path.with_name(file_stem("val", origin.seed, origin.protocol) + ".parquet")
+    result = Evaluator(dataset, origin.split).eval(path, stem if stem.is_file() else None)
+    report = path.with_name(file_stem("run", origin.seed, origin.protocol) + ".json")
+    run = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
+    return {
+        "predictions": name,
+        "sha256": _hashes(path),
+        "dataset": origin.dataset,
+        "version": origin.version,
+        "split": origin.split,
+        "protocol": origin.protocol,
+        "seed": origin.seed,
+        "labels_sha256": dataset.labels_sha256,
+        "trained_on": run.get("trained_on"),
+        "seconds": run.get("seconds", {}).get(origin.split),  # measured by `run`, never typed
+        "device": run.get("device"),
+        "metrics": result,
+    }
+
+
+def _hashes(path: Path) -> dict[str, str]:
+    """SHA-256 of a test prediction file and of the val file of the same run."""
+    val = path.with_name("val" + path.name.removeprefix("test"))
+    return {p.stem.split("-")[0]: file_sha256(p) for p in (path, val) if p.is_file()}
+
+
+def results_text(results: Sequence[dict[str, Any]]) -> str:
+    """``results.json``: sorted by file, NaN as null."""
+    ordered = sorted(results, key=lambda entry: str(entry["predictions"]))
+    return json.dumps(plain(ordered), indent=1, ensure_ascii=False) + "\n"
+
+
+def plain(value: Any) -> Any:
+    """A nested value as JSON can hold it: NaN becomes null."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and value != value else value

@@ -1,0 +1,34 @@
+"""Where tests find data: a cache of their own, and the real files if they are there."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+# Set at import, so that doctests of the package use this cache too, never the user's.
+_CACHE = tempfile.mkdtemp(prefix="gpattern-bench-tests-")
+atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+os.environ["GPATTERN_BENCH_DATA"] = _CACHE
+os.environ.pop("GPATTERN_BENCH_MIRROR", None)
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder of real source files and upstream's outputs; skips the test where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip(f"the real source files are not at {SHARED}")
+    return SHARED
+
+
+@pytest.fixture
+def mirror(shared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same, as the mirror from which datasets are fetched."""
+    monkeypatch.setenv("GPATTERN_BENCH_MIRROR", str(shared))
+    return shared
