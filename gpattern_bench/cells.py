@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,15 +15,12 @@ import shapely
 from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
-from gpattern_bench.storage import dictionary_codes, read_fovs
+from gpattern_bench.storage import codes_into, dictionary_codes, read_fovs, read_table
 
-if TYPE_CHECKING:
-    from gpattern_bench.dataset import Dataset
-
-__all__ = ["Cell", "Cells"]
+__all__ = ["Cell", "Cells", "read_cells"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cell:
     """One cell, in its own frame: the centroid of its outline is the origin.
 
@@ -70,9 +68,22 @@ class Cell:
 
 
 class Cells:
-    """The cells of a split, in the order of the tables; can be iterated any number of times.
+    """The cells of some fields of view, in the order of the tables; iterable any number of times.
 
     One row group of molecules (one FOV, at most about a million rows) is in memory at a time.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        The dataset's tables.
+    fovs : collection of str
+        Fields of view to read.
+    genes, patterns : tuple of str
+        The dataset's.
+    labels : bool
+        Whether to attach labels, which the dataset must then have.
+    keep : collection of str, optional
+        Only the cells of these ids.
 
     Attributes
     ----------
@@ -84,47 +95,59 @@ class Cells:
 
     def __init__(
         self,
-        dataset: Dataset,
-        split: str | None,
+        folder: Path,
+        fovs: Collection[str],
         *,
+        genes: tuple[str, ...],
+        patterns: tuple[str, ...],
+        labels: bool,
         keep: Collection[str] | None = None,
-        labels: bool = True,
     ) -> None:
-        self.genes = dataset.genes
-        self.patterns = dataset.patterns
-        self._dataset = dataset
-        self._fovs = dataset.fovs(split)
+        self.genes = genes
+        self.patterns = patterns
+        self._folder = folder
+        self._fovs = fovs
+        self._labels = labels
         self._keep = None if keep is None else frozenset(keep)
-        self._labels = labels and dataset.has_labels
 
     def without_labels(self) -> Cells:
         """The same cells, their labels hidden: what a method predicts from."""
-        hidden = Cells(self._dataset, None, keep=self._keep, labels=False)
-        hidden._fovs = self._fovs
-        return hidden
+        return Cells(
+            self._folder,
+            self._fovs,
+            genes=self.genes,
+            patterns=self.patterns,
+            labels=False,
+            keep=self._keep,
+        )
 
     def __len__(self) -> int:
-        outlines = self._dataset.read("cells", self._fovs, ["cell_id"])
-        names = outlines["cell_id"].to_pylist()
-        return len(names) if self._keep is None else sum(name in self._keep for name in names)
+        names = read_table(self._folder / "cells.parquet", self._fovs, ["cell_id"])["cell_id"]
+        if self._keep is None:
+            return len(names)
+        return sum(name in self._keep for name in names.to_pylist())
 
     def __iter__(self) -> Iterator[Cell]:
-        path = self._dataset.folder / "molecules.parquet"
         columns = ["fov", "cell_id", "gene", "x", "y"]
         fov, outlines, labels = "", pd.DataFrame(), None
-        for table in read_fovs(path, self._fovs, columns):
+        for table in read_fovs(self._folder / "molecules.parquet", self._fovs, columns):
             here = table["fov"][0].as_py()
             if here != fov:
                 fov = here
-                outlines = self._dataset.cells_of([fov]).set_index("cell_id")
+                outlines = read_cells(self._folder, [fov]).set_index("cell_id")
                 labels = self._labels_of(fov) if self._labels else None
             yield from self._split_group(table, fov, outlines, labels)
+
+    @cached_property
+    def _gene_index(self) -> pd.Index[str]:
+        index: pd.Index[str] = pd.Index(list(self.genes))
+        return index
 
     def _split_group(
         self, table: pa.Table, fov: str, outlines: pd.DataFrame, labels: pd.DataFrame | None
     ) -> Iterator[Cell]:
         names, starts = _runs(table["cell_id"])
-        gene = self._dataset.gene_codes(table["gene"])
+        gene = codes_into(self._gene_index, table["gene"]).astype(np.int32)
         xy = np.stack([table["x"].to_numpy(), table["y"].to_numpy()], axis=1).astype(np.float64)
         for name, begin, end in zip(names, starts, [*starts[1:], len(gene)], strict=True):
             if self._keep is not None and name not in self._keep:
@@ -142,9 +165,10 @@ class Cells:
             yield cell if labels is None else self._labelled(cell, labels)
 
     def _labels_of(self, fov: str) -> pd.DataFrame:
-        table = self._dataset.read("labels", [fov])
+        table = read_table(self._folder / "labels.parquet", [fov])
         frame: pd.DataFrame = table.select(["cell_id", *self.patterns]).to_pandas()
-        return frame.assign(gene=self._dataset.gene_codes(table["gene"])).set_index("cell_id")
+        codes = codes_into(self._gene_index, table["gene"])
+        return frame.assign(gene=codes).set_index("cell_id")
 
     def _labelled(self, cell: Cell, labels: pd.DataFrame) -> Cell:
         values = np.zeros((len(cell.genes), len(self.patterns)), dtype=bool)
@@ -155,6 +179,14 @@ class Cells:
             labelled[at] = True
             values[at] = rows[list(self.patterns)].to_numpy(bool)
         return replace(cell, labels=values, labelled=labelled)
+
+
+def read_cells(folder: Path, fovs: Collection[str]) -> pd.DataFrame:
+    """Read the table of cells of some fields of view, outlines as shapely geometries."""
+    frame: pd.DataFrame = read_table(folder / "cells.parquet", fovs).to_pandas()
+    for name in ("cell_boundary", "nucleus_boundary"):
+        frame[name] = shapely.from_wkb(frame[name].to_numpy(object))
+    return frame
 
 
 def _runs(column: pa.ChunkedArray) -> tuple[list[str], list[int]]:

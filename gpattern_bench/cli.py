@@ -75,7 +75,7 @@ def main() -> None:
     """Run the command line; errors of this package become one paragraph on stderr."""
     try:
         app()
-    except GPatternBenchError as error:
+    except (GPatternBenchError, OSError) as error:
         if _debug:
             raise
         typer.echo(f"error: {error}", err=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +12,16 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
-from numpy.typing import NDArray
 
 from gpattern_bench import schema
-from gpattern_bench.cells import Cells
+from gpattern_bench.cells import Cells, read_cells
 from gpattern_bench.curate.write import MANIFEST
 from gpattern_bench.errors import GPatternBenchError, TableError
 from gpattern_bench.fetch import cache_root
 from gpattern_bench.files import file_sha256
 from gpattern_bench.registry import find_entry
 from gpattern_bench.splits import find_leaks
-from gpattern_bench.storage import codes_into, content_sha256, fov_row_groups, read_fovs
+from gpattern_bench.storage import content_sha256, fov_row_groups, read_table
 
 if TYPE_CHECKING:
     from gpattern_bench.torch_view import TorchCells
@@ -167,7 +165,7 @@ class Dataset:
 
         Only the row groups of that split and the asked columns are read.
         """
-        return self.read("molecules", self.fovs(split), columns)
+        return self._read("molecules", split, columns)
 
     def labels(self, split: str | None = None) -> pd.DataFrame:
         """Labelled pairs of a split: fov, cell_id, gene, n_molecules and one bool per pattern.
@@ -178,29 +176,43 @@ class Dataset:
             The dataset has no labels.
         """
         self._need_labels()
-        frame: pd.DataFrame = self.read("labels", self.fovs(split)).to_pandas()
+        frame: pd.DataFrame = self._read("labels", split).to_pandas()
         return frame
 
     def cells(self, split: str | None = None) -> pd.DataFrame:
         """Cells of a split, outlines as shapely geometries in slide-global micrometres."""
-        return self.cells_of(self.fovs(split))
+        return read_cells(self.folder, self.fovs(split))
 
     def pairs(self, split: str | None = None) -> pd.DataFrame:
         """The pairs to predict, cell_id and gene: the labelled ones or, without labels, all."""
         table = "labels" if self.has_labels else "molecules"
-        read = self.read(table, self.fovs(split), ["cell_id", "gene"])
-        frame: pd.DataFrame = read.to_pandas()
+        frame: pd.DataFrame = self._read(table, split, ["cell_id", "gene"]).to_pandas()
         return frame.drop_duplicates(ignore_index=True)
 
-    def iter_cells(self, split: str | None = None) -> Cells:
-        """Stream the cells of a split, one row group of molecules in memory at a time."""
-        return Cells(self, split)
+    def iter_cells(self, split: str | None = None, *, keep: Collection[str] | None = None) -> Cells:
+        """Stream the cells of a split, one row group of molecules in memory at a time.
+
+        Parameters
+        ----------
+        split : str or None
+            None: all splits.
+        keep : collection of str, optional
+            Only the cells of these ids.
+        """
+        return Cells(
+            self.folder,
+            self.fovs(split),
+            genes=self.genes,
+            patterns=self.patterns,
+            labels=self.has_labels,
+            keep=keep,
+        )
 
     def torch(self, split: str | None = None) -> TorchCells:
         """Give the cells of a split as a ``torch.utils.data.Dataset``."""
         from gpattern_bench.torch_view import TorchCells
 
-        return TorchCells(self, split)
+        return TorchCells(self.iter_cells(split))
 
     def fovs(self, split: str | None = None) -> list[str]:
         """Fields of view of a split (None: all).
@@ -234,34 +246,10 @@ class Dataset:
         if problems:
             raise TableError(f"{self.folder} ({self.id})", problems)
 
-    # Reading by field of view, for Cells and the torch view.
-
-    def read(
-        self, table: str, fovs: Collection[str], columns: Sequence[str] | None = None
+    def _read(
+        self, table: str, split: str | None, columns: Sequence[str] | None = None
     ) -> pa.Table:
-        """Read the row groups of some fields of view of a table."""
-        path = self.folder / f"{table}.parquet"
-        pieces = list(read_fovs(path, fovs, columns))
-        if not pieces:
-            empty = pq.read_schema(path).empty_table()
-            return empty if columns is None else empty.select(list(columns))
-        return pa.concat_tables(pieces).unify_dictionaries()
-
-    def cells_of(self, fovs: Collection[str]) -> pd.DataFrame:
-        """Cells of some fields of view, outlines as shapely geometries."""
-        frame: pd.DataFrame = self.read("cells", fovs).to_pandas()
-        for name in ("cell_boundary", "nucleus_boundary"):
-            frame[name] = shapely.from_wkb(frame[name].to_numpy(object))
-        return frame
-
-    def gene_codes(self, column: pa.ChunkedArray) -> NDArray[np.int32]:
-        """Codes into :attr:`genes` of a text column."""
-        return codes_into(self._gene_index, column).astype(np.int32)
-
-    @cached_property
-    def _gene_index(self) -> pd.Index[str]:
-        index: pd.Index[str] = pd.Index(list(self.genes))
-        return index
+        return read_table(self.folder / f"{table}.parquet", self.fovs(split), columns)
 
     def _table(self, table: str) -> pa.Table:
         return pq.read_table(self.folder / f"{table}.parquet")

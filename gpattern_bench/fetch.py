@@ -56,7 +56,8 @@ def fetch(file: SourceFile, sources: Path, *, download: bool = True) -> Path:
         What arrived has other bytes than the registry pins.
     """
     target = sources / file.path
-    if _difference(target, file) is None:
+    difference = _difference(target, file)
+    if difference is None:
         return target
     address = _address(file)
     remedy = (
@@ -64,9 +65,15 @@ def fetch(file: SourceFile, sources: Path, *, download: bool = True) -> Path:
         f"at {target}. It is published at {file.url}; a mirror can be set with {MIRROR}."
     )
     if not download:
-        raise FetchError(f"{file.path} is not in the cache and download is off. {remedy}")
+        raise FetchError(f"{target}: {difference}, and download is off. {remedy}")
     locks = sources / ".locks"  # not beside the file: some sources are whole folders
-    locks.mkdir(parents=True, exist_ok=True)
+    try:
+        locks.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FetchError(
+            f"the cache {sources} cannot be written: {error}. Choose another folder with {CACHE}."
+        ) from error
     with FileLock(locks / f"{file.sha256}.lock"):
         if _difference(target, file) is None:  # another process was faster
             return target

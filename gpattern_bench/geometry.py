@@ -15,22 +15,25 @@ __all__ = ["exterior_vertices", "outline_distance", "polygonal"]
 def polygonal(geometry: BaseGeometry | None) -> BaseGeometry | None:
     """Return a valid Polygon or MultiPolygon that covers the same area, or None if there is none.
 
-    Valid outlines come back as they are, vertex by vertex; self-touching or self-crossing ones are
-    repaired; lines and points that a repair leaves over are dropped.
+    Valid outlines come back as they are, vertex by vertex (heights dropped); invalid ones are
+    repaired to the area that they cover; what has no area, or no finite coordinates, is None.
     """
-    if geometry is None or geometry.is_empty:
+    if geometry is None or not np.isfinite(shapely.get_coordinates(geometry)).all():
         return None
-    if geometry.is_valid and geometry.geom_type in ("Polygon", "MultiPolygon"):
-        return geometry
-    parts = [
-        part
-        for part in shapely.get_parts(shapely.make_valid(geometry), return_index=False)
-        for part in shapely.get_parts(part)
-        if part.geom_type == "Polygon" and part.area > 0
-    ]
-    if not parts:
-        return None
-    return parts[0] if len(parts) == 1 else shapely.union_all(parts)
+    flat = shapely.force_2d(geometry)
+    if not (flat.is_valid and flat.geom_type in ("Polygon", "MultiPolygon")):
+        # "structure" takes the union of the parts; "linework" would cut out what two parts share
+        flat = shapely.make_valid(flat, method="structure", keep_collapsed=False)
+    parts = [part for part in _polygons(flat) if part.area > 0]
+    if len(parts) > 1:
+        return flat if flat.geom_type == "MultiPolygon" else shapely.multipolygons(parts)
+    return parts[0] if parts else None
+
+
+def _polygons(geometry: BaseGeometry) -> list[BaseGeometry]:
+    if geometry.geom_type == "GeometryCollection":
+        return [polygon for part in geometry.geoms for polygon in _polygons(part)]
+    return [part for part in shapely.get_parts(geometry) if part.geom_type == "Polygon"]
 
 
 def exterior_vertices(outline: BaseGeometry) -> NDArray[np.float64]:

@@ -64,7 +64,7 @@ class Entry(_Frozen):
     recipe : Recipe
         How the sources become tables.
     counts : dict of str to int
-        What curation must find: cells, genes, molecules, pairs, labelled_pairs.
+        What curation finds (fovs, cells, genes, molecules, pairs, labelled_pairs), for people.
     content_sha256 : dict of str to str
         Table -> hash over its values that curation must reproduce.
     """
@@ -131,7 +131,7 @@ def find_entry(name: str) -> Entry:
     wanted, _, version = name.partition("@")
     entries = [entry for entry in registry() if entry.name == wanted]
     if not entries:
-        near = difflib.get_close_matches(wanted, list_datasets(), n=3, cutoff=0.5)
+        near = difflib.get_close_matches(wanted.lower(), list_datasets(), n=3, cutoff=0.5)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise UnknownDatasetError(
             f"no dataset named {wanted!r}, and no folder of tables at that path.{hint} "

@@ -214,8 +214,8 @@ def _folds(dataset: Dataset, split: str, seed: int) -> Iterator[tuple[Cells, Cel
     draws = np.random.Generator(np.random.Philox(seed)).random(len(names))
     fold = np.argsort(np.argsort(draws, kind="stable"), kind="stable") % FOLDS
     for k in range(FOLDS):
-        train = Cells(dataset, split, keep=names[fold != k].tolist())
-        yield train, Cells(dataset, split, keep=names[fold == k].tolist())
+        train, held_out = names[fold != k].tolist(), names[fold == k].tolist()
+        yield dataset.iter_cells(split, keep=train), dataset.iter_cells(split, keep=held_out)
 
 
 def _scores(method: Method, train: Cells, held_out: Cells, seed: int) -> pd.DataFrame:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,12 +12,14 @@ from numpy.typing import NDArray
 from gpattern_bench.errors import SourceError
 from gpattern_bench.schema import SPLIT_NAMES
 
-__all__ = ["SHARES", "find_leaks", "fingerprints", "split_fovs"]
+__all__ = ["SHARES", "copied_cells", "find_leaks", "split_fovs"]
 
 SHARES = (0.8, 0.1, 0.1)
 """Shares of the cells in train, val and test (paper, appendix B.2)."""
 
 _DRAWS = 4096
+_FEW = 5  # molecules; cells of fewer can agree by chance
+_SAME_UM = 0.01  # float32 and the grid of centroids move a copy by less
 
 
 def split_fovs(fovs: pd.DataFrame, seed: int) -> dict[str, str]:
@@ -55,7 +56,8 @@ def split_fovs(fovs: pd.DataFrame, seed: int) -> dict[str, str]:
         )
     fovs = fovs.loc[names]
     cells = fovs["cells"].to_numpy(dtype=np.float64)
-    counts = fovs.drop(columns="cells").to_numpy(dtype=np.float64)
+    patterns = [name for name in fovs.columns if name not in ("cells", "pairs")]
+    counts = fovs[["pairs", *patterns]].to_numpy(dtype=np.float64)
     rng = np.random.Generator(np.random.Philox(seed))
     # Ranks of uniforms are permutations on every machine; Generator.permutation may change.
     orders = np.argsort(rng.random((_DRAWS, len(names))), axis=1, kind="stable")
@@ -91,44 +93,44 @@ def _cost(
     return cost
 
 
-def fingerprints(molecules: pa.Table, cells: pd.DataFrame) -> pd.Series:
-    """One 64-bit number per cell, equal for cells with the same molecules wherever they lie.
+def copied_cells(molecules: pa.Table, cells: pd.DataFrame) -> list[tuple[str, str]]:
+    """Find pairs of cells with the same molecules, wherever they lie and in any order.
 
-    Genes and coordinates relative to the centroid (to 1/16 um) are mixed per molecule and summed,
-    so the order of the rows does not matter.
+    The same means: the same genes, and relative to the centroids the same sorted x and the same
+    sorted y per gene, to 0.01 um. Cells of fewer than five molecules are passed over: they can
+    agree by chance.
 
     Parameters
     ----------
     molecules : pyarrow.Table
-        Columns ``cell_id``, ``gene``, ``x``, ``y``.
+        Columns ``cell_id``, ``gene``, ``x``, ``y``; every cell is in `cells`.
     cells : pandas.DataFrame
         Columns ``cell_id``, ``x``, ``y``: the centroids.
-
-    Returns
-    -------
-    pandas.Series
-        uint64, indexed by cell_id.
     """
     frame = molecules.select(["cell_id", "gene", "x", "y"]).to_pandas()
-    centroids = cells.set_index("cell_id")[["x", "y"]]
     cell, gene = pd.Categorical(frame["cell_id"]), pd.Categorical(frame["gene"])
-    origin = centroids.reindex(cell.categories).to_numpy(np.float64)[cell.codes]
-    grid = np.round((frame[["x", "y"]].to_numpy(np.float64) - origin) * 16).astype(np.int64)
-    names = np.array([zlib.crc32(str(name).encode()) for name in gene.categories], dtype=np.uint64)
-    mixed = names[gene.codes]
-    for axis in (0, 1):
-        mixed = _mix(mixed ^ grid[:, axis].astype(np.uint64))
-    sums = np.zeros(len(cell.categories), dtype=np.uint64)
-    np.add.at(sums, cell.codes, mixed)
-    return pd.Series(sums, index=cell.categories.astype(str))
-
-
-def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Spread 64 bits (the finaliser of splitmix64)."""
-    values = (values + np.uint64(0x9E3779B97F4A7C15)).astype(np.uint64)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    centroids = cells.set_index("cell_id")[["x", "y"]].reindex(cell.categories)
+    xy = frame[["x", "y"]].to_numpy(np.float64) - centroids.to_numpy(np.float64)[cell.codes]
+    # Random numbers per gene, summed over the molecules: equal for equal counts of each gene.
+    rng = np.random.Generator(np.random.Philox(0))
+    sums = np.bincount(cell.codes, rng.integers(1 << 30, size=len(gene.categories))[gene.codes])
+    count = np.bincount(cell.codes)
+    bounds = np.append(0, np.cumsum(count))
+    order = [np.lexsort((xy[:, axis], gene.codes, cell.codes)) for axis in (0, 1)]
+    ranked = [xy[order[axis], axis] for axis in (0, 1)]  # by cell, gene and one coordinate
+    kinds = [tuple(kind) for kind in np.stack([sums, count], axis=1).tolist()]
+    alike: dict[tuple[float, ...], list[int]] = {}
+    pairs = []
+    for c, kind in enumerate(kinds):
+        if count[c] < _FEW:
+            continue
+        rows = slice(bounds[c], bounds[c + 1])
+        for other in alike.setdefault(kind, []):
+            others = slice(bounds[other], bounds[other + 1])
+            if all(np.allclose(r[rows], r[others], rtol=0, atol=_SAME_UM) for r in ranked):
+                pairs.append((str(cell.categories[other]), str(cell.categories[c])))
+        alike[kind].append(c)
+    return pairs
 
 
 def find_leaks(splits: Mapping[str, str], cells: pd.DataFrame, molecules: pa.Table) -> list[str]:
@@ -146,38 +148,41 @@ def find_leaks(splits: Mapping[str, str], cells: pd.DataFrame, molecules: pa.Tab
     problems = []
     missing = sorted(set(cells["fov"]) - set(splits))
     if missing:
-        problems.append(f"fields of view without a split: {some(missing)}")
+        problems.append(f"fields of view without a split: {_some(missing)}")
     unknown = sorted(set(splits.values()) - set(SPLIT_NAMES))
     if unknown:
-        problems.append(f"unknown splits: {some(unknown)}; allowed: {', '.join(SPLIT_NAMES)}")
+        problems.append(f"unknown splits: {_some(unknown)}; allowed: {', '.join(SPLIT_NAMES)}")
     twice = cells.loc[cells["cell_id"].duplicated(), "cell_id"]
     if len(twice):
-        problems.append(f"cell ids that occur more than once: {some(sorted(set(twice)))}")
+        problems.append(f"cell ids that occur more than once: {_some(sorted(set(twice)))}")
         return problems  # what follows needs one centroid per cell
     home = cells.set_index("cell_id")["fov"]
     seen = molecules.select(["fov", "cell_id"]).group_by(["fov", "cell_id"]).aggregate([])
-    seen_cells = seen["cell_id"].cast(pa.string()).to_pandas()
-    astray = (
-        home.reindex(seen_cells) != seen["fov"].cast(pa.string()).to_pandas().to_numpy()
-    ).to_numpy()
+    seen_fov, seen_cell = (
+        seen[name].cast(pa.string()).to_pandas().to_numpy() for name in ("fov", "cell_id")
+    )
+    stray = sorted(set(seen_cell) - set(home.index))
+    if stray:
+        problems.append(f"molecules of cells that the table of cells lacks: {_some(stray)}")
+        return problems
+    astray = home.reindex(seen_cell).to_numpy() != seen_fov
     if astray.any():
         problems.append(
-            f"cells with molecules in a field of view that is not theirs: "
-            f"{some(sorted(set(seen_cells[astray])))}"
+            "cells with molecules in a field of view that is not theirs: "
+            f"{_some(sorted(set(seen_cell[astray])))}"
         )
-        return problems
-    clouds = fingerprints(molecules, cells)
-    where = cells.assign(split=cells["fov"].map(dict(splits)), cloud=cells["cell_id"].map(clouds))
-    spread = where.groupby("cloud")["split"].nunique()
-    copied = where[where["cloud"].isin(spread.index[spread > 1])]
-    if len(copied):
-        problems.append(
-            f"cells with identical molecules in different splits: {some(sorted(copied['cell_id']))}"
-        )
+    split = home.map(dict(splits))
+    copies = [
+        f"{one} ({split[one]}) and {other} ({split[other]})"
+        for one, other in copied_cells(molecules, cells)
+        if split[one] != split[other]
+    ]
+    if copies:
+        problems.append(f"cells with the same molecules in different splits: {_some(copies)}")
     return problems
 
 
-def some(values: Sequence[object], most: int = 5) -> str:
+def _some(values: Sequence[object], most: int = 5) -> str:
     """The first few values as text, and how many more there are."""
     shown = ", ".join(map(str, values[:most]))
     return f"{shown} and {len(values) - most} more" if len(values) > most else shown

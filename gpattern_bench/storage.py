@@ -21,6 +21,7 @@ __all__ = [
     "dictionary_codes",
     "fov_row_groups",
     "read_fovs",
+    "read_table",
     "row_group_bounds",
     "write_table",
 ]
@@ -54,10 +55,11 @@ def content_sha256(tables: pa.Table | Iterable[pa.Table]) -> str:
     """
     columns: dict[str, _ColumnHash] = {}
     for table in [tables] if isinstance(tables, pa.Table) else tables:
-        for name in table.column_names:
-            column = columns.setdefault(name, _ColumnHash())
-            for chunk in table[name].chunks:
-                column.update(chunk)
+        for field in table.schema:
+            columns.setdefault(field.name, _ColumnHash(field.type))
+        for batch in table.to_batches(max_chunksize=_MAX_ROWS):
+            for name, array in zip(batch.schema.names, batch.columns, strict=True):
+                columns[name].update(array)
     total = hashlib.sha256()
     for name, column in columns.items():
         total.update(f"{name}\0{column.hexdigest()}\n".encode())
@@ -65,34 +67,35 @@ def content_sha256(tables: pa.Table | Iterable[pa.Table]) -> str:
 
 
 class _ColumnHash:
-    """Running hash of one column: type, validity, lengths (strings) and values apart."""
+    """Running hash of one column: type, validity, lengths (text) and values apart."""
 
-    def __init__(self) -> None:
-        self.type = ""
+    def __init__(self, kind: pa.DataType) -> None:
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        self.binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+        self.text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        self.type = "string" if self.text else "binary" if self.binary else str(kind)
         self.parts = [hashlib.sha256() for _ in range(3)]
 
     def update(self, array: pa.Array) -> None:
-        if pa.types.is_dictionary(array.type):
-            array = array.dictionary_decode()
         validity, lengths, values = self.parts
         validity.update(np.asarray(array.is_valid()).astype(np.uint8).tobytes())
-        kind = array.type
-        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-            self.type, array = "string", array.cast(pa.large_string()).cast(pa.large_binary())
-        elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-            self.type, array = "binary", array.cast(pa.large_binary())
-        else:
-            self.type = str(kind)
-            if pa.types.is_boolean(kind):
-                array = array.cast(pa.uint8())
-            numbers = array.fill_null(0).to_numpy(zero_copy_only=False)
-            if numbers.dtype.kind == "f":
-                numbers = numbers + numbers.dtype.type(0)  # -0.0 and 0.0 are one value
-            values.update(numbers.astype(numbers.dtype.newbyteorder("<"), copy=False).tobytes())
+        if pa.types.is_dictionary(array.type):
+            array = array.dictionary_decode()
+        if self.text or self.binary:
+            array = array.cast(pa.large_string() if self.text else pa.large_binary())
+            array = array.cast(pa.large_binary()).fill_null(b"")
+            lengths.update(np.asarray(pc.binary_length(array)).astype("<i8").tobytes())
+            _, offsets, data = array.buffers()
+            bounds = np.frombuffer(offsets, np.int64)[[array.offset, array.offset + len(array)]]
+            if data is not None:
+                values.update(memoryview(data)[bounds[0] : bounds[1]])
             return
-        array = array.fill_null(b"")
-        lengths.update(np.asarray(pc.binary_length(array)).astype("<i8").tobytes())
-        values.update(b"".join(array.to_pylist()))
+        if pa.types.is_boolean(array.type):
+            array = array.cast(pa.uint8())
+        numbers = array.fill_null(0).to_numpy(zero_copy_only=False)
+        if numbers.dtype.kind == "f":
+            numbers = numbers + numbers.dtype.type(0)  # -0.0 and 0.0 are one value
+        values.update(numbers.astype(numbers.dtype.newbyteorder("<"), copy=False).tobytes())
 
     def hexdigest(self) -> str:
         text = "\0".join([self.type, *(part.hexdigest() for part in self.parts)])
@@ -135,7 +138,7 @@ def write_table(path: Path, table: pa.Table, *, max_rows: int = _MAX_ROWS) -> No
 
 
 def dictionary_codes(column: pa.ChunkedArray) -> np.ndarray:
-    """Integer codes (n,) of a text column, equal where the values are equal."""
+    """Integer codes (n,) of a text column without nulls, equal where the values are equal."""
     return np.asarray(_encoded(column).indices)
 
 
@@ -175,6 +178,8 @@ def _compact(table: pa.Table) -> pa.Table:
 def fov_row_groups(path: Path, fovs: Collection[str]) -> list[int]:
     """Row groups of a table that hold the given fields of view, found by their statistics."""
     metadata = pq.read_metadata(path)
+    if "fov" not in metadata.schema.names:
+        raise TableError(str(path), ["it has no column fov; it is no table of a dataset"])
     column = metadata.schema.names.index("fov")
     found = []
     for i in range(metadata.num_row_groups):
@@ -196,5 +201,19 @@ def read_fovs(
     """Yield the row groups of the given fields of view, one table each, in file order."""
     groups = fov_row_groups(path, fovs)
     with pq.ParquetFile(path) as file:
+        present = file.schema_arrow.names
+        absent = [name for name in columns or () if name not in present]
+        if absent:
+            problem = f"no columns {', '.join(absent)}; there are {', '.join(present)}"
+            raise TableError(str(path), [problem])
         for i in groups:
             yield file.read_row_group(i, columns=None if columns is None else list(columns))
+
+
+def read_table(path: Path, fovs: Collection[str], columns: Sequence[str] | None = None) -> pa.Table:
+    """Read the row groups of the given fields of view as one table."""
+    pieces = list(read_fovs(path, fovs, columns))
+    if not pieces:
+        empty = pq.read_schema(path).empty_table()
+        return empty if columns is None else empty.select(list(columns))
+    return pa.concat_tables(pieces).unify_dictionaries()

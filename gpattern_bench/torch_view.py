@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
-from torch.utils.data import Dataset as _TorchDataset
+from torch.utils.data import Dataset
 
-if TYPE_CHECKING:
-    from gpattern_bench.dataset import Dataset
+from gpattern_bench.cells import Cells
 
 __all__ = ["TorchCells"]
 
 
-class TorchCells(_TorchDataset[dict[str, torch.Tensor]]):
+class TorchCells(Dataset[dict[str, torch.Tensor]]):
     """Random access to the cells of a split, as tensors.
 
     The molecules of the split are held as flat arrays (12 bytes per molecule); an item is a dict:
@@ -34,10 +31,10 @@ class TorchCells(_TorchDataset[dict[str, torch.Tensor]]):
     (2, 4)
     """
 
-    def __init__(self, dataset: Dataset, split: str | None) -> None:
-        self.genes, self.patterns = dataset.genes, dataset.patterns
+    def __init__(self, cells: Cells) -> None:
+        self.genes, self.patterns = cells.genes, cells.patterns
         xy, gene, genes, labels, labelled = [], [], [], [], []
-        for cell in dataset.iter_cells(split):
+        for cell in cells:
             xy.append(cell.xy.astype(np.float32))
             gene.append(cell.gene)
             genes.append(cell.genes)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import shapely
 
-from gpattern_bench.curate.release import Release
+from gpattern_bench.curate.release import Release, reading
 from gpattern_bench.errors import SourceError
 
 __all__ = ["read_bento"]
@@ -45,11 +45,7 @@ def read_bento(path: Path, patterns: Sequence[str]) -> Release:
     """
     if not path.is_file():
         raise SourceError(f"no file at {path}: expected a Bento h5ad")
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise SourceError(f"{path} cannot be opened as HDF5: {error}") from error
-    with file:
+    with reading(path, "a Bento h5ad"), h5py.File(path, "r") as file:
         expected = ("uns/points", "obs", "var")
         missing = [name for name in expected if not isinstance(file.get(name), h5py.Group)]
         if missing:
@@ -96,7 +92,8 @@ def _cells(file: h5py.File, path: Path) -> pd.DataFrame:
     cells = pd.DataFrame({"cell_id": _text(obs, obs.attrs.get("_index", "_index"), path)})
     for column, source in (("cell_boundary", "cell_shape"), ("nucleus_boundary", "nucleus_shape")):
         wkt = _text(obs, source, path)
-        cells[column] = shapely.from_wkt(np.where(np.isin(wkt, ("None", "nan", "")), None, wkt))
+        with reading(path, f"outlines (WKT) in obs/{source}"):
+            cells[column] = shapely.from_wkt(np.where(np.isin(wkt, ("None", "nan", "")), None, wkt))
     if "batch" in obs:
         cells["fov"] = _text(obs, "batch", path)
     cells["touches_border"] = None
@@ -107,15 +104,10 @@ def _molecules(file: h5py.File, path: Path, genes: Any) -> tuple[pd.DataFrame, d
     points = file["uns/points"]
     cell = pd.Categorical(_column(points, "cell", path)).rename_categories(str)
     gene = pd.Categorical(_column(points, "gene", path)).rename_categories(str)
-    frame = pd.DataFrame(
-        {
-            "fov": pd.Categorical(_column(points, "batch", path)).rename_categories(str),
-            "cell_id": cell,
-            "gene": gene,
-            "x": np.asarray(_column(points, "x", path), dtype=np.float64),
-            "y": np.asarray(_column(points, "y", path), dtype=np.float64),
-        }
-    )
+    fov = pd.Categorical(_column(points, "batch", path)).rename_categories(str)
+    with reading(path, "molecules in uns/points, numbers in x and y, columns of one length"):
+        xy = {axis: np.asarray(_column(points, axis, path), np.float64) for axis in ("x", "y")}
+        frame = pd.DataFrame({"fov": fov, "cell_id": cell, "gene": gene, **xy})
     inside = [name for name in cell.categories if name != _OUTSIDE]
     frame["cell_id"] = frame["cell_id"].cat.set_categories(inside)  # outside becomes null
     foreign = (frame["cell_id"].notna() & ~frame["gene"].isin(genes)).to_numpy()
@@ -134,14 +126,16 @@ def _labels(
         raise SourceError(
             f"{path} has label layers {', '.join(present)} but lacks {', '.join(missing)}"
         )
-    values = np.stack([layers[name][:] for name in patterns], axis=-1)  # (cells, genes, patterns)
-    labelled = ~np.isnan(values).any(axis=-1)
+    with reading(path, f"numbers, one per cell and gene, in the layers {', '.join(patterns)}"):
+        values = np.stack([layers[name][:] for name in patterns], axis=-1)
+        known = ~np.isnan(values)  # (cells, genes, patterns)
+    labelled = known.any(axis=-1)
     odd = labelled & ~np.isin(values, (0, 1)).all(axis=-1)
     if odd.any():
         row, column = np.argwhere(odd)[0]
         raise SourceError(
-            f"{path}: label layers must hold 0, 1 or NaN; cell {cells[row]}, gene {genes[column]} "
-            f"has {values[row, column].tolist()} ({int(odd.sum())} such pairs)"
+            f"{path}: label layers must hold 0 or 1, or NaN in all of them; cell {cells[row]}, "
+            f"gene {genes[column]} has {values[row, column].tolist()} ({int(odd.sum())} such pairs)"
         )
     i, j = np.nonzero(labelled)
     frame = pd.DataFrame({"cell_id": cells.to_numpy()[i], "gene": genes[j]})

@@ -10,7 +10,7 @@ from filelock import FileLock
 from gpattern_bench.curate.rules import apply_rules
 from gpattern_bench.curate.write import MANIFEST, write_dataset
 from gpattern_bench.errors import TableError
-from gpattern_bench.fetch import fetch
+from gpattern_bench.fetch import CACHE, fetch
 from gpattern_bench.registry import Entry
 from gpattern_bench.storage import content_sha256
 
@@ -35,7 +35,12 @@ def build(entry: Entry, root: Path, *, download: bool = True) -> Path:
     folder = root / entry.name / entry.version
     if (folder / MANIFEST).is_file():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TableError(
+            str(folder), [f"the cache cannot be written ({error}); choose another with {CACHE}"]
+        ) from error
     with FileLock(folder.parent / f".{entry.version}.lock"):
         if (folder / MANIFEST).is_file():  # another process was faster
             return folder

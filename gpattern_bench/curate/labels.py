@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from gpattern_bench.curate.release import reading
 from gpattern_bench.errors import SourceError
 
 __all__ = ["read_labels_csv"]
@@ -40,10 +41,9 @@ def read_labels_csv(
     """
     if not path.is_file():
         raise SourceError(f"no labels at {path}: expected a csv of labelled pairs")
-    try:
-        table = pd.read_csv(path, dtype={"cell": str, "gene": str, **dict.fromkeys(where, str)})
-    except (ValueError, UnicodeDecodeError) as error:
-        raise SourceError(f"{path} cannot be read as csv: {error}") from error
+    with reading(path, "a csv of labels"):
+        # All text: a gene may be called NA, and other rows' values are not ours to judge.
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
     missing = [name for name in ("cell", "gene", *where, *patterns) if name not in table.columns]
     if missing:
         raise SourceError(
@@ -52,20 +52,25 @@ def read_labels_csv(
     used = pd.Series(True, index=table.index)
     for name, value in where.items():
         used &= table[name] == value
+    if not used.any():
+        asked = ", ".join(f"{name} = {value}" for name, value in where.items()) or "any row"
+        raise SourceError(f"{path} has no row with {asked}; it has {len(table)} rows")
     kept = table.loc[used, ["cell", "gene", *patterns]].rename(columns={"cell": "cell_id"})
-    wrong = ~kept[list(patterns)].isin([0, 1]).all(axis=1)
+    values = kept[list(patterns)].apply(pd.to_numeric, errors="coerce")
+    wrong = ~values.isin([0, 1]).all(axis=1) | (kept[["cell_id", "gene"]] == "").any(axis=1)
     if wrong.any():
         row = kept.index[wrong][0]
         raise SourceError(
-            f"{path}, data row {row + 1}: labels must be 0 or 1, got "
-            f"{kept.loc[row, list(patterns)].to_dict()} ({int(wrong.sum())} such rows)"
+            f"{path}, data row {row + 1}: expected a cell, a gene and 0 or 1 for each pattern, got "
+            f"{kept.loc[row].to_dict()} ({int(wrong.sum())} such rows)"
         )
+    kept[list(patterns)] = values.astype(bool)
     unique = kept.drop_duplicates()
-    clash = unique.duplicated(["cell_id", "gene"])
-    if clash.any():
-        pair = unique.loc[clash].iloc[0]
+    clash = unique[unique.duplicated(["cell_id", "gene"])].drop_duplicates(["cell_id", "gene"])
+    if len(clash):
+        pair = clash.iloc[0]
         raise SourceError(
-            f"{path}: {int(clash.sum())} pairs have rows that disagree, the first is cell "
+            f"{path}: {len(clash)} pairs have rows that disagree, the first is cell "
             f"{pair['cell_id']}, gene {pair['gene']}; keep one row per pair"
         )
     dropped = {

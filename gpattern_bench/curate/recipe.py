@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from gpattern_bench.curate.release import Release
 
@@ -47,7 +48,7 @@ class Recipe(BaseModel):
     format: Literal["bento-h5ad", "spatialdata", "simulated"]
     path: str = ""
     patterns: tuple[str, ...] = Field(min_length=1)
-    unit_um: float = Field(default=1.0, gt=0)
+    unit_um: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     controls: str = "notarget|blank"
     patternless: Literal["keep", "drop"] = "drop"
     split: Literal["fov", "test"] = "fov"
@@ -55,6 +56,23 @@ class Recipe(BaseModel):
     fov_column: str | None = None
     labels: str | None = None
     labels_where: dict[str, str] = {}
+
+    @field_validator("patterns")
+    @classmethod
+    def _distinct_columns(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        taken = {"fov", "cell_id", "gene", "n_molecules", ""}
+        if len(set(patterns)) < len(patterns) or taken & set(patterns):
+            raise ValueError("patterns must be distinct, and no names of other columns")
+        return patterns
+
+    @field_validator("controls")
+    @classmethod
+    def _regular_expression(cls, controls: str) -> str:
+        try:
+            re.compile(controls)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+        return controls
 
     def read(self, sources: Path) -> Release:
         """Read the source release below the folder `sources`, in its own units.

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pandas as pd
 
-__all__ = ["Release"]
+from gpattern_bench.errors import GPatternBenchError, SourceError
+
+__all__ = ["Release", "reading"]
 
 
 @dataclass(frozen=True)
@@ -31,3 +36,14 @@ class Release:
     cells: pd.DataFrame
     labels: pd.DataFrame | None = None
     dropped: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+@contextmanager
+def reading(path: Path, what: str) -> Iterator[None]:
+    """Turn whatever a library raises on a file that is not what it should be into one error."""
+    try:
+        yield
+    except GPatternBenchError:
+        raise
+    except Exception as error:  # files from anywhere break libraries in ways that none documents
+        raise SourceError(f"{path} cannot be read as {what}: {error!r}") from error

@@ -151,14 +151,18 @@ def _molecules(
 ) -> pd.DataFrame:
     gene = _categorical(molecules["gene"])
     cell = _categorical(molecules["cell_id"])
-    z = molecules["z"].to_numpy() if "z" in molecules else np.full(len(molecules), np.nan)
+    z = molecules["z"].to_numpy(np.float64) if "z" in molecules else np.full(len(molecules), np.nan)
     xyz = {"x": molecules["x"].to_numpy(), "y": molecules["y"].to_numpy(), "z": z}
-    control = np.array([_is_control(name, recipe) for name in gene.categories], dtype=bool)
-    outlined = np.append(cell.categories.isin(cells["cell_id"]), False)  # code -1 reads the last
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is dropped
+        xyz = {axis: (um * recipe.unit_um).astype(np.float32) for axis, um in xyz.items()}
+    # The last place is read by code -1, a missing name.
+    control = np.array([*(_is_control(name, recipe) for name in gene.categories), False])
+    outlined = np.array([*cell.categories.isin(cells["cell_id"]), False])
     reasons = {
         "outside every cell": cell.codes == -1,
         "cell without an outline": ~outlined[cell.codes],
-        "control target": control[gene.codes] if len(control) else np.zeros(len(gene), dtype=bool),
+        "without a gene": gene.codes == -1,
+        "control target": control[gene.codes],
         "coordinate not finite": ~(np.isfinite(xyz["x"]) & np.isfinite(xyz["y"])),
     }
     keep = np.ones(len(molecules), dtype=bool)
@@ -167,7 +171,8 @@ def _molecules(
         keep &= ~rows
     frame = pd.DataFrame({"cell_id": cell[keep], "gene": gene[keep]})
     for name, values in xyz.items():
-        frame[name] = (values[keep] * recipe.unit_um).astype(np.float32)
+        frame[name] = values[keep]
+    frame["z"] = frame["z"].where(np.isfinite(frame["z"]))
     for name in ("cell_id", "gene"):
         frame[name] = frame[name].cat.remove_unused_categories()
     return frame
@@ -199,6 +204,12 @@ def _labels(
 ) -> pd.DataFrame:
     keys = ["cell_id", "gene"]
     labels = labels.astype(dict.fromkeys(keys, str))
+    repeated = labels[labels.duplicated(keys)]
+    if len(repeated):
+        raise SourceError(
+            f"labels have {len(repeated)} rows of pairs that occur before, the first is "
+            f"{tuple(repeated.iloc[0][keys])}; cell ids and gene names must be unique"
+        )
     known = pd.MultiIndex.from_frame(raw_pairs.astype(dict.fromkeys(keys, str)))
     absent = ~pd.MultiIndex.from_frame(labels[keys]).isin(known)
     control = ~absent & labels["gene"].map(lambda gene: _is_control(gene, recipe)).to_numpy(bool)

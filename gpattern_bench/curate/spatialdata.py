@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
 
-from gpattern_bench.curate.release import Release
+from gpattern_bench.curate.release import Release, reading
 from gpattern_bench.errors import MissingExtraError, SourceError
 
 __all__ = ["read_spatialdata"]
@@ -55,23 +55,31 @@ def read_spatialdata(path: Path, *, fov_column: str | None = None) -> Release:
     """
     if not path.is_dir():
         raise SourceError(f"no folder at {path}: expected a SpatialData zarr")
+    with reading(path, "a SpatialData zarr"):
+        return _read(path, fov_column)
+
+
+def _read(path: Path, fov_column: str | None) -> Release:
     attributes = _attributes(path, _POINTS)
     shapes = {name: _shapes(path, name) for name in (_CELLS, _NUCLEI) if (path / name).is_dir()}
     if _CELLS not in shapes:
         raise SourceError(f"{path} has no element {_CELLS}: outlines of the cells are needed")
-    for name in shapes:
+    for name, outlines in shapes.items():
         if _frames(_attributes(path, name)) != _frames(attributes):
             raise SourceError(
                 f"{path}: {name} and {_POINTS} have different coordinate transformations; bring "
                 "them into one frame (spatialdata.transform) and write the zarr again"
             )
+        repeated = outlines.index[outlines.index.duplicated()]
+        if len(repeated):
+            raise SourceError(f"{path}: {name} has {repeated[0]} more than once; keep one outline")
     molecules = _molecules(path, attributes, fov_column)
-    nuclei = shapes.get(_NUCLEI, {})
-    fov = molecules.drop_duplicates("cell_id").set_index("cell_id")["fov"].astype(str)
-    cells = pd.DataFrame({"cell_id": list(shapes[_CELLS])})
-    cells["fov"] = cells["cell_id"].map(fov).fillna("")
-    cells["cell_boundary"] = list(shapes[_CELLS].values())
-    cells["nucleus_boundary"] = [nuclei.get(cell) for cell in shapes[_CELLS]]
+    placed = molecules.dropna(subset=["cell_id", "fov"]).drop_duplicates("cell_id")
+    fov = placed.set_index("cell_id")["fov"].astype(str)
+    cells = shapes[_CELLS].rename("cell_boundary").rename_axis("cell_id").reset_index()
+    cells["fov"] = cells["cell_id"].map(fov).fillna("")  # "" only for cells without molecules
+    nuclei = shapes.get(_NUCLEI, pd.Series(dtype=object))
+    cells["nucleus_boundary"] = nuclei.reindex(cells["cell_id"]).where(pd.notna, None).to_numpy()
     cells["touches_border"] = None
     return Release(molecules, cells)
 
@@ -87,11 +95,18 @@ def _attributes(path: Path, element: str) -> dict[str, Any]:
         ) from error
 
 
-def _frames(attributes: dict[str, Any]) -> list[tuple[str, str, str]]:
-    return sorted(
-        (step["output"]["name"], step["type"], str(step.get("scale", step.get("affine", ""))))
-        for step in attributes.get("coordinateTransformations", [])
-    )
+def _frames(attributes: dict[str, Any]) -> Any:
+    """Transformations of an element with their values, less the names of their own axes."""
+
+    def bare(step: Any) -> Any:
+        if isinstance(step, list):
+            return [bare(item) for item in step]
+        if not isinstance(step, dict):
+            return step
+        return {key: bare(step[key]) for key in step if key not in ("input", "output", "axes")}
+
+    steps = attributes.get("coordinateTransformations", [])
+    return [(step.get("output", {}).get("name", "global"), bare(step)) for step in steps]
 
 
 def _molecules(path: Path, attributes: dict[str, Any], fov_column: str | None) -> pd.DataFrame:
@@ -103,38 +118,32 @@ def _molecules(path: Path, attributes: dict[str, Any], fov_column: str | None) -
             "tell which columns hold gene and cell"
         )
     wanted = [name for name in ("x", "y", gene, cell, fov_column) if name is not None]
-    try:
-        dataset = pq.ParquetDataset(path / _POINTS / "points.parquet")
-        missing = [name for name in wanted if name not in dataset.schema.names]
-        if missing:
-            raise SourceError(
-                f"{path}: {_POINTS} lacks the columns {', '.join(missing)}; it has "
-                f"{', '.join(dataset.schema.names)}"
-            )
-        table = dataset.read(columns=wanted, use_pandas_metadata=False)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise SourceError(f"{path}: {_POINTS}/points.parquet cannot be read: {error}") from error
+    dataset = pq.ParquetDataset(path / _POINTS / "points.parquet")
+    missing = [name for name in wanted if name not in dataset.schema.names]
+    if missing:
+        raise SourceError(
+            f"{path}: {_POINTS} lacks the columns {', '.join(missing)}; it has "
+            f"{', '.join(dataset.schema.names)}"
+        )
+    z = ["z"] if "z" in dataset.schema.names else []
+    table = dataset.read(columns=wanted + z, use_pandas_metadata=False)
     text = {name: pd.Categorical(table[name].cast(pa.string()).to_pandas()) for name in wanted[2:]}
-    frame = pd.DataFrame(
-        {
-            "fov": text[fov_column] if fov_column else pd.Categorical(["0"] * len(table)),
-            "cell_id": text[cell],
-            "gene": text[gene],
-            "x": table["x"].to_numpy().astype(np.float64),
-            "y": table["y"].to_numpy().astype(np.float64),
-        }
-    )
+    fov = text[fov_column] if fov_column else pd.Categorical(["0"] * len(table))
+    frame = pd.DataFrame({"fov": fov, "cell_id": text[cell], "gene": text[gene]})
+    with reading(path, f"numbers in x and y of {_POINTS}"):
+        for axis in ("x", "y", *z):
+            frame[axis] = table[axis].to_numpy().astype(np.float64)
     inside = [name for name in text[cell].categories if name not in _OUTSIDE]
     frame["cell_id"] = frame["cell_id"].cat.set_categories(inside)  # outside becomes null
     return frame
 
 
-def _shapes(path: Path, element: str) -> dict[str, Any]:
+def _shapes(path: Path, element: str) -> pd.Series[Any]:
     """Outlines of an element, by name: GeoParquet (newer) or ragged zarr arrays (format 0.1)."""
     parquet = path / element / "shapes.parquet"
     if parquet.is_file():
         frame = pq.read_table(parquet).to_pandas()
-        return dict(zip(frame.index.astype(str), shapely.from_wkb(frame["geometry"]), strict=True))
+        return pd.Series(shapely.from_wkb(frame["geometry"]), frame.index.astype(str), dtype=object)
     try:
         import zarr
     except ImportError as error:
@@ -143,11 +152,14 @@ def _shapes(path: Path, element: str) -> dict[str, Any]:
             "gpattern-bench[spatial]"
         ) from error
     group = zarr.open_group(str(path / element), mode="r")
-    names = ("coords", "offset0", "offset1", "Index")
+    names = ["coords", "offset0", "offset1", "Index"]
     missing = [name for name in names if name not in group]
     if missing:
         raise SourceError(f"{path}: {element} lacks the arrays {', '.join(missing)} of polygons")
-    coordinates, rings, polygons, index = (np.asarray(group[name][:]) for name in names)
     kind = shapely.GeometryType.POLYGON
-    outlines = shapely.from_ragged_array(kind, coordinates, (rings, polygons))
-    return dict(zip(map(str, index.tolist()), outlines, strict=True))
+    if "offset2" in group:
+        kind = shapely.GeometryType.MULTIPOLYGON
+        names.insert(3, "offset2")
+    coordinates, *offsets, index = (np.asarray(group[name][:]) for name in names)
+    outlines = shapely.from_ragged_array(kind, coordinates, tuple(offsets))
+    return pd.Series(outlines, [str(name) for name in index.tolist()], dtype=object)

@@ -58,10 +58,10 @@ def write_dataset(
     TableError
         The folder is in use, or one split would know another.
     """
+    folder = folder.absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise TableError(
-            str(folder), ["the folder is not empty; choose another one or remove it first"]
-        )
+        what = "the folder is not empty" if folder.is_dir() else "a file is there"
+        raise TableError(str(folder), [f"{what}; choose another one or remove it first"])
     cells = tables.cells.select(["fov", "cell_id", "x", "y"]).to_pandas()
     splits = dict(zip(*(tables.splits[k].to_pylist() for k in ("fov", "split")), strict=True))
     leaks = find_leaks(splits, cells, tables.molecules)
@@ -75,8 +75,9 @@ def write_dataset(
             table = getattr(tables, table_name)
             if table is None:
                 continue
-            if table_name == "cells":
-                table = table.replace_schema_metadata({"geo": json.dumps(_geo())})
+            # Nothing of the libraries that made the table: the same values, the same bytes.
+            geo = {"geo": json.dumps(_geo())} if table_name == "cells" else None
+            table = table.replace_schema_metadata(geo)
             path = beside / f"{table_name}.parquet"
             write_table(path, table)
             files[path.name] = {
@@ -102,7 +103,12 @@ def write_dataset(
         text = json.dumps(manifest, indent=1, ensure_ascii=False)
         (beside / MANIFEST).write_text(text + "\n", encoding="utf-8")
         beside.chmod(0o755)  # mkdtemp makes folders private
-        beside.replace(folder)
+        try:
+            beside.replace(folder)
+        except OSError as error:
+            raise TableError(
+                str(folder), [f"cannot be put in place ({error}); name a folder that is not there"]
+            ) from error
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise

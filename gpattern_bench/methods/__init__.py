@@ -34,7 +34,7 @@ def get_method(name: str) -> Method:
     'SPRAWL'
     """
     if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, n=2, cutoff=0.5)
+        near = difflib.get_close_matches(name.lower(), METHODS, n=2, cutoff=0.5)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise UnknownMethodError(f"no method named {name!r}.{hint} Known: {', '.join(METHODS)}.")
     module, _, attribute = METHODS[name].partition(":")

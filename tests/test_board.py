@@ -1,0 +1,516 @@
+"""Submissions and the board: a pure function of the files, and every kind of drift is found."""
+
+from __future__ import annotations
+
+import json
+import locale
+import re
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from gpattern_bench import load_dataset
+from gpattern_bench.board import build_board, drift, markdown, read_reported, write_board
+from gpattern_bench.cli import main
+from gpattern_bench.errors import SubmissionError
+from gpattern_bench.methods import METHODS, get_method
+from gpattern_bench.predictions import write_predictions
+from gpattern_bench.run import run_method
+from gpattern_bench.submission import Metadata, Submission, plain, read_submissions
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+METRICS = ("auc_macro", "acc_macro", "f1_macro", "ap_macro", "accuracy_subset")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A folder with the submissions of every method on `synthetic`, and their board."""
+    folder = tmp_path_factory.mktemp("made")
+    dataset = load_dataset("synthetic")
+    for name in METHODS:
+        submission = folder / "submissions" / name
+        Metadata.of(get_method(name).about).write(submission)
+        run_method(name, dataset, submission / "predictions")
+    for submission in read_submissions(folder / "submissions"):
+        submission.write_results(submission.rescored()[0])
+    reported = REPOSITORY / "leaderboard" / "reported.yaml"
+    (folder / "leaderboard").mkdir()
+    (folder / "leaderboard" / "reported.yaml").write_text(reported.read_text("utf-8"), "utf-8")
+    write_board(
+        build_board(
+            read_submissions(folder / "submissions"), read_reported(folder / "leaderboard")
+        ),
+        folder / "leaderboard",
+    )
+    return folder
+
+
+@pytest.fixture
+def here(made, tmp_path, monkeypatch) -> Path:
+    """A copy of it, and the current folder."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def leaderboard(monkeypatch, capsys):
+    """Run `gpattern-bench leaderboard ...`: exit code and stderr."""
+
+    def run(*options: str) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["gpattern-bench", "leaderboard", *options])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        return int(caught.value.code or 0), capsys.readouterr().err
+
+    return run
+
+
+def submissions(folder: Path) -> list[Submission]:
+    return read_submissions(folder / "submissions")
+
+
+def entry(method: str = "m", **values) -> dict:
+    """A stored result with two patterns."""
+    per_pattern = dict.fromkeys(("auc", "acc", "f1", "ap", "precision", "recall", "floor"), 0.5)
+    metrics = {**dict.fromkeys(METRICS, values.pop("score", 0.5)), "n": 10}
+    metrics["per_pattern"] = {"inner": per_pattern, "outer": per_pattern}
+    base = {
+        "predictions": f"predictions/d/{method}.parquet",
+        "sha256": {},
+        "dataset": "d",
+        "version": "1.0.0",
+        "split": "test",
+        "protocol": "fit",
+        "seed": 0,
+        "labels_sha256": "a" * 64,
+        "trained_on": None,
+        "seconds": 1.0,
+        "device": "CPU",
+        "metrics": metrics,
+    }
+    return base | values
+
+
+def about(method: str = "m", **values) -> Metadata:
+    base = {
+        "method": method,
+        "label": method.upper(),
+        "kind": "model",
+        "summary": "It guesses.",
+        "authors": ["A. Author"],
+        "reference": "none",
+        "code": "none",
+        "licence": "MIT",
+        "inputs": ["coordinates"],
+    }
+    return Metadata.model_validate(base | values)
+
+
+def submitted(*entries: dict, **values) -> Submission:
+    metadata = about(**values)
+    return Submission(Path(metadata.method), metadata, list(entries))
+
+
+def edit_json(path: Path, change) -> None:
+    value = json.loads(path.read_text("utf-8"))
+    change(value)
+    path.write_text(json.dumps(value), "utf-8")
+
+
+def table_rows(text: str) -> list[list[str]]:
+    """Cells of every row of every Markdown table, split where Markdown splits."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines]
+
+
+class TestPure:
+    def test_rebuilding_gives_the_same_bytes(self, here):
+        before = {p.name: p.read_bytes() for p in (here / "leaderboard").iterdir()}
+        write_board(
+            build_board(submissions(here), read_reported(here / "leaderboard")),
+            here / "leaderboard",
+        )
+        assert {p.name: p.read_bytes() for p in (here / "leaderboard").iterdir()} == before
+
+    def test_the_order_of_submissions_and_results_does_not_matter(self):
+        entries = [
+            entry(name, dataset=d, seed=seed, protocol=protocol, score=seed / 10)
+            for name in ("p", "q")
+            for d in ("x", "y")
+            for protocol in ("fit", "transfer")
+            for seed in (0, 1, 2)
+        ]
+        found = [submitted(*entries[:12], method="p"), submitted(*entries[12:], method="q")]
+        turned = [
+            submitted(*entries[12:][::-1], method="q"),
+            submitted(*entries[:12][::-1], method="p"),
+        ]
+        assert json.dumps(build_board(found)) == json.dumps(build_board(turned))
+
+    def test_the_locale_does_not_matter(self, here):
+        text = markdown(build_board(submissions(here)))
+        before = locale.setlocale(locale.LC_ALL)
+        others = [name for name in ("de_DE.UTF-8", "C.UTF-8", "C") if _has_locale(name)]
+        try:
+            for name in others:
+                locale.setlocale(locale.LC_ALL, name)
+                assert markdown(build_board(submissions(here))) == text
+        finally:
+            locale.setlocale(locale.LC_ALL, before)
+
+    def test_rescoring_gives_the_stored_results(self, here):
+        for submission in submissions(here):
+            results, skipped = submission.rescored()
+            assert plain(results) == submission.results
+            assert skipped == []
+
+
+def _has_locale(name: str) -> bool:
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        locale.setlocale(locale.LC_ALL, name)
+    except locale.Error:
+        return False
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
+    return True
+
+
+class TestRows:
+    def test_every_method_has_one(self, here):
+        [table] = build_board(submissions(here))["tables"]
+        assert {row["method"] for row in table["rows"]} == set(METHODS)
+
+    def test_candidates_are_ranked_by_f1_and_controls_are_not(self):
+        board = build_board(
+            [
+                submitted(entry(score=0.4), method="a"),
+                submitted(entry(score=0.6), method="b"),
+                submitted(entry(score=0.5), method="c", kind="control", inputs=["gene"]),
+                submitted(entry(score=1.0), method="d", kind="control", inputs=["labels"]),
+            ]
+        )
+        rows = board["tables"][0]["rows"]
+        assert [(row["method"], row["rank"]) for row in rows] == [
+            ("d", None),
+            ("b", 1),
+            ("c", None),
+            ("a", 2),
+        ]
+        lifts = {row["method"]: row["lift_f1"] for row in rows}
+        assert (lifts["c"], lifts["d"]) == (None, None)
+        assert lifts["b"] == pytest.approx(0.1)  # over the control that cannot see the labels
+
+    def test_rows_without_a_defined_f1_come_last(self):
+        board = build_board(
+            [
+                submitted(entry(score=0.4), method="a"),
+                submitted(entry(score=None), method="b"),
+                submitted(entry(score=0.9), method="c"),
+                submitted(entry(score=None), method="d"),
+                submitted(entry(score=0.6), method="e"),
+            ]
+        )
+        assert [row["method"] for row in board["tables"][0]["rows"]] == ["c", "e", "a", "b", "d"]
+
+    def test_seeds_are_averaged(self):
+        entries = [entry(score=s, seed=k, predictions=f"p{k}") for k, s in enumerate((0.2, 0.4))]
+        [row] = build_board([submitted(*entries)])["tables"][0]["rows"]
+        assert row["f1_macro"] == pytest.approx(0.3)
+        assert row["seeds"] == [0, 1]
+
+    def test_patterns_without_a_rule_are_marked(self):
+        text = markdown(build_board([submitted(entry(), rules_for=["inner"])]))
+        assert "| M †" in text
+        assert "† No rule for outer: scored 0 there." in text
+
+    def test_time_and_device_come_from_the_run(self, here):
+        [table] = build_board(submissions(here))["tables"]
+        for row in table["rows"]:
+            folder = here / "submissions" / row["method"] / "predictions" / "synthetic"
+            run = json.loads((folder / "run-seed0.json").read_text())
+            assert (row["seconds"], row["device"]) == (run["seconds"]["test"], run["device"])
+
+
+class TestTables:
+    def test_protocols_never_share_one(self):
+        entries = [
+            entry(protocol=protocol, predictions=protocol)
+            for protocol in ("fit", "transfer", "simulation", "cv-cell")
+        ]
+        tables = build_board([submitted(*entries)])["tables"]
+        assert sorted(table["protocol"] for table in tables) == sorted(
+            ["fit", "transfer", "simulation", "cv-cell"]
+        )
+        assert all(len(table["rows"]) == 1 for table in tables)
+
+    def test_versions_never_share_one(self):
+        entries = [entry(version=v, predictions=v) for v in ("1.0.0", "1.1.0")]
+        tables = build_board([submitted(*entries)])["tables"]
+        assert [table["version"] for table in tables] == ["1.0.0", "1.1.0"]
+
+    def test_methods_that_learn_nothing_stand_in_each(self):
+        fitted = submitted(
+            entry(predictions="a"), entry(protocol="transfer", predictions="b"), method="a"
+        )
+        untrained = submitted(entry(protocol="untrained"), method="b")
+        tables = build_board([fitted, untrained])["tables"]
+        assert [len(table["rows"]) for table in tables] == [2, 2]
+
+    def test_labels_that_differ_are_an_error(self):
+        with pytest.raises(SubmissionError, match="scored on different labels"):
+            build_board(
+                [
+                    submitted(entry(), method="a"),
+                    submitted(entry(labels_sha256="b" * 64), method="b"),
+                ]
+            )
+
+    def test_reported_rows_are_marked_and_apart(self, here):
+        text = (here / "leaderboard" / "LEADERBOARD.md").read_text("utf-8")
+        measured, _, reported = text.partition("## Reported by the paper")
+        rows = [row for row in table_rows(reported) if "GPSNet" in row[0]]
+        assert len(rows) == 3
+        assert all(row[-1].strip() == "reported" for row in rows)
+        assert "GPSNet" not in measured
+        assert "reported" not in measured.partition("# Leaderboard")[2].split("##", 1)[1]
+
+    def test_json_says_measured(self, here):
+        board = json.loads((here / "leaderboard" / "leaderboard.json").read_text("utf-8"))
+        assert {row["status"] for table in board["tables"] for row in table["rows"]} == {"measured"}
+
+    @pytest.mark.parametrize(
+        "label",
+        ["a|b", "| a |", "a\nb", "a\r\n| b |", "a\\|b", "`a|b`", "<!-- a", "*a*", "[a](b) †"],
+    )
+    def test_no_label_breaks_one(self, label):
+        text = markdown(
+            build_board([submitted(entry(), label=label), submitted(entry(), method="z")])
+        )
+        rows = table_rows(text)
+        assert len(rows) == 4  # header, rule and two rows
+        assert len({len(row) for row in rows}) == 1
+
+    @pytest.mark.parametrize("label", ["<script>alert(1)</script>", "<!-- a", "a<br>b"])
+    def test_no_label_brings_markup(self, label):
+        assert label not in markdown(build_board([submitted(entry(), label=label)]))
+
+
+class TestDrift:
+    def test_of_the_repository_there_is_none(self, leaderboard, monkeypatch):
+        if not (REPOSITORY / "submissions").is_dir():
+            pytest.skip("the package is tested without its submissions")
+        monkeypatch.chdir(REPOSITORY)
+        assert leaderboard("--check") == (0, "")
+
+    def test_of_what_was_just_made_there_is_none(self, here, leaderboard):
+        assert leaderboard("--check") == (0, "")
+        assert leaderboard("--check", "--rescore") == (0, "")
+
+    def found(self, leaderboard, *options) -> str:
+        code, err = leaderboard("--check", *options)
+        assert code == 1
+        assert "leaderboard --rescore" in err  # what to do
+        return err
+
+    def test_an_edited_score(self, here, leaderboard):
+        path = here / "submissions" / "sprawl" / "results.json"
+        edit_json(path, lambda r: r[0]["metrics"].update(f1_macro=0.99))
+        assert "sprawl: scores differ" in self.found(leaderboard, "--rescore")
+        assert "is not what the submissions give" in self.found(leaderboard)
+
+    def test_an_edited_score_with_a_board_made_of_it(self, here, leaderboard):
+        path = here / "submissions" / "sprawl" / "results.json"
+        edit_json(path, lambda r: r[0]["metrics"].update(f1_macro=0.99))
+        assert leaderboard()[0] == 0
+        assert "sprawl: scores differ" in self.found(leaderboard, "--rescore")
+
+    @pytest.mark.parametrize("split", ["test", "val"])
+    def test_a_changed_prediction_file(self, here, leaderboard, split):
+        path = here / f"submissions/sprawl/predictions/synthetic/{split}-seed0.parquet"
+        with path.open("ab") as file:
+            file.write(b"PAR1")
+        assert "sprawl/predictions/synthetic/test-seed0.parquet: changed since" in self.found(
+            leaderboard
+        )
+
+    def test_a_missing_prediction_file(self, here, leaderboard):
+        (here / "submissions/sprawl/predictions/synthetic/test-seed0.parquet").unlink()
+        assert "the prediction file is gone" in self.found(leaderboard)
+
+    def test_missing_results(self, here, leaderboard):
+        (here / "submissions" / "sprawl" / "results.json").unlink()
+        assert "test-seed0.parquet: not scored yet" in self.found(leaderboard)
+
+    @pytest.mark.parametrize("name", ["LEADERBOARD.md", "leaderboard.json"])
+    def test_an_edited_board(self, here, leaderboard, name):
+        path = here / "leaderboard" / name
+        path.write_text(path.read_text("utf-8").replace("SPRAWL", "SPRAWL!"), "utf-8")
+        assert f"{name} is not what the submissions give" in self.found(leaderboard)
+
+    def test_other_line_ends(self, here, leaderboard):
+        path = here / "leaderboard" / "LEADERBOARD.md"
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+        assert "LEADERBOARD.md" in self.found(leaderboard)
+
+    def test_a_board_that_is_not_text(self, here, leaderboard):
+        (here / "leaderboard" / "LEADERBOARD.md").write_bytes(b"\xff\xfe")
+        assert "LEADERBOARD.md" in self.found(leaderboard)
+
+    def test_a_missing_board(self, here, leaderboard):
+        (here / "leaderboard" / "LEADERBOARD.md").unlink()
+        assert "LEADERBOARD.md is missing" in self.found(leaderboard)
+
+    def test_labels_that_the_registry_does_not_pin(self, here, leaderboard):
+        for path in (here / "submissions").glob("*/results.json"):
+            edit_json(path, lambda r: r[0].update(labels_sha256="0" * 64))
+        assert "scored on labels 000000000000, the registry pins" in self.found(leaderboard)
+
+    def test_checking_writes_nothing(self, here, leaderboard):
+        edit_json(here / "submissions/sprawl/results.json", lambda r: r[0].update(seconds=9))
+        before = {p: p.read_bytes() for p in here.rglob("*") if p.is_file()}
+        self.found(leaderboard, "--rescore")
+        assert {p: p.read_bytes() for p in here.rglob("*") if p.is_file()} == before
+
+    def test_stale_results_make_no_board(self, here, leaderboard):
+        (here / "submissions" / "sprawl" / "results.json").unlink()
+        (here / "leaderboard" / "LEADERBOARD.md").unlink()
+        assert leaderboard()[0] == 1
+        assert not (here / "leaderboard" / "LEADERBOARD.md").exists()
+
+    def test_rescoring_repairs_all(self, here, leaderboard):
+        (here / "submissions" / "sprawl" / "results.json").unlink()
+        (here / "leaderboard" / "LEADERBOARD.md").unlink()
+        assert leaderboard("--rescore")[0] == 0
+        assert leaderboard("--check", "--rescore") == (0, "")
+
+    def test_a_dataset_that_is_not_here_is_skipped_and_kept(self, here, leaderboard, monkeypatch):
+        # Elsewhere: an empty cache without network, and `synthetic` under another name.
+        folder = here / "submissions" / "sprawl"
+        path = folder / "predictions" / "synthetic" / "test-seed0.parquet"
+        data = path.read_bytes()
+        table = pq.read_table(path)
+        value = json.loads(table.schema.metadata[b"gpattern_bench"]) | {"dataset": "nih3t3_gold"}
+        pq.write_table(table.replace_schema_metadata({"gpattern_bench": json.dumps(value)}), path)
+        assert path.read_bytes() != data
+        monkeypatch.setenv("GPATTERN_BENCH_DATA", str(here / "empty"))
+        [submission] = [s for s in submissions(here) if s.metadata.method == "sprawl"]
+        results, skipped = submission.rescored()
+        assert skipped == ["sprawl/predictions/synthetic/test-seed0.parquet"]
+        assert results == submission.results
+
+
+class TestRescored:
+    @pytest.fixture
+    def mine(self, tmp_path) -> Submission:
+        folder = tmp_path / "submissions" / "mine"
+        about("mine").write(folder)
+        return Submission(folder, about("mine"), [])
+
+    def put(self, mine: Submission, name: str, split: str = "test", **values) -> None:
+        dataset = load_dataset("synthetic")
+        scores = dataset.pairs(split).assign(**dict.fromkeys(dataset.patterns, 0.5))
+        path = mine.folder / "predictions" / "synthetic" / name
+        write_predictions(path, scores, dataset, split, **{"method": "mine"} | values)
+
+    def test_another_method_is_an_error(self, mine):
+        self.put(mine, "test-seed0.parquet", method="other")
+        with pytest.raises(SubmissionError, match="predictions of 'mine', got method 'other'"):
+            mine.rescored()
+
+    def test_train_scores_under_the_name_of_test_are_an_error(self, mine):
+        # The board says "Test split" above the row.
+        self.put(mine, "test-seed0.parquet", split="train")
+        with pytest.raises(SubmissionError, match="train"):
+            mine.rescored()
+
+    def test_the_same_seed_twice_is_an_error(self, mine):
+        self.put(mine, "test-seed0.parquet")
+        self.put(mine, "test-seed00.parquet")
+        with pytest.raises(SubmissionError, match="seed"):
+            mine.rescored()
+
+    def test_val_scores_of_the_same_run_are_used(self, mine):
+        self.put(mine, "test-seed0.parquet")
+        assert "f1_val_macro" not in mine.rescored()[0][0]["metrics"]
+        self.put(mine, "val-seed0.parquet", split="val")
+        assert "f1_val_macro" in mine.rescored()[0][0]["metrics"]
+
+
+class TestMetadata:
+    @pytest.fixture
+    def folder(self, tmp_path) -> Path:
+        about("mine").write(tmp_path / "mine")
+        return tmp_path
+
+    def edit(self, folder: Path, **values) -> None:
+        path = folder / "mine" / "submission.yaml"
+        found = yaml.safe_load(path.read_text("utf-8")) | values
+        path.write_text(yaml.safe_dump(found), "utf-8")
+
+    def test_comes_back(self, folder):
+        [found] = read_submissions(folder)
+        assert found.metadata == about("mine")
+
+    def test_all_problems_of_all_files_at_once(self, folder):
+        self.edit(folder, colour="red", kind="magic", authors=[], inputs=["tea leaves"])
+        about("other").write(folder / "misnamed")
+        with pytest.raises(SubmissionError) as caught:
+            read_submissions(folder)
+        for expected in ("colour", "kind", "authors", "inputs.0", "'misnamed'"):
+            assert expected in str(caught.value)
+        assert len(caught.value.problems) == 5
+
+    @pytest.mark.parametrize("text", ["", "- a", "a: [", "\t", "a: \x00"])
+    def test_what_is_no_mapping_is_an_error(self, folder, text):
+        (folder / "mine" / "submission.yaml").write_text(text)
+        with pytest.raises(SubmissionError, match="mine"):
+            read_submissions(folder)
+
+    @pytest.mark.parametrize("text", ["", "{", "{}", "[1]", "[{}]", "null", '[{"predictions": 1}]'])
+    def test_results_of_another_form_are_an_error(self, folder, text):
+        (folder / "mine" / "results.json").write_text(text)
+        with pytest.raises(SubmissionError, match="mine"):
+            read_submissions(folder)
+
+    def test_templates_are_left_out(self, folder):
+        about("template").write(folder / "_template")
+        assert [s.metadata.method for s in read_submissions(folder)] == ["mine"]
+
+    @pytest.mark.parametrize("name", METHODS)
+    def test_of_the_methods_that_ship(self, name):
+        assert Metadata.of(get_method(name).about).method == name
+
+    def test_the_repository_has_that_of_the_methods_that_ship(self):
+        if not (REPOSITORY / "submissions").is_dir():
+            pytest.skip("the package is tested without its submissions")
+        found = {
+            s.metadata.method: s.metadata for s in read_submissions(REPOSITORY / "submissions")
+        }
+        for name in METHODS:
+            assert found[name] == Metadata.of(get_method(name).about)
+
+
+def test_drift_names_what_differs(tmp_path):
+    board = build_board([submitted(entry())])
+    assert len(drift(board, tmp_path)) == 2
+    write_board(board, tmp_path)
+    assert drift(board, tmp_path) == []
+
+
+def test_reported_values_are_those_of_table_2_of_the_paper():
+    reported = read_reported(REPOSITORY / "leaderboard")
+    rows = pd.DataFrame(
+        [{"dataset": table["dataset"], **row} for table in reported for row in table["rows"]]
+    )
+    best = rows[rows["method"].str.startswith("GPSNet")]
+    assert best[["auc", "acc", "f1"]].to_numpy().tolist() == [
+        ["90.22", "84.35", "71.02"],
+        ["92.52", "87.88", "73.48"],
+        ["83.09", "78.08", "68.26"],
+    ]

@@ -1,0 +1,504 @@
+"""The command line: exit codes, one paragraph on stderr, JSON, the demo."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from gpattern_bench import __version__, load_dataset
+from gpattern_bench.cli import main
+from gpattern_bench.curate.simulate import PATTERNS
+from gpattern_bench.dataset import Dataset
+from gpattern_bench.methods import METHODS
+from gpattern_bench.predictions import write_predictions
+
+COMMANDS = ["list", "info", "download", "verify", "curate", "run", "validate", "evaluate"]
+COMMANDS += ["leaderboard", "demo"]
+
+
+class Outcome:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys, tmp_path):
+    """Run `gpattern-bench ...` in this process and in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args: object) -> Outcome:
+        monkeypatch.setattr("sys.argv", ["gpattern-bench", *map(str, args)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        captured = capsys.readouterr()
+        return Outcome(int(caught.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+def shell(*args: str, **options) -> subprocess.CompletedProcess[str]:
+    """Run it as a person does; with its input closed, and never for longer than a minute."""
+    return subprocess.run(
+        [sys.executable, "-m", "gpattern_bench", *args],
+        **{"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "timeout": 60}
+        | options,
+        check=False,
+    )
+
+
+def refused(outcome: Outcome, expected: str, code: int = 2) -> None:
+    """The way in which errors are told: one paragraph on stderr, no traceback."""
+    assert outcome.code == code, outcome.err
+    assert expected in outcome.err
+    assert outcome.err.startswith("error: ")
+    assert "Traceback" not in outcome.err
+    assert outcome.out == ""
+
+
+def strict(text: str):
+    """Parse JSON that has neither NaN nor Infinity."""
+
+    def fail(name: str):
+        raise AssertionError(f"{name} is not JSON")
+
+    return json.loads(text, parse_constant=fail)
+
+
+@pytest.fixture(scope="module")
+def predictions(tmp_path_factory) -> Path:
+    """A folder with random val and test predictions of `synthetic`."""
+    folder = tmp_path_factory.mktemp("predictions")
+    dataset = load_dataset("synthetic")
+    rng = np.random.default_rng(0)
+    for split in ("val", "test"):
+        pairs = dataset.pairs(split)
+        scores = pairs.assign(**{p: rng.random(len(pairs)) for p in dataset.patterns})
+        write_predictions(folder / f"{split}.parquet", scores, dataset, split, method="random")
+    return folder
+
+
+@pytest.fixture
+def good(predictions, tmp_path) -> Path:
+    return Path(shutil.copy(predictions / "test.parquet", tmp_path / "test.parquet"))
+
+
+@pytest.fixture
+def tables(tmp_path) -> Path:
+    """A copy of the tables of `synthetic`."""
+    return Path(shutil.copytree(load_dataset("synthetic").folder, tmp_path / "tables"))
+
+
+class TestAsAPersonRunsIt:
+    def test_version(self):
+        found = shell("--version")
+        assert (found.returncode, found.stdout.strip()) == (0, __version__)
+
+    def test_help_lists_every_command(self):
+        found = shell("--help")
+        assert found.returncode == 0
+        assert all(f"\n  {command} " in found.stdout for command in COMMANDS)
+
+    def test_an_unknown_name_is_told_in_one_line(self):
+        found = shell("verify", "sinthetic")
+        assert found.returncode == 2
+        assert found.stderr.startswith("error: no dataset named 'sinthetic'")
+        assert found.stderr.count("\n") == 1
+        assert found.stdout == ""
+
+    @pytest.mark.parametrize("where", ["before", "after"])
+    def test_debug_shows_the_traceback(self, where):
+        args = ["--debug", "verify", "nope"] if where == "before" else ["verify", "nope", "--debug"]
+        found = shell(*args)
+        if where == "before":
+            assert found.returncode == 1
+            assert "Traceback" in found.stderr
+            assert "UnknownDatasetError" in found.stderr
+        else:  # an option of the whole program: elsewhere it is wrong usage, not silently ignored
+            assert found.returncode == 2
+
+    def test_a_run_with_its_input_closed_prints_its_files_and_no_progress(self, tmp_path):
+        command = [sys.executable, "-m", "gpattern_bench", "run", "sprawl", "--dataset"]
+        found = subprocess.run(
+            ["sh", "-c", '"$@" <&-', "sh", *command, "synthetic"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert found.stdout.splitlines() == [
+            "runs/sprawl/synthetic/val-seed0.parquet",
+            "runs/sprawl/synthetic/test-seed0.parquet",
+        ]
+        assert found.stderr == "WARNING: sprawl has no rule for nuclear_edge: scored 0 everywhere\n"
+        assert found.returncode == 0
+
+
+class TestUsage:
+    @pytest.mark.parametrize(
+        "args",
+        [
+            ["nosuch"],
+            ["list", "--nosuch"],
+            ["info"],
+            ["verify"],
+            ["download"],
+            ["run", "sprawl"],
+            ["run", "sprawl", "--dataset", "synthetic", "--cv", "gene"],
+            ["run", "sprawl", "--dataset", "synthetic", "--seed", "one"],
+            ["validate", "--dataset", "synthetic"],
+            ["evaluate", "x.parquet"],
+            ["curate"],
+            ["curate", "nosuch"],
+            ["curate", "bento-h5ad", "x.h5ad", "--out", "o", "--name", "n"],
+            ["curate", "bento-h5ad", "x", "--out", "o", "--name", "n", "--unit-um", "wide"],
+        ],
+        ids=" ".join,
+    )
+    def test_wrong_usage_is_2(self, cli, args):
+        assert cli(*args).code == 2
+
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_help_of_each_command_is_0(self, cli, command):
+        assert cli(command, "--help").code == 0
+
+    @pytest.mark.parametrize(
+        ("args", "expected"),
+        [
+            (["info", "nope"], "no dataset named 'nope'"),
+            (["download", "nope"], "no dataset named 'nope'"),
+            (["verify", "synthetic@9"], "no version '9'"),
+            (["run", "nope", "--dataset", "synthetic"], "no method named 'nope'"),
+            (["run", "sprawl", "--dataset", "nope"], "no dataset named 'nope'"),
+            (["run", "sprawl", "--dataset", "synthetic", "--cv", "cell"], "learns nothing"),
+            (["validate", "no.parquet", "--dataset", "synthetic"], "there is no such file"),
+            (["validate", ".", "--dataset", "synthetic"], "it is a folder"),
+            (["evaluate", "no.parquet", "--dataset", "synthetic"], "there is no such file"),
+            (["leaderboard", "--submissions", "nope"], "no such folder"),
+            (
+                ["curate", "bento-h5ad", "no", "--out", "o", "--name", "n", "--unit-um", "1"],
+                "no file at",
+            ),
+        ],
+        ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    )
+    def test_unreadable_input_is_2(self, cli, args, expected):
+        refused(cli(*args), expected)
+
+    @pytest.mark.parametrize(
+        ("option", "value"),
+        [
+            ("--unit-um", "0"),
+            ("--unit-um", "-1"),
+            ("--unit-um", "nan"),
+            ("--controls", "("),
+            ("--patterns", ""),
+            ("--patterns", "nuclear,nuclear"),
+            ("--patterns", "nuclear,cell_id"),
+            ("--seed", "-1"),
+        ],
+    )
+    def test_options_of_curate_that_make_no_sense_are_2(self, cli, tmp_path, option, value):
+        bento_file(tmp_path / "a.h5ad")
+        args = ["a.h5ad", "--out", "o", "--name", "n", "--unit-um", "1", option, value]
+        outcome = cli("curate", "bento-h5ad", *args)
+        assert outcome.code == 2
+        assert not (tmp_path / "o").exists()
+
+    @pytest.mark.parametrize("command", ["run molecule_count --dataset synthetic", "demo"])
+    def test_an_output_that_is_a_file_is_told_in_words(self, cli, tmp_path, command):
+        (tmp_path / "taken").write_text("mine")
+        refused(cli(*command.split(), "--out", "taken"), "taken")
+        assert (tmp_path / "taken").read_text() == "mine"
+
+    def test_a_cache_that_is_a_file_is_told_in_words(self, cli, tmp_path, monkeypatch):
+        (tmp_path / "taken").write_text("mine")
+        monkeypatch.setenv("GPATTERN_BENCH_DATA", str(tmp_path / "taken"))
+        refused(cli("download", "synthetic"), "taken")
+
+
+class TestList:
+    def test_names_every_dataset(self, cli):
+        load_dataset("synthetic")
+        outcome = cli("list")
+        assert outcome.code == 0
+        assert "| synthetic@1.0.0 " in outcome.out
+        assert "| u2os_gold@1.0.0 " in outcome.out
+
+    def test_json_has_counts_as_numbers(self, cli):
+        load_dataset("synthetic")
+        [row] = [row for row in strict(cli("list", "--json").out) if "synth" in row["dataset"]]
+        assert (row["cells"], row["molecules"], row["cached"]) == (400, 194553, "yes")
+
+    def test_one_broken_dataset_in_the_cache_does_not_hide_the_others(
+        self, cli, tables, tmp_path, monkeypatch
+    ):
+        shutil.move(tables, tmp_path / "cache" / "synthetic" / "1.0.0")
+        (tmp_path / "cache" / "synthetic" / "1.0.0" / "cells.parquet").unlink()
+        monkeypatch.setenv("GPATTERN_BENCH_DATA", str(tmp_path / "cache"))
+        outcome = cli("list")
+        assert outcome.code == 0
+        assert "u2os_gold" in outcome.out
+
+
+class TestInfo:
+    def test_shows_licence_and_citation(self, cli):
+        outcome = cli("info", "u2os_sample")
+        assert outcome.code == 0
+        assert "licence: BSD-2-Clause" in outcome.out
+        assert "citation: Mah et al." in outcome.out
+
+    @pytest.mark.parametrize("name", ["synthetic", "u2os_gold@1.0.0"])
+    def test_json(self, cli, name):
+        assert strict(cli("info", name, "--json").out)["name"] == name.partition("@")[0]
+
+    def test_of_a_folder(self, cli, tables):
+        found = strict(cli("info", tables, "--json").out)
+        assert found["counts"]["cells"] == 400
+
+
+class TestVerify:
+    def test_fine_is_0(self, cli):
+        outcome = cli("verify", "synthetic")
+        assert (outcome.code, outcome.err) == (0, "")
+        assert "synthetic@1.0.0: files, hashes, rules and splits are fine" in outcome.out
+
+    def test_a_flipped_byte_is_1(self, cli, tables):
+        path = tables / "molecules.parquet"
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+        refused(cli("verify", tables), "molecules.parquet: expected SHA-256", code=1)
+
+    def test_a_missing_file_is_1(self, cli, tables):
+        (tables / "labels.parquet").unlink()
+        refused(cli("verify", tables), "labels.parquet", code=1)
+
+
+class TestDownload:
+    def test_prints_the_folder(self, cli):
+        dataset = load_dataset("synthetic")
+        assert cli("download", "synthetic").out == f"synthetic@1.0.0\t{dataset.folder}\n"
+
+
+class TestValidate:
+    def test_fine_is_0(self, cli, good):
+        outcome = cli("validate", good, "--dataset", "synthetic")
+        assert (outcome.code, outcome.out, outcome.err) == (0, f"{good}: fine\n", "")
+
+    def test_the_split_is_that_of_the_file(self, cli, predictions):
+        assert cli("validate", predictions / "val.parquet", "--dataset", "synthetic").code == 0
+
+    def test_problems_are_1(self, cli, good):
+        pq.write_table(pq.read_table(good)[3:], good)
+        outcome = cli("validate", good, "--dataset", "synthetic")
+        refused(outcome, "3 pairs are missing", code=1)
+
+    @pytest.mark.parametrize(
+        "spoil",
+        [lambda b: b[:-9], lambda b: b"", lambda b: b"<html>"],
+        ids=["cut", "empty", "html"],
+    )
+    def test_a_file_that_is_no_parquet_is_1(self, cli, good, spoil):
+        good.write_bytes(spoil(good.read_bytes()))
+        refused(cli("validate", good, "--dataset", "synthetic"), "Parquet", code=1)
+
+    def test_a_split_that_the_dataset_lacks_is_1(self, cli, good):
+        table = pq.read_table(good)
+        value = json.loads(table.schema.metadata[b"gpattern_bench"]) | {"split": "hold"}
+        metadata = {"gpattern_bench": json.dumps(value)}
+        pq.write_table(table.replace_schema_metadata(metadata), good)
+        refused(cli("validate", good, "--dataset", "synthetic"), "'hold'", code=1)
+
+    def test_a_warning_is_no_failure(self, cli, tmp_path):
+        dataset = load_dataset("synthetic")
+        scores = dataset.pairs("test").assign(**dict.fromkeys(dataset.patterns, 0.5))
+        write_predictions(tmp_path / "flat.parquet", scores, dataset, "test", method="flat")
+        outcome = cli("validate", "flat.parquet", "--dataset", "synthetic")
+        assert outcome.code == 0
+        assert outcome.err.count("warning: column") == 4
+
+
+class TestEvaluate:
+    def test_prints_a_table(self, cli, good):
+        outcome = cli("evaluate", good, "--dataset", "synthetic")
+        assert outcome.code == 0
+        for text in ("| nuclear_edge", "| macro", "test: 1,834 pairs"):
+            assert text in outcome.out
+
+    def test_json_is_the_result(self, cli, good, predictions):
+        args = ["evaluate", good, "--dataset", "synthetic", "--json"]
+        found = strict(cli(*args, "--val", predictions / "val.parquet").out)
+        assert {"f1_macro", "f1_val_macro", "per_pattern", "undefined"} <= set(found)
+
+    def test_json_of_undefined_metrics_has_null(self, cli, tmp_path):
+        # A dataset in which no pair has the last pattern.
+        bento_file(tmp_path / "a.h5ad", empty="nuclear_edge")
+        args = ["--out", "d", "--name", "d", "--unit-um", "0.1", "--split", "test"]
+        assert cli("curate", "bento-h5ad", "a.h5ad", *args, "--patternless", "keep").code == 0
+        assert cli("run", "sprawl", "--dataset", "d", "--out", "r").code == 0
+        outcome = cli("evaluate", "r/d/test-seed0.parquet", "--dataset", "d", "--json")
+        found = strict(outcome.out)
+        assert found["per_pattern"]["nuclear_edge"]["f1"] is None
+        assert found["undefined"]["f1"] == ["nuclear_edge"]
+        plain = cli("evaluate", "r/d/test-seed0.parquet", "--dataset", "d")
+        assert "undefined f1, left out of its mean: nuclear_edge" in plain.out
+
+    def test_val_adds_its_column(self, cli, good, predictions):
+        args = ["evaluate", good, "--dataset", "synthetic"]
+        assert "f1_val" not in cli(*args).out
+        assert "f1_val" in cli(*args, "--val", predictions / "val.parquet").out
+
+    def test_a_wrong_val_file_is_2(self, cli, good):
+        args = ["evaluate", good, "--dataset", "synthetic", "--val", good]
+        refused(cli(*args), "split = 'test', expected 'val'")
+
+    def test_a_wrong_file_is_2(self, cli, good):
+        pq.write_table(pq.read_table(good)[3:], good)
+        refused(cli("evaluate", good, "--dataset", "synthetic"), "3 pairs are missing")
+
+
+def bento_file(path: Path, *, empty: str | None = None) -> None:
+    """An h5ad as Bento writes it: five square cells of 100 pixels, three genes and a blank."""
+    rng = np.random.default_rng(0)
+    genes, cells = ["A", "B", "C", "blank1"], [f"c{k}" for k in range(5)]
+    rows = [(c, g) for c in range(5) for g in range(4) for _ in range(4 + g)]
+    cell, gene = np.array(rows).T
+    text = h5py.string_dtype()
+    with h5py.File(path, "w") as file:
+        obs = file.create_group("obs")
+        obs.attrs["_index"] = "cell"
+        obs.create_dataset("cell", data=cells, dtype=text)
+        obs.create_dataset("batch", data=[f"f{k}" for k in range(5)], dtype=text)
+        corners = [[(0, 0), (100, 0), (100, 100), (0, 100), (0, 0)] for _ in cells]
+        wkt = [
+            "POLYGON ((" + ", ".join(f"{x + 200 * k} {y}" for x, y in ring) + "))"
+            for k, ring in enumerate(corners)
+        ]
+        obs.create_dataset("cell_shape", data=wkt, dtype=text)
+        obs.create_dataset("nucleus_shape", data=["None"] * 5, dtype=text)
+        var = file.create_group("var")
+        var.attrs["_index"] = "gene"
+        var.create_dataset("gene", data=genes, dtype=text)
+        points = file.create_group("uns/points")
+        points.create_dataset("cell", data=[cells[c] for c in cell], dtype=text)
+        points.create_dataset("gene", data=[genes[g] for g in gene], dtype=text)
+        points.create_dataset("batch", data=[f"f{c}" for c in cell], dtype=text)
+        points.create_dataset("x", data=rng.random(len(rows)) * 100 + 200 * cell)
+        points.create_dataset("y", data=rng.random(len(rows)) * 100)
+        layers = file.create_group("layers")
+        for name in PATTERNS:
+            values = rng.integers(0, 2, (5, 4)).astype(float)
+            values[0, 0] = 0  # the first pair has no pattern
+            layers.create_dataset(name, data=values * (name != empty))
+
+
+class TestCurate:
+    @pytest.fixture
+    def args(self, tmp_path) -> list[str]:
+        bento_file(tmp_path / "a.h5ad")
+        return ["curate", "bento-h5ad", "a.h5ad", "--name", "mine", "--unit-um", "0.1"]
+
+    def test_makes_a_dataset_that_verifies(self, cli, args):
+        outcome = cli(*args, "--out", "d", "--patternless", "keep")
+        assert outcome.code == 0, outcome.err
+        assert "5 cells, 3 genes" in outcome.out
+        assert "dropped from molecules: 35 (control target)" in outcome.out
+        assert cli("verify", "d").code == 0
+
+    def test_scales_to_micrometres(self, cli, args, tmp_path):
+        cli(*args, "--out", "d", "--patternless", "keep")
+        cells = Dataset(tmp_path / "d").cells()
+        assert [shape.area for shape in cells["cell_boundary"]] == pytest.approx([100.0] * 5)
+
+    def test_split_test_puts_everything_there(self, cli, args, tmp_path):
+        cli(*args, "--out", "d", "--split", "test", "--patternless", "keep")
+        assert Dataset(tmp_path / "d").splits == ("test",)
+
+    def test_patternless_pairs_are_dropped_unless_kept(self, cli, args, tmp_path):
+        cli(*args, "--out", "kept", "--patternless", "keep")
+        cli(*args, "--out", "dropped", "--patternless", "drop")
+        kept, dropped = (Dataset(tmp_path / n).labels() for n in ("kept", "dropped"))
+        assert len(kept) == 15
+        assert len(dropped) == kept[list(PATTERNS)].any(axis=1).sum() < 15
+
+    def test_a_folder_in_use_is_2_and_stays(self, cli, args, tmp_path):
+        (tmp_path / "d").mkdir()
+        (tmp_path / "d" / "mine.txt").write_text("mine")
+        refused(cli(*args, "--out", "d"), "the folder is not empty")
+        assert [path.name for path in (tmp_path / "d").iterdir()] == ["mine.txt"]
+
+    @pytest.mark.parametrize("data", [b"", b"PK", b"<html>"], ids=["empty", "zip", "html"])
+    def test_a_file_that_is_no_hdf5_is_2(self, cli, args, tmp_path, data):
+        (tmp_path / "a.h5ad").write_bytes(data)
+        refused(cli(*args, "--out", "d"), "a.h5ad cannot be ")
+        assert not (tmp_path / "d").exists()
+
+    def test_layers_that_are_missing_are_named(self, cli, args, tmp_path):
+        with h5py.File(tmp_path / "a.h5ad", "a") as file:
+            del file["layers/nuclear"]
+        refused(cli(*args, "--out", "d"), "but lacks nuclear")
+
+
+class TestDemo:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def made(cls, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("demo")
+        return shell("demo", "--out", "d", cwd=folder), folder / "d"
+
+    def test_shows_a_board_of_every_method(self, made):
+        found, _ = made
+        assert found.returncode == 0
+        lines = [line for line in found.stdout.splitlines() if line.startswith("|")]
+        assert len(lines) == 2 + len(METHODS) == 7
+
+    def test_writes_what_it_shows(self, made):
+        found, folder = made
+        assert (folder / "leaderboard" / "LEADERBOARD.md").read_text("utf-8") in found.stdout
+
+    def test_its_board_has_no_drift(self, made, cli):
+        _, folder = made
+        where = ["--submissions", folder / "submissions", "--out", folder / "leaderboard"]
+        assert cli("leaderboard", *where, "--check", "--rescore").code == 0
+
+    def test_scores_are_those_of_the_difficulty_that_was_fixed(self, made):
+        _, folder = made
+        board = json.loads((folder / "leaderboard" / "leaderboard.json").read_text("utf-8"))
+        auc = {row["method"]: row["auc_macro"] for row in board["tables"][0]["rows"]}
+        assert 0.75 <= auc["gene_prior"] <= 0.85
+        assert auc["molecule_count"] <= 0.60
+        assert (auc["prevalence"], auc["oracle"]) == (0.5, 1.0)
+
+    def test_its_predictions_are_frames_that_pandas_opens(self, made):
+        _, folder = made
+        path = folder / "submissions" / "sprawl" / "predictions" / "synthetic"
+        frame = pd.read_parquet(path / "test-seed0.parquet")
+        assert list(frame.columns) == ["cell_id", "gene", *PATTERNS]
+
+
+class TestLeaderboard:
+    def test_an_empty_folder_gives_an_empty_board(self, cli, tmp_path):
+        (tmp_path / "submissions").mkdir()
+        assert cli("leaderboard").code == 0
+        assert (tmp_path / "leaderboard" / "LEADERBOARD.md").is_file()
+        assert cli("leaderboard", "--check").code == 0
+
+    def test_a_broken_submission_is_2(self, cli, tmp_path):
+        (tmp_path / "submissions" / "mine").mkdir(parents=True)
+        (tmp_path / "submissions" / "mine" / "submission.yaml").write_text("method: mine\n")
+        refused(cli("leaderboard"), "label: Field required")
+
+
+def test_the_tests_use_a_cache_of_their_own():
+    assert "gpattern-bench-tests-" in os.environ["GPATTERN_BENCH_DATA"]

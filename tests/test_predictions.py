@@ -1,0 +1,505 @@
+"""Prediction files: the round trip, and every way in which a file can be wrong."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gpattern_bench import Evaluator, __version__, schema
+from gpattern_bench.curate.recipe import Recipe
+from gpattern_bench.curate.rules import apply_rules
+from gpattern_bench.curate.simulate import PATTERNS, simulate
+from gpattern_bench.curate.write import write_dataset
+from gpattern_bench.dataset import Dataset
+from gpattern_bench.errors import GPatternBenchError, PredictionError
+from gpattern_bench.predictions import Origin, read_predictions, write_predictions
+
+KEY = b"gpattern_bench"
+
+
+@pytest.fixture(scope="module")
+def ds(tmp_path_factory) -> Dataset:
+    release = simulate(7, n_fovs=12, cells_per_fov=3, n_genes=10, mean_molecules=60)
+    recipe = Recipe(format="simulated", patterns=PATTERNS, patternless="keep")
+    folder = tmp_path_factory.mktemp("data") / "small"
+    tables = apply_rules(release, recipe)
+    return Dataset(write_dataset(tables, folder, name="small", version="1.2.0", recipe=recipe))
+
+
+@pytest.fixture(scope="module")
+def evaluator(ds) -> Evaluator:
+    return Evaluator(ds)
+
+
+@pytest.fixture
+def scores(ds) -> pd.DataFrame:
+    """Scores of the test split, without ties."""
+    pairs = ds.pairs("test").astype(str)
+    values = np.random.default_rng(0).random((len(pairs), 4)).astype(np.float32)
+    return pairs.assign(**dict(zip(PATTERNS, values.T, strict=True)))
+
+
+@pytest.fixture
+def good(ds, scores, tmp_path) -> Path:
+    return write_predictions(tmp_path / "good.parquet", scores, ds, "test", method="mine")
+
+
+def complaints(evaluator: Evaluator, path: Path) -> str:
+    """What the check says of a file, however it says it."""
+    try:
+        return "\n".join(evaluator.check(path).problems)
+    except PredictionError as error:
+        return str(error)
+
+
+class TestRoundTrip:
+    def test_scores_come_back(self, good, scores):
+        table, _, problems = read_predictions(good)
+        assert problems == []
+        pd.testing.assert_frame_equal(
+            table.to_pandas().astype({"cell_id": object, "gene": object}),
+            scores.astype({"cell_id": object, "gene": object}),
+            check_dtype=False,
+        )
+
+    def test_origin_comes_back(self, ds, scores, tmp_path):
+        path = tmp_path / "a.parquet"
+        write_predictions(path, scores, ds, "test", method="mine", seed=3, protocol="transfer")
+        assert read_predictions(path)[1] == Origin(
+            "small", "1.2.0", "test", "mine", 3, "transfer", __version__
+        )
+
+    def test_the_schema_is_that_of_the_contract(self, good):
+        assert pq.read_schema(good).equals(schema.predictions(PATTERNS))
+
+    def test_the_metadata_is_json_of_the_keys_of_the_contract(self, good):
+        found = json.loads(pq.read_schema(good).metadata[KEY])
+        keys = "dataset version split method seed package_version protocol"
+        assert set(found) == set(keys.split())
+
+    def test_float64_is_stored_as_float32(self, ds, scores, tmp_path):
+        wide = scores.astype(dict.fromkeys(PATTERNS, "float64"))
+        path = write_predictions(tmp_path / "wide.parquet", wide, ds, "test", method="mine")
+        assert read_predictions(path)[0]["nuclear"].type == pa.float32()
+
+    def test_the_same_scores_give_the_same_bytes(self, ds, scores, good, tmp_path):
+        again = write_predictions(tmp_path / "again.parquet", scores, ds, "test", method="mine")
+        assert again.read_bytes() == good.read_bytes()
+
+    def test_missing_folders_are_made(self, ds, scores, tmp_path):
+        path = tmp_path / "a" / "b" / "c.parquet"
+        assert write_predictions(path, scores, ds, "test", method="mine").is_file()
+
+    def test_a_valid_file_has_neither_problems_nor_warnings(self, evaluator, good):
+        checked = evaluator.check(good)
+        assert (checked.problems, checked.warnings) == ([], [])
+        assert checked.scores.shape == (len(evaluator.labels), 4)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_any_row_order_gives_the_identical_result(evaluator, good, scores, tmp_path, ds, seed):
+    shuffled = scores.sample(frac=1, random_state=seed)
+    path = write_predictions(tmp_path / "other.parquet", shuffled, ds, "test", method="mine")
+    assert path.read_bytes() != good.read_bytes()
+    assert evaluator.eval(path) == evaluator.eval(good)
+
+
+# The corpus: what is done to a good file, and a piece of what must be said of it.
+
+
+def of_table(change: Callable[[pa.Table], pa.Table]) -> Callable[[Path], None]:
+    def spoil(path: Path) -> None:
+        table = pq.read_table(path)
+        changed = change(table)
+        metadata = {**(changed.schema.metadata or {}), KEY: table.schema.metadata[KEY]}
+        pq.write_table(changed.replace_schema_metadata(metadata), path)
+
+    return spoil
+
+
+def of_bytes(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    return lambda path: path.write_bytes(change(path.read_bytes())) and None
+
+
+def of_metadata(change: Callable[[dict], object]) -> Callable[[Path], None]:
+    def spoil(path: Path) -> None:
+        table = pq.read_table(path)
+        value = change(json.loads(table.schema.metadata[KEY]))
+        text = value if isinstance(value, bytes) else json.dumps(value).encode()
+        pq.write_table(table.replace_schema_metadata({KEY: text}), path)
+
+    return spoil
+
+
+def put(name: str, values) -> Callable[[Path], None]:
+    """Replace a column by a function of it."""
+
+    def change(table: pa.Table) -> pa.Table:
+        return table.set_column(table.column_names.index(name), name, values(table[name]))
+
+    return of_table(change)
+
+
+def value_at(name: str, value: float | None, row: int = 0) -> Callable[[Path], None]:
+    def values(column: pa.ChunkedArray) -> pa.Array:
+        return pa.array(
+            [value if i == row else v for i, v in enumerate(column.to_pylist())], pa.float32()
+        )
+
+    return put(name, values)
+
+
+def cast(name: str, kind: pa.DataType) -> Callable[[Path], None]:
+    return put(name, lambda column: pa.array(column.to_pylist(), pa.float64()).cast(kind))
+
+
+def as_int(column: pa.ChunkedArray) -> pa.Array:
+    return pa.array(range(len(column)), pa.int64())
+
+
+def not_utf8(column: pa.ChunkedArray) -> pa.Array:
+    array = column.combine_chunks()
+    array = array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
+    data = bytearray(array.buffers()[2].to_pybytes())
+    data[0] = 0xFF
+    return pa.Array.from_buffers(
+        pa.string(), len(array), [None, array.buffers()[1], pa.py_buffer(bytes(data))]
+    )
+
+
+def folder_instead(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def damage_pages(path: Path) -> None:
+    first = pq.read_metadata(path).row_group(0).column(0)
+    data = bytearray(path.read_bytes())
+    begin = first.dictionary_page_offset or first.data_page_offset
+    data[begin : begin + 40] = bytes(40)
+    path.write_bytes(data)
+
+
+def pandas_index(path: Path) -> None:
+    """As `frame.to_parquet` writes a frame that was sorted or filtered: with the index."""
+    table = pq.read_table(path)
+    indexed = pa.Table.from_pandas(table.to_pandas().sort_values("nuclear"))
+    metadata = {**indexed.schema.metadata, KEY: table.schema.metadata[KEY]}
+    pq.write_table(indexed.replace_schema_metadata(metadata), path)
+
+
+HTML = b"\n<!DOCTYPE html><html><body>Sign in</body></html>"
+CORPUS = {
+    # rows
+    "missing pairs": (of_table(lambda t: t[7:]), r"7 pairs are missing: .* and 2 more; score"),
+    "one missing pair": (of_table(lambda t: t[1:]), "1 pair is missing: "),
+    "no rows": (of_table(lambda t: t[:0]), r"\d+ pairs are missing"),
+    "a repeated pair": (
+        of_table(lambda t: pa.concat_tables([t, t[:1]])),
+        "1 row is of pairs given more than once",
+    ),
+    "all repeated": (
+        of_table(lambda t: pa.concat_tables([t, t])),
+        r"\d+ rows are of pairs given more than once: .* more; keep one row",
+    ),
+    "an unknown cell": (
+        put("cell_id", lambda c: pa.array(["nobody", *c.to_pylist()[1:]])),
+        r"1 row is of pairs not of this split: \(nobody, ",
+    ),
+    "an unknown gene": (
+        put("gene", lambda c: pa.array(["NOGENE", *c.to_pylist()[1:]])),
+        r"not of this split: \(.*, NOGENE\)",
+    ),
+    "a null id": (
+        put("cell_id", lambda c: pa.array([None, *c.to_pylist()[1:]], pa.string())),
+        r"not of this split: \((None|nan), ",
+    ),
+    "ids padded with spaces": (
+        put("cell_id", lambda c: pa.array([f"{v} " for v in c.to_pylist()])),
+        "not of this split",
+    ),
+    "ids that are not UTF-8": (put("cell_id", not_utf8), "cell_id.*UTF-8"),
+    # columns
+    "a missing column": (
+        of_table(lambda t: t.drop_columns("nuclear")),
+        r"1 column is missing: nuclear \(there are: cell_id, .*\); add it",
+    ),
+    "missing columns": (
+        of_table(lambda t: t.drop_columns(["gene", "nuclear"])),
+        "2 columns are missing: gene, nuclear",
+    ),
+    "a column too many": (
+        of_table(lambda t: t.append_column("polarised", t["nuclear"])),
+        "too many: polarised; remove",
+    ),
+    "an index column": (pandas_index, "too many: __index_level_0__"),
+    "another case": (
+        of_table(lambda t: t.rename_columns([n.capitalize() for n in t.column_names])),
+        "6 columns are missing: cell_id, gene",
+    ),
+    "a repeated pattern": (
+        of_table(lambda t: t.append_column("nuclear", t["nuclear"])),
+        "more than once: nuclear",
+    ),
+    "a repeated id": (
+        of_table(lambda t: t.append_column("cell_id", t["cell_id"])),
+        "more than once: cell_id",
+    ),
+    # types
+    "float64": (cast("nuclear", pa.float64()), "nuclear is double, expected float; cast"),
+    "float16": (cast("nuclear", pa.float16()), "nuclear is halffloat, expected float"),
+    "int": (
+        put("nuclear", lambda c: pa.array([0] * len(c), pa.int8())),
+        "nuclear is int8, expected float",
+    ),
+    "large int": (
+        put("nuclear", lambda c: pa.array([2**60 + 1] * len(c), pa.int64())),
+        "nuclear is int64, expected float",
+    ),
+    "bool": (
+        put("nuclear", lambda c: pa.array([True] * len(c))),
+        "nuclear is bool, expected float",
+    ),
+    "text": (
+        put("nuclear", lambda c: pa.array(["0.5"] * len(c))),
+        "nuclear is string, expected float",
+    ),
+    "list": (
+        put("nuclear", lambda c: pa.array([[0.5]] * len(c))),
+        r"nuclear is list<.*>, expected float",
+    ),
+    "null type": (
+        put("nuclear", lambda c: pa.nulls(len(c))),
+        "nuclear is null, expected float",
+    ),
+    "cell_id as int": (put("cell_id", as_int), "cell_id is int64, expected text; cast the ids"),
+    "gene as int": (put("gene", as_int), "gene is int64, expected text"),
+    # values
+    "NaN": (
+        value_at("nuclear", float("nan")),
+        r"nuclear has 1 score .*NaN, null or infinite: \(.*, nan\)",
+    ),
+    "infinity": (value_at("nuclear", float("inf")), r"infinite: \(.*, inf\)"),
+    "minus infinity": (value_at("nuclear", float("-inf")), r"infinite: \(.*, -inf\)"),
+    "null score": (value_at("nuclear", None), "NaN, null or infinite"),
+    "above one": (value_at("nuclear", 1.5), r"1 score outside \[0, 1\]: \(.*, 1\.5\); map them"),
+    "below zero": (value_at("nuclear", -0.25), r"outside \[0, 1\]: \(.*, -0\.25\)"),
+    "just above one": (
+        value_at("nuclear", float(np.nextafter(np.float32(1), np.float32(2)))),
+        r"outside \[0, 1\]",
+    ),
+    "logits": (
+        put("nuclear", lambda c: pa.array(np.full(len(c), 7, np.float32))),
+        r"\d+ scores outside \[0, 1\]: .* and \d+ more; map them",
+    ),
+    # metadata
+    "another dataset": (
+        of_metadata(lambda m: m | {"dataset": "u2os_gold"}),
+        "metadata says dataset = 'u2os_gold', expected 'small'",
+    ),
+    "another version": (
+        of_metadata(lambda m: m | {"version": "9"}),
+        r"version = '9', expected '1\.2\.0'",
+    ),
+    "another split": (
+        of_metadata(lambda m: m | {"split": "val"}),
+        "split = 'val', expected 'test'",
+    ),
+    "an unknown protocol": (
+        of_metadata(lambda m: m | {"protocol": "magic"}),
+        "protocol = 'magic'; allowed: fit, untrained, transfer, simulation, cv-cell",
+    ),
+    "metadata with unknown keys": (
+        of_metadata(lambda m: m | {"colour": 1}),
+        "unreadable metadata `gpattern_bench`",
+    ),
+    "metadata without a key": (
+        of_metadata(lambda m: {k: v for k, v in m.items() if k != "method"}),
+        "unreadable metadata",
+    ),
+    "metadata that is a list": (of_metadata(lambda m: [m]), "unreadable metadata"),
+    "broken JSON": (of_metadata(lambda m: b"{dataset:"), "unreadable metadata"),
+    "metadata that is not UTF-8": (of_metadata(lambda m: b"\xff\xfe{"), "unreadable metadata"),
+    "a seed that is text": (of_metadata(lambda m: m | {"seed": "one"}), "seed"),
+    # bytes
+    "an empty file": (of_bytes(lambda b: b""), "not a Parquet file: it is empty"),
+    "truncated": (of_bytes(lambda b: b[:-100]), "truncated: its end is missing; copy it again"),
+    "half": (of_bytes(lambda b: b[: len(b) // 2]), "truncated"),
+    "only the magic": (of_bytes(lambda b: b"PAR1"), "damaged|truncated"),
+    "HTML": (of_bytes(lambda b: HTML), "it is an HTML page, as a server sends"),
+    "HTML with a mark": (of_bytes(lambda b: b"\xef\xbb\xbf" + HTML.lstrip()), "not a Parquet file"),
+    "gzip": (of_bytes(gzip.compress), r"not a Parquet file: it begins with b'\\x1f\\x8b"),
+    "csv": (of_bytes(lambda b: b"cell_id,gene,nuclear\n"), "begins with b'cell_id,gene,nuclear"),
+    "a LFS pointer": (of_bytes(lambda b: b"version https://git-lfs"), "begins with b'version http"),
+    "damaged pages": (damage_pages, "the Parquet file is damaged"),
+    "a damaged footer": (of_bytes(lambda b: b[:-400] + bytes(392) + b[-8:]), "damaged"),
+    "a folder": (folder_instead, "it is a folder; expected a prediction file"),
+    "no file": (Path.unlink, "there is no such file; expected a prediction file"),
+}
+
+
+class TestCorpus:
+    @pytest.mark.parametrize("name", CORPUS)
+    def test_is_refused_in_words(self, evaluator, good, name):
+        spoil, expected = CORPUS[name]
+        spoil(good)
+        text = complaints(evaluator, good)
+        assert re.search(expected, text), text or "no problem was found"
+
+    @pytest.mark.parametrize("name", ["missing pairs", "NaN", "truncated", "an unknown protocol"])
+    def test_evaluating_it_raises_the_same_with_the_path(self, evaluator, good, name):
+        spoil, _ = CORPUS[name]
+        spoil(good)
+        with pytest.raises(PredictionError) as caught:
+            evaluator.eval(good)
+        assert complaints(evaluator, good) in str(caught.value)
+        assert str(good) in str(caught.value)
+
+    @pytest.mark.parametrize("kind", [pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+    def test_other_encodings_of_text_are_fine(self, evaluator, good, kind):
+        before = evaluator.eval(good)
+        for name in ("cell_id", "gene"):
+            put(name, lambda c: pa.array(c.to_pylist(), pa.string()).cast(kind))(good)
+        assert evaluator.eval(good) == before
+
+    def test_several_row_groups_are_fine(self, evaluator, good):
+        before = evaluator.eval(good)
+        pq.write_table(pq.read_table(good), good, row_group_size=7)
+        assert evaluator.eval(good) == before
+
+    def test_a_constant_column_is_a_warning(self, evaluator, good):
+        put("nuclear", lambda c: pa.array(np.full(len(c), 0.25, np.float32)))(good)
+        checked = evaluator.check(good)
+        assert checked.problems == []
+        assert checked.warnings == ["column nuclear is constant (0.25 for every pair)"]
+
+    def test_examples_are_five_and_the_count(self, evaluator, good):
+        value_at("nuclear", float("nan"))(good)
+        of_table(lambda t: t[:-12])(good)
+        text = complaints(evaluator, good)
+        listed = text[text.index("12 pairs are missing: ") :]
+        assert listed.split(";")[0].count("(") == 5
+        assert " and 7 more; " in listed
+
+    def test_missing_pairs_are_named_by_cell_and_gene_only(self, evaluator, good, scores):
+        # A label in an error message would also be a leak.
+        of_table(lambda t: t[1:])(good)
+        row = scores.iloc[0]
+        assert f"1 pair is missing: ({row['cell_id']}, {row['gene']}); " in complaints(
+            evaluator, good
+        )
+
+    def test_one_score_is_named_by_cell_gene_and_value(self, evaluator, good, scores):
+        value_at("nuclear", 1.5, row=3)(good)
+        row = scores.iloc[3]
+        assert f"({row['cell_id']}, {row['gene']}, 1.5)" in complaints(evaluator, good)
+
+    def test_everything_wrong_is_said_at_once(self, evaluator, good):
+        value_at("cell_edge", float("nan"), row=20)(good)
+        value_at("cytoplasmic", 2.0, row=21)(good)
+        cast("nuclear", pa.float64())(good)
+        of_table(lambda t: pa.concat_tables([t[7:], t[7:8]]))(good)
+        put("gene", lambda c: pa.array([*c.to_pylist()[:-2], "NOGENE", c[-1].as_py()]))(good)
+        of_table(lambda t: t.drop_columns("nuclear_edge").append_column("more", t["nuclear"]))(good)
+        of_metadata(lambda m: m | {"dataset": "x", "version": "x", "split": "val"})(good)
+        text = complaints(evaluator, good)
+        for expected in (
+            "dataset = 'x'",
+            "version = 'x'",
+            "split = 'val'",
+            "missing: nuclear_edge",
+            "too many: more",
+            "nuclear is double",
+            "cell_edge has 1 score",
+            "cytoplasmic has 1 score",
+            "8 pairs are missing",
+            "not of this split",
+            "given more than once",
+        ):
+            assert expected in text
+
+    def test_a_repeated_id_and_a_bad_score_are_both_said(self, evaluator, good):
+        value_at("nuclear", float("nan"))(good)
+        of_table(lambda t: t.append_column("cell_id", t["cell_id"]))(good)
+        text = complaints(evaluator, good)
+        assert "more than once: cell_id" in text
+        assert "nuclear has 1 score" in text
+
+    def test_no_flipped_bytes_crash_the_reader(self, evaluator, good):
+        data = good.read_bytes()
+        rng = np.random.default_rng(1)
+        for _ in range(400):
+            broken = bytearray(data)
+            for at in rng.integers(0, len(data), size=rng.integers(1, 20)):
+                broken[at] = rng.integers(0, 256)
+            good.write_bytes(broken)
+            complaints(evaluator, good)  # anything but a PredictionError fails the test
+
+
+class TestWrite:
+    SPOILT = {  # noqa: RUF012 - a table of cases
+        "a missing row": (lambda f: f.iloc[1:], "1 pair is missing"),
+        "a missing column": (lambda f: f.drop(columns="nuclear"), "1 column is missing: nuclear"),
+        "no ids": (lambda f: f.drop(columns=["cell_id", "gene"]), "missing: cell_id, gene"),
+        "an unknown pair": (
+            lambda f: f.assign(gene=["NOGENE", *f["gene"][1:]]),
+            "not of this split",
+        ),
+        "a repeated row": (lambda f: pd.concat([f, f.iloc[:1]]), "given more than once"),
+        "NaN": (lambda f: f.assign(nuclear=np.nan), "NaN, null or infinite"),
+        "out of range": (lambda f: f.assign(nuclear=2.0), r"outside \[0, 1\]"),
+        "barely out of range": (lambda f: f.assign(nuclear=1 + 1e-9), r"outside \[0, 1\]"),
+        "a score that is text": (lambda f: f.assign(nuclear="high"), "nuclear"),
+        "a repeated column": (
+            lambda f: pd.concat([f, f[["nuclear"]]], axis=1),
+            "more than once: nuclear",
+        ),
+        "a null id": (
+            lambda f: f.assign(cell_id=[None, *f["cell_id"][1:]]),
+            "not of this split",
+        ),
+    }
+
+    @pytest.mark.parametrize("name", SPOILT)
+    def test_wrong_scores_are_refused_and_nothing_is_written(self, ds, scores, tmp_path, name):
+        spoil, expected = self.SPOILT[name]
+        with pytest.raises(PredictionError, match=expected):
+            write_predictions(tmp_path / "x.parquet", spoil(scores), ds, "test", method="mine")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_refused_file_leaves_the_old_one(self, ds, scores, good):
+        before = good.read_bytes()
+        with pytest.raises(PredictionError):
+            write_predictions(good, scores.iloc[1:], ds, "test", method="mine")
+        assert good.read_bytes() == before
+        assert [path.name for path in good.parent.iterdir()] == [good.name]
+
+    def test_what_is_written_is_always_valid(self, ds, scores, tmp_path):
+        # So a protocol that validation refuses must be refused here too.
+        with pytest.raises(GPatternBenchError, match="protocol"):
+            write_predictions(
+                tmp_path / "x.parquet", scores, ds, "test", method="mine", protocol="magic"
+            )
+        assert list(tmp_path.iterdir()) == []
+
+    def test_an_unknown_split_names_those_there_are(self, ds, scores, tmp_path):
+        with pytest.raises(GPatternBenchError, match="no split 'tset'; it has train, val, test"):
+            write_predictions(tmp_path / "x.parquet", scores, ds, "tset", method="mine")
+
+    def test_categorical_ids_are_fine(self, ds, scores, tmp_path, evaluator, good):
+        coded = scores.astype({"cell_id": "category", "gene": "category"})
+        path = write_predictions(tmp_path / "x.parquet", coded, ds, "test", method="mine")
+        assert evaluator.eval(path) == evaluator.eval(good)
+
+    def test_the_origin_says_who_wrote_it(self, good):
+        assert asdict(read_predictions(good)[1])["package_version"] == __version__

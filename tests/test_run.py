@@ -1,0 +1,379 @@
+"""Runs: files, protocols, folds, hidden labels, and every way in which a run is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from gpattern_bench import Evaluator, __version__
+from gpattern_bench.curate.recipe import Recipe
+from gpattern_bench.curate.release import Release
+from gpattern_bench.curate.rules import apply_rules
+from gpattern_bench.curate.simulate import PATTERNS, simulate
+from gpattern_bench.curate.write import write_dataset
+from gpattern_bench.dataset import Dataset
+from gpattern_bench.errors import GPatternBenchError, MethodError, UnknownMethodError
+from gpattern_bench.methods import METHODS
+from gpattern_bench.methods.base import About
+from gpattern_bench.predictions import read_predictions
+from gpattern_bench.run import FOLDS, file_stem, run_method
+
+
+def build(folder, name, *, seed=7, split="fov", labels=True, n_fovs=12, form="simulated"):
+    """A small dataset; `form` is what its manifest says it was made from."""
+    release = simulate(seed, n_fovs=n_fovs, cells_per_fov=3, n_genes=10, mean_molecules=60)
+    if not labels:
+        release = Release(release.molecules, release.cells)
+    rules = {"patterns": PATTERNS, "patternless": "keep", "split": split}
+    tables = apply_rules(release, Recipe(format="simulated", **rules))
+    recipe = Recipe(format=form, **rules)
+    return Dataset(write_dataset(tables, folder / name, name=name, version="1.2.0", recipe=recipe))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> dict[str, Dataset]:
+    folder = tmp_path_factory.mktemp("data")
+    return {
+        "whole": build(folder, "whole"),
+        "gold": build(folder, "gold", seed=8, split="test", n_fovs=4),
+        "real": build(folder, "real", seed=9, form="bento-h5ad"),
+        "all_test": build(folder, "all_test", seed=10, split="test", form="bento-h5ad"),
+        "unlabelled": build(folder, "unlabelled", labels=False),
+        "tiny": build(folder, "tiny", seed=11, split="test", n_fovs=1),
+    }
+
+
+class Spy:
+    """Scores 0.5 for every pair and notes what it is shown."""
+
+    about = About("spy", "Spy", "model", "Looks.", "none", ("coordinates",), learns=True)
+    made: list[Spy] = []  # noqa: RUF012 - filled anew by the fixture
+
+    def __init__(self):
+        self.fits, self.predicts = [], []
+        Spy.made.append(self)
+
+    def fit(self, train, seed):
+        self.fits.append(({cell.cell_id: cell.labels is not None for cell in train}, seed))
+
+    def predict(self, cells):
+        seen = {}
+        self.predicts.append(seen)
+        for cell in cells:
+            seen[cell.cell_id] = (cell.labels, cell.labelled)
+            yield cell, self.scores(cell, len(cells.patterns))
+
+    def scores(self, cell, patterns):
+        return np.full((len(cell.genes), patterns), 0.5, np.float32)
+
+
+class Untaught(Spy):
+    about = About("untaught", "U", "model", "Looks.", "none", ("coordinates",), learns=False)
+
+
+class Shuffled(Spy):
+    """Gives its cells in reverse order, with scores that tell the pairs apart."""
+
+    def predict(self, cells):
+        rows = [(cell, self.scores(cell, len(cells.patterns))) for cell in cells]
+        yield from reversed(rows)
+
+    def scores(self, cell, patterns):
+        return np.repeat(cell.counts[:, None] / 1000, patterns, axis=1).astype(np.float32)
+
+
+class BadInTest(Spy):
+    """Fine on val, NaN on test: recognised by the first molecule count it sees."""
+
+    def predict(self, cells):
+        self.calls = getattr(self, "calls", 0) + 1
+        for cell in cells:
+            scores = self.scores(cell, len(cells.patterns))
+            yield cell, scores * np.nan if self.calls == 2 else scores
+
+
+class Lazy(Spy):
+    """Leaves the first cell out."""
+
+    def predict(self, cells):
+        stream = iter(cells)
+        next(stream)
+        for cell in stream:
+            yield cell, self.scores(cell, len(cells.patterns))
+
+
+@pytest.fixture(autouse=True)
+def _registered(monkeypatch):
+    for cls in (Spy, Untaught, Shuffled, BadInTest, Lazy):
+        monkeypatch.setitem(METHODS, cls.__name__.lower(), f"{__name__}:{cls.__name__}")
+    monkeypatch.setattr(Spy, "made", [])
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def origin(path: Path):
+    return read_predictions(path)[1]
+
+
+class TestFiles:
+    @pytest.mark.parametrize("name", ["prevalence", "gene_prior", "sprawl", "oracle"])
+    def test_are_val_and_test_and_the_report(self, made, tmp_path, name):
+        files = run_method(name, made["whole"], tmp_path)
+        assert [path.name for path in files] == ["val-seed0.parquet", "test-seed0.parquet"]
+        assert listing(tmp_path / "whole") == [
+            "run-seed0.json",
+            "test-seed0.parquet",
+            "val-seed0.parquet",
+        ]
+
+    def test_are_valid_and_have_the_pairs_of_their_split(self, made, tmp_path):
+        for path in run_method("sprawl", made["whole"], tmp_path):
+            assert Evaluator(made["whole"], origin(path).split).check(path).problems == []
+
+    def test_of_a_dataset_of_test_alone_are_test_alone(self, made, tmp_path):
+        run_method("sprawl", made["gold"], tmp_path)
+        assert listing(tmp_path) == ["gold/run-seed0.json", "gold/test-seed0.parquet"]
+
+    def test_of_a_dataset_without_labels_score_every_pair(self, made, tmp_path):
+        files = run_method("sprawl", made["unlabelled"], tmp_path)
+        pairs = made["unlabelled"].pairs("test")
+        assert pq.read_metadata(files[1]).num_rows == len(pairs)
+
+    def test_are_replaced_by_a_second_run(self, made, tmp_path):
+        run_method("sprawl", made["gold"], tmp_path)
+        before = listing(tmp_path)
+        run_method("sprawl", made["gold"], tmp_path)
+        assert listing(tmp_path) == before
+
+    def test_of_two_training_sets_do_not_replace_each_other(self, made, tmp_path):
+        for source in ("real", "all_test"):
+            run_method("gene_prior", made["gold"], tmp_path, train_on=made[source])
+        assert len([name for name in listing(tmp_path) if name.endswith(".parquet")]) == 2
+
+    @pytest.mark.parametrize(
+        ("protocol", "stem"),
+        [
+            ("fit", "test-seed3"),
+            ("untrained", "test-seed3"),
+            ("transfer", "test-seed3-transfer"),
+            ("simulation", "test-seed3-simulation"),
+            ("cv-cell", "test-seed3-cv-cell"),
+        ],
+    )
+    def test_names_tell_the_protocol(self, protocol, stem):
+        assert file_stem("test", 3, protocol) == stem
+
+    def test_scores_do_not_depend_on_the_order_in_which_a_method_yields(self, made, tmp_path):
+        path = run_method("shuffled", made["whole"], tmp_path)[1]
+        table = pq.read_table(path).to_pandas()
+        labels = made["whole"].labels("test")
+        assert table["cell_id"].tolist() == labels["cell_id"].tolist()
+        expected = (labels["n_molecules"] / 1000).astype(np.float32)
+        np.testing.assert_array_equal(table["nuclear"], expected)
+
+
+class TestReport:
+    @pytest.fixture
+    def report(self, made, tmp_path) -> dict:
+        run_method("gene_prior", made["whole"], tmp_path, seed=2)
+        return json.loads((tmp_path / "whole" / "run-seed2.json").read_text())
+
+    def test_says_what_ran(self, report):
+        assert {key: report[key] for key in ("method", "dataset", "version", "seed")} == {
+            "method": "gene_prior",
+            "dataset": "whole",
+            "version": "1.2.0",
+            "seed": 2,
+        }
+        assert (report["protocol"], report["trained_on"]) == ("fit", "whole@1.2.0 (train)")
+        assert report["package_version"] == __version__
+
+    def test_has_measured_what_it_cost(self, report, made):
+        assert set(report["seconds"]) == {"fit", "val", "test"}
+        assert all(0 <= seconds < 60 for seconds in report["seconds"].values())
+        assert report["cells"] == {s: len(made["whole"].cells(s)) for s in ("val", "test")}
+        assert 50 < report["peak_rss_mib"] < 100_000
+        assert "cores" in report["device"]
+
+    def test_of_a_method_that_learns_nothing_names_no_training(self, made, tmp_path):
+        run_method("sprawl", made["gold"], tmp_path)
+        report = json.loads((tmp_path / "gold" / "run-seed0.json").read_text())
+        assert report["trained_on"] is None
+        assert set(report["seconds"]) == {"test"}
+
+
+class TestProtocols:
+    @pytest.mark.parametrize(
+        ("method", "dataset", "options", "protocol", "trained_on"),
+        [
+            ("gene_prior", "whole", {}, "fit", "whole@1.2.0 (train)"),
+            ("sprawl", "whole", {}, "untrained", None),
+            ("gene_prior", "gold", {"train_on": "real"}, "transfer", "real@1.2.0 (train)"),
+            ("gene_prior", "gold", {"train_on": "all_test"}, "transfer", "all_test@1.2.0 (all)"),
+            ("gene_prior", "real", {"train_on": "whole"}, "simulation", "whole@1.2.0 (train)"),
+            ("gene_prior", "gold", {"cv": True}, "cv-cell", "gold@1.2.0 (other cells, 5 folds)"),
+        ],
+    )
+    def test_are_in_the_file_its_name_and_the_report(
+        self, made, tmp_path, method, dataset, options, protocol, trained_on
+    ):
+        if "train_on" in options:
+            options = {"train_on": made[options["train_on"]]}
+        path = run_method(method, made[dataset], tmp_path, **options)[-1]
+        assert origin(path).protocol == protocol
+        assert path.stem == file_stem("test", 0, protocol)
+        report = path.with_name(file_stem("run", 0, protocol) + ".json")
+        found = json.loads(report.read_text())
+        assert (found["protocol"], found["trained_on"]) == (protocol, trained_on)
+
+    def test_fit_sees_the_train_split_alone(self, made, tmp_path):
+        run_method("spy", made["whole"], tmp_path, seed=4)
+        [(seen, seed)] = Spy.made[0].fits
+        assert list(seen) == made["whole"].cells("train")["cell_id"].tolist()
+        assert all(seen.values())
+        assert seed == 4
+
+    def test_transfer_sees_the_other_dataset_alone(self, made, tmp_path):
+        run_method("spy", made["gold"], tmp_path, train_on=made["all_test"])
+        [(seen, _)] = Spy.made[0].fits
+        assert list(seen) == made["all_test"].cells()["cell_id"].tolist()
+
+    def test_a_method_that_learns_nothing_is_not_fitted(self, made, tmp_path):
+        run_method("untaught", made["whole"], tmp_path)
+        assert Spy.made[0].fits == []
+
+
+class TestFolds:
+    @pytest.fixture
+    def folds(self, made, tmp_path):
+        """(cells fitted on, cells predicted) of each fold."""
+        run_method("spy", made["gold"], tmp_path, cv=True, seed=1)
+        fits = [set(fit) for spy in Spy.made for fit, _ in spy.fits]
+        predicts = [set(seen) for spy in Spy.made for seen in spy.predicts]
+        return list(zip(fits, predicts, strict=True))
+
+    def test_cover_each_cell_exactly_once(self, made, folds):
+        assert len(folds) == FOLDS
+        held_out = [cell for _, cells in folds for cell in cells]
+        assert sorted(held_out) == made["gold"].cells()["cell_id"].tolist()
+
+    def test_never_train_on_the_cells_that_they_predict(self, made, folds):
+        every = set(made["gold"].cells()["cell_id"])
+        for fitted, held_out in folds:
+            assert fitted == every - held_out
+
+    def test_are_of_nearly_equal_size(self, folds):
+        sizes = [len(held_out) for _, held_out in folds]
+        assert max(sizes) - min(sizes) <= 1
+
+    def test_depend_on_the_seed(self, made, tmp_path):
+        held_out = []
+        for seed in (0, 1):
+            Spy.made.clear()
+            run_method("spy", made["gold"], tmp_path, cv=True, seed=seed)
+            held_out.append({frozenset(seen) for spy in Spy.made for seen in spy.predicts})
+        assert held_out[0] != held_out[1]
+
+    def test_are_fitted_afresh(self, made, tmp_path):
+        # "called once": what one fold learnt must not reach the next, which predicts those cells.
+        run_method("spy", made["gold"], tmp_path, cv=True)
+        assert max(len(spy.fits) for spy in Spy.made) == 1
+
+
+class TestHiddenLabels:
+    @pytest.mark.parametrize(
+        ("method", "dataset", "options"),
+        [("spy", "whole", {}), ("untaught", "whole", {}), ("spy", "gold", {"cv": True})],
+    )
+    def test_no_method_sees_labels_when_it_predicts(self, made, tmp_path, method, dataset, options):
+        run_method(method, made[dataset], tmp_path, **options)
+        shown = [pair for spy in Spy.made for seen in spy.predicts for pair in seen.values()]
+        assert len(shown) > 0
+        assert set(shown) == {(None, None)}
+
+    def test_the_oracle_does(self, made, tmp_path):
+        path = run_method("oracle", made["gold"], tmp_path)[0]
+        assert Evaluator(made["gold"]).eval(path)["f1_macro"] == 1.0
+
+
+class TestRepeats:
+    @pytest.mark.parametrize(
+        ("method", "dataset", "options"),
+        [
+            ("gene_prior", "whole", {}),
+            ("prevalence", "gold", {"cv": True}),
+            ("sprawl", "whole", {}),
+            ("molecule_count", "whole", {}),
+        ],
+    )
+    def test_the_same_seed_gives_the_same_bytes(self, made, tmp_path, method, dataset, options):
+        a = run_method(method, made[dataset], tmp_path / "a", seed=5, **options)
+        b = run_method(method, made[dataset], tmp_path / "b", seed=5, **options)
+        assert [path.read_bytes() for path in a] == [path.read_bytes() for path in b]
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("method", "dataset", "options", "expected"),
+        [
+            ("sprawl", "gold", {"cv": True}, "sprawl learns nothing from labels: leave out"),
+            ("sprawl", "gold", {"train_on": "real"}, "learns nothing from labels"),
+            ("gene_prior", "gold", {"cv": True, "train_on": "real"}, "either --train-on or --cv"),
+            ("gene_prior", "whole", {"cv": True}, "has a train split: run gene_prior without --cv"),
+            (
+                "gene_prior",
+                "gold",
+                {},
+                r"no train split \(only test\): add --train-on NAME .* or --cv cell",
+            ),
+            ("gene_prior", "gold", {"train_on": "unlabelled"}, "there are no labels"),
+            ("gene_prior", "tiny", {"cv": True}, "3 cells in test: 5 or more are needed"),
+            ("gene_prior", "unlabelled", {}, "labels"),
+            ("oracle", "unlabelled", {}, "labels"),
+            # The labels of `gold` are all in test: fitting on them is fitting on what is scored.
+            ("gene_prior", "gold", {"train_on": "gold"}, "gold"),
+            ("gene_prior", "whole", {"train_on": "whole"}, "whole"),
+        ],
+    )
+    def test_with_what_to_do_and_nothing_written(
+        self, made, tmp_path, method, dataset, options, expected
+    ):
+        if "train_on" in options:
+            options = options | {"train_on": made[options["train_on"]]}
+        with pytest.raises(MethodError, match=expected):
+            run_method(method, made[dataset], tmp_path / "out", **options)
+        assert listing(tmp_path) == []
+
+    def test_other_patterns(self, made, tmp_path):
+        release = simulate(7, n_fovs=3, cells_per_fov=2, n_genes=5, mean_molecules=40)
+        recipe = Recipe(format="simulated", patterns=PATTERNS[:2], patternless="keep")
+        folder = write_dataset(
+            apply_rules(release, recipe), tmp_path / "two", name="two", version="1", recipe=recipe
+        )
+        with pytest.raises(MethodError, match="it needs labels of the patterns cell_edge"):
+            run_method("gene_prior", made["gold"], tmp_path / "out", train_on=Dataset(folder))
+        assert not (tmp_path / "out").exists()
+
+    def test_an_unknown_method(self, made, tmp_path):
+        with pytest.raises(UnknownMethodError, match="no method named 'nope'"):
+            run_method("nope", made["gold"], tmp_path)
+
+    def test_a_negative_seed(self, made, tmp_path):
+        with pytest.raises(GPatternBenchError, match="seed"):
+            run_method("prevalence", made["gold"], tmp_path, cv=True, seed=-1)
+
+    @pytest.mark.parametrize("method", ["badintest", "lazy"])
+    def test_wrong_scores_of_a_method_write_nothing(self, made, tmp_path, method):
+        with pytest.raises(GPatternBenchError):
+            run_method(method, made["whole"], tmp_path)
+        assert listing(tmp_path) == []
+
+    def test_a_pattern_without_a_rule_is_a_warning(self, made, tmp_path, caplog):
+        run_method("sprawl", made["gold"], tmp_path)
+        assert "sprawl has no rule for nuclear_edge: scored 0 everywhere" in caplog.text
