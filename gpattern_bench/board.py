@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from gpattern_bench.errors import SubmissionError
 from gpattern_bench.files import write_text
 from gpattern_bench.metrics import exact_mean
 from gpattern_bench.registry import registry
-from gpattern_bench.submission import Submission
+from gpattern_bench.submission import Metadata, Score, Submission
 
 __all__ = [
     "build_board",
@@ -66,48 +67,46 @@ def build_board(
     dict
         What ``leaderboard.json`` holds; metrics are fractions, null = undefined.
     """
-    measured: dict[tuple[str, str], dict[str, dict[str, list[dict[str, Any]]]]] = {}
     by_method = {submission.metadata.method: submission.metadata for submission in submissions}
-    for submission in submissions:
-        for entry in submission.results:
-            table = measured.setdefault((entry["dataset"], entry["version"]), {})
-            entries = table.setdefault(entry["protocol"], {})
-            entries.setdefault(submission.metadata.method, []).append(entry)
+    scores = [score for submission in submissions for score in submission.results]
+    owner = {id(s): sub.metadata.method for sub in submissions for s in sub.results}
     tables = []
-    for (dataset, version), protocols in sorted(measured.items()):
-        untrained = protocols.pop("untrained", {})
-        for protocol in sorted(protocols) or ["untrained"]:
-            entries = {**untrained, **protocols.get(protocol, {})}
-            rows = [_row(by_method[method], entries[method]) for method in sorted(entries)]
-            first = next(iter(entries.values()))[0]
-            _same_labels(dataset, version, entries)
+    for dataset, version in sorted({(score["dataset"], score["version"]) for score in scores}):
+        here = [s for s in scores if (s["dataset"], s["version"]) == (dataset, version)]
+        _same_labels(dataset, version, here)
+        protocols = sorted({score["protocol"] for score in here} - {"untrained"})
+        for protocol in protocols or ["untrained"]:
+            rows: dict[tuple[str, str], list[Score]] = {}
+            for score in here:
+                if score["protocol"] in (protocol, "untrained"):
+                    key = owner[id(score)], score["trained_on"] or ""
+                    rows.setdefault(key, []).append(score)
+            metrics = here[0]["metrics"]
             tables.append(
                 {
                     "dataset": dataset,
                     "version": version,
                     "protocol": protocol,
-                    "labels_sha256": first["labels_sha256"],
-                    "n": first["metrics"]["n"],
-                    "floor": exact_mean(
-                        values["floor"] for values in first["metrics"]["per_pattern"].values()
-                    ),
-                    "rows": _ranked(rows),
+                    "labels_sha256": here[0]["labels_sha256"],
+                    "n": metrics["n"],
+                    "floor": exact_mean(v["floor"] for v in metrics["per_pattern"].values()),
+                    "rows": _ranked([_row(by_method[key[0]], rows[key]) for key in sorted(rows)]),
                 }
             )
     return {"format": 1, "tables": tables, "reported": list(reported)}
 
 
-def _same_labels(dataset: str, version: str, rows: dict[str, list[dict[str, Any]]]) -> None:
-    hashes = {entry["labels_sha256"]: method for method, es in rows.items() for entry in es}
+def _same_labels(dataset: str, version: str, scores: Sequence[Score]) -> None:
+    hashes = {score["labels_sha256"]: score["predictions"] for score in scores}
     if len(hashes) > 1:
-        listed = ", ".join(f"{method}: {sha[:12]}" for sha, method in sorted(hashes.items()))
+        listed = ", ".join(f"{path}: {sha[:12]}" for sha, path in sorted(hashes.items()))
         raise SubmissionError(
             f"{dataset}@{version}",
             [f"results were scored on different labels ({listed}); run leaderboard --rescore"],
         )
 
 
-def _row(about: Any, entries: list[dict[str, Any]]) -> dict[str, Any]:
+def _row(about: Metadata, entries: list[Score]) -> dict[str, Any]:
     """One method in one table: metrics averaged over its seeds."""
     metrics = [entry["metrics"] for entry in entries]
     values = {
@@ -142,18 +141,24 @@ def _row(about: Any, entries: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _ranked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows by F1, the best first, with rank and lift over the best control."""
-    controls = [row for row in rows if row["kind"] == "control" and "labels" not in row["inputs"]]
-    best = max((_number(row["f1_macro"]) for row in controls), default=None)
-    ordered = sorted(rows, key=lambda row: (-_number(row["f1_macro"]), row["method"]))
+    """Rows by F1, the best first and undefined ones last, with rank and lift over controls."""
+    controls = [
+        row["f1_macro"]
+        for row in rows
+        if row["kind"] == "control" and "labels" not in row["inputs"]
+    ]
+    best = max((f1 for f1 in controls if f1 is not None), default=None)
+
+    def order(row: dict[str, Any]) -> tuple[bool, float, str]:
+        f1 = row["f1_macro"]
+        return f1 is None, 0.0 if f1 is None else -f1, row["method"]
+
     rank = 0
     ranked = []
-    for row in ordered:
-        candidate = row["kind"] != "control"
+    for row in sorted(rows, key=order):
+        candidate, f1 = row["kind"] != "control", row["f1_macro"]
         rank += candidate
-        lift = None
-        if candidate and best is not None:
-            lift = _nullable(_number(row["f1_macro"]) - best)
+        lift = f1 - best if candidate and best is not None and f1 is not None else None
         ranked.append({"rank": rank if candidate else None, "lift_f1": lift, **row})
     return ranked
 
@@ -218,7 +223,7 @@ def drift(board: dict[str, Any], folder: Path) -> list[str]:
         path = folder / name
         if not path.is_file():
             problems.append(f"{path} is missing")
-        elif path.read_text(encoding="utf-8") != text:
+        elif path.read_bytes() != text.encode():
             problems.append(f"{path} is not what the submissions give")
     return problems
 
@@ -261,12 +266,20 @@ def _table(rows: list[list[Any]], headers: list[str]) -> str:
 
 
 def _method(row: dict[str, Any], marks: list[str]) -> str:
-    name: str = row["label"] + (" (control)" if row["kind"] == "control" else "")
+    name = _escaped(row["label"]) + (" (control)" if row["kind"] == "control" else "")
+    if row["trained_on"]:
+        name += f" (fitted on {row['trained_on']})"
     if row["no_rule_for"]:
         sign = "†" * (len(marks) + 1)
         marks.append(f"{sign} No rule for {', '.join(row['no_rule_for'])}: scored 0 there.")
         name += f" {sign}"
     return name
+
+
+def _escaped(text: str) -> str:
+    """Text that neither breaks a table nor brings markup of its own."""
+    text = html.escape(" ".join(text.split()), quote=False)
+    return text.replace("\\", "\\\\").replace("|", "\\|")
 
 
 def _percent(value: float | None, *, signed: bool = False) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from shapely.geometry.base import BaseGeometry
 from gpattern_bench.storage import codes_into, dictionary_codes, read_fovs, read_table
 
 __all__ = ["Cell", "Cells", "read_cells"]
+
+_Values = dict[str, tuple[NDArray[np.int64], NDArray[np.bool_]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,15 +131,22 @@ class Cells:
         return sum(name in self._keep for name in names.to_pylist())
 
     def __iter__(self) -> Iterator[Cell]:
+        # All tables are sorted by FOV, so they are read side by side, each opened once.
         columns = ["fov", "cell_id", "gene", "x", "y"]
-        fov, outlines, labels = "", pd.DataFrame(), None
+        outlines = _by_fov(read_fovs(self._folder / "cells.parquet", self._fovs))
+        labels: Iterator[tuple[str, pa.Table | None]] = iter(())
+        if self._labels:
+            labels = _by_fov(read_fovs(self._folder / "labels.parquet", self._fovs))
+        here, cells, values = "", pd.DataFrame(), None
+        labelled_fov, labelled = next(labels, ("", None))
         for table in read_fovs(self._folder / "molecules.parquet", self._fovs, columns):
-            here = table["fov"][0].as_py()
-            if here != fov:
-                fov = here
-                outlines = read_cells(self._folder, [fov]).set_index("cell_id")
-                labels = self._labels_of(fov) if self._labels else None
-            yield from self._split_group(table, fov, outlines, labels)
+            fov = table["fov"][0].as_py()
+            if fov != here:
+                here, cells = fov, _with_outlines(next(outlines)[1]).set_index("cell_id")
+                while labelled is not None and labelled_fov < fov:
+                    labelled_fov, labelled = next(labels, ("", None))
+                values = self._values(labelled if labelled_fov == fov else None)
+            yield from self._split_group(table, fov, cells, values)
 
     @cached_property
     def _gene_index(self) -> pd.Index[str]:
@@ -144,7 +154,7 @@ class Cells:
         return index
 
     def _split_group(
-        self, table: pa.Table, fov: str, outlines: pd.DataFrame, labels: pd.DataFrame | None
+        self, table: pa.Table, fov: str, cells: pd.DataFrame, values: _Values | None
     ) -> Iterator[Cell]:
         names, starts = _runs(table["cell_id"])
         gene = codes_into(self._gene_index, table["gene"]).astype(np.int32)
@@ -152,41 +162,60 @@ class Cells:
         for name, begin, end in zip(names, starts, [*starts[1:], len(gene)], strict=True):
             if self._keep is not None and name not in self._keep:
                 continue
-            outline = outlines.loc[name]
-            origin = np.array([outline["x"], outline["y"]], dtype=np.float64)
+            row = cells.loc[name]
+            origin = np.array([row["x"], row["y"]], dtype=np.float64)
             cell = Cell(
                 cell_id=name,
                 fov=fov,
                 xy=xy[begin:end] - origin,
                 gene=gene[begin:end],
-                boundary=_moved(outline["cell_boundary"], origin),
-                nucleus=_moved(outline["nucleus_boundary"], origin),
+                boundary=_moved(row["cell_boundary"], origin),
+                nucleus=_moved(row["nucleus_boundary"], origin),
             )
-            yield cell if labels is None else self._labelled(cell, labels)
+            yield cell if values is None else self._labelled(cell, values)
 
-    def _labels_of(self, fov: str) -> pd.DataFrame:
-        table = read_table(self._folder / "labels.parquet", [fov])
-        frame: pd.DataFrame = table.select(["cell_id", *self.patterns]).to_pandas()
-        codes = codes_into(self._gene_index, table["gene"])
-        return frame.assign(gene=codes).set_index("cell_id")
+    def _values(self, table: pa.Table | None) -> _Values | None:
+        """Labels of a FOV by cell: codes of the labelled genes, and their labels (g, C)."""
+        if not self._labels:
+            return None
+        if table is None:
+            return {}
+        names, starts = _runs(table["cell_id"])
+        genes = codes_into(self._gene_index, table["gene"])
+        labels = np.stack([table[p].to_numpy(zero_copy_only=False) for p in self.patterns], axis=1)
+        ends = [*starts[1:], len(genes)]
+        return {
+            name: (genes[begin:end], labels[begin:end])
+            for name, begin, end in zip(names, starts, ends, strict=True)
+        }
 
-    def _labelled(self, cell: Cell, labels: pd.DataFrame) -> Cell:
-        values = np.zeros((len(cell.genes), len(self.patterns)), dtype=bool)
+    def _labelled(self, cell: Cell, values: _Values) -> Cell:
+        labels = np.zeros((len(cell.genes), len(self.patterns)), dtype=bool)
         labelled = np.zeros(len(cell.genes), dtype=bool)
-        if cell.cell_id in labels.index:
-            rows = labels.loc[[cell.cell_id]]
-            at = np.searchsorted(cell.genes, rows["gene"].to_numpy())
+        if cell.cell_id in values:
+            genes, known = values[cell.cell_id]
+            at = np.searchsorted(cell.genes, genes)
             labelled[at] = True
-            values[at] = rows[list(self.patterns)].to_numpy(bool)
-        return replace(cell, labels=values, labelled=labelled)
+            labels[at] = known
+        return replace(cell, labels=labels, labelled=labelled)
+
+
+def _by_fov(pieces: Iterator[pa.Table]) -> Iterator[tuple[str, pa.Table]]:
+    """Join the consecutive row groups of one field of view."""
+    for fov, group in groupby(pieces, key=lambda table: str(table["fov"][0].as_py())):
+        yield fov, pa.concat_tables(list(group)).unify_dictionaries()
+
+
+def _with_outlines(table: pa.Table) -> pd.DataFrame:
+    frame: pd.DataFrame = table.to_pandas()
+    for name in ("cell_boundary", "nucleus_boundary"):
+        frame[name] = shapely.from_wkb(frame[name].to_numpy(object))
+    return frame
 
 
 def read_cells(folder: Path, fovs: Collection[str]) -> pd.DataFrame:
     """Read the table of cells of some fields of view, outlines as shapely geometries."""
-    frame: pd.DataFrame = read_table(folder / "cells.parquet", fovs).to_pandas()
-    for name in ("cell_boundary", "nucleus_boundary"):
-        frame[name] = shapely.from_wkb(frame[name].to_numpy(object))
-    return frame
+    return _with_outlines(read_table(folder / "cells.parquet", fovs))
 
 
 def _runs(column: pa.ChunkedArray) -> tuple[list[str], list[int]]:

@@ -10,15 +10,12 @@ import logging
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from gpattern_bench import __version__
 from gpattern_bench.errors import GPatternBenchError, PredictionError, TableError
-
-if TYPE_CHECKING:
-    from gpattern_bench.curate.recipe import Recipe
 
 app = typer.Typer(
     help="Benchmark of gene spatial pattern classification in subcellular spatial transcriptomics.",
@@ -58,17 +55,25 @@ _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tab
 _debug = False
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
 @app.callback()
 def _global(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of errors.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[  # noqa: ARG001 - its callback does the work
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
 ) -> None:
     global _debug
     _debug = debug
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    if version:
-        typer.echo(__version__)
-        raise typer.Exit
 
 
 def main() -> None:
@@ -90,27 +95,29 @@ def list_(as_json: _Json = False) -> None:
     from gpattern_bench.registry import registry
 
     keys = ("cells", "genes", "molecules", "pairs", "labelled_pairs")
-    rows = []
+    rows: list[dict[str, Any]] = []
     for entry in registry():
         folder = cache_root() / entry.name / entry.version
-        obtained = Dataset(folder).counts if (folder / "manifest.json").is_file() else None
-        rows.append(
-            {
-                "dataset": entry.id,
-                "technology": entry.technology,
-                **{key: _both(entry.counts.get(key), obtained, key) for key in keys},
-                "cached": "yes" if obtained else "no",
-            }
-        )
-    _print_rows(rows, as_json)
-    if not as_json:
-        typer.echo("\nCounts are the registry's; where the cached tables differ, both are shown.")
-
-
-def _both(published: int | None, obtained: dict[str, int] | None, key: str) -> str:
-    expected = "-" if published is None else f"{published:,}"
-    got = (obtained or {}).get(key)
-    return expected if got is None or got == published else f"{expected} (here {got:,})"
+        cached, counts = "no", {}
+        if (folder / "manifest.json").is_file():
+            try:
+                cached, counts = "yes", Dataset(folder).counts
+            except TableError:
+                cached = "broken: see verify"
+        row: dict[str, Any] = {"dataset": entry.id, "technology": entry.technology}
+        for key in keys:
+            published, obtained = entry.counts.get(key), counts.get(key)
+            row[key] = published
+            if counts and obtained != published:
+                row[key] = f"{published} (here {obtained})"
+        rows.append(row | {"cached": cached})
+    if as_json:
+        _print_json(rows)
+        return
+    _print_rows(
+        [{k: f"{v:,}" if isinstance(v, int) else v for k, v in row.items()} for row in rows]
+    )
+    typer.echo("\nCounts are the registry's; where the cached tables differ, both are shown.")
 
 
 @app.command()
@@ -120,7 +127,7 @@ def info(name: _Name, as_json: _Json = False) -> None:
     from gpattern_bench.fetch import cache_root
     from gpattern_bench.registry import find_entry
 
-    if Path(name).is_dir():
+    if (Path(name) / "manifest.json").is_file():
         facts: dict[str, Any] = dict(Dataset(Path(name)).manifest)
         facts.pop("genes")
     else:
@@ -171,7 +178,7 @@ _Controls = Annotated[
 _SplitOption = Annotated[
     _Split, typer.Option("--split", help="80:10:10 by whole FOVs, or everything in test.")
 ]
-_Seed = Annotated[int, typer.Option("--seed", help="Seed.")]
+_Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed.")]
 _PatternlessOption = Annotated[
     _Patternless, typer.Option("--patternless", help="Labelled pairs without a pattern.")
 ]
@@ -191,11 +198,11 @@ def curate_bento(
     seed: _Seed = 0,
 ) -> None:
     """Curate an h5ad file as Bento writes it; labels come from its layers."""
-    from gpattern_bench.curate.recipe import Recipe
-
-    recipe = Recipe(
+    _curate(
+        source,
+        out,
+        name,
         format="bento-h5ad",
-        path=source.name,
         patterns=tuple(patterns.split(",")),
         unit_um=unit_um,
         controls=controls,
@@ -203,7 +210,6 @@ def curate_bento(
         patternless=patternless.value,
         seed=seed,
     )
-    _curate(recipe, source.parent, out, name)
 
 
 @curate.command("spatialdata")
@@ -228,14 +234,14 @@ def curate_spatialdata(
     seed: _Seed = 0,
 ) -> None:
     """Curate a SpatialData zarr: points, shapes and, optionally, a csv of labels."""
-    from gpattern_bench.curate.recipe import Recipe
-
     wrong = [text for text in labels_where or () if "=" not in text]
     if wrong:
         raise typer.BadParameter(f"expected COLUMN=VALUE, got {wrong[0]!r}")
-    recipe = Recipe(
+    _curate(
+        source,
+        out,
+        name,
         format="spatialdata",
-        path=source.name,
         patterns=tuple(patterns.split(",")),
         unit_um=unit_um,
         controls=controls,
@@ -246,15 +252,24 @@ def curate_spatialdata(
         labels=None if labels is None else str(labels.absolute()),
         labels_where=dict(text.split("=", 1) for text in labels_where or ()),
     )
-    _curate(recipe, source.parent, out, name)
 
 
-def _curate(recipe: Recipe, sources: Path, out: Path, name: str) -> None:
+def _curate(source: Path, out: Path, name: str, **rules: Any) -> None:
+    from pydantic import ValidationError
+
+    from gpattern_bench.curate.recipe import Recipe
     from gpattern_bench.curate.rules import apply_rules
     from gpattern_bench.curate.write import write_dataset
     from gpattern_bench.dataset import Dataset
 
-    tables = apply_rules(recipe.read(sources.absolute()), recipe)
+    source = source.absolute()
+    try:
+        recipe = Recipe(path=source.name, **rules)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        option = str(wrong["loc"][0]).replace("_", "-")
+        raise typer.BadParameter(f"--{option}: {wrong['msg']}, got {wrong['input']!r}") from error
+    tables = apply_rules(recipe.read(source.parent), recipe)
     dataset = Dataset(write_dataset(tables, out, name=name, version="0.0.0", recipe=recipe))
     typer.echo(f"{dataset!r} in {out}")
     for table, reasons in dataset.manifest["dropped"].items():
@@ -298,20 +313,30 @@ _File = Annotated[Path, typer.Argument(metavar="FILE", help="A prediction file."
 
 @app.command()
 def validate(file: _File, dataset: _DatasetOption) -> None:
-    """Check a prediction file: every problem at once."""
-    from gpattern_bench.evaluator import Evaluator
+    """Check a prediction file, of labelled pairs or, without labels, of all: every problem."""
+    from gpattern_bench.dataset import load_dataset
+    from gpattern_bench.predictions import check_predictions, expected_origin, read_predictions
 
+    found = load_dataset(dataset)
     try:
-        checked = Evaluator(dataset, _split_of(file)).check(file)
+        table, origin, problems = read_predictions(file)
     except PredictionError as error:
         if not file.is_file():
             raise
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
+    split = origin.split if origin is not None and origin.split in found.splits else "test"
+    checked = check_predictions(
+        table,
+        found.pairs(split),
+        found.patterns,
+        origin=origin,
+        expected=expected_origin(found, split),
+    )
     for warning in checked.warnings:
         typer.echo(f"warning: {warning}", err=True)
-    if checked.problems:
-        typer.echo(f"error: {PredictionError(str(file), checked.problems)}", err=True)
+    if problems + checked.problems:
+        typer.echo(f"error: {PredictionError(str(file), problems + checked.problems)}", err=True)
         raise typer.Exit(1)
     typer.echo(f"{file}: fine")
 
@@ -327,8 +352,10 @@ def evaluate(
 ) -> None:
     """Score a prediction file."""
     from gpattern_bench.evaluator import Evaluator
+    from gpattern_bench.predictions import read_origin
 
-    split = _split_of(file)
+    origin = read_origin(file)
+    split = "test" if origin is None else origin.split
     result = Evaluator(dataset, split).eval(file, val)
     if as_json:
         _print_json(result)
@@ -340,7 +367,7 @@ def evaluate(
         for pattern, values in result.per_pattern.items()
     ]
     mean = {name: result.get(f"{name}_macro", "") for name in columns}
-    _print_rows([*rows, {"pattern": "macro"} | mean], as_json)
+    _print_rows([*rows, {"pattern": "macro"} | mean])
     typer.echo(
         f"\n{split}: {result['n']:,} pairs, accuracy over all patterns of a pair "
         f"{result['accuracy_subset']:.6f}; fractions, thresholds chosen on these labels"
@@ -350,14 +377,6 @@ def evaluate(
         typer.echo(f"undefined {metric}, left out of its mean: {', '.join(patterns)}")
     for warning in result["warnings"]:
         typer.echo(f"warning: {warning}", err=True)
-
-
-def _split_of(file: Path) -> str:
-    """Split that a prediction file says it scores; test where it does not say."""
-    from gpattern_bench.predictions import read_predictions
-
-    _, origin, _ = read_predictions(file)
-    return "test" if origin is None else origin.split
 
 
 @app.command()
@@ -437,13 +456,10 @@ def demo(
     typer.echo(f"Prediction files and board are in {out}/")
 
 
-def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
+def _print_rows(rows: list[dict[str, Any]]) -> None:
     from tabulate import tabulate
 
-    if as_json:
-        _print_json(rows)
-    else:
-        typer.echo(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".6f"))
+    typer.echo(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".6f", missingval="-"))
 
 
 def _print_json(value: Any) -> None:

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
-import shapely
 
 from gpattern_bench import schema
 from gpattern_bench.cells import Cells, read_cells
 from gpattern_bench.curate.write import MANIFEST
 from gpattern_bench.errors import GPatternBenchError, TableError
 from gpattern_bench.fetch import cache_root
-from gpattern_bench.files import file_sha256
-from gpattern_bench.registry import find_entry
-from gpattern_bench.splits import find_leaks
-from gpattern_bench.storage import content_sha256, fov_row_groups, read_table
+from gpattern_bench.registry import find_entry, list_datasets
+from gpattern_bench.storage import read_table, read_whole
+from gpattern_bench.verify import find_problems
 
 if TYPE_CHECKING:
     from gpattern_bench.torch_view import TorchCells
@@ -69,7 +65,9 @@ def load_dataset(
     ('cell_edge', 'cytoplasmic', 'nuclear', 'nuclear_edge')
     """
     folder = Path(name).expanduser()
-    if not folder.is_dir():
+    # A folder that only happens to have a dataset's name is not in the way of it.
+    known = str(name).partition("@")[0] in list_datasets()
+    if not str(name) or not folder.is_dir() or (known and not (folder / MANIFEST).is_file()):
         from gpattern_bench.curate.build import build
 
         folder = build(find_entry(str(name)), cache_root(root), download=download)
@@ -115,7 +113,7 @@ class Dataset:
             self.patterns = tuple(manifest["patterns"])
             self.genes = tuple(manifest["genes"])
             files = {name: int(about["bytes"]) for name, about in manifest["files"].items()}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise TableError(
                 str(folder),
                 [f"{MANIFEST} is missing or not readable ({error!r}); make tables with `curate`"],
@@ -131,10 +129,9 @@ class Dataset:
                 f"{folder} ({self.id})", [*problems, "remove the folder and make it again"]
             )
         self.has_labels = "labels.parquet" in files
+        splits = read_whole(self.folder / "splits.parquet")
         self._split_of = dict(
-            zip(
-                *(self._table("splits")[name].to_pylist() for name in ("fov", "split")), strict=True
-            )
+            zip(splits["fov"].to_pylist(), splits["split"].to_pylist(), strict=True)
         )
         self.splits = tuple(s for s in schema.SPLIT_NAMES if s in self._split_of.values())
 
@@ -240,9 +237,7 @@ class Dataset:
         TableError
             With every problem found.
         """
-        problems = self._file_problems()
-        if not problems:  # the rest reads the tables, which must be the ones that were written
-            problems = [*self._value_problems(), *self._leaks()]
+        problems = find_problems(self.folder, self.manifest)
         if problems:
             raise TableError(f"{self.folder} ({self.id})", problems)
 
@@ -251,82 +246,8 @@ class Dataset:
     ) -> pa.Table:
         return read_table(self.folder / f"{table}.parquet", self.fovs(split), columns)
 
-    def _table(self, table: str) -> pa.Table:
-        return pq.read_table(self.folder / f"{table}.parquet")
-
     def _need_labels(self) -> None:
         if not self.has_labels:
             raise TableError(
                 f"{self.folder} ({self.id})", ["this dataset has no labels: predict, do not score"]
             )
-
-    def _file_problems(self) -> list[str]:
-        schemas = {
-            "molecules": schema.MOLECULES,
-            "cells": schema.CELLS,
-            "labels": schema.labels(self.patterns),
-            "splits": schema.SPLITS,
-        }
-        problems = []
-        for name, about in self.manifest["files"].items():
-            path = self.folder / name
-            if (digest := file_sha256(path)) != about["sha256"]:
-                problems.append(f"{name}: expected SHA-256 {about['sha256']}, got {digest}")
-                continue
-            table = name.removesuffix(".parquet")
-            found = pq.read_schema(path)
-            if not found.equals(schemas[table]):
-                problems.append(f"{name}: expected columns {schemas[table]}, got {found}")
-                continue
-            with pq.ParquetFile(path) as file:
-                groups = range(file.num_row_groups)
-                digest = content_sha256(file.read_row_group(i) for i in groups)
-            if digest != about["content_sha256"]:
-                problems.append(
-                    f"{name}: expected content hash {about['content_sha256']}, got {digest}"
-                )
-            if table != "splits":
-                fov_row_groups(path, ())  # raises where a row group spans two FOVs
-        return problems
-
-    def _value_problems(self) -> Iterable[str]:
-        cells = self.cells()
-        for name in ("cell_boundary", "nucleus_boundary"):
-            shapes = cells[name].dropna().to_numpy()
-            if not shapely.is_valid(shapes).all() or shapely.is_empty(shapes).any():
-                yield f"cells.parquet: {name} has outlines that are invalid or empty"
-        molecules = self.molecules(columns=["fov", "cell_id", "gene", "x", "y", "z"])
-        yield from _order_problems("molecules", molecules)
-        for axis in ("x", "y"):
-            if not np.isfinite(molecules[axis].to_numpy()).all():
-                yield f"molecules.parquet: {axis} has values that are not finite"
-        keys = ["cell_id", "gene"]
-        counted = molecules.group_by(keys).aggregate([([], "count_all")])
-        counts = counted.to_pandas().astype(dict.fromkeys(keys, str)).set_index(keys)["count_all"]
-        if self.has_labels:
-            labels = self.labels().astype(dict.fromkeys(keys, str)).set_index(keys)
-            if labels.index.duplicated().any():
-                yield "labels.parquet: pairs that occur more than once"
-            elif not counts.reindex(labels.index).eq(labels["n_molecules"]).all():
-                yield "labels.parquet: pairs whose n_molecules is not what molecules.parquet holds"
-        per_cell = counts.groupby("cell_id").agg(["sum", "size"]).reindex(cells["cell_id"])
-        if not (per_cell.to_numpy() == cells[["n_molecules", "n_genes"]].to_numpy()).all():
-            yield "cells.parquet: cells whose counts are not what molecules.parquet holds"
-        if len(set(counts.index.get_level_values("cell_id"))) != len(cells):
-            yield "molecules.parquet: molecules of cells that cells.parquet does not have"
-
-    def _leaks(self) -> list[str]:
-        columns = ["fov", "cell_id", "gene", "x", "y"]
-        cells = self.cells()[["fov", "cell_id", "x", "y"]]
-        return find_leaks(self._split_of, cells, self.molecules(columns=columns))
-
-
-def _order_problems(name: str, table: pa.Table) -> Iterable[str]:
-    keys = table.select(list(schema.SORT_KEYS[name])).to_pandas()
-    codes = [
-        pd.Categorical(column.astype(str)).codes if column.dtype == "category" else column
-        for _, column in keys.items()
-    ]
-    order = np.lexsort([np.asarray(code) for code in reversed(codes)])
-    if not (order == np.arange(len(order))).all():
-        yield f"{name}.parquet: rows are not sorted by {', '.join(schema.SORT_KEYS[name])}"

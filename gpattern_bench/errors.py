@@ -66,6 +66,9 @@ class _ProblemsError(GPatternBenchError):
         lines = "\n".join(f"  {i}. {text}" for i, text in enumerate(self.problems, 1))
         super().__init__(f"{subject}: {count}\n{lines}")
 
+    def __reduce__(self) -> tuple[type[_ProblemsError], tuple[str, tuple[str, ...]]]:
+        return type(self), (self.subject, self.problems)  # as a worker sends it
+
 
 class TableError(_ProblemsError):
     """The tables of a dataset break the rules of :mod:`gpattern_bench.schema`."""

@@ -17,7 +17,13 @@ from gpattern_bench import schema
 from gpattern_bench.dataset import Dataset, load_dataset
 from gpattern_bench.errors import EvaluationError, PredictionError
 from gpattern_bench.metrics import at_threshold, exact_mean, score_pattern
-from gpattern_bench.predictions import Checked, check_predictions, read_predictions
+from gpattern_bench.predictions import (
+    Checked,
+    as_table,
+    check_predictions,
+    expected_origin,
+    read_predictions,
+)
 
 __all__ = ["Evaluator", "Predictions", "Result"]
 
@@ -138,12 +144,15 @@ class Evaluator:
         EvaluationError
             Arrays of wrong shape, or values that are not labels or scores.
         """
-        truth, scores, warnings = self._aligned(predictions, self.split)
-        held = None if val is None else self._aligned(val, "val")[:2]
+        truth, scores, warnings = self._aligned(predictions, self.split, self.labels)
+        held = None if val is None else self._aligned(val, "val", None)[:2]
         per_pattern: dict[str, dict[str, float]] = {}
         right = np.ones(len(truth), dtype=bool)
         for k, pattern in enumerate(self.patterns):
-            score = score_pattern(truth[:, k], scores[:, k])
+            try:
+                score = score_pattern(truth[:, k], scores[:, k])
+            except EvaluationError as error:
+                raise EvaluationError(f"pattern {pattern}: {error}") from error
             values = asdict(score)
             if not isnan(score.threshold):
                 right &= (scores[:, k] >= scores.dtype.type(score.threshold)) == truth[:, k]
@@ -179,35 +188,33 @@ class Evaluator:
         Raises
         ------
         PredictionError
-            Only where the file cannot be read at all.
+            Only where it cannot be read at all.
         """
         return self._check(predictions, self.split, self.labels)
 
-    def _check(
-        self, predictions: str | Path | pd.DataFrame | pa.Table, split: str, labels: pd.DataFrame
-    ) -> Checked:
+    def _check(self, predictions: Any, split: str, labels: pd.DataFrame) -> Checked:
         if isinstance(predictions, str | Path):
             table, origin, problems = read_predictions(predictions)
-            expected = None
-            if self.dataset is not None:
-                expected = {"dataset": self.dataset.name, "version": self.dataset.version}
-                expected["split"] = split
+            expected = None if self.dataset is None else expected_origin(self.dataset, split)
             found = check_predictions(
                 table, labels, self.patterns, origin=origin, expected=expected
             )
-            return Checked(problems + found.problems, found.warnings, found.scores, origin)
-        if isinstance(predictions, pd.DataFrame):
-            predictions = pa.Table.from_pandas(predictions, preserve_index=False)
-        return check_predictions(predictions, labels, self.patterns, dtypes=_FLOATS)
+            scores = None if problems else found.scores
+            return Checked(problems + found.problems, found.warnings, scores)
+        if not isinstance(predictions, pd.DataFrame | pa.Table):
+            raise EvaluationError(
+                "expected the path of a prediction file, a pandas.DataFrame, a pyarrow.Table or a "
+                f"dict of y_true and y_pred, got {type(predictions).__name__}"
+            )
+        return check_predictions(as_table(predictions), labels, self.patterns, dtypes=_FLOATS)
 
     def _aligned(
-        self, predictions: Predictions, split: str
+        self, predictions: Predictions, split: str, labels: pd.DataFrame | None
     ) -> tuple[NDArray[np.bool_], NDArray[np.floating[Any]], list[str]]:
         """Labels and scores (N, C) of the same pairs in the same order."""
         if isinstance(predictions, Mapping):
             return (*self._arrays(predictions), [])
-        labels = self.labels
-        if split != self.split:
+        if labels is None:
             if self.dataset is None:
                 raise EvaluationError(
                     "val scores need val labels, but this Evaluator was given one table of labels; "
@@ -225,9 +232,12 @@ class Evaluator:
     ) -> tuple[NDArray[np.bool_], NDArray[np.floating[Any]]]:
         if set(arrays) != {"y_true", "y_pred"}:
             raise EvaluationError(
-                f"expected a dict with the keys y_true and y_pred, got {', '.join(arrays)}"
+                f"expected the keys y_true and y_pred, got {', '.join(map(str, arrays)) or 'none'}"
             )
-        truth, scores = np.asarray(arrays["y_true"]), np.asarray(arrays["y_pred"])
+        try:
+            truth, scores = np.asarray(arrays["y_true"]), np.asarray(arrays["y_pred"])
+        except ValueError as error:
+            raise EvaluationError(f"y_true and y_pred must be (N, C) arrays: {error}") from error
         if truth.ndim != 2 or truth.shape != scores.shape or truth.shape[1] != len(self.patterns):
             raise EvaluationError(
                 f"y_true and y_pred: expected the shape (N, {len(self.patterns)}), columns "
@@ -253,5 +263,8 @@ def _check_labels(frame: pd.DataFrame) -> tuple[str, ...]:
         )
     repeated = int(frame.duplicated(["cell_id", "gene"]).sum())
     if repeated:
-        raise EvaluationError(f"the table of labels has {repeated} pairs more than once")
+        raise EvaluationError(
+            f"the table of labels has {repeated} rows of pairs that occur more than once; keep one "
+            "row per pair"
+        )
     return patterns

@@ -6,13 +6,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from gpattern_bench import __version__, schema
 from gpattern_bench.dataset import Dataset
@@ -24,13 +25,21 @@ __all__ = [
     "Checked",
     "Origin",
     "Protocol",
+    "as_table",
     "check_predictions",
+    "expected_origin",
+    "pair_positions",
+    "prediction_table",
+    "read_origin",
     "read_predictions",
     "write_predictions",
+    "write_table",
 ]
 
 _KEY = b"gpattern_bench"
 _EXAMPLES = 5
+_FLOATS = (pa.float32(), pa.float64())
+_NUMPY_NAMES = {"halffloat": "float16", "float": "float32", "double": "float64"}
 
 Protocol = Literal["fit", "untrained", "transfer", "simulation", "cv-cell"]
 """How the scores came to be: fitted on the dataset's own train split; by a method that learns
@@ -51,6 +60,8 @@ class Origin:
         Of the run.
     protocol : str
         One of :data:`Protocol`.
+    trained_on : str or None
+        The other dataset, ``name@version``, for ``transfer`` and ``simulation``.
     package_version : str
         What wrote the file.
     """
@@ -61,7 +72,20 @@ class Origin:
     method: str
     seed: int = 0
     protocol: Protocol = "fit"
+    trained_on: str | None = None
     package_version: str = __version__
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    def stem(self, what: str | None = None) -> str:
+        """Name of the file without its ending; of a sibling, such as ``val`` or ``run``.
+
+        >>> Origin("d", "1.0.0", "test", "m", seed=3, protocol="cv-cell").stem("run")
+        'run-seed3-cv-cell'
+        """
+        marks: list[str] = [] if self.protocol in ("fit", "untrained") else [self.protocol]
+        marks += [self.trained_on.partition("@")[0]] if self.trained_on else []
+        return "-".join([what or self.split, f"seed{self.seed}", *marks])
 
 
 @dataclass(frozen=True)
@@ -74,14 +98,11 @@ class Checked:
         One paragraph each: how many, the first five, what to do.
     scores : numpy.ndarray or None
         (N, C) in the order of the expected pairs; None if there are problems.
-    origin : Origin or None
-        From the file's metadata.
     """
 
     problems: list[str]
     warnings: list[str] = field(default_factory=list)
     scores: NDArray[np.floating[Any]] | None = None
-    origin: Origin | None = None
 
 
 def write_predictions(
@@ -93,6 +114,7 @@ def write_predictions(
     method: str,
     seed: int = 0,
     protocol: Protocol = "fit",
+    trained_on: str | None = None,
 ) -> Path:
     """Check scores and write them as a prediction file, whole or not at all.
 
@@ -110,6 +132,8 @@ def write_predictions(
     seed : int
     protocol : str
         One of :data:`Protocol`.
+    trained_on : str, optional
+        The other dataset, ``name@version``, for ``transfer`` and ``simulation``.
 
     Raises
     ------
@@ -126,24 +150,62 @@ def write_predictions(
     >>> write_predictions(folder / "mine.parquet", scores, ds, "test", method="mine").name
     'mine.parquet'
     """
-    path = Path(path)
-    wanted = schema.predictions(dataset.patterns)
-    absent = [name for name in wanted.names if name not in scores.columns]
-    if absent:
-        raise PredictionError(f"scores for {path}", [_lacking(absent, list(scores.columns))])
-    columns = {
-        name: scores[name].astype("float32" if name in dataset.patterns else "str").to_numpy()
-        for name in wanted.names
-    }
-    table = pa.table(columns).cast(pa.schema(list(wanted)))
-    origin = Origin(dataset.name, dataset.version, split, method, seed, protocol)
-    table = table.replace_schema_metadata({_KEY: json.dumps(asdict(origin))})
-    checked = check_predictions(table, dataset.pairs(split), dataset.patterns)
+    origin = Origin(dataset.name, dataset.version, split, method, seed, protocol, trained_on)
+    return write_table(prediction_table(scores, dataset, origin), Path(path))
+
+
+def prediction_table(scores: pd.DataFrame, dataset: Dataset, origin: Origin) -> pa.Table:
+    """Scores as a prediction file holds them: checked, float32, with their origin.
+
+    Raises
+    ------
+    PredictionError
+        With every problem.
+    """
+    table = as_table(scores)
+    checked = check_predictions(
+        table, dataset.pairs(origin.split), dataset.patterns, origin=origin, dtypes=_FLOATS
+    )
     if checked.problems:
-        raise PredictionError(f"scores for {path}", checked.problems)
+        raise PredictionError(f"scores of {origin.method} for {dataset.id}", checked.problems)
+    wanted = schema.predictions(dataset.patterns)
+    table = table.select(wanted.names).cast(wanted)
+    return table.replace_schema_metadata({_KEY: json.dumps(asdict(origin))})
+
+
+def write_table(table: pa.Table, path: Path) -> Path:
+    """Write what :func:`prediction_table` gave, whole or not at all."""
     with replacing(path) as beside:
-        pq.write_table(table, beside, compression="zstd")
+        pq.write_table(table, beside, compression="zstd", write_page_checksum=True)
     return path
+
+
+def as_table(predictions: pd.DataFrame | pa.Table) -> pa.Table:
+    """A table in memory as Arrow holds it, repeated columns and all.
+
+    Raises
+    ------
+    PredictionError
+        Arrow cannot hold a column; the text says which.
+    """
+    if isinstance(predictions, pa.Table):
+        return predictions
+    columns = []
+    for i, name in enumerate(predictions.columns):
+        try:
+            columns.append(pa.chunked_array(pa.array(predictions.iloc[:, i], from_pandas=True)))
+        except (pa.ArrowException, ValueError, TypeError) as error:
+            problem = f"column {name} has values of several types ({error}); give it one"
+            raise PredictionError("predictions", [problem]) from error
+    return pa.Table.from_arrays(columns, names=[str(name) for name in predictions.columns])
+
+
+def read_origin(path: str | Path) -> Origin | None:
+    """Read only where a prediction file belongs; None where it does not say."""
+    try:
+        return _origin(pq.read_schema(path).metadata)[0]
+    except (OSError, ValueError, pa.ArrowException):
+        return None
 
 
 def read_predictions(path: str | Path) -> tuple[pa.Table, Origin | None, list[str]]:
@@ -153,14 +215,14 @@ def read_predictions(path: str | Path) -> tuple[pa.Table, Origin | None, list[st
     -------
     table : pyarrow.Table
     origin : Origin or None
-        None where the metadata is missing or unreadable.
+        None where the metadata is missing or wrong.
     problems : list of str
         What is wrong with the metadata.
 
     Raises
     ------
     PredictionError
-        The file is missing, truncated, or no Parquet file; the text says which.
+        The file is missing, truncated, damaged, or no Parquet file; the text says which.
     """
     path = Path(path)
     if not path.is_file():
@@ -183,22 +245,38 @@ def read_predictions(path: str | Path) -> tuple[pa.Table, Origin | None, list[st
             str(path), ["the Parquet file is truncated: its end is missing; copy it again"]
         )
     try:
-        with pq.ParquetFile(path) as opened:
+        with pq.ParquetFile(path, page_checksum_verification=True) as opened:
             table = opened.read()
+        table.validate(full=True)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise PredictionError(
             str(path), [f"the Parquet file is damaged ({error}); copy or write it again"]
         ) from error
+    return (table, *_origin(table.schema.metadata))
+
+
+def _origin(metadata: Mapping[bytes, bytes] | None) -> tuple[Origin | None, list[str]]:
+    remedy = (
+        "without it nobody can tell what the file scores; write the file with write_predictions"
+    )
+    if _KEY not in (metadata or {}):
+        return None, [
+            f"no metadata `gpattern_bench` (dataset, version, split, method, seed): {remedy}"
+        ]
     try:
-        origin = Origin(**json.loads((table.schema.metadata or {})[_KEY]))
-    except (KeyError, ValueError, TypeError) as error:
-        why = "no" if isinstance(error, KeyError) else "unreadable"
-        problem = (
-            f"{why} metadata `gpattern_bench` (dataset, version, split, method, seed): without "
-            "it nobody can tell what the file scores; write it with write_predictions"
+        return TypeAdapter(Origin).validate_json((metadata or {})[_KEY], strict=True), []
+    except ValidationError as error:
+        details = "; ".join(
+            f"{'.'.join(map(str, found['loc'])) or 'the JSON'}: {found['msg']}"
+            + (f", got {found['input']!r}" if found["loc"] else "")
+            for found in error.errors()
         )
-        return table, None, [problem]
-    return table, origin, []
+        return None, [f"unreadable metadata `gpattern_bench` ({details}): {remedy}"]
+
+
+def expected_origin(dataset: Dataset, split: str) -> dict[str, str]:
+    """What a prediction file for a split of a dataset must say."""
+    return {"dataset": dataset.name, "version": dataset.version, "split": split}
 
 
 def check_predictions(
@@ -217,7 +295,7 @@ def check_predictions(
     table : pyarrow.Table
         ``cell_id``, ``gene`` and one column per pattern, rows in any order.
     pairs : pandas.DataFrame
-        The expected ``cell_id``, ``gene``, each pair once.
+        The expected ``cell_id``, ``gene``, each pair once; other columns are not looked at.
     patterns : sequence of str
     origin : Origin, optional
         The file's metadata, compared with `expected`.
@@ -226,85 +304,111 @@ def check_predictions(
     dtypes : sequence of pyarrow.DataType
         Allowed types of scores.
     """
-    problems = [
-        f"the metadata says {name} = {getattr(origin, name)!r}, expected {value!r}; score the "
-        "pairs of that dataset, version and split"
-        for name, value in (expected or {}).items()
-        if origin is not None and getattr(origin, name) != value
-    ]
-    if origin is not None and origin.protocol not in get_args(Protocol):
-        allowed = ", ".join(get_args(Protocol))
-        problems.append(f"the metadata says protocol = {origin.protocol!r}; allowed: {allowed}")
+    problems = [] if origin is None else _origin_problems(origin, expected or {})
     names = ["cell_id", "gene", *patterns]
     absent = [name for name in names if name not in table.column_names]
-    extra = [name for name in table.column_names if name not in names]
+    extra = [str(name) for name in table.column_names if name not in names]
     repeated = sorted({name for name in names if table.column_names.count(name) > 1})
     if absent:
-        problems.append(_lacking(absent, table.column_names))
+        present = ", ".join(map(str, table.column_names))
+        problems.append(
+            f"{_count(absent, 'column is', 'columns are')} missing: {', '.join(absent)} (there "
+            f"are: {present}); add what is missing"
+        )
     if extra:
-        problems.append(f"{len(extra)} columns too many: {', '.join(map(str, extra))}; remove them")
+        many = _count(extra, "column", "columns")
+        problems.append(f"{many} too many: {', '.join(extra)}; remove what is not expected")
     if repeated:
         problems.append(f"columns that occur more than once: {', '.join(repeated)}; keep one each")
     usable = [name for name in names if name not in absent and name not in repeated]
+    ids = table.select([name for name in usable if name in ("cell_id", "gene")])
     warnings: list[str] = []
     columns = {}
     for name in (name for name in usable if name in patterns):
         kind = table[name].type
         if kind not in dtypes:
-            allowed = " or ".join(map(str, dtypes))
-            problems.append(f"column {name} is {kind}, expected {allowed}; cast the scores")
+            allowed = " or ".join(map(_type_name, dtypes))
+            problems.append(
+                f"column {name} is {_type_name(kind)}, expected {allowed}; cast the scores"
+            )
         if pa.types.is_floating(kind) or pa.types.is_integer(kind):
-            values = table[name].cast(pa.float64() if kind not in dtypes else kind)
+            values = table[name] if kind in dtypes else table[name].cast(pa.float64(), safe=False)
             columns[name] = values.to_numpy()  # nulls become NaN
-            problems += _value_problems(table, name, columns[name])
+            problems += _value_problems(ids, name, columns[name])
             if len(table) > 1 and (columns[name] == columns[name][0]).all():
                 warnings.append(f"column {name} is constant ({columns[name][0]:g} for every pair)")
-    position = None
-    if "cell_id" in usable and "gene" in usable:
-        wrong = [name for name in ("cell_id", "gene") if not _is_text(table[name].type)]
-        problems += [f"column {n} is {table[n].type}, expected text; cast the ids" for n in wrong]
-        if not wrong:
-            position = pair_positions(table, pairs)
-            problems += _pair_problems(table, position, pairs)
-    if problems or position is None:
-        return Checked(problems, warnings, None, origin)
-    scores = np.stack([columns[name] for name in patterns], axis=1)
-    aligned = np.empty_like(scores)
-    aligned[position] = scores
-    return Checked(problems, warnings, aligned, origin)
+    sound = True
+    for name in ids.column_names:
+        if not _is_text(ids[name].type):
+            sound = False
+            problems.append(
+                f"column {name} is {_type_name(ids[name].type)}, expected text; cast the ids"
+            )
+        elif ids[name].null_count:
+            problems.append(
+                f"column {name} is null in {ids[name].null_count:,} rows; name them all"
+            )
+    if not sound or ids.num_columns < 2:
+        return Checked(problems, warnings)
+    position = pair_positions(ids, pairs)
+    problems += _pair_problems(ids, position, pairs)
+    if problems:
+        return Checked(problems, warnings)
+    # One column after the other in memory: the metrics take a pattern at a time.
+    aligned = np.empty((len(patterns), len(pairs)), dtype=np.result_type(*columns.values())).T
+    for k, name in enumerate(patterns):
+        aligned[position, k] = columns[name]
+    return Checked(problems, warnings, aligned)
 
 
 def pair_positions(table: pa.Table, pairs: pd.DataFrame) -> NDArray[np.int64]:
     """Row of `pairs` (each once) that every row of `table` names; -1 where there is none."""
-    cells = pd.Index(pairs["cell_id"].astype(str).unique())
-    genes = pd.Index(pairs["gene"].astype(str).unique())
-    known = cells.get_indexer(pairs["cell_id"].astype(str)).astype(np.int64) * len(genes)
-    known += genes.get_indexer(pairs["gene"].astype(str))
-    cell, gene = codes_into(cells, table["cell_id"]), codes_into(genes, table["gene"])
+    cell_of, cells = pd.factorize(pairs["cell_id"])
+    gene_of, genes = pd.factorize(pairs["gene"])
+    known = cell_of.astype(np.int64) * len(genes) + gene_of
+    cell = codes_into(pd.Index(cells.astype(object)), table["cell_id"])
+    gene = codes_into(pd.Index(genes.astype(object)), table["gene"])
     keys = np.where((cell < 0) | (gene < 0), -1, cell * len(genes) + gene)
     return np.asarray(pd.Index(known).get_indexer(keys), dtype=np.int64)
 
 
-def _pair_problems(table: pa.Table, position: NDArray[np.int64], pairs: pd.DataFrame) -> list[str]:
+def _origin_problems(origin: Origin, expected: Mapping[str, str]) -> list[str]:
+    problems = [
+        f"the metadata says {name} = {getattr(origin, name)!r}, expected {value!r}; score the "
+        "pairs of that dataset, version and split"
+        for name, value in expected.items()
+        if getattr(origin, name) != value
+    ]
+    if origin.protocol not in get_args(Protocol):
+        allowed = ", ".join(get_args(Protocol))
+        problems.append(f"protocol = {origin.protocol!r}; allowed: {allowed}")
+    elif (origin.protocol in ("transfer", "simulation")) != (origin.trained_on is not None):
+        problems.append(
+            f"protocol = {origin.protocol!r} with trained_on = {origin.trained_on!r}; transfer and "
+            "simulation name the dataset that they were fitted on, the others name none"
+        )
+    return problems
+
+
+def _pair_problems(ids: pa.Table, position: NDArray[np.int64], pairs: pd.DataFrame) -> list[str]:
     problems = []
     seen = np.bincount(position[position >= 0], minlength=len(pairs))
     missing = np.flatnonzero(seen == 0)
     if len(missing):
-        examples = pairs.iloc[missing[:_EXAMPLES]]
+        examples = _examples(pairs.iloc[missing[:_EXAMPLES]][["cell_id", "gene"]], len(missing))
         problems.append(
-            f"{_count(missing, 'pair is', 'pairs are')} missing: {_named(examples, len(missing))}; "
-            "score every pair of dataset.pairs(split)"
+            f"{_count(missing, 'pair is', 'pairs are')} missing: {examples}; score every pair of "
+            "dataset.pairs(split)"
         )
     for rows, what, remedy in (
         (np.flatnonzero(position < 0), "not of this split", "remove these rows"),
         (np.flatnonzero(_repeats(position)), "given more than once", "keep one row per pair"),
     ):
         if len(rows):
-            examples = table.select(["cell_id", "gene"]).take(pa.array(rows[:_EXAMPLES]))
-            problems.append(
-                f"{_count(rows, 'row is', 'rows are')} of pairs {what}: "
-                f"{_named(examples.to_pandas(), len(rows))}; {remedy}"
-            )
+            named = ids.take(pa.array(rows[:_EXAMPLES])).to_pandas()
+            examples = _examples(named[["cell_id", "gene"]], len(rows))
+            many = _count(rows, "row is", "rows are")
+            problems.append(f"{many} of pairs {what}: {examples}; {remedy}")
     return problems
 
 
@@ -316,27 +420,29 @@ def _repeats(position: NDArray[np.int64]) -> NDArray[np.bool_]:
     return repeats
 
 
-def _value_problems(table: pa.Table, name: str, values: NDArray[Any]) -> list[str]:
+def _value_problems(ids: pa.Table, name: str, values: NDArray[Any]) -> list[str]:
     problems = []
     finite = np.isfinite(values)
-    for rows, what, remedy in (
-        (~finite, "that are NaN, null or infinite", "every pair needs a score"),
+    for rows, verb, what, remedy in (
+        (~finite, ("that is", "that are"), "NaN, null or infinite", "every pair needs a score"),
         (
             finite & ((values < 0) | (values > 1)),
+            ("", ""),
             "outside [0, 1]",
             "map them, for example with a logistic function; nothing is clipped here",
         ),
     ):
         at = np.flatnonzero(rows)
         if len(at):
-            keys = [key for key in ("cell_id", "gene") if key in table.column_names]
-            picked = table.select(keys).take(pa.array(at[:_EXAMPLES])).to_pandas()
-            examples = picked.assign(value=values[at[:_EXAMPLES]])
-            problems.append(
-                f"column {name} has {_count(at, 'score', 'scores')} {what}: "
-                f"{_named(examples, len(at))}; {remedy}"
-            )
+            named = ids.take(pa.array(at[:_EXAMPLES])).to_pandas()
+            examples = _examples(named.assign(value=values[at[:_EXAMPLES]]), len(at))
+            many = _count(at, f"score {verb[0]}", f"scores {verb[1]}").rstrip()
+            problems.append(f"column {name} has {many} {what}: {examples}; {remedy}")
     return problems
+
+
+def _count(things: Sequence[Any] | NDArray[Any], one: str, many: str) -> str:
+    return f"{len(things):,} {one if len(things) == 1 else many}"
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -344,21 +450,13 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
-def _lacking(absent: Sequence[str], present: Sequence[str]) -> str:
-    one = len(absent) == 1
-    return (
-        f"{len(absent)} column{' is' if one else 's are'} missing: {', '.join(absent)} (there are: "
-        f"{', '.join(map(str, present))}); add {'it' if one else 'them'}"
-    )
+def _type_name(kind: pa.DataType) -> str:
+    return _NUMPY_NAMES.get(str(kind), str(kind))
 
 
-def _count(rows: NDArray[Any], one: str, many: str) -> str:
-    return f"{len(rows):,} {one if len(rows) == 1 else many}"
-
-
-def _named(examples: pd.DataFrame, total: int) -> str:
+def _examples(rows: pd.DataFrame, total: int) -> str:
     shown = ", ".join(
-        f"({', '.join(map(str, row))})" for row in examples.itertuples(index=False, name=None)
+        f"({', '.join(map(str, row))})" for row in rows.itertuples(index=False, name=None)
     )
-    more = total - len(examples)
+    more = total - len(rows)
     return f"{shown} and {more:,} more" if more else shown

@@ -25,9 +25,15 @@ from gpattern_bench.errors import MethodError
 from gpattern_bench.files import write_text
 from gpattern_bench.methods import get_method
 from gpattern_bench.methods.base import Method
-from gpattern_bench.predictions import Protocol, pair_positions, write_predictions
+from gpattern_bench.predictions import (
+    Origin,
+    Protocol,
+    pair_positions,
+    prediction_table,
+    write_table,
+)
 
-__all__ = ["FOLDS", "Run", "file_stem", "run_method"]
+__all__ = ["FOLDS", "Run", "run_method"]
 
 _log = logging.getLogger(__name__)
 
@@ -46,9 +52,9 @@ class Run:
     protocol : str
         One of :data:`gpattern_bench.predictions.Protocol`.
     trained_on : str or None
-        Dataset (and split) that it was fitted on.
+        The other dataset that it was fitted on, if any.
     seconds : dict of str to float
-        Wall time of ``fit`` and of the prediction of each split.
+        Wall time of ``fit`` and of the prediction of each split; out of fold, of both together.
     cells : dict of str to int
         Cells of each split.
     peak_rss_mib : float
@@ -71,12 +77,6 @@ class Run:
     package_version: str = __version__
 
 
-def file_stem(split: str, seed: int, protocol: Protocol) -> str:
-    """Name of a prediction file without its ending, such as ``test-seed0-cv-cell``."""
-    mark = "" if protocol in ("fit", "untrained") else f"-{protocol}"
-    return f"{split}-seed{seed}{mark}"
-
-
 def run_method(
     name: str,
     dataset: Dataset,
@@ -89,7 +89,8 @@ def run_method(
     """Fit a method and write its prediction files for val and test.
 
     Files go to ``out/<dataset>/``: ``<split>-seed<k>.parquet`` and ``run-seed<k>.json``, with the
-    protocol in the name where the method was not fitted on the dataset's own train split.
+    protocol, and the other training set, in the name where it was not fitted on the dataset's own
+    train split.
 
     Parameters
     ----------
@@ -115,43 +116,43 @@ def run_method(
     MethodError
         The method cannot be fitted as asked; the text says what to do instead.
     """
+    if seed < 0:
+        raise MethodError(f"expected a seed of 0 or more, got {seed}")
     method = get_method(name)
     protocol = _protocol(method, dataset, train_on, cv)
-    splits = [split for split in ("val", "test") if split in dataset.splits]
+    splits: list[str] = [split for split in ("val", "test") if split in dataset.splits]
     seconds: dict[str, float] = {}
-    trained_on = None
-    if protocol == "cv-cell":
-        trained_on = f"{dataset.id} (other cells, {FOLDS} folds)"
-        scores = {}
-        for split in splits:
-            began = time.perf_counter()
-            folds = [_scores(method, *fold, seed) for fold in _folds(dataset, split, seed)]
+    began = time.perf_counter()
+    if method.about.learns and protocol != "cv-cell":
+        source = train_on or dataset
+        method.fit(source.iter_cells("train" if "train" in source.splits else None), seed)
+        seconds["fit"] = time.perf_counter() - began
+    scores = {}
+    for split in splits:
+        began = time.perf_counter()
+        if protocol == "cv-cell":
+            folds = [_out_of_fold(name, *fold, seed) for fold in _folds(dataset, split, seed)]
             scores[split] = pd.concat(folds, ignore_index=True)
-            seconds[split] = time.perf_counter() - began
-    else:
-        if method.about.learns:
-            source = train_on or dataset
-            own = "train" if "train" in source.splits else None
-            trained_on = f"{source.id} ({own or 'all'})"
-            began = time.perf_counter()
-            method.fit(source.iter_cells(own), seed)
-            seconds["fit"] = time.perf_counter() - began
-        scores = {}
-        for split in splits:
-            began = time.perf_counter()
+        else:
             scores[split] = _predicted(method, dataset.iter_cells(split))
-            seconds[split] = time.perf_counter() - began
+        seconds[split] = time.perf_counter() - began
     rules = method.about.rules_for
     if rules is not None and (none := [p for p in dataset.patterns if p not in rules]):
         _log.warning("%s has no rule for %s: scored 0 everywhere", name, ", ".join(none))
+    trained_on = None if train_on is None else train_on.id
+    origins = [
+        Origin(dataset.name, dataset.version, split, name, seed, protocol, trained_on)
+        for split in splits
+    ]
+    tables = [  # all are checked before the first is written
+        prediction_table(_counted(scores[o.split], dataset.pairs(o.split)), dataset, o)
+        for o in origins
+    ]
     folder = Path(out) / dataset.name
-    files = []
-    for split in splits:
-        path = folder / f"{file_stem(split, seed, protocol)}.parquet"
-        rows = _counted(scores[split], dataset.pairs(split))
-        files.append(
-            write_predictions(path, rows, dataset, split, method=name, seed=seed, protocol=protocol)
-        )
+    files = [
+        write_table(table, folder / f"{origin.stem()}.parquet")
+        for table, origin in zip(tables, origins, strict=True)
+    ]
     report = Run(
         method=name,
         dataset=dataset.name,
@@ -164,7 +165,7 @@ def run_method(
         peak_rss_mib=round(_peak_rss_mib(), 1),
         device=_device(),
     )
-    path = folder / f"{file_stem('run', seed, protocol)}.json"
+    path = folder / f"{origins[0].stem('run')}.json"
     write_text(path, json.dumps(asdict(report), indent=1) + "\n")
     return files
 
@@ -176,16 +177,17 @@ def _protocol(method: Method, dataset: Dataset, train_on: Dataset | None, cv: bo
             raise MethodError(
                 f"{about.name} learns nothing from labels: leave out --train-on and --cv"
             )
+        if about.sees_labels and not dataset.has_labels:
+            raise MethodError(f"{about.name} shows the labels, and {dataset.id} has no labels")
         return "untrained"
-    if cv and train_on is not None:
-        raise MethodError("give either --train-on or --cv, not both")
-    if cv:
-        if "train" in dataset.splits:
-            raise MethodError(
-                f"{dataset.id} has a train split: run {about.name} without --cv, it is fitted there"
-            )
-        return "cv-cell"
     if train_on is not None:
+        if cv:
+            raise MethodError("give either --train-on or --cv, not both")
+        if train_on.id == dataset.id:
+            raise MethodError(
+                f"--train-on {train_on.id} is the dataset to predict: leave it out to fit on its "
+                "train split, or give --cv cell where it has none"
+            )
         if not train_on.has_labels or train_on.patterns != dataset.patterns:
             raise MethodError(
                 f"{about.name} cannot be fitted on {train_on.id} for {dataset.id}: it needs labels "
@@ -194,6 +196,17 @@ def _protocol(method: Method, dataset: Dataset, train_on: Dataset | None, cv: bo
             )
         simulated = train_on.manifest["curation"]["format"] == "simulated"
         return "simulation" if simulated else "transfer"
+    if not dataset.has_labels:
+        raise MethodError(
+            f"{about.name} must be fitted, and {dataset.id} has no labels: add --train-on NAME to "
+            "fit on another dataset"
+        )
+    if cv:
+        if "train" in dataset.splits:
+            raise MethodError(
+                f"{dataset.id} has a train split: run {about.name} without --cv, it is fitted there"
+            )
+        return "cv-cell"
     if "train" not in dataset.splits:
         raise MethodError(
             f"{about.name} must be fitted, and {dataset.id} has no train split (only "
@@ -218,7 +231,8 @@ def _folds(dataset: Dataset, split: str, seed: int) -> Iterator[tuple[Cells, Cel
         yield dataset.iter_cells(split, keep=train), dataset.iter_cells(split, keep=held_out)
 
 
-def _scores(method: Method, train: Cells, held_out: Cells, seed: int) -> pd.DataFrame:
+def _out_of_fold(name: str, train: Cells, held_out: Cells, seed: int) -> pd.DataFrame:
+    method = get_method(name)  # a new one for each fold: nothing of another is left in it
     method.fit(train, seed)
     return _predicted(method, held_out)
 

@@ -22,6 +22,7 @@ __all__ = [
     "fov_row_groups",
     "read_fovs",
     "read_table",
+    "read_whole",
     "row_group_bounds",
     "write_table",
 ]
@@ -131,7 +132,9 @@ def write_table(path: Path, table: pa.Table, *, max_rows: int = _MAX_ROWS) -> No
     fov = dictionary_codes(table["fov"])
     cell = dictionary_codes(table["cell_id"]) if "cell_id" in table.column_names else fov
     bounds = row_group_bounds(fov, cell, max_rows)
-    with pq.ParquetWriter(path, table.schema, compression="zstd") as writer:
+    with pq.ParquetWriter(
+        path, table.schema, compression="zstd", write_page_checksum=True
+    ) as writer:
         for begin, end in pairwise(bounds):
             piece = table.slice(begin, end - begin)
             writer.write_table(_compact(piece), row_group_size=max(1, end - begin))
@@ -217,3 +220,19 @@ def read_table(path: Path, fovs: Collection[str], columns: Sequence[str] | None 
         empty = pq.read_schema(path).empty_table()
         return empty if columns is None else empty.select(list(columns))
     return pa.concat_tables(pieces).unify_dictionaries()
+
+
+def read_whole(path: Path) -> pa.Table:
+    """Read a whole table, its page checksums checked.
+
+    Raises
+    ------
+    TableError
+        The file is damaged.
+    """
+    try:
+        table = pq.read_table(path, page_checksum_verification=True)
+        return table.unify_dictionaries()
+    except (OSError, ValueError, pa.ArrowException) as error:
+        problem = f"{path.name} cannot be read ({error}); remove the folder and make it again"
+        raise TableError(str(path), [problem]) from error

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from gpattern_bench.dataset import Dataset, load_dataset
 from gpattern_bench.errors import FetchError, SubmissionError, UnknownDatasetError
 from gpattern_bench.evaluator import Evaluator
 from gpattern_bench.files import file_sha256, write_text
 from gpattern_bench.methods.base import About
-from gpattern_bench.predictions import Origin, read_predictions
-from gpattern_bench.run import file_stem
+from gpattern_bench.predictions import Origin, Protocol, read_origin, read_predictions
 
-__all__ = ["Metadata", "Submission", "plain", "read_submissions", "results_text"]
+__all__ = ["Metadata", "Score", "Submission", "plain", "read_submissions", "results_text"]
 
 _METADATA, _RESULTS = "submission.yaml", "results.json"
 
@@ -80,6 +80,28 @@ class Metadata(BaseModel):
         write_text(folder / _METADATA, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
+class Score(TypedDict):
+    """One entry of ``results.json``: a test prediction file and what it scored.
+
+    ``predictions`` is its path in the submission, ``sha256`` the hashes of it and of the val file
+    beside it, ``labels_sha256`` the content hash of the labels that it was scored on; ``seconds``
+    and ``device`` come from the run, where there is one; ``metrics`` is the evaluator's result.
+    """
+
+    predictions: str
+    sha256: dict[str, str]
+    dataset: str
+    version: str
+    split: str
+    protocol: Protocol
+    seed: int
+    labels_sha256: str
+    trained_on: str | None
+    seconds: float | None
+    device: str | None
+    metrics: dict[str, Any]
+
+
 @dataclass(frozen=True)
 class Submission:
     """A submission folder.
@@ -88,13 +110,13 @@ class Submission:
     ----------
     folder : pathlib.Path
     metadata : Metadata
-    results : list of dict
+    results : list of Score
         What ``results.json`` holds: one entry per test prediction file.
     """
 
     folder: Path
     metadata: Metadata
-    results: list[dict[str, Any]]
+    results: list[Score]
 
     def test_files(self) -> Iterator[Path]:
         """Prediction files of test splits, in sorted order."""
@@ -114,12 +136,12 @@ class Submission:
                 problems.append(f"{name}: changed since it was scored")
         return [f"{self.folder.name}/{text}" for text in problems]
 
-    def rescored(self) -> tuple[list[dict[str, Any]], list[str]]:
+    def rescored(self) -> tuple[list[Score], list[str]]:
         """Score every test prediction file again.
 
         Returns
         -------
-        results : list of dict
+        results : list of Score
             New entries; those of datasets that cannot be had here stay as stored.
         skipped : list of str
             Prediction files whose dataset cannot be had here.
@@ -127,7 +149,7 @@ class Submission:
         Raises
         ------
         SubmissionError
-            A prediction file is of another method.
+            A prediction file is of another method, or its name is not what its metadata says.
         PredictionError
             A prediction file is wrong.
         """
@@ -135,12 +157,21 @@ class Submission:
         results, skipped = [], []
         for path in self.test_files():
             name = self._relative(path)
-            _, origin, problems = read_predictions(path)
-            if origin is None or origin.method != self.metadata.method:
-                got = problems[0] if origin is None else f"method {origin.method!r}"
-                raise SubmissionError(
-                    str(path), [f"expected predictions of {self.metadata.method!r}, got {got}"]
+            origin = read_origin(path)
+            if origin is None:
+                read_predictions(path)  # says so if the file cannot be read at all
+                problem = "no readable metadata; write it with write_predictions"
+                raise SubmissionError(str(path), [problem])
+            if origin.method != self.metadata.method:
+                problem = f"expected predictions of {self.metadata.method!r}, got method "
+                raise SubmissionError(str(path), [problem + repr(origin.method)])
+            named = f"{origin.dataset}/{origin.stem('test')}.parquet"
+            if origin.split != "test" or f"{path.parent.name}/{path.name}" != named:
+                problem = (
+                    f"its metadata says split {origin.split}, seed {origin.seed}, protocol "
+                    f"{origin.protocol}: expected split test and the name {named}"
                 )
+                raise SubmissionError(str(path), [problem])
             dataset = _obtained(origin)
             if dataset is None:
                 skipped.append(f"{self.folder.name}/{name}")
@@ -149,7 +180,7 @@ class Submission:
                 results.append(_score(path, name, origin, dataset))
         return results, skipped
 
-    def write_results(self, results: Sequence[dict[str, Any]]) -> None:
+    def write_results(self, results: Sequence[Score]) -> None:
         """Write ``results.json``."""
         write_text(self.folder / _RESULTS, results_text(results))
 
@@ -174,12 +205,13 @@ def read_submissions(folder: Path) -> list[Submission]:
         try:
             metadata = Metadata.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
             results_path = path.parent / _RESULTS
-            text = results_path.read_text(encoding="utf-8") if results_path.exists() else "[]"
-            results = json.loads(text)
+            text = results_path.read_bytes() if results_path.exists() else b"[]"
+            results = TypeAdapter(list[Score]).validate_json(text)
         except ValidationError as error:
             problems += [
-                f"{path}: {'.'.join(map(str, found['loc'])) or 'the file'}: {found['msg']}, "
-                f"got {found['input']!r}"
+                f"{path.parent / (_RESULTS if error.title.startswith('list') else _METADATA)}: "
+                f"{'.'.join(map(str, found['loc'])) or 'the file'}: {found['msg']}, "
+                f"got {str(found['input'])[:80]!r}"
                 for found in error.errors()
             ]
             continue
@@ -205,10 +237,10 @@ def _obtained(origin: Origin) -> Dataset | None:
         return None
 
 
-def _score(path: Path, name: str, origin: Origin, dataset: Dataset) -> dict[str, Any]:
-    stem = path.with_name(file_stem("val", origin.seed, origin.protocol) + ".parquet")
-    result = Evaluator(dataset, origin.split).eval(path, stem if stem.is_file() else None)
-    report = path.with_name(file_stem("run", origin.seed, origin.protocol) + ".json")
+def _score(path: Path, name: str, origin: Origin, dataset: Dataset) -> Score:
+    val = path.with_name(origin.stem("val") + ".parquet")
+    result = Evaluator(dataset, origin.split).eval(path, val if val.is_file() else None)
+    report = path.with_name(origin.stem("run") + ".json")
     run = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
     return {
         "predictions": name,
@@ -219,7 +251,7 @@ def _score(path: Path, name: str, origin: Origin, dataset: Dataset) -> dict[str,
         "protocol": origin.protocol,
         "seed": origin.seed,
         "labels_sha256": dataset.labels_sha256,
-        "trained_on": run.get("trained_on"),
+        "trained_on": origin.trained_on,
         "seconds": run.get("seconds", {}).get(origin.split),  # measured by `run`, never typed
         "device": run.get("device"),
         "metrics": result,
@@ -232,7 +264,7 @@ def _hashes(path: Path) -> dict[str, str]:
     return {p.stem.split("-")[0]: file_sha256(p) for p in (path, val) if p.is_file()}
 
 
-def results_text(results: Sequence[dict[str, Any]]) -> str:
+def results_text(results: Sequence[Score]) -> str:
     """``results.json``: sorted by file, NaN as null."""
     ordered = sorted(results, key=lambda entry: str(entry["predictions"]))
     return json.dumps(plain(ordered), indent=1, ensure_ascii=False) + "\n"

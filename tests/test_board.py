@@ -391,17 +391,22 @@ class TestDrift:
 
     def test_a_dataset_that_is_not_here_is_skipped_and_kept(self, here, leaderboard, monkeypatch):
         # Elsewhere: an empty cache without network, and `synthetic` under another name.
-        folder = here / "submissions" / "sprawl"
-        path = folder / "predictions" / "synthetic" / "test-seed0.parquet"
-        data = path.read_bytes()
+        predictions = here / "submissions" / "sprawl" / "predictions"
+        path = (predictions / "synthetic").rename(
+            predictions / "nih3t3_gold"
+        ) / "test-seed0.parquet"
         table = pq.read_table(path)
         value = json.loads(table.schema.metadata[b"gpattern_bench"]) | {"dataset": "nih3t3_gold"}
         pq.write_table(table.replace_schema_metadata({"gpattern_bench": json.dumps(value)}), path)
-        assert path.read_bytes() != data
         monkeypatch.setenv("GPATTERN_BENCH_DATA", str(here / "empty"))
         [submission] = [s for s in submissions(here) if s.metadata.method == "sprawl"]
+        stored = [
+            score | {"predictions": "predictions/nih3t3_gold/test-seed0.parquet"}
+            for score in submission.results
+        ]
+        submission = Submission(submission.folder, submission.metadata, stored)
         results, skipped = submission.rescored()
-        assert skipped == ["sprawl/predictions/synthetic/test-seed0.parquet"]
+        assert skipped == ["sprawl/predictions/nih3t3_gold/test-seed0.parquet"]
         assert results == submission.results
 
 

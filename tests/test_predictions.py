@@ -74,9 +74,9 @@ class TestRoundTrip:
 
     def test_origin_comes_back(self, ds, scores, tmp_path):
         path = tmp_path / "a.parquet"
-        write_predictions(path, scores, ds, "test", method="mine", seed=3, protocol="transfer")
+        write_predictions(path, scores, ds, "test", method="mine", seed=3, protocol="cv-cell")
         assert read_predictions(path)[1] == Origin(
-            "small", "1.2.0", "test", "mine", 3, "transfer", __version__
+            "small", "1.2.0", "test", "mine", 3, "cv-cell", None, __version__
         )
 
     def test_the_schema_is_that_of_the_contract(self, good):
@@ -84,7 +84,7 @@ class TestRoundTrip:
 
     def test_the_metadata_is_json_of_the_keys_of_the_contract(self, good):
         found = json.loads(pq.read_schema(good).metadata[KEY])
-        keys = "dataset version split method seed package_version protocol"
+        keys = "dataset version split method seed protocol trained_on package_version"
         assert set(found) == set(keys.split())
 
     def test_float64_is_stored_as_float32(self, ds, scores, tmp_path):
@@ -228,11 +228,11 @@ CORPUS = {
         put("cell_id", lambda c: pa.array([f"{v} " for v in c.to_pylist()])),
         "not of this split",
     ),
-    "ids that are not UTF-8": (put("cell_id", not_utf8), "cell_id.*UTF-8"),
+    "ids that are not UTF-8": (put("cell_id", not_utf8), "damaged.*UTF8"),
     # columns
     "a missing column": (
         of_table(lambda t: t.drop_columns("nuclear")),
-        r"1 column is missing: nuclear \(there are: cell_id, .*\); add it",
+        r"1 column is missing: nuclear \(there are: cell_id, .*\); add what is missing",
     ),
     "missing columns": (
         of_table(lambda t: t.drop_columns(["gene", "nuclear"])),
@@ -256,8 +256,8 @@ CORPUS = {
         "more than once: cell_id",
     ),
     # types
-    "float64": (cast("nuclear", pa.float64()), "nuclear is double, expected float; cast"),
-    "float16": (cast("nuclear", pa.float16()), "nuclear is halffloat, expected float"),
+    "float64": (cast("nuclear", pa.float64()), "nuclear is float64, expected float32; cast"),
+    "float16": (cast("nuclear", pa.float16()), "nuclear is float16, expected float32"),
     "int": (
         put("nuclear", lambda c: pa.array([0] * len(c), pa.int8())),
         "nuclear is int8, expected float",
@@ -317,7 +317,7 @@ CORPUS = {
     ),
     "an unknown protocol": (
         of_metadata(lambda m: m | {"protocol": "magic"}),
-        "protocol = 'magic'; allowed: fit, untrained, transfer, simulation, cv-cell",
+        "protocol: Input should be 'fit', 'untrained', 'transfer', 'simulation' or 'cv-cell'",
     ),
     "metadata with unknown keys": (
         of_metadata(lambda m: m | {"colour": 1}),
@@ -419,7 +419,7 @@ class TestCorpus:
             "split = 'val'",
             "missing: nuclear_edge",
             "too many: more",
-            "nuclear is double",
+            "nuclear is float64",
             "cell_edge has 1 score",
             "cytoplasmic has 1 score",
             "8 pairs are missing",

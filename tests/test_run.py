@@ -19,8 +19,8 @@ from gpattern_bench.dataset import Dataset
 from gpattern_bench.errors import GPatternBenchError, MethodError, UnknownMethodError
 from gpattern_bench.methods import METHODS
 from gpattern_bench.methods.base import About
-from gpattern_bench.predictions import read_predictions
-from gpattern_bench.run import FOLDS, file_stem, run_method
+from gpattern_bench.predictions import Origin, read_predictions
+from gpattern_bench.run import FOLDS, run_method
 
 
 def build(folder, name, *, seed=7, split="fov", labels=True, n_fovs=12, form="simulated"):
@@ -157,17 +157,18 @@ class TestFiles:
         assert len([name for name in listing(tmp_path) if name.endswith(".parquet")]) == 2
 
     @pytest.mark.parametrize(
-        ("protocol", "stem"),
+        ("protocol", "trained_on", "stem"),
         [
-            ("fit", "test-seed3"),
-            ("untrained", "test-seed3"),
-            ("transfer", "test-seed3-transfer"),
-            ("simulation", "test-seed3-simulation"),
-            ("cv-cell", "test-seed3-cv-cell"),
+            ("fit", None, "test-seed3"),
+            ("untrained", None, "test-seed3"),
+            ("transfer", "real@1.2.0", "test-seed3-transfer-real"),
+            ("simulation", "whole@1.2.0", "test-seed3-simulation-whole"),
+            ("cv-cell", None, "test-seed3-cv-cell"),
         ],
     )
-    def test_names_tell_the_protocol(self, protocol, stem):
-        assert file_stem("test", 3, protocol) == stem
+    def test_names_tell_the_protocol(self, protocol, trained_on, stem):
+        origin = Origin("d", "1.0.0", "test", "m", 3, protocol, trained_on)
+        assert origin.stem() == stem
 
     def test_scores_do_not_depend_on_the_order_in_which_a_method_yields(self, made, tmp_path):
         path = run_method("shuffled", made["whole"], tmp_path)[1]
@@ -191,7 +192,7 @@ class TestReport:
             "version": "1.2.0",
             "seed": 2,
         }
-        assert (report["protocol"], report["trained_on"]) == ("fit", "whole@1.2.0 (train)")
+        assert (report["protocol"], report["trained_on"]) == ("fit", None)
         assert report["package_version"] == __version__
 
     def test_has_measured_what_it_cost(self, report, made):
@@ -212,12 +213,12 @@ class TestProtocols:
     @pytest.mark.parametrize(
         ("method", "dataset", "options", "protocol", "trained_on"),
         [
-            ("gene_prior", "whole", {}, "fit", "whole@1.2.0 (train)"),
+            ("gene_prior", "whole", {}, "fit", None),
             ("sprawl", "whole", {}, "untrained", None),
-            ("gene_prior", "gold", {"train_on": "real"}, "transfer", "real@1.2.0 (train)"),
-            ("gene_prior", "gold", {"train_on": "all_test"}, "transfer", "all_test@1.2.0 (all)"),
-            ("gene_prior", "real", {"train_on": "whole"}, "simulation", "whole@1.2.0 (train)"),
-            ("gene_prior", "gold", {"cv": True}, "cv-cell", "gold@1.2.0 (other cells, 5 folds)"),
+            ("gene_prior", "gold", {"train_on": "real"}, "transfer", "real@1.2.0"),
+            ("gene_prior", "gold", {"train_on": "all_test"}, "transfer", "all_test@1.2.0"),
+            ("gene_prior", "real", {"train_on": "whole"}, "simulation", "whole@1.2.0"),
+            ("gene_prior", "gold", {"cv": True}, "cv-cell", None),
         ],
     )
     def test_are_in_the_file_its_name_and_the_report(
@@ -227,8 +228,8 @@ class TestProtocols:
             options = {"train_on": made[options["train_on"]]}
         path = run_method(method, made[dataset], tmp_path, **options)[-1]
         assert origin(path).protocol == protocol
-        assert path.stem == file_stem("test", 0, protocol)
-        report = path.with_name(file_stem("run", 0, protocol) + ".json")
+        assert (origin(path).trained_on, path.stem) == (trained_on, origin(path).stem())
+        report = path.with_name(origin(path).stem("run") + ".json")
         found = json.loads(report.read_text())
         assert (found["protocol"], found["trained_on"]) == (protocol, trained_on)
 

@@ -78,7 +78,8 @@ def median_rank_scores(distance: _Floats, gene: NDArray[np.int32]) -> _Floats:
 
     ``S = ((n + 1) / 2 - M) / ((n - 1) / 2)``, with M the median of the gene's ranks among all n
     molecules of the cell. Tied distances share their mean rank, so that the result does not
-    depend on the order of the molecules (upstream breaks ties by chance: within 5e-4).
+    depend on the order of the molecules; upstream breaks ties by chance, which moves M by up to
+    3.5 ranks on its reference cells.
 
     Parameters
     ----------
