@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gpattern_bench.errors import EvaluationError
+from gpattern_bench.sweep import sorted_keys, sweep
 
 __all__ = ["PatternScore", "at_threshold", "exact_mean", "score_pattern"]
 
 _Bools = NDArray[np.bool_]
-_Ints = NDArray[np.int64]
 _Floats = NDArray[np.floating[Any]]
 
 
@@ -82,16 +82,20 @@ def score_pattern(y_true: ArrayLike, y_score: ArrayLike) -> PatternScore:
     """
     true, values = _validated(y_true, y_score)
     N, P = len(true), int(np.count_nonzero(true))
+    keys, wrong, row = sorted_keys(true, values)
+    if wrong:
+        _refuse(values, row, wrong)
     if P == 0:
         zero = 0.0 if N else nan
         return PatternScore(N, 0, zero, nan, nan, nan, nan, nan, nan, nan, zero)
-    thresholds, tp, m = _counts(true, values)
-    best = _best(tp, m, P)
-    tau = float(thresholds[best]) + 0.0  # + 0.0 turns -0.0 into 0.0
-    TP, M = int(tp[best]), int(m[best])
-    f1, acc = _f1_acc(N, P, TP, M)
-    auc, ap, floor = _auc(tp, m), _average_precision(tp, m), 2 * P / (N + P)
-    return PatternScore(N, P, P / N, auc, ap, f1, tau, acc, TP / M, TP / P, floor)
+    found = sweep(keys, P)
+    best = keys[found.row : found.row + 1] >> 1
+    tau = float(best.view(values.dtype.newbyteorder("="))[0])
+    f1, acc = _f1_acc(N, P, found.tp, found.m)
+    auc = found.two_u / (2 * P * (N - P)) if P < N else nan
+    ap, floor = found.ap / P, 2 * P / (N + P)
+    precision, recall = found.tp / found.m, found.tp / P
+    return PatternScore(N, P, P / N, auc, ap, f1, tau, acc, precision, recall, floor)
 
 
 def at_threshold(y_true: ArrayLike, y_score: ArrayLike, threshold: float) -> tuple[float, float]:
@@ -115,6 +119,9 @@ def at_threshold(y_true: ArrayLike, y_score: ArrayLike, threshold: float) -> tup
     (0.8, 0.75)
     """
     true, values = _validated(y_true, y_score)
+    good = (values >= 0) & (values <= 1)
+    if not good.all():
+        _refuse(values, int(np.argmin(good)), int(np.count_nonzero(~good)))
     if not (isnan(threshold) or 0 <= threshold <= 1):
         what = f"threshold: expected a number in [0, 1], or NaN for none, got {threshold}."
         raise EvaluationError(f"{what} Pass one that score_pattern returned.")
@@ -145,53 +152,22 @@ def _validated(y_true: ArrayLike, y_score: ArrayLike) -> tuple[_Bools, _Floats]:
     if true.dtype.kind not in "biuf" or values.dtype.type not in (np.float32, np.float64):
         what = "y_true and y_score: expected dtypes bool and float32 or float64"
         raise EvaluationError(f"{what}, got {true.dtype} and {values.dtype}. Convert them.")
-    _check_rows("y_true", true, (true == 0) | (true == 1), "0 or 1", "Convert the labels to bool.")
-    fix = "Scores are never clipped: map them to [0, 1], for example with a sigmoid."
-    _check_rows("y_score", values, (values >= 0) & (values <= 1), "a finite score in [0, 1]", fix)
+    if true.dtype != np.bool_ and not (good := (true == 0) | (true == 1)).all():
+        row, bad = int(np.argmin(good)), int(np.count_nonzero(~good))
+        raise EvaluationError(
+            f"y_true: row {row} (the first row is 0): expected 0 or 1, got {true[row]}; {bad} of "
+            f"{len(true)} rows are wrong. Convert the labels to bool."
+        )
     return true.astype(np.bool_, copy=False), values
 
 
-def _check_rows(name: str, array: NDArray[Any], good: _Bools, expected: str, fix: str) -> None:
-    if not good.all():
-        row, bad = int(np.argmin(good)), int(np.count_nonzero(~good))
-        what = f"{name}: row {row} (the first row is 0): expected {expected}, got {array[row]}"
-        raise EvaluationError(f"{what}; {bad} of {len(good)} rows are wrong. {fix}")
-
-
-def _counts(true: _Bools, values: _Floats) -> tuple[_Floats, _Ints, _Ints]:
-    """Return the distinct scores, ascending, with TP and M at each (N >= 1).
-
-    The order within equal scores does not matter. Products of two counts fit for N < 2^31.
-    """
-    order = np.argsort(values)
-    ranked = values[order]
-    first = np.flatnonzero(np.concatenate(([True], ranked[1:] != ranked[:-1])))
-    positives = np.concatenate(([0], np.cumsum(true[order], dtype=np.int64)))
-    return ranked[first], positives[-1] - positives[first], len(ranked) - first.astype(np.int64)
-
-
-def _best(tp: _Ints, m: _Ints, P: int) -> int:
-    # Rounding keeps the order: only the largest rounded F1 are compared again, exactly.
-    rounded = 2 * tp / (m + P)
-    rivals = np.flatnonzero(rounded == rounded.max())
-    while len(rivals):
-        best = rivals[0]  # the lowest threshold among those better than the last best
-        rivals = rivals[tp[rivals] * (m[best] + P) > tp[best] * (m[rivals] + P)]
-    return int(best)
+def _refuse(values: _Floats, row: int, wrong: int) -> None:
+    raise EvaluationError(
+        f"y_score: row {row} (the first row is 0): expected a finite score in [0, 1], got "
+        f"{values[row]}; {wrong} of {len(values)} rows are wrong. Scores are never clipped: map "
+        "them to [0, 1], for example with a sigmoid."
+    )
 
 
 def _f1_acc(N: int, P: int, TP: int, M: int) -> tuple[float, float]:
     return 2 * TP / (M + P) if P else nan, (N - P - M + 2 * TP) / N
-
-
-def _auc(tp: _Ints, m: _Ints) -> float:
-    fp = m - tp
-    pos, neg = -np.diff(tp, append=0), -np.diff(fp, append=0)  # at each score
-    two_u = int(np.sum(pos * (2 * (fp[0] - fp) + neg)))
-    return two_u / (2 * int(tp[0]) * int(fp[0])) if fp[0] else nan
-
-
-def _average_precision(tp: _Ints, m: _Ints) -> float:
-    pos = -np.diff(tp, append=0)
-    at = np.flatnonzero(pos)  # a threshold without positives of its own adds nothing
-    return fsum((pos[at] * tp[at] / m[at]).tolist()) / int(tp[0])

@@ -1,0 +1,212 @@
+"""Compiled sweeps over sorted scores: integer counts at every threshold, in one pass.
+
+The bits of a float in [0, 1] order as the float does. A key is a score's bits with the label below
+them; sorted keys hold all that the metrics of one pattern need, without an argsort. Sorting is by
+radix, eight bits a pass: linear, and several times as fast as a comparison sort at 10^7 rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit, prange
+from numpy.typing import NDArray
+
+__all__ = ["LANES", "Sweep", "replicated_sweep", "sorted_keys", "sweep"]
+
+_DIGIT = 8  # bits per pass: 256 counters stay in the nearest cache
+
+LANES = 32
+"""Bootstrap replicates that :func:`replicated_sweep` carries through one pass side by side."""
+
+
+class Sweep(NamedTuple):
+    """What one pass over the sorted keys finds.
+
+    Attributes
+    ----------
+    two_u : int
+        Twice the Mann-Whitney U: 2 for each positive above a negative, 1 for each tie.
+    ap : float
+        Sum over thresholds of new positives times precision: average precision times P.
+    tp, m : int
+        Positives and pairs at or above the best threshold.
+    row : int
+        Row of the sorted keys at which the best threshold begins.
+    """
+
+    two_u: int
+    ap: float
+    tp: int
+    m: int
+    row: int
+
+
+def sorted_keys(
+    true: NDArray[np.bool_], scores: NDArray[np.floating[Any]]
+) -> tuple[NDArray[np.unsignedinteger[Any]], int, int]:
+    """Keys (N,) ascending; how many scores are not in [0, 1], and the first such row or -1."""
+    native = np.ascontiguousarray(scores, dtype=scores.dtype.newbyteorder("="))
+    unsigned = np.dtype(f"u{native.itemsize}")
+    minus_zero, one = np.array([-0.0, 1.0], native.dtype).view(unsigned)
+    keys = np.empty(len(native), unsigned)
+    wrong, first = _pack(true, native.view(unsigned), minus_zero, one, keys)
+    return _radix_sorted(keys, np.empty_like(keys)), wrong, first
+
+
+def sweep(keys: NDArray[np.unsignedinteger[Any]], positives: int) -> Sweep:
+    """Sweep the thresholds of sorted keys from the highest to the lowest.
+
+    Products of two counts are exact for N < 2^31.
+    """
+    return Sweep(*_sweep(keys, positives))
+
+
+@njit(cache=True, nogil=True)
+def _pack(true: Any, bits: Any, minus_zero: Any, one: Any, keys: Any) -> Any:
+    wrong, first = 0, -1
+    zero = one - one
+    for i in range(len(bits)):
+        b = bits[i]
+        if b > one:  # as bits, so are all negative numbers, infinity and NaN
+            if b != minus_zero:
+                if wrong == 0:
+                    first = i
+                wrong += 1
+            b = zero
+        keys[i] = (b << np.uint8(1)) | true[i]
+    return wrong, first
+
+
+@njit(cache=True, nogil=True)
+def _radix_sorted(keys: Any, spare: Any) -> Any:
+    n = len(keys)
+    passes = keys.itemsize * 8 // _DIGIT
+    counts = np.zeros((passes, 1 << _DIGIT), np.int64)
+    mask = np.uint64((1 << _DIGIT) - 1)
+    for i in range(n):
+        wide = np.uint64(keys[i])
+        for p in range(passes):
+            counts[p, (wide >> np.uint64(p * _DIGIT)) & mask] += 1
+    for p in range(passes):
+        shift = np.uint64(p * _DIGIT)
+        count = counts[p]
+        if n == 0 or count[(np.uint64(keys[0]) >> shift) & mask] == n:
+            continue  # all keys have this digit
+        start = 0
+        for d in range(1 << _DIGIT):
+            here = count[d]
+            count[d] = start
+            start += here
+        for i in range(n):
+            key = keys[i]
+            digit = (np.uint64(key) >> shift) & mask
+            spare[count[digit]] = key
+            count[digit] += 1
+        keys, spare = spare, keys
+    return keys
+
+
+@njit(cache=True, nogil=True)
+def _sweep(keys: Any, positives: Any) -> Any:
+    negatives = len(keys) - positives
+    tp, m, two_u = 0, 0, 0
+    best_tp, best_m, best = 0, 1, 0
+    ap, lost = 0.0, 0.0
+    one = np.uint8(1)
+    i = len(keys) - 1
+    while i >= 0:
+        score = keys[i] >> one
+        pos: Any = 0
+        new = 0
+        while i >= 0 and keys[i] >> one == score:
+            pos += np.int64(keys[i] & one)
+            new += 1
+            i -= 1
+        neg = new - pos
+        two_u += pos * (2 * (negatives - (m - tp) - neg) + neg)
+        tp += pos
+        m += new
+        if pos > 0:  # summed with the lost digits, so that the order of rounding does not matter
+            term = pos * tp / m
+            total = ap + term
+            part = total - ap
+            lost += (ap - (total - part)) + (term - part)
+            ap = total
+        if tp * (best_m + positives) >= best_tp * (m + positives):  # F1, exact; ties to the lowest
+            best_tp, best_m, best = tp, m, i + 1
+    return two_u, ap + lost, best_tp, best_m, best
+
+
+def replicated_sweep(rows: NDArray[np.int32], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sweep weighted replicates of one pattern: what :func:`sweep` finds, for each of them.
+
+    Parameters
+    ----------
+    rows : numpy.ndarray
+        (N,) in order of falling score: ``cluster << 2 | ends a tie << 1 | label``.
+    weights : numpy.ndarray
+        (B, K) times that each cluster was drawn; whole numbers.
+
+    Returns
+    -------
+    numpy.ndarray
+        (B, 7) float64: pairs, positives, two_u, ap, tp, m, and the row at which the best
+        threshold ends. Counts are exact below 2^53.
+    """
+    n, k = weights.shape
+    padded = np.zeros((-(-n // LANES) * LANES, k))
+    padded[:n] = weights
+    lanes = np.ascontiguousarray(padded.reshape(-1, LANES, k).transpose(0, 2, 1))
+    return np.asarray(_replicated(rows, lanes).reshape(-1, 7)[:n])
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def _replicated(rows: Any, weights: Any) -> Any:
+    blocks, clusters, lanes = weights.shape
+    n = len(rows)
+    of_cluster = np.zeros((2, clusters))  # negatives and positives of each
+    for i in range(n):
+        of_cluster[rows[i] & 1, rows[i] >> 2] += 1
+    out = np.zeros((blocks, lanes, 7))
+    for b in prange(blocks):
+        w = weights[b]
+        size, P = np.zeros(lanes), np.zeros(lanes)
+        for c in range(clusters):
+            for j in range(lanes):
+                size[j] += w[c, j] * (of_cluster[0, c] + of_cluster[1, c])
+                P[j] += w[c, j] * of_cluster[1, c]
+        tp, m, two_u, ap = np.zeros(lanes), np.zeros(lanes), np.zeros(lanes), np.zeros(lanes)
+        best_tp, best_m, best = np.zeros(lanes), np.ones(lanes), np.zeros(lanes)
+        pos, new = np.zeros(lanes), np.zeros(lanes)
+        any_positive = False
+        for i in range(n):
+            here = w[rows[i] >> 2]
+            if rows[i] & 1:
+                any_positive = True
+                for j in range(lanes):
+                    pos[j] += here[j]
+            for j in range(lanes):
+                new[j] += here[j]
+            if rows[i] & 2:
+                for j in range(lanes):
+                    neg = new[j] - pos[j]
+                    below = (size[j] - P[j]) - (m[j] - tp[j]) - neg
+                    two_u[j] += pos[j] * (2 * below + neg)
+                    tp[j] += pos[j]
+                    m[j] += new[j]
+                    better = tp[j] * (best_m[j] + P[j]) >= best_tp[j] * (m[j] + P[j])
+                    best_tp[j] = tp[j] if better else best_tp[j]
+                    best_m[j] = m[j] if better else best_m[j]
+                    best[j] = i if better else best[j]
+                if any_positive:
+                    for j in range(lanes):
+                        ap[j] += pos[j] * tp[j] / max(m[j], 1.0)
+                for j in range(lanes):
+                    pos[j] = 0.0
+                    new[j] = 0.0
+                any_positive = False
+        for j in range(lanes):
+            out[b, j] = np.array([size[j], P[j], two_u[j], ap[j], best_tp[j], best_m[j], best[j]])
+    return out
