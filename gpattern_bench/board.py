@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import html
 import json
+from base64 import b64decode
 from collections.abc import Iterable, Sequence
+from math import isnan
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 from tabulate import tabulate
 
 from gpattern_bench.errors import SubmissionError
@@ -16,6 +20,7 @@ from gpattern_bench.files import write_text
 from gpattern_bench.metrics import exact_mean
 from gpattern_bench.registry import registry
 from gpattern_bench.submission import Metadata, Score, Submission
+from gpattern_bench.uncertainty import interval, tie_groups
 
 __all__ = [
     "build_board",
@@ -44,9 +49,12 @@ are at the threshold that maximises F1 per pattern **on the scored labels themse
 optimistic; *F1 (val)* is at the threshold chosen on the val split. *AP* is average precision. The
 *floor* is the F1 of calling every pair positive: no method can fall below it. *Lift* is F1 minus
 that of the best control that cannot see the labels. Ranks go by F1, among candidates; controls have
-none. Rows of different dataset versions, or of different ways of fitting, never share a table;
-methods that learn nothing score the same under each way and stand in every table of their dataset.
-Time is the prediction of the test split, measured on the device that `leaderboard.json` names.
+none. In brackets: 95 % intervals of a bootstrap over fields of view (docs/metrics.md). Methods of
+one *tie* group cannot be told apart by F1 from the best of the group. ± is the sample standard
+deviation over seeds. Rows of different dataset versions, or of different ways of fitting, never
+share a table; methods that learn nothing score the same under each way and stand in every table of
+their dataset. Time is the prediction of the test split, measured on the device that
+`leaderboard.json` names.
 """
 
 
@@ -90,7 +98,13 @@ def build_board(
                     "labels_sha256": here[0]["labels_sha256"],
                     "n": metrics["n"],
                     "floor": exact_mean(v["floor"] for v in metrics["per_pattern"].values()),
-                    "rows": _ranked([_row(by_method[key[0]], rows[key]) for key in sorted(rows)]),
+                    "n_clusters": metrics["n_clusters"],
+                    "clusters": metrics["clusters"],
+                    "rows": _ranked(
+                        [_row(by_method[key[0]], rows[key]) for key in sorted(rows)],
+                        [_replicates(rows[key]) for key in sorted(rows)],
+                        here[0]["degrees_of_freedom"],
+                    ),
                 }
             )
     return {"format": 1, "tables": tables, "reported": list(reported)}
@@ -109,9 +123,18 @@ def _same_labels(dataset: str, version: str, scores: Sequence[Score]) -> None:
 def _row(about: Metadata, entries: list[Score]) -> dict[str, Any]:
     """One method in one table: metrics averaged over its seeds."""
     metrics = [entry["metrics"] for entry in entries]
-    values = {
-        key: _nullable(exact_mean([_number(found.get(key)) for found in metrics]))
+    values = {key: [_number(found.get(key)) for found in metrics] for key in _METRICS}
+    means: dict[str, Any] = {key: _nullable(exact_mean(found)) for key, found in values.items()}
+    if len(entries) > 1:  # over seeds: sample standard deviation
+        means["std"] = {key: _nullable(float(np.std(v, ddof=1))) for key, v in values.items()}
+    # Of several seeds the mean of their intervals: they rest on the same cells.
+    means["ci"] = {
+        key: [
+            _nullable(exact_mean([_number(found["ci"][key][end]) for found in metrics]))
+            for end in (0, 1)
+        ]
         for key in _METRICS
+        if all(key in found["ci"] for found in metrics)
     }
     patterns = list(metrics[0]["per_pattern"])
     rules = about.rules_for
@@ -127,7 +150,7 @@ def _row(about: Metadata, entries: list[Score]) -> dict[str, Any]:
         "trained_on": entries[0]["trained_on"],
         "seconds": _nullable(exact_mean(seconds)),
         "device": entries[0]["device"],
-        **values,
+        **means,
         "per_pattern": {
             pattern: {
                 metric: _nullable(
@@ -140,41 +163,68 @@ def _row(about: Metadata, entries: list[Score]) -> dict[str, Any]:
     }
 
 
-def _ranked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows by F1, the best first and undefined ones last, with rank and lift over controls."""
-    controls = [
-        row["f1_macro"]
-        for row in rows
-        if row["kind"] == "control" and "labels" not in row["inputs"]
-    ]
-    best = max((f1 for f1 in controls if f1 is not None), default=None)
+def _replicates(entries: list[Score]) -> NDArray[np.float64]:
+    """Bootstrap replicates of a method's macro F1, averaged over its seeds."""
+    decoded = [np.frombuffer(b64decode(entry["f1_replicates"]), "<f4") for entry in entries]
+    mean: NDArray[np.float64] = np.stack(decoded).astype(np.float64).mean(axis=0)
+    return mean
 
-    def order(row: dict[str, Any]) -> tuple[bool, float, str]:
-        f1 = row["f1_macro"]
-        return f1 is None, 0.0 if f1 is None else -f1, row["method"]
+
+def _ranked(
+    rows: list[dict[str, Any]], replicates: list[NDArray[np.float64]], freedom: int
+) -> list[dict[str, Any]]:
+    """Rows by F1, the best first and undefined ones last: rank, tie group, lift over controls.
+
+    Tie groups and the best control leave out what sees the labels.
+    """
+    f1 = [_number(row["f1_macro"]) for row in rows]
+    blind = [i for i, row in enumerate(rows) if "labels" not in row["inputs"]]
+    controls = [i for i in blind if rows[i]["kind"] == "control" and not isnan(f1[i])]
+    best = max(controls, key=lambda i: f1[i], default=None)
+    groups = tie_groups(
+        {str(i): f1[i] for i in blind}, {str(i): replicates[i] for i in blind}, freedom
+    )
+
+    def order(i: int) -> tuple[bool, float, str]:
+        return isnan(f1[i]), 0.0 if isnan(f1[i]) else -f1[i], rows[i]["method"]
 
     rank = 0
     ranked = []
-    for row in sorted(rows, key=order):
-        candidate, f1 = row["kind"] != "control", row["f1_macro"]
+    for i in sorted(range(len(rows)), key=order):
+        candidate = rows[i]["kind"] != "control"
         rank += candidate
-        lift = f1 - best if candidate and best is not None and f1 is not None else None
-        ranked.append({"rank": rank if candidate else None, "lift_f1": lift, **row})
+        lift, ci = None, None
+        if candidate and best is not None and not isnan(f1[i]):
+            lift = f1[i] - f1[best]
+            drawn = interval(lift, replicates[i] - replicates[best], freedom, (-1.0, 1.0))
+            ci = [_nullable(end) for end in drawn]
+        ranked.append(
+            {
+                "rank": rank if candidate else None,
+                "tie_group": groups.get(str(i)),
+                "lift_f1": lift,
+                "lift_f1_ci": ci,
+                **rows[i],
+            }
+        )
     return ranked
 
 
 def markdown(board: dict[str, Any]) -> str:
     """``LEADERBOARD.md`` of a board."""
     parts = [_HEADER]
-    headers = ["Rank", "Method", "AUC", "ACC", "F1", "F1 (val)", "AP", "Lift", "Looks at", "Seeds"]
+    headers = [
+        "Rank", "Tie", "Method", "AUC", "ACC", "F1", "F1 (val)", "AP", "Lift", "Looks at", "Seeds",
+    ]  # fmt: skip
     for table in board["tables"]:
         marks: list[str] = []
         rows = [
             [
                 "" if row["rank"] is None else row["rank"],
+                row["tie_group"] or "",
                 _method(row, marks),
-                *(_percent(row[f"{m}_macro"]) for m in ("auc", "acc", "f1", "f1_val", "ap")),
-                _percent(row["lift_f1"], signed=True),
+                *(_with_interval(row, f"{m}_macro") for m in ("auc", "acc", "f1", "f1_val", "ap")),
+                _percent(row["lift_f1"], signed=True) + _interval(row["lift_f1_ci"], signed=True),
                 ", ".join(row["inputs"]) or "nothing",
                 len(row["seeds"]),
                 "-" if row["seconds"] is None else f"{row['seconds']:.1f} s",
@@ -184,7 +234,8 @@ def markdown(board: dict[str, Any]) -> str:
         parts.append(
             f"## {table['dataset']}@{table['version']}: {_PROTOCOLS[table['protocol']]}\n\n"
             f"Test split, {table['n']:,} pairs, floor of F1 {_percent(table['floor'])}; labels "
-            f"`{table['labels_sha256'][:12]}`. All rows are measured.\n\n"
+            f"`{table['labels_sha256'][:12]}`. Intervals rest on {table['n_clusters']} clusters "
+            f"({table['clusters']}). All rows are measured.\n\n"
             + _table(rows, [*headers, "Time"])
             + "".join(f"\n{mark}" for mark in marks)
             + ("\n" if marks else "")
@@ -286,6 +337,20 @@ def _percent(value: float | None, *, signed: bool = False) -> str:
     if value is None:
         return "-"
     return f"{100 * value:+.2f}" if signed else f"{100 * value:.2f}"
+
+
+def _with_interval(row: dict[str, Any], metric: str) -> str:
+    text = _percent(row[metric])
+    if "std" in row and row["std"][metric] is not None:
+        text += f" ± {_percent(row['std'][metric])}"
+    return text + _interval(row["ci"].get(metric))
+
+
+def _interval(ci: list[float | None] | None, *, signed: bool = False) -> str:
+    if ci is None or ci[0] is None or ci[1] is None:
+        return ""
+    form = "+.1f" if signed else ".1f"
+    return f" [{100 * ci[0]:{form}}, {100 * ci[1]:{form}}]"
 
 
 def _number(value: float | None) -> float:

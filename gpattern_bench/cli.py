@@ -10,12 +10,15 @@ import logging
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gpattern_bench import __version__
-from gpattern_bench.errors import GPatternBenchError, PredictionError, TableError
+from gpattern_bench.errors import GPatternBenchError, MethodError, PredictionError, TableError
+
+if TYPE_CHECKING:
+    from gpattern_bench.dataset import Dataset
 
 app = typer.Typer(
     help="Benchmark of gene spatial pattern classification in subcellular spatial transcriptomics.",
@@ -341,13 +344,23 @@ def validate(file: _File, dataset: _DatasetOption) -> None:
     typer.echo(f"{file}: fine")
 
 
+class _By(StrEnum):
+    molecules = "molecules"
+    gene_seen = "gene_seen"
+    cell_size = "cell_size"
+
+
+_Val = Annotated[Path | None, typer.Option(metavar="FILE", help="The method's predictions on val.")]
+_Replicates = Annotated[int, typer.Option(min=0, help="Bootstrap replicates; 0 = no intervals.")]
+
+
 @app.command()
 def evaluate(
     file: _File,
     dataset: _DatasetOption,
-    val: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The method's predictions on val.")
-    ] = None,
+    val: _Val = None,
+    by: Annotated[_By | None, typer.Option(help="Break the result down.")] = None,
+    replicates: _Replicates = 1000,
     as_json: _Json = False,
 ) -> None:
     """Score a prediction file."""
@@ -356,7 +369,23 @@ def evaluate(
 
     origin = read_origin(file)
     split = "test" if origin is None else origin.split
-    result = Evaluator(dataset, split).eval(file, val)
+    evaluator = Evaluator(dataset, split)
+    if by is not None:
+        parts = evaluator.strata(file, by.value, val, replicates=replicates)
+        if as_json:
+            _print_json(parts)
+            return
+        metrics = ["auc_macro", "ap_macro", "f1_macro", "acc_macro"]
+        metrics += [] if val is None else ["f1_val_macro"]
+        rows: list[dict[str, Any]] = [
+            {by.value: name, "n": part["n"], "clusters": part.get("n_clusters")}
+            | {metric.removesuffix("_macro"): _with_ci(part, metric) for metric in metrics}
+            for name, part in parts.items()
+        ]
+        _print_rows(rows)
+        typer.echo(f"\n{split}: macro averages, fractions [95 % interval]")
+        return
+    result = evaluator.eval(file, val, replicates=replicates)
     if as_json:
         _print_json(result)
         return
@@ -366,17 +395,150 @@ def evaluate(
         {"pattern": pattern} | {name: values[name] for name in columns}
         for pattern, values in result.per_pattern.items()
     ]
-    mean = {name: result.get(f"{name}_macro", "") for name in columns}
-    _print_rows([*rows, {"pattern": "macro"} | mean])
+    rows.append({"pattern": "macro"} | {name: result.get(f"{name}_macro", "") for name in columns})
+    ci = result.get("ci", {})
+    for end, label in enumerate(("from", "to")):
+        if ci:
+            bounds = {n: ci[f"{n}_macro"][end] if f"{n}_macro" in ci else "" for n in columns}
+            rows.append({"pattern": label} | bounds)
+    _print_rows(rows)
     typer.echo(
         f"\n{split}: {result['n']:,} pairs, accuracy over all patterns of a pair "
-        f"{result['accuracy_subset']:.6f}; fractions, thresholds chosen on these labels"
-        + (", f1_val at those chosen on val" if val else "")
+        f"{_with_ci(result, 'accuracy_subset')}; fractions, thresholds chosen on these labels"
     )
+    if val is not None:
+        typer.echo(
+            "f1_val: at the thresholds chosen on val; gap of f1 " + _with_ci(result, "f1_gap_macro")
+        )
+    if ci:
+        typer.echo(
+            f"from, to: 95 % intervals of the macro averages, over {result['n_clusters']} clusters "
+            f"({result['clusters']})"
+        )
     for metric, patterns in result.undefined.items():
         typer.echo(f"undefined {metric}, left out of its mean: {', '.join(patterns)}")
     for warning in result["warnings"]:
         typer.echo(f"warning: {warning}", err=True)
+
+
+def _with_ci(result: dict[str, Any], metric: str) -> str:
+    text = f"{result[metric]:.6f}"
+    if "ci" in result:
+        low, high = result["ci"][metric]
+        text += f" [{low:.4f}, {high:.4f}]"
+    return text
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="FILE", help="Predictions of one method.")],
+    b: Annotated[Path, typer.Argument(metavar="FILE", help="Predictions of another.")],
+    dataset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Default: the one that the file names.")
+    ] = None,
+    replicates: Annotated[int, typer.Option(min=2, help="Bootstrap replicates.")] = 1000,
+    as_json: _Json = False,
+) -> None:
+    """Compare two prediction files on the same pairs: differences with intervals."""
+    from gpattern_bench.evaluator import Evaluator
+
+    found = Evaluator(*_scored_by(a, dataset)).compare(a, b, replicates=replicates)
+    if as_json:
+        _print_json(found)
+        return
+    _print_rows(
+        [
+            {
+                "metric": metric,
+                "a": values["a"],
+                "b": values["b"],
+                "a - b": values["difference"],
+                "from": values["ci"][0],
+                "to": values["ci"][1],
+                "": "tied" if values["tied"] else "differ",
+            }
+            for metric, values in found.items()
+        ]
+    )
+    clusters = next(iter(found.values()))["n_clusters"]
+    typer.echo(f"\na = {a}, b = {b}; paired bootstrap over {clusters} clusters, 95 % intervals")
+
+
+@app.command()
+def calls(
+    file: _File,
+    val: Annotated[Path, typer.Option(metavar="FILE", help="The method's predictions on val.")],
+    dataset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Default: the one that the file names.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Default: FILE with -calls in its name.")
+    ] = None,
+) -> None:
+    """Turn scores into calls, by the thresholds chosen on val, and sum them up per gene."""
+    from gpattern_bench.calls import call_patterns, val_thresholds, write_calls
+    from gpattern_bench.evaluator import Evaluator
+
+    found, split = _scored_by(file, dataset)
+    checked = Evaluator(found, split).check(file)
+    if checked.problems:
+        raise PredictionError(str(file), checked.problems)
+    import pyarrow.parquet as pq
+
+    thresholds = val_thresholds(found, val)
+    called = call_patterns(pq.read_table(file).to_pandas(), thresholds)
+    for path in write_calls(
+        called, thresholds, out or file.with_name(f"{file.stem}-calls.parquet")
+    ):
+        typer.echo(str(path))
+
+
+def _scored_by(file: Path, dataset: str | None) -> tuple[Dataset, str]:
+    """Dataset and split of a prediction file."""
+    from gpattern_bench.dataset import load_dataset
+    from gpattern_bench.predictions import read_origin, read_predictions
+
+    origin = read_origin(file)
+    if origin is None:
+        problems = read_predictions(file)[2]  # says so if the file cannot be read at all
+        raise PredictionError(str(file), problems)
+    return load_dataset(dataset or f"{origin.dataset}@{origin.version}"), origin.split
+
+
+@app.command()
+def predict(
+    tables: _Name,
+    model: Annotated[
+        Path, typer.Option(metavar="DIR", help="A model-... folder that `run` wrote.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Parquet file of scores.")],
+    with_calls: Annotated[
+        bool,
+        typer.Option("--calls", help="Also write calls, by the model's thresholds, and genes."),
+    ] = False,
+) -> None:
+    """Score every pair of a dataset, labelled or not, with a model that a run left."""
+    from gpattern_bench.calls import call_patterns, write_calls
+    from gpattern_bench.dataset import load_dataset
+    from gpattern_bench.model import load_model, predict_tables
+    from gpattern_bench.predictions import write_table
+
+    method, about = load_model(model)
+    if with_calls and about.thresholds is None:
+        raise MethodError(
+            f"{model} has no thresholds for calls: it was run on a dataset without a val split"
+        )
+    table = predict_tables(method, about, load_dataset(tables))
+    written = [write_table(table, out)]
+    if with_calls:
+        thresholds = {
+            pattern: float("nan") if value is None else value
+            for pattern, value in (about.thresholds or {}).items()
+        }
+        called = call_patterns(table.to_pandas(), thresholds)
+        written += write_calls(called, thresholds, out.with_name(f"{out.stem}-calls.parquet"))
+    for path in written:
+        typer.echo(str(path))
 
 
 @app.command()
@@ -405,7 +567,7 @@ def leaderboard(
         for submission in found:
             results, missing = submission.rescored()
             skipped += missing
-            scored += len(results) - len(missing)
+            scored += len(list(submission.test_files())) - len(missing)
             if results_text(results) != results_text(submission.results):
                 if check:
                     problems.append(f"{submission.folder.name}: scores differ from results.json")

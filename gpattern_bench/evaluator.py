@@ -24,6 +24,8 @@ from gpattern_bench.predictions import (
     expected_origin,
     read_predictions,
 )
+from gpattern_bench.strata import parts
+from gpattern_bench.uncertainty import REPLICATES, Clusters, bootstrap, interval
 
 __all__ = ["Evaluator", "Predictions", "Result"]
 
@@ -36,19 +38,32 @@ _FLOATS = (pa.float32(), pa.float64())
 
 
 class Result(dict[str, Any]):
-    """What an evaluation found: a dict, with :attr:`per_pattern` and :attr:`undefined` at hand.
+    """What an evaluation found: a dict first, with extras.
 
     Keys: ``auc_macro acc_macro f1_macro ap_macro accuracy_subset`` and, with val scores,
-    ``f1_val_macro acc_val_macro``; ``n`` pairs; ``per_pattern`` = pattern -> ``auc acc f1
-    threshold precision recall ap floor prevalence n_positive n`` (and ``f1_val acc_val
+    ``f1_val_macro acc_val_macro`` and ``f1_gap_macro`` (F1 at the thresholds chosen on the scored
+    labels minus F1 at those chosen on val); ``n`` pairs; ``per_pattern`` = pattern -> ``auc acc
+    f1 threshold precision recall ap floor prevalence n_positive n`` (and ``f1_val acc_val
     threshold_val``); ``undefined`` = metric -> patterns for which it is not defined and which
-    its macro average leaves out; ``warnings``. All are fractions; NaN = undefined.
+    its macro average leaves out; ``warnings``. Where fields of view or cells are known also
+    ``ci`` = metric -> [low, high] (95 %), for macro averages here and per pattern there, with
+    ``n_clusters`` and ``clusters`` = what was drawn. All are fractions; NaN = undefined.
+
+    Attributes
+    ----------
+    replicates : dict of str to numpy.ndarray
+        Macro metric -> (B,) bootstrap replicates; empty without intervals.
+    degrees_of_freedom : int
+        Of the clusters.
     """
 
+    replicates: dict[str, NDArray[np.float64]]
+    degrees_of_freedom: int
+
     @property
-    def per_pattern(self) -> dict[str, dict[str, float]]:
+    def per_pattern(self) -> dict[str, dict[str, Any]]:
         """Pattern -> metric -> value."""
-        found: dict[str, dict[str, float]] = self["per_pattern"]
+        found: dict[str, dict[str, Any]] = self["per_pattern"]
         return found
 
     @property
@@ -118,12 +133,20 @@ class Evaluator:
         """What :meth:`eval` returns."""
         return (
             "A dict of fractions, NaN = undefined: auc_macro, acc_macro, f1_macro, ap_macro, "
-            "accuracy_subset; with val scores\nf1_val_macro, acc_val_macro; n; per_pattern = "
-            "pattern -> auc, acc, f1, threshold, precision, recall, ap, floor,\nprevalence, "
-            "n_positive, n; undefined = metric -> patterns left out of its mean; warnings."
+            "accuracy_subset; with val scores\nf1_val_macro, acc_val_macro, f1_gap_macro; n; "
+            "per_pattern = pattern -> auc, acc, f1, threshold, precision,\nrecall, ap, floor, "
+            "prevalence, n_positive, n; undefined = metric -> patterns left out of its mean; "
+            "warnings;\nci = metric -> 95 % interval, n_clusters and clusters = what it rests on."
         )
 
-    def eval(self, predictions: Predictions, val: Predictions | None = None) -> Result:
+    def eval(
+        self,
+        predictions: Predictions,
+        val: Predictions | None = None,
+        *,
+        replicates: int = REPLICATES,
+        seed: int = 0,
+    ) -> Result:
         """Score predictions.
 
         Parameters
@@ -132,6 +155,11 @@ class Evaluator:
             As :attr:`expected_input_format` says. ``y_true`` in a dict wins over the labels.
         val : path, DataFrame, Table or dict, optional
             The same method's predictions on the val split, for metrics at thresholds chosen there.
+        replicates : int
+            Bootstrap replicates for the intervals; 0 = none. Arrays and tables of labels without
+            fields of view have none either.
+        seed : int
+            Of the bootstrap.
 
         Returns
         -------
@@ -145,8 +173,126 @@ class Evaluator:
             Arrays of wrong shape, or values that are not labels or scores.
         """
         truth, scores, warnings = self._aligned(predictions, self.split, self.labels)
-        held = None if val is None else self._aligned(val, "val", None)[:2]
-        per_pattern: dict[str, dict[str, float]] = {}
+        thresholds = self._thresholds(val)
+        clusters = None
+        if replicates and not isinstance(predictions, Mapping) and "fov" in self.labels:
+            clusters = Clusters.draw(self.labels, seed=seed, replicates=replicates)
+        return self._result(truth, scores, thresholds, clusters, warnings)
+
+    def compare(
+        self, a: Predictions, b: Predictions, *, replicates: int = REPLICATES, seed: int = 0
+    ) -> dict[str, dict[str, Any]]:
+        """Compare two methods on the same pairs, by a paired bootstrap.
+
+        Returns
+        -------
+        dict
+            Macro metric -> ``a``, ``b``, ``difference`` (a - b), ``ci`` = its 95 % interval, and
+            ``tied``: whether the interval includes 0.
+
+        Raises
+        ------
+        EvaluationError
+            Fields of view are not known, so that nothing can be resampled.
+        """
+        if "fov" not in self.labels:
+            raise EvaluationError(
+                "comparing needs the fields of view of the pairs: give a dataset, or a table of "
+                "labels with a column fov"
+            )
+        one, other = (self.eval(x, replicates=replicates, seed=seed) for x in (a, b))
+        found = {}
+        for metric, values in one.replicates.items():
+            difference = one[metric] - other[metric]
+            ci = interval(
+                difference,
+                values - other.replicates[metric],
+                one.degrees_of_freedom,
+                (-1.0, 1.0),
+            )
+            found[metric] = {
+                "a": one[metric],
+                "b": other[metric],
+                "difference": difference,
+                "ci": ci,
+                "tied": bool(ci[0] <= 0 <= ci[1]),
+                "n_clusters": one["n_clusters"],
+            }
+        return found
+
+    def strata(
+        self,
+        predictions: Predictions,
+        by: str,
+        val: Predictions | None = None,
+        *,
+        replicates: int = REPLICATES,
+        seed: int = 0,
+    ) -> dict[str, Result]:
+        """Score parts of the pairs, to see for instance how many molecules one needs.
+
+        Within a part everything is computed as for the whole, thresholds included; thresholds
+        chosen on val are those of the whole val split.
+
+        Parameters
+        ----------
+        predictions, val, replicates, seed
+            As in :meth:`eval`; arrays cannot be broken down.
+        by : {"molecules", "gene_seen", "cell_size"}
+            Molecules per pair (1, 2-4, 5-9, 10-19, 20-49, 50+); whether the gene has labelled
+            pairs in the train split; area of the cell's outline, in thirds of the cells.
+
+        Returns
+        -------
+        dict of str to Result
+            Name of the part -> its result, in order; empty parts are left out.
+
+        Raises
+        ------
+        EvaluationError
+            The labels do not tell what `by` needs.
+        """
+        if isinstance(predictions, Mapping):
+            raise EvaluationError("arrays cannot be broken down: give a prediction file or table")
+        part, names = parts(by, self.labels, self.dataset, self.split)
+        truth, scores, warnings = self._aligned(predictions, self.split, self.labels)
+        thresholds = self._thresholds(val)
+        found = {}
+        for code, name in enumerate(names):
+            rows = np.flatnonzero(part == code)
+            if len(rows):
+                clusters = None
+                if replicates and "fov" in self.labels:
+                    clusters = Clusters.draw(
+                        self.labels.iloc[rows], seed=seed, replicates=replicates
+                    )
+                found[name] = self._result(
+                    truth[rows], scores[rows], thresholds, clusters, warnings
+                )
+        return found
+
+    def example(self, seed: int = 0) -> pd.DataFrame:
+        """A table of random scores that :meth:`eval` takes: what yours should look like."""
+        rng = np.random.Generator(np.random.Philox(seed))
+        table = self.labels[["cell_id", "gene"]].astype(str).reset_index(drop=True)
+        scores = rng.random((len(table), len(self.patterns))).astype(np.float32)
+        return table.join(pd.DataFrame(scores, columns=list(self.patterns)))
+
+    def _thresholds(self, val: Predictions | None) -> list[float] | None:
+        if val is None:
+            return None
+        truth, scores, _ = self._aligned(val, "val", None)
+        return [score_pattern(truth[:, k], scores[:, k]).threshold for k in range(truth.shape[1])]
+
+    def _result(
+        self,
+        truth: NDArray[np.bool_],
+        scores: NDArray[np.floating[Any]],
+        thresholds: list[float] | None,
+        clusters: Clusters | None,
+        warnings: list[str],
+    ) -> Result:
+        per_pattern: dict[str, dict[str, Any]] = {}
         right = np.ones(len(truth), dtype=bool)
         for k, pattern in enumerate(self.patterns):
             try:
@@ -156,19 +302,20 @@ class Evaluator:
             values = asdict(score)
             if not isnan(score.threshold):
                 right &= (scores[:, k] >= scores.dtype.type(score.threshold)) == truth[:, k]
-            if held is not None:
-                threshold = score_pattern(held[0][:, k], held[1][:, k]).threshold
-                f1, acc = at_threshold(truth[:, k], scores[:, k], threshold)
+            if thresholds is not None:
+                f1, acc = at_threshold(truth[:, k], scores[:, k], thresholds[k])
                 values |= {
                     "f1_val": f1,
                     "acc_val": np.nan if isnan(f1) else acc,  # defined together, like f1 and acc
-                    "threshold_val": threshold,
+                    "threshold_val": thresholds[k],
                 }
             per_pattern[pattern] = values
         result = Result()
-        macro = _MACRO if held is None else _MACRO | _MACRO_VAL
+        macro = _MACRO if thresholds is None else _MACRO | _MACRO_VAL
         for key, metric in macro.items():
             result[key] = exact_mean(values[metric] for values in per_pattern.values())
+        if thresholds is not None:
+            result["f1_gap_macro"] = result["f1_macro"] - result["f1_val_macro"]
         # A pattern without positives has no threshold: it is left out here too, and named.
         defined = any(not isnan(values["threshold"]) for values in per_pattern.values())
         result["accuracy_subset"] = float(right.mean()) if defined else np.nan
@@ -180,7 +327,44 @@ class Evaluator:
             if (names := [p for p, values in per_pattern.items() if isnan(values[metric])])
         }
         result["warnings"] = warnings
+        result.replicates, result.degrees_of_freedom = {}, 0
+        if clusters is not None:
+            self._add_intervals(
+                result, macro, bootstrap(truth, scores, clusters, thresholds), clusters
+            )
         return result
+
+    def _add_intervals(
+        self,
+        result: Result,
+        macro: Mapping[str, str],
+        drawn: dict[str, NDArray[np.float64]],
+        clusters: Clusters,
+    ) -> None:
+        freedom = clusters.degrees_of_freedom
+        for k, values in enumerate(result.per_pattern.values()):
+            values["ci"] = {
+                metric: interval(values[metric], found[:, k], freedom)
+                for metric, found in drawn.items()
+                if metric != "accuracy_subset"
+            }
+        for key, metric in macro.items():
+            # The mean of the same patterns as the estimate's: the defined ones.
+            known = [not isnan(values[metric]) for values in result.per_pattern.values()]
+            result.replicates[key] = drawn[metric][:, known].mean(axis=1)
+        if "f1_val_macro" in macro:
+            both = result.replicates
+            both["f1_gap_macro"] = both["f1_macro"] - both["f1_val_macro"]
+        result.replicates["accuracy_subset"] = drawn["accuracy_subset"]
+        result["ci"] = {
+            key: interval(
+                result[key], found, freedom, (-1.0, 1.0) if key == "f1_gap_macro" else (0.0, 1.0)
+            )
+            for key, found in result.replicates.items()
+        }
+        result["n_clusters"] = clusters.n
+        result["clusters"] = clusters.level
+        result.degrees_of_freedom = freedom
 
     def check(self, predictions: str | Path | pd.DataFrame | pa.Table) -> Checked:
         """Validate a prediction file or table without scoring it: all problems at once.

@@ -11,20 +11,23 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from math import isnan
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from tqdm import tqdm
 
 from gpattern_bench import __version__
+from gpattern_bench.calls import val_thresholds
 from gpattern_bench.cells import Cells
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.errors import MethodError
 from gpattern_bench.files import write_text
 from gpattern_bench.methods import get_method
 from gpattern_bench.methods.base import Method
+from gpattern_bench.model import Model, save_model
+from gpattern_bench.predict import predict_cells
 from gpattern_bench.predictions import (
     Origin,
     Protocol,
@@ -88,7 +91,8 @@ def run_method(
 ) -> list[Path]:
     """Fit a method and write its prediction files for val and test.
 
-    Files go to ``out/<dataset>/``: ``<split>-seed<k>.parquet`` and ``run-seed<k>.json``, with the
+    Files go to ``out/<dataset>/``: ``<split>-seed<k>.parquet``, ``run-seed<k>.json`` and, except
+    out of fold, the folder ``model-seed<k>`` (:mod:`gpattern_bench.model`), with the
     protocol, and the other training set, in the name where it was not fitted on the dataset's own
     train split.
 
@@ -134,7 +138,7 @@ def run_method(
             folds = [_out_of_fold(name, *fold, seed) for fold in _folds(dataset, split, seed)]
             scores[split] = pd.concat(folds, ignore_index=True)
         else:
-            scores[split] = _predicted(method, dataset.iter_cells(split))
+            scores[split] = predict_cells(method, dataset.iter_cells(split))
         seconds[split] = time.perf_counter() - began
     rules = method.about.rules_for
     if rules is not None and (none := [p for p in dataset.patterns if p not in rules]):
@@ -153,6 +157,14 @@ def run_method(
         write_table(table, folder / f"{origin.stem()}.parquet")
         for table, origin in zip(tables, origins, strict=True)
     ]
+    if protocol != "cv-cell" and not method.about.sees_labels:
+        thresholds = None
+        if "val" in splits and dataset.has_labels:
+            chosen = val_thresholds(dataset, files[splits.index("val")])
+            thresholds = {p: None if isnan(t) else t for p, t in chosen.items()}
+        fitted_on = (train_on or dataset).id if method.about.learns else None
+        model = Model(name, list(dataset.patterns), fitted_on, thresholds, seed)
+        save_model(method, model, folder / origins[0].stem("model"))
     report = Run(
         method=name,
         dataset=dataset.name,
@@ -234,22 +246,7 @@ def _folds(dataset: Dataset, split: str, seed: int) -> Iterator[tuple[Cells, Cel
 def _out_of_fold(name: str, train: Cells, held_out: Cells, seed: int) -> pd.DataFrame:
     method = get_method(name)  # a new one for each fold: nothing of another is left in it
     method.fit(train, seed)
-    return _predicted(method, held_out)
-
-
-def _predicted(method: Method, cells: Cells) -> pd.DataFrame:
-    """Scores of every pair of the cells; labels are hidden from all but the positive control."""
-    seen = cells if method.about.sees_labels else cells.without_labels()
-    ids, genes, scores = [], [], []
-    stream = method.predict(seen)
-    # disable=None: a bar on a terminal only
-    for cell, values in tqdm(stream, total=len(cells), desc=method.about.name, disable=None):
-        ids += [cell.cell_id] * len(values)
-        genes.append(cell.genes)
-        scores.append(values)
-    frame = pd.DataFrame(np.concatenate(scores), columns=list(cells.patterns))
-    names = pd.Index(cells.genes)
-    return frame.assign(cell_id=ids, gene=names[np.concatenate(genes)])
+    return predict_cells(method, held_out)
 
 
 def _counted(scores: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from gpattern_bench.predictions import Origin, Protocol, read_origin, read_predi
 __all__ = ["Metadata", "Score", "Submission", "plain", "read_submissions", "results_text"]
 
 _METADATA, _RESULTS = "submission.yaml", "results.json"
+_OLD_RESULTS = "; if an older version wrote it, delete it and run leaderboard --rescore"
 
 
 class Metadata(BaseModel):
@@ -85,7 +87,9 @@ class Score(TypedDict):
 
     ``predictions`` is its path in the submission, ``sha256`` the hashes of it and of the val file
     beside it, ``labels_sha256`` the content hash of the labels that it was scored on; ``seconds``
-    and ``device`` come from the run, where there is one; ``metrics`` is the evaluator's result.
+    and ``device`` come from the run, where there is one; ``metrics`` is the evaluator's result;
+    ``f1_replicates`` are the bootstrap replicates of its macro F1 (base64 of little-endian
+    float32), from which the board tells which methods are tied.
     """
 
     predictions: str
@@ -100,6 +104,8 @@ class Score(TypedDict):
     seconds: float | None
     device: str | None
     metrics: dict[str, Any]
+    f1_replicates: str
+    degrees_of_freedom: int
 
 
 @dataclass(frozen=True)
@@ -211,7 +217,7 @@ def read_submissions(folder: Path) -> list[Submission]:
             problems += [
                 f"{path.parent / (_RESULTS if error.title.startswith('list') else _METADATA)}: "
                 f"{'.'.join(map(str, found['loc'])) or 'the file'}: {found['msg']}, "
-                f"got {str(found['input'])[:80]!r}"
+                f"got {str(found['input'])[:80]!r}" + _OLD_RESULTS * error.title.startswith("list")
                 for found in error.errors()
             ]
             continue
@@ -255,6 +261,8 @@ def _score(path: Path, name: str, origin: Origin, dataset: Dataset) -> Score:
         "seconds": run.get("seconds", {}).get(origin.split),  # measured by `run`, never typed
         "device": run.get("device"),
         "metrics": result,
+        "f1_replicates": b64encode(result.replicates["f1_macro"].astype("<f4").tobytes()).decode(),
+        "degrees_of_freedom": result.degrees_of_freedom,
     }
 
 

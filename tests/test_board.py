@@ -6,8 +6,10 @@ import json
 import locale
 import re
 import shutil
+from base64 import b64encode
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
@@ -79,6 +81,8 @@ def entry(method: str = "m", **values) -> dict:
     per_pattern = dict.fromkeys(("auc", "acc", "f1", "ap", "precision", "recall", "floor"), 0.5)
     metrics = {**dict.fromkeys(METRICS, values.pop("score", 0.5)), "n": 10}
     metrics["per_pattern"] = {"inner": per_pattern, "outer": per_pattern}
+    metrics |= {"ci": {"f1_macro": [0.4, 0.6]}, "n_clusters": 10, "clusters": "fov"}
+    drawn = np.linspace(-0.1, 0.1, 100) + (metrics["f1_macro"] or 0)
     base = {
         "predictions": f"predictions/d/{method}.parquet",
         "sha256": {},
@@ -92,6 +96,8 @@ def entry(method: str = "m", **values) -> dict:
         "seconds": 1.0,
         "device": "CPU",
         "metrics": metrics,
+        "f1_replicates": b64encode(drawn.astype("<f4").tobytes()).decode(),
+        "degrees_of_freedom": 9,
     }
     return base | values
 

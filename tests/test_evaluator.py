@@ -24,6 +24,7 @@ from gpattern_bench.predictions import write_predictions
 MACRO = ["auc_macro", "acc_macro", "f1_macro", "ap_macro"]
 MACRO_VAL = ["f1_val_macro", "acc_val_macro"]
 REST = ["accuracy_subset", "n", "per_pattern", "undefined", "warnings"]
+INTERVALS = ["ci", "n_clusters", "clusters"]
 PER_PATTERN = ["n", "n_positive", "prevalence", "auc", "ap", "f1", "threshold", "acc"]
 PER_PATTERN += ["precision", "recall", "floor"]
 PER_PATTERN_VAL = ["f1_val", "acc_val", "threshold_val"]
@@ -68,16 +69,18 @@ def drawn(ds: Dataset, split: str, seed: int = 0) -> pd.DataFrame:
 class TestKeys:
     def test_are_those_of_the_contract(self, ds):
         result = Evaluator(ds).eval(drawn(ds, "test"))
-        assert list(result) == [*MACRO, *REST]
+        assert list(result) == [*MACRO, *REST, *INTERVALS]
+        assert list(Evaluator(ds).eval(drawn(ds, "test"), replicates=0)) == [*MACRO, *REST]
         assert list(result.per_pattern) == list(PATTERNS)
         for values in result.per_pattern.values():
-            assert list(values) == PER_PATTERN
+            assert list(values) == [*PER_PATTERN, "ci"]
+            assert list(values["ci"]) == ["auc", "acc", "f1", "ap", "precision", "recall"]
 
     def test_are_more_with_val_scores(self, ds):
         result = Evaluator(ds).eval(drawn(ds, "test"), drawn(ds, "val"))
-        assert list(result) == [*MACRO, *MACRO_VAL, *REST]
+        assert list(result) == [*MACRO, *MACRO_VAL, "f1_gap_macro", *REST, *INTERVALS]
         for values in result.per_pattern.values():
-            assert list(values) == [*PER_PATTERN, *PER_PATTERN_VAL]
+            assert list(values) == [*PER_PATTERN, *PER_PATTERN_VAL, "ci"]
 
     def test_a_result_is_a_dict_with_extras(self):
         result = Evaluator(LABELS).eval(SCORES)
@@ -88,7 +91,9 @@ class TestKeys:
     def test_values_are_plain_python_numbers(self, ds):
         result = Evaluator(ds).eval(drawn(ds, "test"), drawn(ds, "val"))
         numbers = [result[key] for key in (*MACRO, *MACRO_VAL, "accuracy_subset", "n")]
-        numbers += [v for values in result.per_pattern.values() for v in values.values()]
+        for values in result.per_pattern.values():
+            numbers += [v for key, v in values.items() if key != "ci"]
+            numbers += [end for ci in values["ci"].values() for end in ci]
         assert {type(number) for number in numbers} == {float, int}
 
 

@@ -18,7 +18,7 @@ from gpattern_bench.curate.write import write_dataset
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.errors import GPatternBenchError, MethodError, UnknownMethodError
 from gpattern_bench.methods import METHODS
-from gpattern_bench.methods.base import About
+from gpattern_bench.methods.base import About, Untrained
 from gpattern_bench.predictions import Origin, read_predictions
 from gpattern_bench.run import FOLDS, run_method
 
@@ -47,7 +47,7 @@ def made(tmp_path_factory) -> dict[str, Dataset]:
     }
 
 
-class Spy:
+class Spy(Untrained):
     """Scores 0.5 for every pair and notes what it is shown."""
 
     about = About("spy", "Spy", "model", "Looks.", "none", ("coordinates",), learns=True)
@@ -121,12 +121,21 @@ def origin(path: Path):
     return read_predictions(path)[1]
 
 
+MODEL_FILES = {
+    "prevalence": ["model-seed0/model.json", "model-seed0/state.json"],
+    "gene_prior": ["model-seed0/model.json", "model-seed0/state.json"],
+    "sprawl": ["model-seed0/model.json"],
+    "oracle": [],  # on other data it has nothing to show
+}
+
+
 class TestFiles:
     @pytest.mark.parametrize("name", ["prevalence", "gene_prior", "sprawl", "oracle"])
     def test_are_val_and_test_and_the_report(self, made, tmp_path, name):
         files = run_method(name, made["whole"], tmp_path)
         assert [path.name for path in files] == ["val-seed0.parquet", "test-seed0.parquet"]
         assert listing(tmp_path / "whole") == [
+            *MODEL_FILES[name],
             "run-seed0.json",
             "test-seed0.parquet",
             "val-seed0.parquet",
@@ -138,7 +147,11 @@ class TestFiles:
 
     def test_of_a_dataset_of_test_alone_are_test_alone(self, made, tmp_path):
         run_method("sprawl", made["gold"], tmp_path)
-        assert listing(tmp_path) == ["gold/run-seed0.json", "gold/test-seed0.parquet"]
+        assert listing(tmp_path) == [
+            "gold/model-seed0/model.json",
+            "gold/run-seed0.json",
+            "gold/test-seed0.parquet",
+        ]
 
     def test_of_a_dataset_without_labels_score_every_pair(self, made, tmp_path):
         files = run_method("sprawl", made["unlabelled"], tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from gpattern_bench.cells import Cell, Cells
 
-__all__ = ["About", "Method", "Scores"]
+__all__ = ["About", "Method", "Scores", "Untrained"]
 
 Scores = Iterator[tuple[Cell, NDArray[np.float32]]]
 """Per cell, in any order: the cell and its scores (g, C), rows as ``cell.genes``."""
@@ -55,12 +56,18 @@ class About:
 
 
 class Method(Protocol):
-    """A method: ``fit`` on labelled cells, then ``predict``; the same seed, the same scores."""
+    """A method: ``fit`` or ``load``, then ``predict``; the same seed gives the same scores."""
 
     about: ClassVar[About]
 
     def fit(self, train: Cells, seed: int) -> None:
         """Learn from labelled cells; called once, and only if ``about.learns``."""
+
+    def save(self, folder: Path) -> None:
+        """Write what was learnt into a folder, as files that :meth:`load` reads; no pickles."""
+
+    def load(self, folder: Path) -> None:
+        """Read what :meth:`save` wrote."""
 
     def predict(self, cells: Cells) -> Scores:
         """Score every gene present in every cell.
@@ -75,3 +82,16 @@ class Method(Protocol):
             (g, C) float32, finite and in [0, 1], rows as ``cell.genes``.
         """
         ...
+
+
+class Untrained:
+    """What a method that learns nothing does when it is fitted, saved or loaded: nothing."""
+
+    def fit(self, train: Cells, seed: int) -> None:
+        """Learn nothing."""
+
+    def save(self, folder: Path) -> None:
+        """Write nothing."""
+
+    def load(self, folder: Path) -> None:
+        """Read nothing."""

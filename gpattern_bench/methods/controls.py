@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpattern_bench.cells import Cells
-from gpattern_bench.methods.base import About, Scores
+from gpattern_bench.files import write_text
+from gpattern_bench.methods.base import About, Scores, Untrained
 
 __all__ = ["GenePrior", "MoleculeCount", "Oracle", "Prevalence"]
+
+_STATE = "state.json"
 
 
 class Prevalence:
@@ -28,12 +33,20 @@ class Prevalence:
 
     def fit(self, train: Cells, seed: int) -> None:  # noqa: ARG002 - draws nothing
         """Count the patterns of the labelled pairs."""
-        self._share = _PatternCounts(train).share
+        self._share = _PatternCounts(train).share.tolist()
+
+    def save(self, folder: Path) -> None:
+        """Write the shares as JSON."""
+        write_text(folder / _STATE, json.dumps({"share": self._share}) + "\n")
+
+    def load(self, folder: Path) -> None:
+        """Read the shares."""
+        self._share = json.loads((folder / _STATE).read_text(encoding="utf-8"))["share"]
 
     def predict(self, cells: Cells) -> Scores:
         """Score each pair with the training shares."""
         for cell in cells:
-            yield cell, np.tile(self._share.astype(np.float32), (len(cell.genes), 1))
+            yield cell, np.tile(np.array(self._share, np.float32), (len(cell.genes), 1))
 
 
 class GenePrior:
@@ -56,9 +69,19 @@ class GenePrior:
     def fit(self, train: Cells, seed: int) -> None:  # noqa: ARG002 - draws nothing
         """Count the patterns of the labelled pairs, gene by gene."""
         counts = _PatternCounts(train)
-        self._unseen = counts.share
+        self._unseen = counts.share.tolist()
         shares = (counts.positive + counts.share) / (counts.pairs[:, None] + 1)
-        self._share = dict(zip(train.genes, shares, strict=True))
+        self._share = dict(zip(train.genes, shares.tolist(), strict=True))
+
+    def save(self, folder: Path) -> None:
+        """Write the shares of every gene as JSON."""
+        state = {"unseen": self._unseen, "share": self._share}
+        write_text(folder / _STATE, json.dumps(state) + "\n")
+
+    def load(self, folder: Path) -> None:
+        """Read the shares."""
+        state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        self._unseen, self._share = state["unseen"], state["share"]
 
     def predict(self, cells: Cells) -> Scores:
         """Look the genes up by name."""
@@ -68,7 +91,7 @@ class GenePrior:
             yield cell, table[cell.genes]
 
 
-class MoleculeCount:
+class MoleculeCount(Untrained):
     """Score a pair by its number of molecules over the largest number of any pair."""
 
     about: ClassVar = About(
@@ -81,9 +104,6 @@ class MoleculeCount:
         learns=False,
     )
 
-    def fit(self, train: Cells, seed: int) -> None:
-        """Learn nothing."""
-
     def predict(self, cells: Cells) -> Scores:
         """Find the largest number first, then score."""
         largest = max((int(cell.counts.max()) for cell in cells), default=1)
@@ -92,7 +112,7 @@ class MoleculeCount:
             yield cell, np.repeat(score[:, None], len(cells.patterns), axis=1)
 
 
-class Oracle:
+class Oracle(Untrained):
     """Give the labels as scores: the positive control, which shows that a board can be topped."""
 
     about: ClassVar = About(
@@ -104,9 +124,6 @@ class Oracle:
         inputs=("labels",),
         learns=False,
     )
-
-    def fit(self, train: Cells, seed: int) -> None:
-        """Learn nothing."""
 
     def predict(self, cells: Cells) -> Scores:
         """Copy the labels."""

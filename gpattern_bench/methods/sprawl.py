@@ -16,7 +16,7 @@ from scipy.stats import rankdata
 
 from gpattern_bench.cells import Cell, Cells
 from gpattern_bench.geometry import exterior_vertices, outline_distance
-from gpattern_bench.methods.base import About, Scores
+from gpattern_bench.methods.base import About, Scores, Untrained
 
 __all__ = ["Sprawl", "median_rank_scores", "median_rank_variance", "pattern_scores"]
 
@@ -25,7 +25,7 @@ _Floats = NDArray[np.float64]
 _TAU = 1.96  # two-sided 5 % point of the normal: "significant" in the paper's mapping
 
 
-class Sprawl:
+class Sprawl(Untrained):
     """Peripheral and central scores, mapped to patterns as the paper says (appendix B.2.1)."""
 
     about: ClassVar = About(
@@ -41,9 +41,6 @@ class Sprawl:
         learns=False,
         rules_for=("cell_edge", "membrane", "nuclear", "cytoplasmic"),
     )
-
-    def fit(self, train: Cells, seed: int) -> None:
-        """Learn nothing."""
 
     def predict(self, cells: Cells) -> Scores:
         """Score each pair; patterns without a rule get 0."""

@@ -1,0 +1,118 @@
+"""Calls: scores turned into patterns, 0 or 1, by the thresholds chosen on the val split."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from math import isnan, nan
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from scipy.stats import norm
+
+from gpattern_bench.dataset import Dataset
+from gpattern_bench.errors import PredictionError
+from gpattern_bench.evaluator import Evaluator
+from gpattern_bench.files import replacing, write_text
+from gpattern_bench.metrics import score_pattern
+
+__all__ = ["call_patterns", "summarise_genes", "val_thresholds", "write_calls"]
+
+
+def val_thresholds(dataset: Dataset, predictions: str | Path) -> dict[str, float]:
+    """Thresholds of largest F1 on the val split, per pattern.
+
+    NaN, so that nothing is called, where val has no positives, and where the scores are constant:
+    a method without a rule for a pattern would else call it for every pair.
+
+    Raises
+    ------
+    PredictionError
+        The file is no valid prediction of the val split.
+    """
+    evaluator = Evaluator(dataset, "val")
+    checked = evaluator.check(predictions)
+    if checked.scores is None:
+        raise PredictionError(str(predictions), checked.problems)
+    found = {}
+    for k, pattern in enumerate(dataset.patterns):
+        values = checked.scores[:, k]
+        informed = values.min() < values.max()
+        truth = evaluator.labels[pattern].to_numpy(bool)
+        found[pattern] = score_pattern(truth, values).threshold if informed else nan
+    return found
+
+
+def call_patterns(scores: pd.DataFrame, thresholds: Mapping[str, float]) -> pd.DataFrame:
+    """Call each pattern of each pair: score >= threshold; never where the threshold is NaN.
+
+    Parameters
+    ----------
+    scores : pandas.DataFrame
+        ``cell_id``, ``gene`` and one column of scores per pattern.
+    thresholds : mapping of str to float
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``cell_id``, ``gene`` and one bool column per pattern.
+
+    Examples
+    --------
+    >>> scores = pd.DataFrame({"cell_id": ["1", "2"], "gene": ["A", "A"], "nuclear": [0.2, 0.7]})
+    >>> call_patterns(scores, {"nuclear": 0.5})["nuclear"].tolist()
+    [False, True]
+    """
+    calls = scores[["cell_id", "gene"]].reset_index(drop=True)
+    for pattern, threshold in thresholds.items():
+        values = scores[pattern].to_numpy()
+        calls[pattern] = np.zeros(len(values), bool)
+        if not isnan(threshold):
+            calls[pattern] = values >= values.dtype.type(threshold)
+    return calls
+
+
+def summarise_genes(calls: pd.DataFrame) -> pd.DataFrame:
+    """Share of the cells with a gene in which it is called, per pattern, with 95 % intervals.
+
+    The interval is Wilson's score interval, which takes cells as independent.
+
+    Parameters
+    ----------
+    calls : pandas.DataFrame
+        As :func:`call_patterns` gives.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per gene: ``gene``, ``cells`` and, per pattern, its share and ``<pattern>_low``,
+        ``<pattern>_high``.
+    """
+    patterns = [name for name in calls.columns if name not in ("cell_id", "gene")]
+    groups = calls.assign(gene=calls["gene"].astype(str)).groupby("gene", sort=True)
+    n = groups.size().to_numpy(np.float64)
+    table = pd.DataFrame({"gene": list(groups.groups), "cells": n.astype(np.int64)})
+    z = float(norm.ppf(0.975))
+    for pattern in patterns:
+        share = groups[pattern].sum().to_numpy(np.float64) / n
+        middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+        half = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+        table[pattern] = share
+        table[f"{pattern}_low"] = np.clip(middle - half, 0, 1)
+        table[f"{pattern}_high"] = np.clip(middle + half, 0, 1)
+    return table
+
+
+def write_calls(calls: pd.DataFrame, thresholds: Mapping[str, float], path: Path) -> list[Path]:
+    """Write calls (Parquet, the thresholds in its metadata) and, beside them, genes (csv)."""
+    table = pa.Table.from_pandas(calls, preserve_index=False)
+    known = {name: None if isnan(value) else value for name, value in thresholds.items()}
+    table = table.replace_schema_metadata({b"gpattern_bench": json.dumps({"thresholds": known})})
+    with replacing(path) as beside:
+        pq.write_table(table, beside, compression="zstd")
+    genes = path.with_name(path.name.removesuffix(".parquet") + "-genes.csv")
+    write_text(genes, summarise_genes(calls).to_csv(index=False, float_format="%.6f"))
+    return [path, genes]

@@ -1,0 +1,99 @@
+"""Models on disk: a fitted method with the thresholds of its calls, for data of one's own."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+from pydantic import TypeAdapter, ValidationError
+
+from gpattern_bench import __version__, schema
+from gpattern_bench.dataset import Dataset
+from gpattern_bench.errors import MethodError
+from gpattern_bench.files import write_text
+from gpattern_bench.methods import get_method
+from gpattern_bench.methods.base import Method
+from gpattern_bench.predict import predict_cells
+
+__all__ = ["Model", "load_model", "predict_tables", "save_model"]
+
+_MODEL = "model.json"
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a model folder says of itself.
+
+    Attributes
+    ----------
+    method : str
+    patterns : list of str
+        Columns of its scores.
+    fitted_on : str or None
+        Dataset whose labels it was fitted on, if any.
+    thresholds : dict of str to float or None
+        Chosen on the val split of the dataset that it was run on; None without a val split, and
+        for a pattern without positives there.
+    seed : int
+    package_version : str
+    """
+
+    method: str
+    patterns: list[str]
+    fitted_on: str | None
+    thresholds: dict[str, float | None] | None
+    seed: int
+    package_version: str = __version__
+
+
+def save_model(method: Method, model: Model, folder: Path) -> Path:
+    """Write a fitted method and what it says of itself; ``model.json`` comes last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _MODEL).unlink(missing_ok=True)  # without it a half-written folder is no model
+    method.save(folder)
+    write_text(folder / _MODEL, json.dumps(asdict(model), indent=1) + "\n")
+    return folder
+
+
+def load_model(folder: Path) -> tuple[Method, Model]:
+    """Read a model folder.
+
+    Raises
+    ------
+    MethodError
+        The folder holds no model, or a damaged one.
+    """
+    try:
+        text = (folder / _MODEL).read_text(encoding="utf-8")
+        model = TypeAdapter(Model).validate_json(text)
+        method = get_method(model.method)
+        method.load(folder)
+    except (OSError, ValidationError, ValueError, KeyError) as error:
+        raise MethodError(
+            f"{folder} holds no readable model ({error}); expected a folder that "
+            "`gpattern-bench run` wrote, named model-..."
+        ) from error
+    return method, model
+
+
+def predict_tables(method: Method, model: Model, dataset: Dataset) -> pa.Table:
+    """Score every pair of a dataset, labelled or not: a table like a prediction file's.
+
+    Raises
+    ------
+    MethodError
+        The dataset has other patterns than the model.
+    """
+    if tuple(model.patterns) != dataset.patterns:
+        raise MethodError(
+            f"the model scores {', '.join(model.patterns)}; {dataset.id} is made for "
+            f"{', '.join(dataset.patterns)}. Curate it with --patterns {','.join(model.patterns)}"
+        )
+    scores: pd.DataFrame = predict_cells(method, dataset.iter_cells())
+    wanted = schema.predictions(dataset.patterns)
+    table = pa.Table.from_pandas(scores[wanted.names], preserve_index=False).cast(wanted)
+    note = {"dataset": dataset.id, "model": asdict(model)}
+    return table.replace_schema_metadata({b"gpattern_bench_model": json.dumps(note)})

@@ -1,0 +1,78 @@
+"""Strata: parts of the pairs on which a result can be looked at separately."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import shapely
+from numpy.typing import NDArray
+
+from gpattern_bench.dataset import Dataset
+from gpattern_bench.errors import EvaluationError
+
+__all__ = ["STRATA", "parts"]
+
+STRATA = {
+    "molecules": "labels with a column n_molecules",
+    "gene_seen": "a dataset with a train split",
+    "cell_size": "a dataset with outlines",
+}
+"""What pairs can be parted by, and what that needs; patterns are in every result anyway."""
+
+_LOWEST = (1, 2, 5, 10, 20, 50)  # molecules per pair: lower ends of the bins
+
+
+def parts(
+    by: str, labels: pd.DataFrame, dataset: Dataset | None, split: str
+) -> tuple[NDArray[np.int64], list[str]]:
+    """Part the pairs of a table of labels.
+
+    Parameters
+    ----------
+    by : {"molecules", "gene_seen", "cell_size"}
+        Molecules per pair; whether the gene has labelled pairs in the train split; area of the
+        cell's outline, in thirds of the cells.
+    labels : pandas.DataFrame
+        One row per pair.
+    dataset : Dataset or None
+        Where the labels come from.
+    split : str
+        Of the labels.
+
+    Returns
+    -------
+    part : numpy.ndarray
+        (N,) code of each pair's part.
+    names : list of str
+        Of the parts, in their natural order.
+
+    Raises
+    ------
+    EvaluationError
+        `by` is unknown, or the labels do not tell.
+    """
+    if by == "molecules" and "n_molecules" in labels:
+        highest = [low - 1 for low in _LOWEST[1:]]
+        names = [
+            str(low) if low == high else f"{low}-{high}"
+            for low, high in zip(_LOWEST, highest, strict=False)
+        ]
+        part = np.searchsorted(np.array(_LOWEST), labels["n_molecules"].to_numpy(), side="right")
+        return np.asarray(part - 1, dtype=np.int64), [*names, f"{_LOWEST[-1]}+"]
+    if by == "gene_seen" and dataset is not None and "train" in dataset.splits:
+        seen = set(dataset.labels("train")["gene"].astype(str))
+        unseen = ~labels["gene"].astype(str).isin(seen)
+        return unseen.to_numpy().astype(np.int64), ["seen", "unseen"]
+    if by == "cell_size" and dataset is not None:
+        cells = dataset.cells(split)
+        area = pd.Series(shapely.area(cells["cell_boundary"].to_numpy()), cells["cell_id"])
+        third = area.rank(method="first").sub(1).mul(3 / len(area)).astype("int64")
+        of_pair = third.reindex(labels["cell_id"].astype(str)).to_numpy()
+        return np.asarray(of_pair, dtype=np.int64), [
+            "smallest third",
+            "middle third",
+            "largest third",
+        ]
+    if by not in STRATA:
+        raise EvaluationError(f"cannot part pairs by {by!r}; known: {', '.join(STRATA)}")
+    raise EvaluationError(f"cannot part pairs by {by}: it needs {STRATA[by]}")
