@@ -196,7 +196,9 @@ def _ranked(
         lift, ci = None, None
         if candidate and best is not None and not isnan(f1[i]):
             lift = f1[i] - f1[best]
-            drawn = interval(lift, replicates[i] - replicates[best], freedom, (-1.0, 1.0))
+            drawn = interval(
+                lift, replicates[i] - replicates[best], freedom, (-1.0, 1.0), biased=True
+            )
             ci = [_nullable(end) for end in drawn]
         ranked.append(
             {

@@ -25,7 +25,14 @@ from gpattern_bench.predictions import (
     read_predictions,
 )
 from gpattern_bench.strata import parts
-from gpattern_bench.uncertainty import REPLICATES, Clusters, bootstrap, interval
+from gpattern_bench.uncertainty import (
+    REPLICATES,
+    Clusters,
+    bootstrap,
+    includes_zero,
+    interval,
+    is_biased,
+)
 
 __all__ = ["Evaluator", "Predictions", "Result"]
 
@@ -209,13 +216,14 @@ class Evaluator:
                 values - other.replicates[metric],
                 one.degrees_of_freedom,
                 (-1.0, 1.0),
+                biased=is_biased(metric),
             )
             found[metric] = {
                 "a": one[metric],
                 "b": other[metric],
                 "difference": difference,
                 "ci": ci,
-                "tied": bool(ci[0] <= 0 <= ci[1]),
+                "tied": includes_zero(ci),
                 "n_clusters": one["n_clusters"],
             }
         return found
@@ -344,21 +352,27 @@ class Evaluator:
         freedom = clusters.degrees_of_freedom
         for k, values in enumerate(result.per_pattern.values()):
             values["ci"] = {
-                metric: interval(values[metric], found[:, k], freedom)
+                metric: interval(values[metric], found[:, k], freedom, biased=is_biased(metric))
                 for metric, found in drawn.items()
                 if metric != "accuracy_subset"
             }
         for key, metric in macro.items():
             # The mean of the same patterns as the estimate's: the defined ones.
             known = [not isnan(values[metric]) for values in result.per_pattern.values()]
-            result.replicates[key] = drawn[metric][:, known].mean(axis=1)
+            defined = drawn[metric][:, known]
+            nothing = np.full(len(defined), np.nan)
+            result.replicates[key] = defined.mean(axis=1) if any(known) else nothing
         if "f1_val_macro" in macro:
             both = result.replicates
             both["f1_gap_macro"] = both["f1_macro"] - both["f1_val_macro"]
         result.replicates["accuracy_subset"] = drawn["accuracy_subset"]
         result["ci"] = {
             key: interval(
-                result[key], found, freedom, (-1.0, 1.0) if key == "f1_gap_macro" else (0.0, 1.0)
+                result[key],
+                found,
+                freedom,
+                (-1.0, 1.0) if key == "f1_gap_macro" else (0.0, 1.0),
+                biased=is_biased(key),
             )
             for key, found in result.replicates.items()
         }

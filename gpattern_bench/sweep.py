@@ -17,6 +17,8 @@ __all__ = ["LANES", "Sweep", "replicated_sweep", "sorted_keys", "sweep"]
 
 _DIGIT = 8  # bits per pass: 256 counters stay in the nearest cache
 
+_THREADS_FROM = 1_000_000  # rows times blocks of replicates
+
 LANES = 32
 """Bootstrap replicates that :func:`replicated_sweep` carries through one pass side by side."""
 
@@ -156,14 +158,17 @@ def replicated_sweep(rows: NDArray[np.int32], weights: NDArray[np.float64]) -> N
         threshold ends. Counts are exact below 2^53.
     """
     n, k = weights.shape
+    if n == 0 or k == 0:
+        return np.zeros((n, 7))
     padded = np.zeros((-(-n // LANES) * LANES, k))
     padded[:n] = weights
     lanes = np.ascontiguousarray(padded.reshape(-1, LANES, k).transpose(0, 2, 1))
-    return np.asarray(_replicated(rows, lanes).reshape(-1, 7)[:n])
+    # Threads cost more than they bring on small tables.
+    kernel = _replicated_threads if len(rows) * len(lanes) > _THREADS_FROM else _replicated
+    return np.asarray(kernel(rows, lanes).reshape(-1, 7)[:n])
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def _replicated(rows: Any, weights: Any) -> Any:
+def _replicates(rows: Any, weights: Any) -> Any:
     blocks, clusters, lanes = weights.shape
     n = len(rows)
     of_cluster = np.zeros((2, clusters))  # negatives and positives of each
@@ -210,3 +215,7 @@ def _replicated(rows: Any, weights: Any) -> Any:
         for j in range(lanes):
             out[b, j] = np.array([size[j], P[j], two_u[j], ap[j], best_tp[j], best_m[j], best[j]])
     return out
+
+
+_replicated = njit(cache=True, nogil=True)(_replicates)
+_replicated_threads = njit(cache=True, nogil=True, parallel=True)(_replicates)

@@ -4,9 +4,11 @@ Pairs of one cell, and cells of one field of view, resemble each other; so field
 with replacement, not pairs. With fewer than five fields of view, cells are drawn within each: that
 says nothing of how fields of view differ, and the result says so.
 
-The interval is ``estimate - bias -/+ t * standard error``, with the bootstrap's bias and standard
-error and the t quantile of the degrees of freedom: plain percentiles are too narrow with few
-clusters, and the largest F1 is biased upwards by the choice of its threshold.
+The interval is ``centre -/+ t * sqrt(standard error^2 + bias^2)``, with the bootstrap's bias and
+standard error and the t quantile of the degrees of freedom; the centre is the estimate and, for
+the largest F1, which the choice of its threshold biases upwards, the estimate less its bias. Plain
+percentiles are too narrow with few clusters, and so is the standard error alone for what is read
+at the threshold, such as accuracy: the threshold jumps between replicates.
 """
 
 from __future__ import annotations
@@ -21,14 +23,16 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
+from gpattern_bench.errors import EvaluationError
 from gpattern_bench.sweep import replicated_sweep
 
-__all__ = ["Clusters", "bootstrap", "interval", "tie_groups"]
+__all__ = ["Clusters", "bootstrap", "includes_zero", "interval", "is_biased", "tie_groups"]
 
 _Floats = NDArray[np.float64]
 
 CONFIDENCE = 0.95
 REPLICATES = 1000
+_NO_POSITIVES = -1  # instead of the row at which a pattern's threshold ends
 MIN_FOVS = 5
 """Fields of view below which cells are drawn within each instead."""
 
@@ -61,7 +65,21 @@ class Clusters:
 
     @classmethod
     def draw(cls, pairs: pd.DataFrame, *, seed: int = 0, replicates: int = REPLICATES) -> Clusters:
-        """Draw replicates for pairs with columns ``fov`` and ``cell_id``; seeded."""
+        """Draw replicates for pairs with columns ``fov`` and ``cell_id``; seeded.
+
+        Raises
+        ------
+        EvaluationError
+            A pair has no FOV or cell, or fewer than one replicate is asked for.
+        """
+        if replicates < 1:
+            raise EvaluationError(f"expected 1 or more bootstrap replicates, got {replicates}")
+        lacking = int(pairs[["fov", "cell_id"]].isna().any(axis=1).sum())
+        if lacking:
+            raise EvaluationError(
+                f"the labels lack fov or cell_id in {lacking} rows: intervals need both of every "
+                "pair; name them, or drop the column fov to have no intervals"
+            )
         rng = np.random.Generator(np.random.Philox(seed))
         fov, fovs = pd.factorize(pairs["fov"], sort=True)
         if len(fovs) >= MIN_FOVS:
@@ -128,7 +146,7 @@ def bootstrap(
                 rows.astype(np.int32), clusters.weights
             ).T
             ranks[k, order] = np.arange(n, dtype=np.int32)
-            ends[k] = np.where(P > 0, end, -2)
+            ends[k] = np.where(P > 0, end, _NO_POSITIVES)
             out["auc"][:, k] = two_u / (2 * P * (size - P))
             out["ap"][:, k] = ap / P
             out["f1"][:, k] = np.where(P > 0, 2 * tp / (m + P), nan)
@@ -151,15 +169,14 @@ def _subset_accuracy(
 
     Patterns without positives in a replicate are left out of it.
     """
-    values = np.empty(len(clusters.weights))
-    for b, weight in enumerate(clusters.weights):
+    values = np.full(len(clusters.weights), nan)
+    sizes = clusters.weights @ np.bincount(clusters.of_pair, minlength=clusters.n)
+    for b in np.flatnonzero((ends > _NO_POSITIVES).any(axis=0) & (sizes > 0)):
         right = np.ones(len(truth), dtype=bool)
-        for k in range(len(ranks)):
-            if ends[k, b] >= -1:
-                right &= (ranks[k] <= ends[k, b]) == truth[:, k]
-        size = np.bincount(clusters.of_pair, minlength=clusters.n) @ weight
-        hits = np.bincount(clusters.of_pair[right], minlength=clusters.n) @ weight
-        values[b] = hits / size if size else nan
+        for k in np.flatnonzero(ends[:, b] > _NO_POSITIVES):
+            right &= (ranks[k] <= ends[k, b]) == truth[:, k]
+        hits = np.bincount(clusters.of_pair, right, minlength=clusters.n) @ clusters.weights[b]
+        values[b] = hits / sizes[b]
     return values
 
 
@@ -191,33 +208,59 @@ def interval(
     replicates: _Floats,
     degrees_of_freedom: int,
     limits: tuple[float, float] = (0.0, 1.0),
+    *,
+    biased: bool = False,
 ) -> list[float]:
     """95 % interval [low, high] of an estimate from its bootstrap replicates.
 
-    ``estimate - bias -/+ t * standard error``, cut at the limits of the metric; NaN where the
-    estimate is, where there are no degrees of freedom, or where more than half of the replicates
-    have no value.
+    ``estimate -/+ t * sqrt(standard error^2 + bias^2)``, cut at the limits of the metric; NaN where
+    the estimate is, where there are no degrees of freedom, where more than half of the replicates
+    have no value, or fewer than two have one.
+
+    Parameters
+    ----------
+    estimate : float
+    replicates : numpy.ndarray
+        (B,) the metric on each replicate.
+    degrees_of_freedom : int
+    limits : tuple of float
+        Between which the metric lies.
+    biased : bool
+        Whether the estimate is the largest of something (:func:`is_biased`): its bias is taken off.
 
     Examples
     --------
     >>> interval(0.5, np.array([0.4, 0.5, 0.6]), 19)
-    [0.2906975..., 0.7093024...]
+    [0.290..., 0.709...]
     """
     known = replicates[~np.isnan(replicates)]
-    if isnan(estimate) or degrees_of_freedom < 1 or 2 * len(known) <= len(replicates):
+    few = len(known) < 2 or 2 * len(known) <= len(replicates)
+    if isnan(estimate) or degrees_of_freedom < 1 or few:
         return [nan, nan]
-    middle = 2 * estimate - float(np.mean(known))
-    half = float(student_t.ppf((1 + CONFIDENCE) / 2, degrees_of_freedom) * np.std(known, ddof=1))
+    bias = float(np.mean(known)) - estimate
+    middle = estimate - bias if biased else estimate
+    t = float(student_t.ppf((1 + CONFIDENCE) / 2, degrees_of_freedom))
+    half = t * float(np.hypot(np.std(known, ddof=1), bias))
     return [
         float(np.clip(middle - half, *limits)),
         float(np.clip(middle + half, *limits)),
     ]
 
 
+def is_biased(metric: str) -> bool:
+    """Whether a metric is the largest over thresholds (F1), or a difference with one that is."""
+    return metric in ("f1", "f1_macro", "f1_gap_macro")
+
+
+def includes_zero(ci: Sequence[float]) -> bool:
+    """Whether a difference with this interval may be 0; an unknown interval excludes nothing."""
+    return isnan(ci[0]) or ci[0] <= 0 <= ci[1]
+
+
 def tie_groups(
     estimates: Mapping[str, float], replicates: Mapping[str, _Floats], degrees_of_freedom: int
 ) -> dict[str, int]:
-    """Group methods that cannot be told apart from the best of their group.
+    """Group methods whose F1 cannot be told apart from that of the best of their group.
 
     The best method leads group 1; every next one joins the group as long as the 95 % interval of
     its paired difference from the group's leader includes 0, and else leads the next group.
@@ -225,9 +268,9 @@ def tie_groups(
     Parameters
     ----------
     estimates : mapping of str to float
-        Method -> metric.
+        Method -> macro F1.
     replicates : mapping of str to numpy.ndarray
-        Method -> (B,) the metric on the same replicates for all methods.
+        Method -> (B,) its F1, on the same replicates for all methods.
     degrees_of_freedom : int
         Of the clusters.
 
@@ -253,8 +296,9 @@ def tie_groups(
                 replicates[leader] - replicates[name],
                 degrees_of_freedom,
                 (-1.0, 1.0),
+                biased=True,
             )
-            tied = isnan(low) or low <= 0 <= high
+            tied = includes_zero([low, high])
         if not leader or not tied:
             leader, group = name, group + 1
         groups[name] = group

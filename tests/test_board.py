@@ -6,7 +6,7 @@ import json
 import locale
 import re
 import shutil
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from pathlib import Path
 
 import numpy as np
@@ -229,6 +229,37 @@ class TestRows:
         [row] = build_board([submitted(*entries)])["tables"][0]["rows"]
         assert row["f1_macro"] == pytest.approx(0.3)
         assert row["seeds"] == [0, 1]
+
+    def test_several_seeds_have_a_spread(self):
+        seeds = [entry(seed=k, score=score) for k, score in enumerate((0.4, 0.5, 0.9))]
+        board = build_board([submitted(*seeds)])
+        [row] = board["tables"][0]["rows"]
+        assert row["f1_macro"] == pytest.approx(0.6)
+        assert row["std"]["f1_macro"] == pytest.approx(np.std([0.4, 0.5, 0.9], ddof=1))
+        assert "60.00 ± 26.46" in markdown(board)
+
+    def test_methods_that_cannot_be_told_apart_are_tied(self):
+        scores = {"a": 0.9, "b": 0.88, "c": 0.3}
+        board = build_board(
+            [submitted(entry(m, score=score), method=m) for m, score in scores.items()]
+        )
+        rows = {row["method"]: row["tie_group"] for row in board["tables"][0]["rows"]}
+        # Replicates of a and b move together: a difference of 0.02 that never varies is no tie.
+        assert rows == {"a": 1, "b": 2, "c": 3}
+        for row in (apart := submitted(entry("b", score=0.88), method="b")).results:
+            drawn = np.frombuffer(b64decode(row["f1_replicates"]), "<f4")[::-1]
+            row["f1_replicates"] = b64encode(drawn.tobytes()).decode()
+        board = build_board([submitted(entry("a", score=0.9), method="a"), apart])
+        assert [row["tie_group"] for row in board["tables"][0]["rows"]] == [1, 1]
+
+    def test_the_lift_has_an_interval_and_the_oracle_no_group(self, here):
+        rows = json.loads((here / "leaderboard" / "leaderboard.json").read_text("utf-8"))
+        [table] = rows["tables"]
+        found = {row["method"]: row for row in table["rows"]}
+        low, high = found["sprawl"]["lift_f1_ci"]
+        assert low < found["sprawl"]["lift_f1"] < high
+        assert found["oracle"]["tie_group"] is None
+        assert (table["n_clusters"], table["clusters"]) == (10, "fov")
 
     def test_patterns_without_a_rule_are_marked(self):
         text = markdown(build_board([submitted(entry(), rules_for=["inner"])]))

@@ -23,7 +23,7 @@ from gpattern_bench.methods import METHODS
 from gpattern_bench.predictions import write_predictions
 
 COMMANDS = ["list", "info", "download", "verify", "curate", "run", "validate", "evaluate"]
-COMMANDS += ["leaderboard", "demo"]
+COMMANDS += ["compare", "calls", "predict", "leaderboard", "demo"]
 
 
 class Outcome:
@@ -502,3 +502,81 @@ class TestLeaderboard:
 
 def test_the_tests_use_a_cache_of_their_own():
     assert "gpattern-bench-tests-" in os.environ["GPATTERN_BENCH_DATA"]
+
+
+class TestCompare:
+    def test_shows_differences_with_intervals(self, cli, good, predictions):
+        found = cli("compare", good, predictions / "test.parquet")
+        assert found.code == 0
+        assert found.out.count("tied") == 5
+        assert "paired bootstrap over 10 clusters" in found.out
+
+    def test_json(self, cli, good, predictions):
+        found = strict(cli("compare", good, predictions / "test.parquet", "--json").out)
+        assert found["auc_macro"]["difference"] == 0
+        assert found["auc_macro"]["tied"] is True
+
+    def test_another_split_is_2(self, cli, good, predictions):
+        found = cli("compare", good, predictions / "val.parquet")
+        refused(found, "split = 'val', expected 'test'")
+
+
+class TestStrata:
+    def test_table(self, cli, good):
+        found = cli("evaluate", good, "--dataset", "synthetic", "--by", "molecules")
+        assert found.code == 0
+        for name in ("1", "2-4", "5-9", "10-19", "20-49", "50+"):
+            assert f"\n| {name} " in found.out
+
+    def test_json(self, cli, good):
+        options = ("--dataset", "synthetic", "--by", "cell_size", "--json")
+        found = strict(cli("evaluate", good, *options).out)
+        assert list(found) == ["smallest third", "middle third", "largest third"]
+
+    def test_without_intervals(self, cli, good):
+        found = cli("evaluate", good, "--dataset", "synthetic", "--replicates", 0)
+        assert found.code == 0
+        assert "95 %" not in found.out
+
+
+class TestCalls:
+    def test_are_written_beside_the_file(self, cli, good, predictions):
+        found = cli("calls", good, "--val", predictions / "val.parquet")
+        assert found.code == 0
+        table, genes = (Path(line) for line in found.out.split())
+        calls = pq.read_table(table).to_pandas()
+        assert len(calls) == len(pq.read_table(good))
+        assert calls[list(PATTERNS)].dtypes.eq(bool).all()
+        assert len(pd.read_csv(genes)) == calls["gene"].nunique()
+
+    def test_a_wrong_val_file_is_2_and_writes_nothing(self, cli, good, tmp_path):
+        refused(cli("calls", good, "--val", good), "split = 'test', expected 'val'")
+        assert [path.name for path in tmp_path.iterdir()] == ["test.parquet"]
+
+
+class TestPredict:
+    def test_scores_calls_and_genes(self, cli, tables, tmp_path):
+        assert cli("run", "gene_prior", "--dataset", tables, "--out", tmp_path / "run").code == 0
+        model = tmp_path / "run" / "synthetic" / "model-seed0"
+        out = tmp_path / "own.parquet"
+        found = cli("predict", tables, "--model", model, "--out", out, "--calls")
+        assert found.code == 0
+        assert [Path(line).name for line in found.out.split()] == [
+            "own.parquet",
+            "own-calls.parquet",
+            "own-calls-genes.csv",
+        ]
+        assert len(pq.read_table(out)) == Dataset(tables).counts["pairs"]
+
+    def test_what_is_no_model_is_2(self, cli, tables, tmp_path):
+        found = cli("predict", tables, "--model", tmp_path, "--out", tmp_path / "x.parquet")
+        refused(found, "holds no readable model")
+
+    def test_calls_without_thresholds_are_2(self, cli, tables, tmp_path):
+        assert cli("run", "sprawl", "--dataset", tables, "--out", tmp_path / "run").code == 0
+        model = tmp_path / "run" / "synthetic" / "model-seed0"
+        text = json.loads((model / "model.json").read_text()) | {"thresholds": None}
+        (model / "model.json").write_text(json.dumps(text))
+        found = cli("predict", tables, "--model", model, "--out", tmp_path / "x.parquet", "--calls")
+        refused(found, "has no thresholds for calls")
+        assert not (tmp_path / "x.parquet").exists()
