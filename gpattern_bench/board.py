@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import yaml
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 from tabulate import tabulate
+from typing_extensions import TypedDict
 
 from gpattern_bench.errors import SubmissionError
 from gpattern_bench.files import write_text
@@ -58,8 +60,26 @@ their dataset. Time is the prediction of the test split, measured on the device 
 """
 
 
+class _ReportedRow(TypedDict):
+    """A row of the paper's table 2, as printed."""
+
+    method: str
+    auc: str | None
+    acc: str | None
+    f1: str | None
+    time: str | None
+
+
+class _Reported(TypedDict):
+    """A dataset of the paper's table 2."""
+
+    dataset: str
+    rows: list[_ReportedRow]
+    notes: list[str]
+
+
 def build_board(
-    submissions: Sequence[Submission], reported: Sequence[dict[str, Any]] = ()
+    submissions: Sequence[Submission], reported: Sequence[_Reported] = ()
 ) -> dict[str, Any]:
     """Put stored results into tables, one per dataset version and protocol.
 
@@ -67,7 +87,7 @@ def build_board(
     ----------
     submissions : sequence of Submission
         With results that belong to their files (:meth:`Submission.stale`).
-    reported : sequence of dict
+    reported : sequence of _Reported
         Rows of the paper's table 2: never mixed with measured ones.
 
     Returns
@@ -122,7 +142,7 @@ def _same_labels(dataset: str, version: str, scores: Sequence[Score]) -> None:
 
 def _row(about: Metadata, entries: list[Score]) -> dict[str, Any]:
     """One method in one table: metrics averaged over its seeds."""
-    metrics = [entry["metrics"] for entry in entries]
+    metrics: list[Any] = [entry["metrics"] for entry in entries]
     values = {key: [_number(found.get(key)) for found in metrics] for key in _METRICS}
     means: dict[str, Any] = {key: _nullable(exact_mean(found)) for key, found in values.items()}
     if len(entries) > 1:  # over seeds: sample standard deviation
@@ -296,13 +316,16 @@ def unpinned_labels(submissions: Iterable[Submission]) -> list[str]:
     ]
 
 
-def read_reported(folder: Path) -> list[dict[str, Any]]:
+def read_reported(folder: Path) -> list[_Reported]:
     """Read the paper's rows, ``reported.yaml`` beside the board; none where it is not there."""
     path = folder / "reported.yaml"
     if not path.is_file():
         return []
-    found: list[dict[str, Any]] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return found
+    try:
+        text = path.read_text(encoding="utf-8")
+        return TypeAdapter(list[_Reported]).validate_python(yaml.safe_load(text))
+    except (yaml.YAMLError, ValueError, OSError) as error:
+        raise SubmissionError(str(path), [f"cannot be read: {error}"]) from error
 
 
 def _texts(board: dict[str, Any]) -> dict[str, str]:

@@ -339,9 +339,10 @@ def validate(file: _File, dataset: _DatasetOption) -> None:
     for warning in checked.warnings:
         typer.echo(f"warning: {warning}", err=True)
     if problems + checked.problems:
-        typer.echo(f"error: {PredictionError(str(file), problems + checked.problems)}", err=True)
+        subject = f"{file} (split {split})"
+        typer.echo(f"error: {PredictionError(subject, problems + checked.problems)}", err=True)
         raise typer.Exit(1)
-    typer.echo(f"{file}: fine")
+    typer.echo(f"{file}: fine (split {split})")
 
 
 class _By(StrEnum):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -38,6 +39,8 @@ __all__ = [
 
 _KEY = b"gpattern_bench"
 _EXAMPLES = 5
+_METHOD = r"\w[\w.-]*"
+_LONGEST_FOOTER = 1 << 26  # bytes; that of 10^7 pairs has some thousands
 _FLOATS = (pa.float32(), pa.float64())
 _NUMPY_NAMES = {"halffloat": "float16", "float": "float32", "double": "float64"}
 
@@ -230,7 +233,7 @@ def read_predictions(path: str | Path) -> tuple[pa.Table, Origin | None, list[st
         raise PredictionError(str(path), [f"{what}; expected a prediction file (Parquet)"])
     with path.open("rb") as file:
         head = file.read(64)
-        file.seek(max(0, path.stat().st_size - 4))
+        file.seek(max(0, path.stat().st_size - 8))
         tail = file.read()
     if not head.startswith(b"PAR1"):
         start = head.lstrip()[:32]
@@ -240,9 +243,13 @@ def read_predictions(path: str | Path) -> tuple[pa.Table, Origin | None, list[st
         raise PredictionError(
             str(path), [f"not a Parquet file: it {what}; write it with write_predictions"]
         )
-    if tail != b"PAR1":
+    if tail[4:] != b"PAR1":
         raise PredictionError(
             str(path), ["the Parquet file is truncated: its end is missing; copy it again"]
+        )
+    if int.from_bytes(tail[:4], "little") > _LONGEST_FOOTER:  # Arrow would read all of it
+        raise PredictionError(
+            str(path), ["the Parquet file is damaged (its footer is too long); copy it again"]
         )
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as opened:
@@ -373,7 +380,13 @@ def pair_positions(table: pa.Table, pairs: pd.DataFrame) -> NDArray[np.int64]:
 
 
 def _origin_problems(origin: Origin, expected: Mapping[str, str]) -> list[str]:
-    problems = [
+    problems = []
+    if origin.seed < 0 or not re.fullmatch(_METHOD, origin.method):
+        problems.append(
+            f"the metadata says method = {origin.method!r}, seed = {origin.seed}; expected a name "
+            "of letters, digits and _ . - and a seed of 0 or more"
+        )
+    problems += [
         f"the metadata says {name} = {getattr(origin, name)!r}, expected {value!r}; score the "
         "pairs of that dataset, version and split"
         for name, value in expected.items()
@@ -400,9 +413,10 @@ def _pair_problems(ids: pa.Table, position: NDArray[np.int64], pairs: pd.DataFra
             f"{_count(missing, 'pair is', 'pairs are')} missing: {examples}; score every pair of "
             "dataset.pairs(split)"
         )
+    twice = np.flatnonzero(_repeats(position)) if (seen > 1).any() else np.empty(0, np.int64)
     for rows, what, remedy in (
         (np.flatnonzero(position < 0), "not of this split", "remove these rows"),
-        (np.flatnonzero(_repeats(position)), "given more than once", "keep one row per pair"),
+        (twice, "given more than once", "keep one row per pair"),
     ):
         if len(rows):
             named = ids.take(pa.array(rows[:_EXAMPLES])).to_pandas()

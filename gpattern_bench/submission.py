@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
-from base64 import b64encode
+import re
+from base64 import b64decode, b64encode
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+)
 from typing_extensions import TypedDict
 
 from gpattern_bench.dataset import Dataset, load_dataset
@@ -19,10 +27,12 @@ from gpattern_bench.evaluator import Evaluator
 from gpattern_bench.files import file_sha256, write_text
 from gpattern_bench.methods.base import About
 from gpattern_bench.predictions import Origin, Protocol, read_origin, read_predictions
+from gpattern_bench.uncertainty import REPLICATES
 
 __all__ = ["Metadata", "Score", "Submission", "plain", "read_submissions", "results_text"]
 
 _METADATA, _RESULTS = "submission.yaml", "results.json"
+_FILE = r"predictions/[^/]+/(test|val)-seed\d+[^/]*\.parquet"
 _OLD_RESULTS = "; if an older version wrote it, delete it and run leaderboard --rescore"
 
 
@@ -82,6 +92,29 @@ class Metadata(BaseModel):
         write_text(folder / _METADATA, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
+class Metrics(TypedDict):
+    """What the board needs of an evaluator's result; further keys are kept."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+
+    auc_macro: float | None
+    acc_macro: float | None
+    f1_macro: float | None
+    ap_macro: float | None
+    accuracy_subset: float | None
+    n: int
+    per_pattern: dict[str, dict[str, Any]]
+    ci: dict[str, list[float | None]]
+    n_clusters: int
+    clusters: str
+
+
+def _decodes(text: str) -> str:
+    if len(b64decode(text, validate=True)) != 4 * REPLICATES:
+        raise ValueError(f"expected {REPLICATES} values of 4 bytes")
+    return text
+
+
 class Score(TypedDict):
     """One entry of ``results.json``: a test prediction file and what it scored.
 
@@ -103,8 +136,8 @@ class Score(TypedDict):
     trained_on: str | None
     seconds: float | None
     device: str | None
-    metrics: dict[str, Any]
-    f1_replicates: str
+    metrics: Metrics
+    f1_replicates: Annotated[str, AfterValidator(_decodes)]
     degrees_of_freedom: int
 
 
@@ -140,6 +173,15 @@ class Submission:
                 problems.append(f"{name}: not scored yet")
             elif _hashes(present[name]) != stored[name]["sha256"]:
                 problems.append(f"{name}: changed since it was scored")
+        strange = [
+            path
+            for path in self.folder.rglob("*.parquet")
+            if not re.fullmatch(_FILE, self._relative(path))
+        ]
+        problems += [
+            f"{self._relative(path)}: not where or named as a prediction file of test or val is"
+            for path in sorted(strange)
+        ]
         return [f"{self.folder.name}/{text}" for text in problems]
 
     def rescored(self) -> tuple[list[Score], list[str]]:
@@ -205,8 +247,11 @@ def read_submissions(folder: Path) -> list[Submission]:
     submissions, problems = [], []
     if not folder.is_dir():
         raise SubmissionError(str(folder), ["no such folder; name the folder of submissions"])
-    for path in sorted(folder.glob(f"*/{_METADATA}")):
-        if path.parent.name.startswith("_"):
+    for path in sorted(child / _METADATA for child in folder.iterdir() if child.is_dir()):
+        if path.parent.name.startswith(("_", ".")):
+            continue
+        if not path.is_file():
+            problems.append(f"{path.parent} has no file {_METADATA}: copy one and change it")
             continue
         try:
             metadata = Metadata.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
@@ -221,7 +266,7 @@ def read_submissions(folder: Path) -> list[Submission]:
                 for found in error.errors()
             ]
             continue
-        except (yaml.YAMLError, ValueError) as error:
+        except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
             problems.append(f"{path.parent}: cannot be read: {error}")
             continue
         if metadata.method != path.parent.name:
@@ -245,9 +290,11 @@ def _obtained(origin: Origin) -> Dataset | None:
 
 def _score(path: Path, name: str, origin: Origin, dataset: Dataset) -> Score:
     val = path.with_name(origin.stem("val") + ".parquet")
+    if val.is_file() and (found := read_origin(val)) and found != replace(origin, split="val"):
+        problem = f"expected the metadata of {path.name} with split val; run the method again"
+        raise SubmissionError(str(val), [problem])
     result = Evaluator(dataset, origin.split).eval(path, val if val.is_file() else None)
-    report = path.with_name(origin.stem("run") + ".json")
-    run = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
+    seconds, device = _cost(path.with_name(origin.stem("run") + ".json"), origin.split)
     return {
         "predictions": name,
         "sha256": _hashes(path),
@@ -258,12 +305,24 @@ def _score(path: Path, name: str, origin: Origin, dataset: Dataset) -> Score:
         "seed": origin.seed,
         "labels_sha256": dataset.labels_sha256,
         "trained_on": origin.trained_on,
-        "seconds": run.get("seconds", {}).get(origin.split),  # measured by `run`, never typed
-        "device": run.get("device"),
-        "metrics": result,
+        "seconds": seconds,
+        "device": device,
+        "metrics": cast("Metrics", result),
         "f1_replicates": b64encode(result.replicates["f1_macro"].astype("<f4").tobytes()).decode(),
         "degrees_of_freedom": result.degrees_of_freedom,
     }
+
+
+def _cost(report: Path, split: str) -> tuple[float | None, str | None]:
+    """Seconds and device of a run, measured by `run` and never typed; None without a report."""
+    if not report.is_file():
+        return None, None
+    try:
+        run = json.loads(report.read_text(encoding="utf-8"))
+        return float(run["seconds"][split]), str(run["device"])
+    except (ValueError, KeyError, TypeError) as error:
+        problem = f"not the report of a run ({error!r}); run the method again"
+        raise SubmissionError(str(report), [problem]) from error
 
 
 def _hashes(path: Path) -> dict[str, str]:
@@ -275,7 +334,9 @@ def _hashes(path: Path) -> dict[str, str]:
 def results_text(results: Sequence[Score]) -> str:
     """``results.json``: sorted by file, NaN as null."""
     ordered = sorted(results, key=lambda entry: str(entry["predictions"]))
-    return json.dumps(plain(ordered), indent=1, ensure_ascii=False) + "\n"
+    # Checked as when it is read, so that keys stand in one order whichever way they came.
+    checked = TypeAdapter(list[Score]).validate_python(plain(ordered))
+    return json.dumps(checked, indent=1, ensure_ascii=False) + "\n"
 
 
 def plain(value: Any) -> Any:

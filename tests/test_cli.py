@@ -294,7 +294,7 @@ class TestDownload:
 class TestValidate:
     def test_fine_is_0(self, cli, good):
         outcome = cli("validate", good, "--dataset", "synthetic")
-        assert (outcome.code, outcome.out, outcome.err) == (0, f"{good}: fine\n", "")
+        assert (outcome.code, outcome.out, outcome.err) == (0, f"{good}: fine (split test)\n", "")
 
     def test_the_split_is_that_of_the_file(self, cli, predictions):
         assert cli("validate", predictions / "val.parquet", "--dataset", "synthetic").code == 0

@@ -1,0 +1,48 @@
+"""The benchmarks run and say what they must; never how long anything took."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARK = Path(__file__).resolve().parents[1] / "benchmarks" / "evaluator.py"
+SCORES = {
+    "n", "dtype", "ours_s", "sklearn_s", "sklearn_ap_s", "torchmetrics_s", "ratio_sklearn",
+    "ratio_torchmetrics", "bytes_per_row", "max_difference", "torchmetrics_auc_difference",
+}  # fmt: skip
+JOIN = {"rows", "evaluator_s", "eval_s", "total_s", "before_gib", "peak_gib", "file_mib"}
+
+
+@pytest.fixture(scope="module")
+def output() -> str:
+    command = [sys.executable, str(BENCHMARK), "--quick"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
+
+
+def test_the_last_line_is_json_with_every_figure(output):
+    def fail(name: str):
+        raise AssertionError(f"{name} is not JSON")
+
+    found = json.loads(output.splitlines()[-1], parse_constant=fail)
+    assert set(found) == {"scores", "compile_s", "join", "machine", "versions"}
+    assert [(row["n"], row["dtype"]) for row in found["scores"]] == [
+        (n, dtype) for n in (1_000, 10_000) for dtype in ("float32", "float64")
+    ]
+    assert all(set(row) == SCORES for row in found["scores"])
+    assert set(found["join"]) == JOIN
+    assert found["join"]["rows"] == 10_000
+
+
+def test_the_numbers_are_those_of_scikit_learn(output):
+    rows = json.loads(output.splitlines()[-1])["scores"]
+    assert all(0 <= row["max_difference"] <= 1e-12 for row in rows)
+
+
+def test_there_is_a_table_for_every_part(output):
+    assert "scikit-learn (s)" in output
+    assert "The first call ever also compiles" in output
+    assert "peak_gib" in output
