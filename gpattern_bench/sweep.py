@@ -195,54 +195,72 @@ def replicated_sweep(rows: NDArray[np.int32], weights: NDArray[np.float64]) -> N
     return np.asarray(kernel(rows, lanes).reshape(-1, 7)[:n])
 
 
-def _replicates(rows: Any, weights: Any) -> Any:
+@njit(cache=True, nogil=True)
+def _cluster_counts(rows: Any, clusters: int) -> Any:
+    counts = np.zeros((2, clusters))  # negatives and positives of each
+    for i in range(len(rows)):
+        counts[rows[i] & 1, rows[i] >> 2] += 1
+    return counts
+
+
+@njit(cache=True, nogil=True)
+def _replicated(rows: Any, weights: Any) -> Any:
     blocks, clusters, lanes = weights.shape
-    n = len(rows)
-    of_cluster = np.zeros((2, clusters))  # negatives and positives of each
-    for i in range(n):
-        of_cluster[rows[i] & 1, rows[i] >> 2] += 1
+    counts = _cluster_counts(rows, clusters)
     out = np.zeros((blocks, lanes, 7))
-    for b in prange(blocks):
-        w = weights[b]
-        size, P = np.zeros(lanes), np.zeros(lanes)
-        for c in range(clusters):
-            for j in range(lanes):
-                size[j] += w[c, j] * (of_cluster[0, c] + of_cluster[1, c])
-                P[j] += w[c, j] * of_cluster[1, c]
-        tp, m, two_u, ap = np.zeros(lanes), np.zeros(lanes), np.zeros(lanes), np.zeros(lanes)
-        best_tp, best_m, best = np.zeros(lanes), np.ones(lanes), np.zeros(lanes)
-        pos, new = np.zeros(lanes), np.zeros(lanes)
-        any_positive = False
-        for i in range(n):
-            here = w[rows[i] >> 2]
-            if rows[i] & 1:
-                any_positive = True
-                for j in range(lanes):
-                    pos[j] += here[j]
-            for j in range(lanes):
-                new[j] += here[j]
-            if rows[i] & 2:
-                for j in range(lanes):
-                    neg = new[j] - pos[j]
-                    below = (size[j] - P[j]) - (m[j] - tp[j]) - neg
-                    two_u[j] += pos[j] * (2 * below + neg)
-                    tp[j] += pos[j]
-                    m[j] += new[j]
-                    better = tp[j] * (best_m[j] + P[j]) >= best_tp[j] * (m[j] + P[j])
-                    best_tp[j] = tp[j] if better else best_tp[j]
-                    best_m[j] = m[j] if better else best_m[j]
-                    best[j] = i if better else best[j]
-                if any_positive:
-                    for j in range(lanes):
-                        ap[j] += pos[j] * tp[j] / max(m[j], 1.0)
-                for j in range(lanes):
-                    pos[j] = 0.0
-                    new[j] = 0.0
-                any_positive = False
-        for j in range(lanes):
-            out[b, j] = np.array([size[j], P[j], two_u[j], ap[j], best_tp[j], best_m[j], best[j]])
+    for b in range(blocks):
+        _replicate_block(rows, weights[b], counts, out[b])
     return out
 
 
-_replicated = njit(cache=True, nogil=True)(_replicates)
-_replicated_threads = njit(cache=True, nogil=True, parallel=True)(_replicates)
+# A function of its own: numba's cache would take one compiled with other options for the same.
+@njit(cache=True, nogil=True, parallel=True)
+def _replicated_threads(rows: Any, weights: Any) -> Any:
+    blocks, clusters, lanes = weights.shape
+    counts = _cluster_counts(rows, clusters)
+    out = np.zeros((blocks, lanes, 7))
+    for b in prange(blocks):
+        _replicate_block(rows, weights[b], counts, out[b])
+    return out
+
+
+@njit(cache=True, nogil=True)
+def _replicate_block(rows: Any, w: Any, counts: Any, out: Any) -> None:
+    clusters, lanes = w.shape
+    size, P = np.zeros(lanes), np.zeros(lanes)
+    for c in range(clusters):
+        for j in range(lanes):
+            size[j] += w[c, j] * (counts[0, c] + counts[1, c])
+            P[j] += w[c, j] * counts[1, c]
+    tp, m, two_u, ap = np.zeros(lanes), np.zeros(lanes), np.zeros(lanes), np.zeros(lanes)
+    best_tp, best_m, best = np.zeros(lanes), np.ones(lanes), np.zeros(lanes)
+    pos, new = np.zeros(lanes), np.zeros(lanes)
+    any_positive = False
+    for i in range(len(rows)):
+        here = w[rows[i] >> 2]
+        if rows[i] & 1:
+            any_positive = True
+            for j in range(lanes):
+                pos[j] += here[j]
+        for j in range(lanes):
+            new[j] += here[j]
+        if rows[i] & 2:
+            for j in range(lanes):
+                neg = new[j] - pos[j]
+                below = (size[j] - P[j]) - (m[j] - tp[j]) - neg
+                two_u[j] += pos[j] * (2 * below + neg)
+                tp[j] += pos[j]
+                m[j] += new[j]
+                better = tp[j] * (best_m[j] + P[j]) >= best_tp[j] * (m[j] + P[j])
+                best_tp[j] = tp[j] if better else best_tp[j]
+                best_m[j] = m[j] if better else best_m[j]
+                best[j] = i if better else best[j]
+            if any_positive:
+                for j in range(lanes):
+                    ap[j] += pos[j] * tp[j] / max(m[j], 1.0)
+            for j in range(lanes):
+                pos[j] = 0.0
+                new[j] = 0.0
+            any_positive = False
+    for j in range(lanes):
+        out[j] = np.array([size[j], P[j], two_u[j], ap[j], best_tp[j], best_m[j], best[j]])
