@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit, prange
+from numba import get_num_threads, njit, prange
 from numpy.typing import NDArray
 
 __all__ = ["LANES", "Sweep", "replicated_sweep", "sorted_keys", "sweep"]
@@ -18,7 +18,7 @@ __all__ = ["LANES", "Sweep", "replicated_sweep", "sorted_keys", "sweep"]
 _DIGIT = 8  # bits per pass: 256 counters stay in the nearest cache
 _LEFT_OUT = {4: 0, 8: 3}  # low digits, by bytes of a score, that the first attempt leaves out
 
-_THREADS_FROM = 1_000_000  # rows times blocks of replicates
+_THREADS_FROM = 1_000_000  # rows times blocks of replicates; below, threads cost too much
 
 LANES = 32
 """Bootstrap replicates that :func:`replicated_sweep` carries through one pass side by side."""
@@ -55,7 +55,7 @@ def sorted_keys(
     minus_zero, one = np.array([-0.0, 1.0], native.dtype).view(unsigned)
     keys = np.empty(len(native), unsigned)
     wrong, first = _pack(true, native.view(unsigned), minus_zero, one, keys)
-    return _sorted(keys, np.empty_like(keys), _LEFT_OUT[keys.itemsize]), wrong, first
+    return _sorted(keys, _LEFT_OUT[keys.itemsize]), wrong, first
 
 
 def sweep(keys: NDArray[np.unsignedinteger[Any]], positives: int) -> Sweep:
@@ -82,42 +82,78 @@ def _pack(true: Any, bits: Any, minus_zero: Any, one: Any, keys: Any) -> Any:
     return wrong, first
 
 
-@njit(cache=True, nogil=True)
-def _sorted(keys: Any, spare: Any, left_out: int) -> Any:
+def _sorted(keys: Any, left_out: int) -> Any:
     # The high bytes nearly sort scores that differ; where they do not, all bytes do.
-    keys, spare = _radix_sorted(keys, spare, left_out)
+    keys, spare = _radix_sorted(keys, np.empty_like(keys), left_out)
     if left_out and not _finished(keys, 4 * len(keys)):
-        keys, spare = _radix_sorted(keys, spare, 0)
+        keys, _ = _radix_sorted(keys, spare, 0)
     return keys
 
 
-@njit(cache=True, nogil=True)
 def _radix_sorted(keys: Any, spare: Any, first: int) -> Any:
-    n = len(keys)
-    passes = keys.itemsize * 8 // _DIGIT
-    counts = np.zeros((passes, 1 << _DIGIT), np.int64)
-    mask = np.uint64((1 << _DIGIT) - 1)
-    for i in range(n):
-        wide = np.uint64(keys[i])
-        for p in range(first, passes):
-            counts[p, (wide >> np.uint64(p * _DIGIT)) & mask] += 1
-    for p in range(first, passes):
-        shift = np.uint64(p * _DIGIT)
-        count = counts[p]
-        if n == 0 or count[(np.uint64(keys[0]) >> shift) & mask] == n:
-            continue  # all keys have this digit
-        start = 0
-        for d in range(1 << _DIGIT):
-            here = count[d]
-            count[d] = start
-            start += here
-        for i in range(n):
-            key = keys[i]
-            digit = (np.uint64(key) >> shift) & mask
-            spare[count[digit]] = key
-            count[digit] += 1
-        keys, spare = spare, keys
+    """Sort by the digits from `first` on, the lowest first."""
+    threads = len(keys) > _THREADS_FROM // 4
+    one_pass = _pass_threads if threads else _pass
+    counts = np.zeros((get_num_threads() if threads else 1, 1 << _DIGIT), np.int64)
+    for digit in range(first, keys.itemsize * 8 // _DIGIT):
+        if one_pass(keys, spare, np.uint64(digit * _DIGIT), counts):
+            keys, spare = spare, keys
     return keys, spare
+
+
+@njit(cache=True, nogil=True)
+def _pass(keys: Any, spare: Any, shift: Any, counts: Any) -> bool:
+    counts[:] = 0
+    _count(keys, 0, len(keys), shift, counts[0])
+    if _to_starts(counts, len(keys)):
+        return False
+    _move(keys, spare, 0, len(keys), shift, counts[0])
+    return True
+
+
+# A function of its own: numba's cache would take one compiled with other options for the same.
+@njit(cache=True, nogil=True, parallel=True)
+def _pass_threads(keys: Any, spare: Any, shift: Any, counts: Any) -> bool:
+    n, parts = len(keys), len(counts)
+    counts[:] = 0
+    for c in prange(parts):
+        _count(keys, n * c // parts, n * (c + 1) // parts, shift, counts[c])
+    if _to_starts(counts, n):
+        return False
+    for c in prange(parts):
+        _move(keys, spare, n * c // parts, n * (c + 1) // parts, shift, counts[c])
+    return True
+
+
+@njit(cache=True, nogil=True)
+def _count(keys: Any, begin: int, end: int, shift: Any, counts: Any) -> None:
+    mask = np.uint64((1 << _DIGIT) - 1)
+    for i in range(begin, end):
+        counts[(np.uint64(keys[i]) >> shift) & mask] += 1
+
+
+@njit(cache=True, nogil=True)
+def _to_starts(counts: Any, n: int) -> bool:
+    """Turn the counts of (part, digit) into where each begins; true if all keys have one digit."""
+    start, largest = 0, 0
+    for d in range(counts.shape[1]):
+        before = start
+        for c in range(len(counts)):
+            here = counts[c, d]
+            counts[c, d] = start
+            start += here
+        largest = max(largest, start - before)
+    return largest == n
+
+
+@njit(cache=True, nogil=True)
+def _move(keys: Any, spare: Any, begin: int, end: int, shift: Any, starts: Any) -> None:
+    mask = np.uint64((1 << _DIGIT) - 1)
+    for i in range(begin, end):
+        key = keys[i]
+        digit = (np.uint64(key) >> shift) & mask
+        spare[starts[digit]] = key
+        starts[digit] += 1
 
 
 @njit(cache=True, nogil=True)
@@ -213,8 +249,7 @@ def _replicated(rows: Any, weights: Any) -> Any:
     return out
 
 
-# A function of its own: numba's cache would take one compiled with other options for the same.
-@njit(cache=True, nogil=True, parallel=True)
+@njit(cache=True, nogil=True, parallel=True)  # of its own, as _pass_threads
 def _replicated_threads(rows: Any, weights: Any) -> Any:
     blocks, clusters, lanes = weights.shape
     counts = _cluster_counts(rows, clusters)
