@@ -7,6 +7,7 @@ radix, eight bits a pass: linear, and several times as fast as a comparison sort
 
 from __future__ import annotations
 
+from multiprocessing import parent_process
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ __all__ = ["LANES", "Sweep", "replicated_sweep", "sorted_keys", "sweep"]
 _DIGIT = 8  # bits per pass: 256 counters stay in the nearest cache
 _LEFT_OUT = {4: 0, 8: 3}  # low digits, by bytes of a score, that the first attempt leaves out
 
-_THREADS_FROM = 1_000_000  # rows times blocks of replicates; below, threads cost too much
+_THREADS_FROM = 1_000_000  # rows times passes over them; below, threads cost more than they bring
 
 LANES = 32
 """Bootstrap replicates that :func:`replicated_sweep` carries through one pass side by side."""
@@ -44,6 +45,11 @@ class Sweep(NamedTuple):
     tp: int
     m: int
     row: int
+
+
+def _threads_pay(work: int) -> bool:
+    # Worker processes share the cores, and threads of OpenMP do not survive a fork.
+    return work > _THREADS_FROM and parent_process() is None
 
 
 def sorted_keys(
@@ -92,7 +98,7 @@ def _sorted(keys: Any, left_out: int) -> Any:
 
 def _radix_sorted(keys: Any, spare: Any, first: int) -> Any:
     """Sort by the digits from `first` on, the lowest first."""
-    threads = len(keys) > _THREADS_FROM // 4
+    threads = _threads_pay(4 * len(keys))
     one_pass = _pass_threads if threads else _pass
     counts = np.zeros((get_num_threads() if threads else 1, 1 << _DIGIT), np.int64)
     for digit in range(first, keys.itemsize * 8 // _DIGIT):
@@ -226,8 +232,7 @@ def replicated_sweep(rows: NDArray[np.int32], weights: NDArray[np.float64]) -> N
     padded = np.zeros((-(-n // LANES) * LANES, k))
     padded[:n] = weights
     lanes = np.ascontiguousarray(padded.reshape(-1, LANES, k).transpose(0, 2, 1))
-    # Threads cost more than they bring on small tables.
-    kernel = _replicated_threads if len(rows) * len(lanes) > _THREADS_FROM else _replicated
+    kernel = _replicated_threads if _threads_pay(len(rows) * len(lanes)) else _replicated
     return np.asarray(kernel(rows, lanes).reshape(-1, 7)[:n])
 
 

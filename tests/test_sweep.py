@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from fractions import Fraction
 
 import numpy as np
@@ -243,3 +244,15 @@ def test_replicates_do_not_disturb_each_other():
     together = replicated_sweep(rows, weights)
     alone = np.concatenate([replicated_sweep(rows, one[None]) for one in weights])
     np.testing.assert_array_equal(together, alone)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # from Python 3.12
+def test_a_forked_worker_can_sort_after_threads_ran_here():
+    # OpenMP ends a forked process that starts threads after its parent did.
+    rng = np.random.default_rng(0)
+    scores = rng.random(300_000).astype(np.float32)
+    true = scores > 0.5
+    expected = sorted_keys(true, scores)[0]
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        got = pool.apply(sorted_keys, (true, scores))[0]
+    assert (got == expected).all()
