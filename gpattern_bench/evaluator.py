@@ -125,7 +125,9 @@ class Evaluator:
     @property
     def expected_input_format(self) -> str:
         """What :meth:`eval` takes."""
-        columns = "\n".join(f"  {f.name}: {f.type}" for f in schema.predictions(self.patterns))
+        names = {pa.float32(): "float32", pa.string(): "text"}
+        fields = schema.predictions(self.patterns)
+        columns = "\n".join(f"  {field.name}: {names[field.type]}" for field in fields)
         return (
             "A prediction file (Parquet), a pandas.DataFrame or a pyarrow.Table with the columns\n"
             f"{columns}\n"

@@ -252,7 +252,7 @@ class TestEvaluatorOf:
 class TestFormats:
     def test_the_input_names_every_column_and_the_number_of_pairs(self):
         text = Evaluator(LABELS).expected_input_format
-        for part in ("cell_id: string", "gene: string", "inner: float", "outer: float", "5 pairs"):
+        for part in ("cell_id: text", "gene: text", "inner: float32", "outer: float", "5 pairs"):
             assert part in text
 
     def test_the_output_names_every_key(self):
