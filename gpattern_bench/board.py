@@ -18,7 +18,7 @@ from tabulate import tabulate
 from typing_extensions import TypedDict
 
 from gpattern_bench.errors import SubmissionError
-from gpattern_bench.files import write_text
+from gpattern_bench.files import plain, write_text
 from gpattern_bench.metrics import exact_mean
 from gpattern_bench.registry import registry
 from gpattern_bench.submission import Metadata, Score, Submission
@@ -95,35 +95,39 @@ def build_board(
     dict
         What ``leaderboard.json`` holds; metrics are fractions, null = undefined.
     """
-    by_method = {submission.metadata.method: submission.metadata for submission in submissions}
-    scores = [score for submission in submissions for score in submission.results]
-    owner = {id(s): sub.metadata.method for sub in submissions for s in sub.results}
+    scores = [(sub.metadata, score) for sub in submissions for score in sub.results]
+    versions = {(score["dataset"], score["version"]) for _, score in scores}
     tables = []
-    for dataset, version in sorted({(score["dataset"], score["version"]) for score in scores}):
-        here = [s for s in scores if (s["dataset"], s["version"]) == (dataset, version)]
-        _same_labels(dataset, version, here)
-        protocols = sorted({score["protocol"] for score in here} - {"untrained"})
+    for dataset, version in sorted(versions):
+        here = [
+            (about, score)
+            for about, score in scores
+            if (score["dataset"], score["version"]) == (dataset, version)
+        ]
+        first = here[0][1]
+        _same_labels(dataset, version, [score for _, score in here])
+        protocols = sorted({score["protocol"] for _, score in here} - {"untrained"})
         for protocol in protocols or ["untrained"]:
-            rows: dict[tuple[str, str], list[Score]] = {}
-            for score in here:
+            rows: dict[tuple[str, str], tuple[Metadata, list[Score]]] = {}
+            for about, score in here:
                 if score["protocol"] in (protocol, "untrained"):
-                    key = owner[id(score)], score["trained_on"] or ""
-                    rows.setdefault(key, []).append(score)
-            metrics = here[0]["metrics"]
+                    key = about.method, score["trained_on"] or ""
+                    rows.setdefault(key, (about, []))[1].append(score)
+            metrics = first["metrics"]
             tables.append(
                 {
                     "dataset": dataset,
                     "version": version,
                     "protocol": protocol,
-                    "labels_sha256": here[0]["labels_sha256"],
+                    "labels_sha256": first["labels_sha256"],
                     "n": metrics["n"],
                     "floor": exact_mean(v["floor"] for v in metrics["per_pattern"].values()),
                     "n_clusters": metrics["n_clusters"],
                     "clusters": metrics["clusters"],
                     "rows": _ranked(
-                        [_row(by_method[key[0]], rows[key]) for key in sorted(rows)],
-                        [_replicates(rows[key]) for key in sorted(rows)],
-                        here[0]["degrees_of_freedom"],
+                        [_row(*rows[key]) for key in sorted(rows)],
+                        [_replicates(rows[key][1]) for key in sorted(rows)],
+                        first["degrees_of_freedom"],
                     ),
                 }
             )
@@ -144,13 +148,13 @@ def _row(about: Metadata, entries: list[Score]) -> dict[str, Any]:
     """One method in one table: metrics averaged over its seeds."""
     metrics: list[Any] = [entry["metrics"] for entry in entries]
     values = {key: [_number(found.get(key)) for found in metrics] for key in _METRICS}
-    means: dict[str, Any] = {key: _nullable(exact_mean(found)) for key, found in values.items()}
+    means: dict[str, Any] = {key: plain(exact_mean(found)) for key, found in values.items()}
     if len(entries) > 1:  # over seeds: sample standard deviation
-        means["std"] = {key: _nullable(float(np.std(v, ddof=1))) for key, v in values.items()}
+        means["std"] = {key: plain(float(np.std(v, ddof=1))) for key, v in values.items()}
     # Of several seeds the mean of their intervals: they rest on the same cells.
     means["ci"] = {
         key: [
-            _nullable(exact_mean([_number(found["ci"][key][end]) for found in metrics]))
+            plain(exact_mean([_number(found["ci"][key][end]) for found in metrics]))
             for end in (0, 1)
         ]
         for key in _METRICS
@@ -168,12 +172,12 @@ def _row(about: Metadata, entries: list[Score]) -> dict[str, Any]:
         "no_rule_for": [] if rules is None else [p for p in patterns if p not in rules],
         "seeds": sorted(entry["seed"] for entry in entries),
         "trained_on": entries[0]["trained_on"],
-        "seconds": _nullable(exact_mean(seconds)),
+        "seconds": plain(exact_mean(seconds)),
         "device": entries[0]["device"],
         **means,
         "per_pattern": {
             pattern: {
-                metric: _nullable(
+                metric: plain(
                     exact_mean([_number(m["per_pattern"][pattern].get(metric)) for m in metrics])
                 )
                 for metric in ("auc", "acc", "f1", "ap", "precision", "recall", "f1_val")
@@ -219,7 +223,7 @@ def _ranked(
             drawn = interval(
                 lift, replicates[i] - replicates[best], freedom, (-1.0, 1.0), biased=True
             )
-            ci = [_nullable(end) for end in drawn]
+            ci = [plain(end) for end in drawn]
         ranked.append(
             {
                 "rank": rank if candidate else None,
@@ -380,7 +384,3 @@ def _interval(ci: list[float | None] | None, *, signed: bool = False) -> str:
 
 def _number(value: float | None) -> float:
     return float("nan") if value is None else float(value)
-
-
-def _nullable(value: float) -> float | None:
-    return None if value != value else value

@@ -16,13 +16,13 @@ from scipy.stats import norm
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.errors import PredictionError
 from gpattern_bench.evaluator import Evaluator
-from gpattern_bench.files import replacing, write_text
+from gpattern_bench.files import plain, replacing, write_text
 from gpattern_bench.metrics import score_pattern
 
 __all__ = ["call_patterns", "summarise_genes", "val_thresholds", "write_calls"]
 
 
-def val_thresholds(dataset: Dataset, predictions: str | Path) -> dict[str, float]:
+def val_thresholds(dataset: Dataset, predictions: str | Path | pa.Table) -> dict[str, float]:
     """Thresholds of largest F1 on the val split, per pattern.
 
     NaN, so that nothing is called, where val has no positives, and where the scores are constant:
@@ -31,7 +31,7 @@ def val_thresholds(dataset: Dataset, predictions: str | Path) -> dict[str, float
     Raises
     ------
     PredictionError
-        The file is no valid prediction of the val split.
+        The file or table is no valid prediction of the val split.
     """
     evaluator = Evaluator(dataset, "val")
     checked = evaluator.check(predictions)
@@ -46,14 +46,14 @@ def val_thresholds(dataset: Dataset, predictions: str | Path) -> dict[str, float
     return found
 
 
-def call_patterns(scores: pd.DataFrame, thresholds: Mapping[str, float]) -> pd.DataFrame:
-    """Call each pattern of each pair: score >= threshold; never where the threshold is NaN.
+def call_patterns(scores: pd.DataFrame, thresholds: Mapping[str, float | None]) -> pd.DataFrame:
+    """Call each pattern of each pair: score >= threshold; never where there is none (NaN, None).
 
     Parameters
     ----------
     scores : pandas.DataFrame
         ``cell_id``, ``gene`` and one column of scores per pattern.
-    thresholds : mapping of str to float
+    thresholds : mapping of str to float or None
 
     Returns
     -------
@@ -70,7 +70,7 @@ def call_patterns(scores: pd.DataFrame, thresholds: Mapping[str, float]) -> pd.D
     for pattern, threshold in thresholds.items():
         values = scores[pattern].to_numpy()
         calls[pattern] = np.zeros(len(values), bool)
-        if not isnan(threshold):
+        if threshold is not None and not isnan(threshold):
             calls[pattern] = values >= values.dtype.type(threshold)
     return calls
 
@@ -106,11 +106,13 @@ def summarise_genes(calls: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def write_calls(calls: pd.DataFrame, thresholds: Mapping[str, float], path: Path) -> list[Path]:
+def write_calls(
+    calls: pd.DataFrame, thresholds: Mapping[str, float | None], path: Path
+) -> list[Path]:
     """Write calls (Parquet, the thresholds in its metadata) and, beside them, genes (csv)."""
     table = pa.Table.from_pandas(calls, preserve_index=False)
-    known = {name: None if isnan(value) else value for name, value in thresholds.items()}
-    table = table.replace_schema_metadata({b"gpattern_bench": json.dumps({"thresholds": known})})
+    note = plain({"thresholds": dict(thresholds)})
+    table = table.replace_schema_metadata({b"gpattern_bench": json.dumps(note)})
     with replacing(path) as beside:
         pq.write_table(table, beside, compression="zstd")
     genes = path.with_name(path.name.removesuffix(".parquet") + "-genes.csv")

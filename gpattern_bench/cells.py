@@ -56,18 +56,18 @@ class Cell:
     labelled: NDArray[np.bool_] | None = None
 
     @cached_property
+    def _present(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        return np.unique(self.gene, return_counts=True)
+
+    @property
     def genes(self) -> NDArray[np.int32]:
         """(g,) codes of the genes present, ascending: one pair each."""
-        return np.unique(self.gene)
+        return self._present[0]
 
-    @cached_property
+    @property
     def counts(self) -> NDArray[np.int64]:
         """(g,) molecules of each gene present."""
-        return np.unique(self.gene, return_counts=True)[1]
-
-    def without_labels(self) -> Cell:
-        """The same cell, its labels hidden."""
-        return replace(self, labels=None, labelled=None)
+        return self._present[1]
 
 
 class Cells:

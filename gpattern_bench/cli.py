@@ -525,17 +525,14 @@ def predict(
     from gpattern_bench.predictions import write_table
 
     method, about = load_model(model)
-    if with_calls and about.thresholds is None:
+    thresholds = about.thresholds if with_calls else None
+    if with_calls and thresholds is None:
         raise MethodError(
             f"{model} has no thresholds for calls: it was run on a dataset without a val split"
         )
     table = predict_tables(method, about, load_dataset(tables))
     written = [write_table(table, out)]
-    if with_calls:
-        thresholds = {
-            pattern: float("nan") if value is None else value
-            for pattern, value in (about.thresholds or {}).items()
-        }
+    if thresholds is not None:
         called = call_patterns(table.to_pandas(), thresholds)
         written += write_calls(called, thresholds, out.with_name(f"{out.stem}-calls.parquet"))
     for path in written:
@@ -628,6 +625,6 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
 def _print_json(value: Any) -> None:
     import json
 
-    from gpattern_bench.submission import plain
+    from gpattern_bench.files import plain
 
     typer.echo(json.dumps(plain(value), indent=1, ensure_ascii=False))

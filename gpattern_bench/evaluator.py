@@ -183,9 +183,8 @@ class Evaluator:
         """
         truth, scores, warnings = self._aligned(predictions, self.split, self.labels)
         thresholds = self._thresholds(val)
-        clusters = None
-        if replicates and not isinstance(predictions, Mapping) and "fov" in self.labels:
-            clusters = Clusters.draw(self.labels, seed=seed, replicates=replicates)
+        labels = None if isinstance(predictions, Mapping) else self.labels
+        clusters = _clusters(labels, seed, replicates)
         return self._result(truth, scores, thresholds, clusters, warnings)
 
     def compare(
@@ -271,11 +270,7 @@ class Evaluator:
         for code, name in enumerate(names):
             rows = np.flatnonzero(part == code)
             if len(rows):
-                clusters = None
-                if replicates and "fov" in self.labels:
-                    clusters = Clusters.draw(
-                        self.labels.iloc[rows], seed=seed, replicates=replicates
-                    )
+                clusters = _clusters(self.labels.iloc[rows], seed, replicates)
                 found[name] = self._result(
                     truth[rows], scores[rows], thresholds, clusters, warnings
                 )
@@ -450,6 +445,13 @@ class Evaluator:
                 f"y_pred: expected float32 or float64 scores, got {scores.dtype}; cast them"
             )
         return truth.astype(bool), scores
+
+
+def _clusters(labels: pd.DataFrame | None, seed: int, replicates: int) -> Clusters | None:
+    """Replicates of the pairs; None where none are asked for or no FOV is known."""
+    if labels is None or not replicates or "fov" not in labels:
+        return None
+    return Clusters.draw(labels, seed=seed, replicates=replicates)
 
 
 def _check_labels(frame: pd.DataFrame) -> tuple[str, ...]:

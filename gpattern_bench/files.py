@@ -1,4 +1,4 @@
-"""Files: hashes, and writes that are whole or not at all."""
+"""Files: hashes, values as JSON holds them, and writes that are whole or not at all."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-__all__ = ["file_sha256", "replacing", "write_text"]
+__all__ = ["file_sha256", "plain", "replacing", "write_text"]
 
 
 def file_sha256(path: Path) -> str:
@@ -40,3 +41,12 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file (UTF-8), whole or not at all."""
     with replacing(path) as beside:
         beside.write_text(text, encoding="utf-8")
+
+
+def plain(value: Any) -> Any:
+    """A nested value as JSON can hold it: NaN becomes null."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and value != value else value

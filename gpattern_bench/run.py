@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from math import isnan
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from gpattern_bench.calls import val_thresholds
 from gpattern_bench.cells import Cells
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.errors import MethodError
-from gpattern_bench.files import write_text
+from gpattern_bench.files import plain, write_text
 from gpattern_bench.methods import get_method
 from gpattern_bench.methods.base import Method
 from gpattern_bench.model import Model, save_model
@@ -160,8 +159,7 @@ def run_method(
     if protocol != "cv-cell" and not method.about.sees_labels:
         thresholds = None
         if "val" in splits and dataset.has_labels:
-            chosen = val_thresholds(dataset, files[splits.index("val")])
-            thresholds = {p: None if isnan(t) else t for p, t in chosen.items()}
+            thresholds = plain(val_thresholds(dataset, tables[splits.index("val")]))
         fitted_on = (train_on or dataset).id if method.about.learns else None
         model = Model(name, list(dataset.patterns), fitted_on, thresholds, seed)
         save_model(method, model, folder / origins[0].stem("model"))

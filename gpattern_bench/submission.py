@@ -24,12 +24,12 @@ from typing_extensions import TypedDict
 from gpattern_bench.dataset import Dataset, load_dataset
 from gpattern_bench.errors import FetchError, SubmissionError, UnknownDatasetError
 from gpattern_bench.evaluator import Evaluator
-from gpattern_bench.files import file_sha256, write_text
+from gpattern_bench.files import file_sha256, plain, write_text
 from gpattern_bench.methods.base import About
 from gpattern_bench.predictions import Origin, Protocol, read_origin, read_predictions
 from gpattern_bench.uncertainty import REPLICATES
 
-__all__ = ["Metadata", "Score", "Submission", "plain", "read_submissions", "results_text"]
+__all__ = ["Metadata", "Score", "Submission", "read_submissions", "results_text"]
 
 _METADATA, _RESULTS = "submission.yaml", "results.json"
 _FILE = r"predictions/[^/]+/(test|val)-seed\d+[^/]*\.parquet"
@@ -337,12 +337,3 @@ def results_text(results: Sequence[Score]) -> str:
     # Checked as when it is read, so that keys stand in one order whichever way they came.
     checked = TypeAdapter(list[Score]).validate_python(plain(ordered))
     return json.dumps(checked, indent=1, ensure_ascii=False) + "\n"
-
-
-def plain(value: Any) -> Any:
-    """A nested value as JSON can hold it: NaN becomes null."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return None if isinstance(value, float) and value != value else value

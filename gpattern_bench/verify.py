@@ -38,15 +38,18 @@ def find_problems(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     problems: list[str] = []
     for name, about in manifest["files"].items():
         try:
-            tables[name.removesuffix(".parquet")] = read_whole(folder / name)
+            table = read_whole(folder / name)
         except TableError as error:
             problems += error.problems
             continue
-        problems += _file_problems(folder / name, about, manifest["patterns"])
+        tables[name.removesuffix(".parquet")] = table
+        problems += _file_problems(folder / name, table, about, manifest["patterns"])
     return problems or list(_value_problems(tables, manifest))
 
 
-def _file_problems(path: Path, about: Mapping[str, Any], patterns: list[str]) -> Iterator[str]:
+def _file_problems(
+    path: Path, table: pa.Table, about: Mapping[str, Any], patterns: list[str]
+) -> Iterator[str]:
     expected = {
         "molecules": schema.MOLECULES,
         "cells": schema.CELLS,
@@ -56,7 +59,6 @@ def _file_problems(path: Path, about: Mapping[str, Any], patterns: list[str]) ->
     if (digest := file_sha256(path)) != about["sha256"]:
         yield f"{path.name}: expected SHA-256 {about['sha256']}, got {digest}"
         return
-    table = read_whole(path)
     if not table.schema.equals(expected):
         yield f"{path.name}: expected columns {expected}, got {table.schema}"
         return

@@ -19,10 +19,11 @@ from gpattern_bench import load_dataset
 from gpattern_bench.board import build_board, drift, markdown, read_reported, write_board
 from gpattern_bench.cli import main
 from gpattern_bench.errors import SubmissionError
+from gpattern_bench.files import plain
 from gpattern_bench.methods import METHODS, get_method
 from gpattern_bench.predictions import write_predictions
 from gpattern_bench.run import run_method
-from gpattern_bench.submission import Metadata, Submission, plain, read_submissions
+from gpattern_bench.submission import Metadata, Submission, read_submissions
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 METRICS = ("auc_macro", "acc_macro", "f1_macro", "ap_macro", "accuracy_subset")

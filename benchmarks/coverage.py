@@ -1,0 +1,48 @@
+"""How often the 95 % intervals hold the true value, and equal methods tie, in simulated studies.
+
+The studies are those of tests/test_uncertainty.py, in larger number and at several sizes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from tabulate import tabulate
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+import test_uncertainty as study
+
+from gpattern_bench.uncertainty import interval
+
+
+def main() -> None:
+    """Run the studies; the last line printed is JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=800, help="studies at each size")
+    parser.add_argument("--clusters", type=int, nargs="+", default=[20, 24, 40])
+    options = parser.parse_args()
+    found = []
+    for clusters in options.clusters:
+        studies = study.simulated(options.runs, clusters)
+        found += [
+            {
+                "clusters": clusters,
+                "metric": metric,
+                "covered": study.coverage(studies, metric, interval),
+                "percentiles": study.coverage(studies, metric, study.percentiles),
+                "equal_tied": study.shares_tied(studies, metric, "a", "equal"),
+                "better_tied": study.shares_tied(studies, metric, "a", "better"),
+            }
+            for metric in study.COVERED
+        ]
+    print(tabulate(found, headers="keys", tablefmt="github", floatfmt=".3f"))
+    shares = [{k: v if k == "metric" else round(float(v), 4) for k, v in f.items()} for f in found]
+    print(json.dumps({"benchmark": "coverage", "runs": options.runs, "studies": shares}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Seconds until datasets are there, from an empty cache, and until the demo has shown its board.
+
+Real sets are measured where GPATTERN_BENCH_MIRROR is set, else left out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tabulate import tabulate
+
+from gpattern_bench import load_dataset
+from gpattern_bench.curate.simulate import simulate
+from gpattern_bench.fetch import CACHE, MIRROR
+from gpattern_bench.registry import find_entry
+
+
+def seconds(task) -> float:
+    """Wall time of a call."""
+    began = time.perf_counter()
+    task()
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    """Measure; the last line printed is JSON."""
+    found = {"simulate, synthetic": seconds(lambda: simulate(find_entry("synthetic").recipe.seed))}
+    with tempfile.TemporaryDirectory() as folder:
+        names = ["synthetic"]
+        if os.environ.get(MIRROR):
+            names += ["nih3t3_gold", "u2os_gold", "u2os_sample"]
+        else:
+            print(f"{MIRROR} is not set: real datasets are left out")
+        for name in names:
+            found[f"load_dataset, {name}"] = seconds(
+                lambda name=name: load_dataset(name, root=folder)
+            )
+        demo = [sys.executable, "-m", "gpattern_bench", "demo", "--out", str(Path(folder) / "demo")]
+        environment = os.environ | {CACHE: str(Path(folder) / "empty")}
+        found["demo, whole process"] = seconds(
+            lambda: subprocess.run(demo, env=environment, check=True, capture_output=True)  # noqa: S603
+        )
+    print(tabulate(found.items(), headers=["what", "seconds"], tablefmt="github", floatfmt=".2f"))
+    print(
+        json.dumps({"benchmark": "datasets", "seconds": {k: round(v, 3) for k, v in found.items()}})
+    )
+
+
+if __name__ == "__main__":
+    main()
