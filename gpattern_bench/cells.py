@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,6 @@ from shapely.geometry.base import BaseGeometry
 from gpattern_bench.storage import codes_into, dictionary_codes, read_fovs, read_table
 
 __all__ = ["Cell", "Cells", "read_cells"]
-
-_Values = dict[str, tuple[NDArray[np.int64], NDArray[np.bool_]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +66,25 @@ class Cell:
     def counts(self) -> NDArray[np.int64]:
         """(g,) molecules of each gene present."""
         return self._present[1]
+
+
+class _StoredCell(Cell):
+    """A cell of a dataset: its outlines are parsed when they are asked for."""
+
+    def __init__(self, **known: Any) -> None:
+        self.__dict__.update(known)  # past the guard of a frozen dataclass, and much quicker
+
+    @cached_property
+    def boundary(self) -> BaseGeometry:
+        return self._outline("cell_boundary")
+
+    @cached_property
+    def nucleus(self) -> BaseGeometry | None:
+        return self._outline("nucleus_boundary")
+
+    def _outline(self, name: str) -> Any:
+        shape, origin = shapely.from_wkb(self.__dict__[name]), self.__dict__["origin"]
+        return None if shape is None else shapely.transform(shape, lambda xy: xy - origin)
 
 
 class Cells:
@@ -137,16 +154,17 @@ class Cells:
         labels: Iterator[tuple[str, pa.Table | None]] = iter(())
         if self._labels:
             labels = _by_fov(read_fovs(self._folder / "labels.parquet", self._fovs))
-        here, cells, values = "", pd.DataFrame(), None
+        here, outlined = "", pd.DataFrame()
         labelled_fov, labelled = next(labels, ("", None))
         for table in read_fovs(self._folder / "molecules.parquet", self._fovs, columns):
             fov = table["fov"][0].as_py()
             if fov != here:
-                here, cells = fov, _with_outlines(next(outlines)[1]).set_index("cell_id")
+                here, outlined = fov, next(outlines)[1].to_pandas().set_index("cell_id")
                 while labelled is not None and labelled_fov < fov:
                     labelled_fov, labelled = next(labels, ("", None))
-                values = self._values(labelled if labelled_fov == fov else None)
-            yield from self._split_group(table, fov, cells, values)
+            yield from self._split_group(
+                table, fov, outlined, labelled if labelled_fov == fov else None
+            )
 
     @cached_property
     def _gene_index(self) -> pd.Index[str]:
@@ -154,50 +172,55 @@ class Cells:
         return index
 
     def _split_group(
-        self, table: pa.Table, fov: str, cells: pd.DataFrame, values: _Values | None
+        self, table: pa.Table, fov: str, outlined: pd.DataFrame, labelled: pa.Table | None
     ) -> Iterator[Cell]:
+        """Cells of one row group; what can be done for all of them at once is."""
         names, starts = _runs(table["cell_id"])
         gene = codes_into(self._gene_index, table["gene"]).astype(np.int32)
         xy = np.stack([table["x"].to_numpy(), table["y"].to_numpy()], axis=1).astype(np.float64)
-        for name, begin, end in zip(names, starts, [*starts[1:], len(gene)], strict=True):
-            if self._keep is not None and name not in self._keep:
+        cell = np.repeat(np.arange(len(names)), np.diff(starts, append=len(gene)))
+        # Rows are sorted by cell and gene: a pair is a run.
+        pair = cell * len(self.genes) + gene
+        first = np.flatnonzero(np.diff(pair, prepend=-1))
+        genes, counts = gene[first], np.diff(first, append=len(gene))
+        bounds = np.searchsorted(first, [*starts, len(gene)]).tolist()
+        truth = self._truth(names, pair[first], labelled) if self._labels else None
+        rows = outlined.loc[names]
+        origins = rows[["x", "y"]].to_numpy(np.float64)
+        wkb = rows[["cell_boundary", "nucleus_boundary"]].to_numpy(object)
+        for k, (begin, end) in enumerate(pairwise([*starts, len(gene)])):
+            if self._keep is not None and names[k] not in self._keep:
                 continue
-            row = cells.loc[name]
-            origin = np.array([row["x"], row["y"]], dtype=np.float64)
-            cell = Cell(
-                cell_id=name,
+            pairs = slice(bounds[k], bounds[k + 1])
+            yield _StoredCell(
+                cell_id=names[k],
                 fov=fov,
-                xy=xy[begin:end] - origin,
+                xy=xy[begin:end] - origins[k],
                 gene=gene[begin:end],
-                boundary=_moved(row["cell_boundary"], origin),
-                nucleus=_moved(row["nucleus_boundary"], origin),
+                labels=None if truth is None else truth[0][pairs],
+                labelled=None if truth is None else truth[1][pairs],
+                _present=(genes[pairs], counts[pairs]),
+                origin=origins[k],
+                cell_boundary=wkb[k, 0],
+                nucleus_boundary=wkb[k, 1],
             )
-            yield cell if values is None else self._labelled(cell, values)
 
-    def _values(self, table: pa.Table | None) -> _Values | None:
-        """Labels of a FOV by cell: codes of the labelled genes, and their labels (g, C)."""
-        if not self._labels:
-            return None
-        if table is None:
-            return {}
-        names, starts = _runs(table["cell_id"])
-        genes = codes_into(self._gene_index, table["gene"])
-        labels = np.stack([table[p].to_numpy(zero_copy_only=False) for p in self.patterns], axis=1)
-        ends = [*starts[1:], len(genes)]
-        return {
-            name: (genes[begin:end], labels[begin:end])
-            for name, begin, end in zip(names, starts, ends, strict=True)
-        }
-
-    def _labelled(self, cell: Cell, values: _Values) -> Cell:
-        labels = np.zeros((len(cell.genes), len(self.patterns)), dtype=bool)
-        labelled = np.zeros(len(cell.genes), dtype=bool)
-        if cell.cell_id in values:
-            genes, known = values[cell.cell_id]
-            at = np.searchsorted(cell.genes, genes)
-            labelled[at] = True
-            labels[at] = known
-        return replace(cell, labels=labels, labelled=labelled)
+    def _truth(
+        self, names: list[str], pair: NDArray[np.int64], labelled: pa.Table | None
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Labels (pairs, C), and whether a pair counts (pairs,), of sorted pairs."""
+        labels = np.zeros((len(pair), len(self.patterns)), dtype=bool)
+        counts = np.zeros(len(pair), dtype=bool)
+        if labelled is None:
+            return labels, counts
+        cell = codes_into(pd.Index(names), labelled["cell_id"])
+        gene = codes_into(self._gene_index, labelled["gene"])
+        known = cell >= 0  # of other row groups
+        at = np.searchsorted(pair, cell[known] * len(self.genes) + gene[known])
+        counts[at] = True
+        for k, name in enumerate(self.patterns):
+            labels[at, k] = labelled[name].to_numpy(zero_copy_only=False)[known]
+        return labels, counts
 
 
 def _by_fov(pieces: Iterator[pa.Table]) -> Iterator[tuple[str, pa.Table]]:
@@ -206,16 +229,14 @@ def _by_fov(pieces: Iterator[pa.Table]) -> Iterator[tuple[str, pa.Table]]:
         yield fov, pa.concat_tables(list(group)).unify_dictionaries()
 
 
-def _with_outlines(table: pa.Table) -> pd.DataFrame:
-    frame: pd.DataFrame = table.to_pandas()
-    for name in ("cell_boundary", "nucleus_boundary"):
+def read_cells(
+    folder: Path, fovs: Collection[str], columns: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """Read the table of cells of some fields of view, outlines as shapely geometries."""
+    frame: pd.DataFrame = read_table(folder / "cells.parquet", fovs, columns).to_pandas()
+    for name in frame.columns.intersection(["cell_boundary", "nucleus_boundary"]):
         frame[name] = shapely.from_wkb(frame[name].to_numpy(object))
     return frame
-
-
-def read_cells(folder: Path, fovs: Collection[str]) -> pd.DataFrame:
-    """Read the table of cells of some fields of view, outlines as shapely geometries."""
-    return _with_outlines(read_table(folder / "cells.parquet", fovs))
 
 
 def _runs(column: pa.ChunkedArray) -> tuple[list[str], list[int]]:
@@ -223,7 +244,3 @@ def _runs(column: pa.ChunkedArray) -> tuple[list[str], list[int]]:
     codes = dictionary_codes(column)
     starts = np.flatnonzero(np.r_[True, codes[1:] != codes[:-1]])
     return column.take(pa.array(starts)).cast(pa.string()).to_pylist(), starts.tolist()
-
-
-def _moved(shape: Any, origin: NDArray[np.float64]) -> Any:
-    return None if shape is None else shapely.transform(shape, lambda xy: xy - origin)

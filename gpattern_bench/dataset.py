@@ -97,6 +97,8 @@ class Dataset:
         The classes, and every gene of the dataset in sorted order.
     splits : tuple of str
         Those of train, val, test that have cells.
+    split_of : dict of str to str
+        Field of view -> split.
 
     Raises
     ------
@@ -130,10 +132,10 @@ class Dataset:
             )
         self.has_labels = "labels.parquet" in files
         splits = read_whole(self.folder / "splits.parquet")
-        self._split_of = dict(
+        self.split_of = dict(
             zip(splits["fov"].to_pylist(), splits["split"].to_pylist(), strict=True)
         )
-        self.splits = tuple(s for s in schema.SPLIT_NAMES if s in self._split_of.values())
+        self.splits = tuple(s for s in schema.SPLIT_NAMES if s in self.split_of.values())
 
     def __repr__(self) -> str:
         counts = self.manifest["counts"]
@@ -164,7 +166,9 @@ class Dataset:
         """
         return self._read("molecules", split, columns)
 
-    def labels(self, split: str | None = None) -> pd.DataFrame:
+    def labels(
+        self, split: str | None = None, columns: Sequence[str] | None = None
+    ) -> pd.DataFrame:
         """Labelled pairs of a split: fov, cell_id, gene, n_molecules and one bool per pattern.
 
         Raises
@@ -173,12 +177,12 @@ class Dataset:
             The dataset has no labels.
         """
         self._need_labels()
-        frame: pd.DataFrame = self._read("labels", split).to_pandas()
+        frame: pd.DataFrame = self._read("labels", split, columns).to_pandas()
         return frame
 
-    def cells(self, split: str | None = None) -> pd.DataFrame:
+    def cells(self, split: str | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """Cells of a split, outlines as shapely geometries in slide-global micrometres."""
-        return read_cells(self.folder, self.fovs(split))
+        return read_cells(self.folder, self.fovs(split), columns)
 
     def pairs(self, split: str | None = None) -> pd.DataFrame:
         """The pairs to predict, cell_id and gene: the labelled ones or, without labels, all."""
@@ -223,7 +227,25 @@ class Dataset:
             raise GPatternBenchError(
                 f"{self.id} has no split {split!r}; it has {', '.join(self.splits)}"
             )
-        return sorted(f for f, s in self._split_of.items() if split is None or s == split)
+        return sorted(f for f, s in self.split_of.items() if split is None or s == split)
+
+    def to_anndata(self, scores: Any = None) -> Any:
+        """Give counts, labels and, if given, scores as an AnnData (extra ``[spatial]``).
+
+        See :func:`gpattern_bench.ecosystem.to_anndata`.
+        """
+        from gpattern_bench.ecosystem import to_anndata
+
+        return to_anndata(self, scores)
+
+    def to_spatialdata(self) -> Any:
+        """Give molecules, outlines, counts and labels as a SpatialData (extra ``[spatial]``).
+
+        See :func:`gpattern_bench.ecosystem.to_spatialdata`.
+        """
+        from gpattern_bench.ecosystem import to_spatialdata
+
+        return to_spatialdata(self)
 
     def verify(self) -> None:
         """Check every file, hash and rule.

@@ -3,69 +3,145 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
+from pathlib import PureWindowsPath
+from types import MappingProxyType
+from typing import Annotated, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    field_validator,
+    model_validator,
+)
 
 from gpattern_bench.curate.recipe import Recipe
 from gpattern_bench.errors import UnknownDatasetError
 
-__all__ = ["Entry", "SourceFile", "find_entry", "list_datasets", "registry"]
+__all__ = ["Entry", "SourceFile", "Tables", "find_entry", "list_datasets", "registry"]
+
+PUBLISHED = ("molecules", "cells", "genes", "molecules_per_cell", "patterns")
+"""What table 1 of the paper states of a dataset, in its order."""
+
+_Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+_Counts = Annotated[Mapping[str, int], AfterValidator(MappingProxyType), PlainSerializer(dict)]
+_Hashes = Annotated[Mapping[str, _Sha256], AfterValidator(MappingProxyType), PlainSerializer(dict)]
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class SourceFile(_Frozen):
+class _Checked(_Frozen):
+    """Size and checksum as published; null says that the publisher states none."""
+
+    bytes: int | None = Field(gt=0)
+    sha256: _Sha256 | None
+    git_blob: str | None = Field(default=None, pattern="^[0-9a-f]{40}$")
+
+    @model_validator(mode="after")
+    def _one_checksum(self) -> Self:
+        if self.sha256 and self.git_blob:
+            raise ValueError("sha256 or git_blob, not both")
+        return self
+
+
+class SourceFile(_Checked):
     """One file of a source release.
 
     Attributes
     ----------
     path : str
         Where it lies below a mirror and below the cache's folder of source files.
-    url : str
-        The pinned address.
-    bytes : int
-    sha256 : str
+    urls : tuple of str
+        The addresses that publish it, in the order in which they are tried.
+    bytes : int or None
+        None: not published.
+    sha256 : str or None
+    git_blob : str or None
+        The id that Git gives the content: SHA-1 of ``blob <size>``, a zero byte and the content.
+        Without `sha256` and `git_blob` no checksum is published.
     """
 
     path: str
-    url: str
-    bytes: int = Field(gt=0)
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    urls: tuple[str, ...] = Field(min_length=1)
+
+    @field_validator("path")
+    @classmethod
+    def _stays_below(cls, path: str) -> str:
+        parts = PureWindowsPath(path)  # takes / and \\ as separators, and knows drives
+        if not parts.parts or parts.anchor or ".." in parts.parts:
+            raise ValueError(f"{path!r} does not stay below a folder")
+        return path
+
+    @property
+    def checksum(self) -> str | None:
+        """The published checksum in words, or None."""
+        if self.sha256:
+            return f"SHA-256 {self.sha256}"
+        return f"Git blob id {self.git_blob}" if self.git_blob else None
 
 
-class _NamedFile(_Frozen):
+class _NamedFile(_Checked):
     name: str
-    bytes: int = Field(gt=0)
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    address: str | None = None
 
 
 class _Source(_Frozen):
-    url: str
+    urls: tuple[str, ...] = Field(min_length=1)
     path: str
     files: tuple[_NamedFile, ...] = Field(min_length=1)
 
 
+class Tables(_Frozen):
+    """Finished tables: a dataset's folder that any address can serve.
+
+    Attributes
+    ----------
+    urls : tuple of str
+        Addresses of the folder, in the order in which they are tried.
+    sha256 : str
+        Of its ``manifest.json``, which has the size and SHA-256 of every other file.
+    """
+
+    urls: tuple[str, ...] = Field(min_length=1)
+    sha256: _Sha256
+
+
 class Entry(_Frozen):
-    """What the registry knows of one dataset version.
+    """What the registry knows of one dataset version; read-only.
 
     Attributes
     ----------
     name, version : str
         Together the dataset's identity, ``name@version``.
-    title, technology, species, licence, citation, notes : str
+    title, technology, species, notes : str
         For people.
+    release : str
+        The source release in words.
+    licence, terms : str
+        The sources' licence, and how their files may travel.
+    citation : str
+        The publications to cite.
     sources : tuple
-        The source release: address prefix, path prefix and files. Empty for simulated data.
+        The files of the source release: address prefixes, path prefix and names. Empty for
+        simulated data.
+    tables : Tables or None
+        Finished tables, which are preferred to the sources.
     recipe : Recipe
         How the sources become tables.
-    counts : dict of str to int
+    published : mapping of str to int
+        What the paper's table 1 states (:data:`PUBLISHED`); empty for other datasets.
+    counts : mapping of str to int
         What curation finds (fovs, cells, genes, molecules, pairs, labelled_pairs), for people.
-    content_sha256 : dict of str to str
+        Empty where the release has not been curated yet.
+    content_sha256 : mapping of str to str
         Table -> hash over its values that curation must reproduce.
     """
 
@@ -74,13 +150,24 @@ class Entry(_Frozen):
     title: str
     technology: str
     species: str
+    release: str
     licence: str
+    terms: str
     citation: str
     notes: str = ""
     sources: tuple[_Source, ...] = ()
+    tables: Tables | None = None
     recipe: Recipe
-    counts: dict[str, int]
-    content_sha256: dict[str, str]
+    published: _Counts = Field(default={}, validate_default=True)
+    counts: _Counts
+    content_sha256: _Hashes
+
+    @field_validator("published")
+    @classmethod
+    def _all_of_table_1(cls, published: Mapping[str, int]) -> Mapping[str, int]:
+        if published and tuple(published) != PUBLISHED:
+            raise ValueError(f"expected {', '.join(PUBLISHED)}")
+        return published
 
     @property
     def id(self) -> str:
@@ -89,13 +176,14 @@ class Entry(_Frozen):
 
     @property
     def files(self) -> tuple[SourceFile, ...]:
-        """Every file of the source release, with whole path and address."""
+        """Every file of the source release, with whole path and addresses."""
         return tuple(
             SourceFile(
                 path=f"{source.path}/{file.name}".lstrip("/"),
-                url=f"{source.url}/{file.name}",
+                urls=tuple(f"{url}/{file.address or file.name}" for url in source.urls),
                 bytes=file.bytes,
                 sha256=file.sha256,
+                git_blob=file.git_blob,
             )
             for source in self.sources
             for file in source.files

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,8 +11,12 @@ from numpy.typing import NDArray
 
 from gpattern_bench.errors import SourceError
 from gpattern_bench.schema import SPLIT_NAMES
+from gpattern_bench.storage import codes_into
 
-__all__ = ["SHARES", "copied_cells", "find_leaks", "split_fovs"]
+__all__ = ["SHARES", "Read", "copied_cells", "find_leaks", "split_fovs"]
+
+Read = Callable[[Collection[str]], Iterable[pa.Table]]
+"""Reads the molecules of some fields of view, piece by piece; a piece does not cut a cell."""
 
 SHARES = (0.8, 0.1, 0.1)
 """Shares of the cells in train, val and test (paper, appendix B.2)."""
@@ -93,7 +97,7 @@ def _cost(
     return cost
 
 
-def copied_cells(molecules: pa.Table, cells: pd.DataFrame) -> list[tuple[str, str]]:
+def copied_cells(cells: pd.DataFrame, read: Read) -> list[tuple[str, str]]:
     """Find pairs of cells with the same molecules, wherever they lie and in any order.
 
     The same means: the same genes, and relative to the centroids the same sorted x and the same
@@ -102,38 +106,70 @@ def copied_cells(molecules: pa.Table, cells: pd.DataFrame) -> list[tuple[str, st
 
     Parameters
     ----------
-    molecules : pyarrow.Table
-        Columns ``cell_id``, ``gene``, ``x``, ``y``; every cell is in `cells`.
     cells : pandas.DataFrame
-        Columns ``cell_id``, ``x``, ``y``: the centroids.
+        Columns ``fov``, ``cell_id``, ``x``, ``y``: the centroids.
+    read : callable
+        Gives the molecules; columns ``cell_id``, ``gene``, ``x``, ``y``; every cell is in `cells`.
     """
-    frame = molecules.select(["cell_id", "gene", "x", "y"]).to_pandas()
-    cell, gene = pd.Categorical(frame["cell_id"]), pd.Categorical(frame["gene"])
-    centroids = cells.set_index("cell_id")[["x", "y"]].reindex(cell.categories)
-    xy = frame[["x", "y"]].to_numpy(np.float64) - centroids.to_numpy(np.float64)[cell.codes]
-    # Random numbers per gene, summed over the molecules: equal for equal counts of each gene.
-    rng = np.random.Generator(np.random.Philox(0))
-    sums = np.bincount(cell.codes, rng.integers(1 << 30, size=len(gene.categories))[gene.codes])
-    count = np.bincount(cell.codes)
-    bounds = np.append(0, np.cumsum(count))
-    order = [np.lexsort((xy[:, axis], gene.codes, cell.codes)) for axis in (0, 1)]
-    ranked = [xy[order[axis], axis] for axis in (0, 1)]  # by cell, gene and one coordinate
-    kinds = [tuple(kind) for kind in np.stack([sums, count], axis=1).tolist()]
-    alike: dict[tuple[float, ...], list[int]] = {}
-    pairs = []
-    for c, kind in enumerate(kinds):
-        if count[c] < _FEW:
-            continue
-        rows = slice(bounds[c], bounds[c + 1])
-        for other in alike.setdefault(kind, []):
-            others = slice(bounds[other], bounds[other + 1])
-            if all(np.allclose(r[rows], r[others], rtol=0, atol=_SAME_UM) for r in ranked):
-                pairs.append((str(cell.categories[other]), str(cell.categories[c])))
-        alike[kind].append(c)
-    return pairs
+    index = pd.Index(cells["cell_id"].to_numpy(object))
+    centroids = cells[["x", "y"]].to_numpy(np.float64)
+    kind = np.zeros((len(index), 4))  # counts by gene, molecules, and where they lie, in one number
+    for table in read(list(cells["fov"].unique())):
+        cell, gene, xy = _columns(table, index)
+        xy -= centroids[cell]
+        # Sums of a random number per gene: whatever the order, alike for equal counts and places.
+        weight = (gene >> np.uint64(34)).astype(np.float64)  # 30 bits: sums are exact
+        kind[:, 0] += np.bincount(cell, weight, len(index))
+        kind[:, 1] += np.bincount(cell, minlength=len(index))
+        for axis in (0, 1):
+            place = xy[:, axis] * (1 + weight / (1 << 30))
+            kind[:, 2 + axis] += np.bincount(cell, place, len(index))
+    candidates = _candidates(kind)
+    if not candidates:
+        return []
+    alike = np.unique(candidates)
+    clouds: dict[int, tuple[NDArray[np.uint64], NDArray[np.float64], NDArray[np.float64]]] = {}
+    for table in read(list(cells["fov"].iloc[alike].unique())):
+        cell, gene, xy = _columns(table, index)
+        xy -= centroids[cell]
+        for c in np.intersect1d(alike, cell):
+            rows = cell == c
+            x, y = (np.lexsort((xy[rows, axis], gene[rows])) for axis in (0, 1))
+            clouds[c] = np.sort(gene[rows]), xy[rows, 0][x], xy[rows, 1][y]
+    return [
+        (str(index[a]), str(index[b]))
+        for a, b in candidates
+        if np.array_equal(clouds[a][0], clouds[b][0])
+        and all(np.allclose(clouds[a][k], clouds[b][k], rtol=0, atol=_SAME_UM) for k in (1, 2))
+    ]
 
 
-def find_leaks(splits: Mapping[str, str], cells: pd.DataFrame, molecules: pa.Table) -> list[str]:
+def _columns(
+    table: pa.Table, cells: pd.Index[str]
+) -> tuple[NDArray[np.int64], NDArray[np.uint64], NDArray[np.float64]]:
+    """Position of the cell, hash of the gene's name, and place of each molecule."""
+    names = pd.Index(table["gene"].unique().cast(pa.string()).to_pandas().to_numpy(object))
+    hashed = np.asarray(pd.util.hash_array(names.to_numpy(object)), dtype=np.uint64)
+    xy = np.stack([table[axis].to_numpy() for axis in ("x", "y")], axis=1).astype(np.float64)
+    return codes_into(cells, table["cell_id"]), hashed[codes_into(names, table["gene"])], xy
+
+
+def _candidates(kind: NDArray[np.float64]) -> list[tuple[int, int]]:
+    """Pairs of cells with equal counts by gene whose molecules lie alike, as far as sums tell."""
+    order = np.lexsort((kind[:, 2], kind[:, 1], kind[:, 0]))
+    order = order[kind[order, 1] >= _FEW]
+    found = []
+    for at, a in enumerate(order):
+        for b in order[at + 1 :]:
+            near = 2 * _SAME_UM * kind[a, 1]  # every molecule may differ, and weights reach 2
+            if (kind[a, :2] != kind[b, :2]).any() or kind[b, 2] - kind[a, 2] > near:
+                break
+            if abs(kind[b, 3] - kind[a, 3]) <= near:
+                found.append((min(int(a), int(b)), max(int(a), int(b))))
+    return sorted(found)
+
+
+def find_leaks(splits: Mapping[str, str], cells: pd.DataFrame, read: Read) -> list[str]:
     """Ways in which one split could know another: one line each, none if all is well.
 
     Parameters
@@ -142,8 +178,8 @@ def find_leaks(splits: Mapping[str, str], cells: pd.DataFrame, molecules: pa.Tab
         FOV -> split.
     cells : pandas.DataFrame
         Columns ``fov``, ``cell_id``, ``x``, ``y``: one row per cell.
-    molecules : pyarrow.Table
-        Columns ``fov``, ``cell_id``, ``gene``, ``x``, ``y``.
+    read : callable
+        Gives the molecules; columns ``fov``, ``cell_id``, ``gene``, ``x``, ``y``.
     """
     problems = []
     missing = sorted(set(cells["fov"]) - set(splits))
@@ -157,10 +193,7 @@ def find_leaks(splits: Mapping[str, str], cells: pd.DataFrame, molecules: pa.Tab
         problems.append(f"cell ids that occur more than once: {_some(sorted(set(twice)))}")
         return problems  # what follows needs one centroid per cell
     home = cells.set_index("cell_id")["fov"]
-    seen = molecules.select(["fov", "cell_id"]).group_by(["fov", "cell_id"]).aggregate([])
-    seen_fov, seen_cell = (
-        seen[name].cast(pa.string()).to_pandas().to_numpy() for name in ("fov", "cell_id")
-    )
+    seen_fov, seen_cell = _homes(read(list(splits)))
     stray = sorted(set(seen_cell) - set(home.index))
     if stray:
         problems.append(f"molecules of cells that the table of cells lacks: {_some(stray)}")
@@ -174,12 +207,22 @@ def find_leaks(splits: Mapping[str, str], cells: pd.DataFrame, molecules: pa.Tab
     split = home.map(dict(splits))
     copies = [
         f"{one} ({split[one]}) and {other} ({split[other]})"
-        for one, other in copied_cells(molecules, cells)
+        for one, other in copied_cells(cells, read)
         if split[one] != split[other]
     ]
     if copies:
         problems.append(f"cells with the same molecules in different splits: {_some(copies)}")
     return problems
+
+
+def _homes(pieces: Iterable[pa.Table]) -> tuple[NDArray[np.object_], NDArray[np.object_]]:
+    """Field of view and cell of each combination that molecules have."""
+    fovs, cells = [np.empty(0, object)], [np.empty(0, object)]
+    for table in pieces:
+        seen = table.select(["fov", "cell_id"]).group_by(["fov", "cell_id"]).aggregate([])
+        for found, name in ((fovs, "fov"), (cells, "cell_id")):
+            found.append(seen[name].cast(pa.string()).to_pandas().to_numpy(object))
+    return np.concatenate(fovs), np.concatenate(cells)
 
 
 def _some(values: Sequence[object], most: int = 5) -> str:

@@ -12,10 +12,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from gpattern_bench.errors import TableError
 
 __all__ = [
+    "ContentHash",
+    "TableWriter",
     "codes_into",
     "content_sha256",
     "dictionary_codes",
@@ -24,6 +27,7 @@ __all__ = [
     "read_table",
     "read_whole",
     "row_group_bounds",
+    "used_codes",
     "write_table",
 ]
 
@@ -31,11 +35,7 @@ _MAX_ROWS = 1_000_000
 
 
 def content_sha256(tables: pa.Table | Iterable[pa.Table]) -> str:
-    """Hash the values of a table, whatever wrote it.
-
-    The hash depends on the column names, their logical types and the values in row order; not on
-    chunks, row groups, dictionaries, compression or the library that wrote the file. Callers put
-    the rows in canonical order first (:data:`gpattern_bench.schema.SORT_KEYS`).
+    """Hash the values of a table, whatever wrote it (:class:`ContentHash`).
 
     Parameters
     ----------
@@ -54,17 +54,37 @@ def content_sha256(tables: pa.Table | Iterable[pa.Table]) -> str:
     >>> content_sha256(plain) == content_sha256(coded) == content_sha256([plain[:1], plain[1:]])
     True
     """
-    columns: dict[str, _ColumnHash] = {}
+    content = ContentHash()
     for table in [tables] if isinstance(tables, pa.Table) else tables:
+        content.update(table)
+    return content.hexdigest()
+
+
+class ContentHash:
+    """Running hash over the values of a table that comes in consecutive pieces.
+
+    The hash depends on the column names, their logical types and the values in row order; not on
+    chunks, row groups, dictionaries, compression or the library that wrote the file. Callers put
+    the rows in canonical order first (:data:`gpattern_bench.schema.SORT_KEYS`).
+    """
+
+    def __init__(self) -> None:
+        self._columns: dict[str, _ColumnHash] = {}
+
+    def update(self, table: pa.Table) -> None:
+        """Add the next rows."""
         for field in table.schema:
-            columns.setdefault(field.name, _ColumnHash(field.type))
+            self._columns.setdefault(field.name, _ColumnHash(field.type))
         for batch in table.to_batches(max_chunksize=_MAX_ROWS):
             for name, array in zip(batch.schema.names, batch.columns, strict=True):
-                columns[name].update(array)
-    total = hashlib.sha256()
-    for name, column in columns.items():
-        total.update(f"{name}\0{column.hexdigest()}\n".encode())
-    return total.hexdigest()
+                self._columns[name].update(array)
+
+    def hexdigest(self) -> str:
+        """SHA-256 of all rows so far, hexadecimal."""
+        total = hashlib.sha256()
+        for name, column in self._columns.items():
+            total.update(f"{name}\0{column.hexdigest()}\n".encode())
+        return total.hexdigest()
 
 
 class _ColumnHash:
@@ -127,22 +147,71 @@ def row_group_bounds(fov: np.ndarray, cell: np.ndarray, max_rows: int = _MAX_ROW
     return bounds
 
 
-def write_table(path: Path, table: pa.Table, *, max_rows: int = _MAX_ROWS) -> None:
-    """Write a table, sorted by FOV and cell, with row groups as :func:`row_group_bounds` says."""
-    fov = dictionary_codes(table["fov"])
-    cell = dictionary_codes(table["cell_id"]) if "cell_id" in table.column_names else fov
-    bounds = row_group_bounds(fov, cell, max_rows)
-    with pq.ParquetWriter(
-        path, table.schema, compression="zstd", write_page_checksum=True
-    ) as writer:
-        for begin, end in pairwise(bounds):
-            piece = table.slice(begin, end - begin)
-            writer.write_table(_compact(piece), row_group_size=max(1, end - begin))
+class TableWriter:
+    """A Parquet file that takes a table in pieces: whole fields of view, in canonical order.
+
+    Row groups are cut as :func:`row_group_bounds` says; the same rows give the same bytes, in
+    however many pieces they come. Use as a context manager.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+    schema : pyarrow.Schema
+        Of every piece.
+
+    Attributes
+    ----------
+    rows : int
+        Written so far.
+    content : ContentHash
+        Of the rows written so far.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema, *, max_rows: int = _MAX_ROWS) -> None:
+        self.rows = 0
+        self.content = ContentHash()
+        self._schema = schema
+        self._max_rows = max_rows
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True)
+
+    def __enter__(self) -> TableWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._writer.close()
+
+    def append(self, table: pa.Table) -> None:
+        """Write the next rows."""
+        table = table.replace_schema_metadata(self._schema.metadata)
+        fov = dictionary_codes(table["fov"])
+        cell = dictionary_codes(table["cell_id"]) if "cell_id" in table.column_names else fov
+        for begin, end in pairwise(row_group_bounds(fov, cell, self._max_rows)):
+            piece = _compact(table.slice(begin, end - begin))
+            self._writer.write_table(piece, row_group_size=max(1, end - begin))
+        self.rows += len(table)
+        self.content.update(table)
+
+
+def write_table(path: Path, table: pa.Table, *, max_rows: int = _MAX_ROWS) -> TableWriter:
+    """Write a whole table; returns the closed writer, which knows its rows and their hash."""
+    with TableWriter(path, table.schema, max_rows=max_rows) as writer:
+        writer.append(table)
+    return writer
 
 
 def dictionary_codes(column: pa.ChunkedArray) -> np.ndarray:
     """Integer codes (n,) of a text column without nulls, equal where the values are equal."""
     return np.asarray(_encoded(column).indices)
+
+
+def used_codes(codes: NDArray[np.integer], n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Values that occur in codes from 0 to n - 1, ascending, and the codes into these.
+
+    What ``numpy.unique`` gives with ``return_inverse``, without a sort.
+    """
+    present = np.zeros(n, dtype=bool)
+    present[codes] = True
+    return np.flatnonzero(present), (np.cumsum(present) - 1)[codes]
 
 
 def codes_into(index: pd.Index, column: pa.ChunkedArray) -> np.ndarray:
@@ -170,7 +239,7 @@ def _compact(table: pa.Table) -> pa.Table:
     for i, field in enumerate(table.schema):
         if pa.types.is_dictionary(field.type):
             column = _encoded(table[field.name])
-            used, codes = np.unique(np.asarray(column.indices), return_inverse=True)
+            used, codes = used_codes(np.asarray(column.indices), len(column.dictionary))
             column = pa.DictionaryArray.from_arrays(
                 pa.array(codes.astype(np.int32)), column.dictionary.take(pa.array(used))
             )

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import shapely
 
 from gpattern_bench import schema
 from gpattern_bench.errors import TableError
 from gpattern_bench.files import file_sha256
 from gpattern_bench.splits import find_leaks
-from gpattern_bench.storage import content_sha256, fov_row_groups, read_whole
+from gpattern_bench.storage import ContentHash, fov_row_groups, read_fovs, read_whole
 
 __all__ = ["find_problems"]
 
-_PAIR = ["fov", "cell_id", "gene"]
+_PAIR = ["cell_id", "gene"]
 
 
 def find_problems(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
@@ -27,42 +29,44 @@ def find_problems(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
 
     Files against the manifest's SHA-256 and content hashes; columns and types; row groups within
     one FOV; row order; outlines; coordinates; genes and counts; every labelled pair against the
-    molecules; and that no split knows another (:func:`gpattern_bench.splits.find_leaks`).
+    molecules; and that no split knows another (:func:`gpattern_bench.splits.find_leaks`). One
+    field of view is in memory at a time.
 
     Returns
     -------
     list of str
         One line each; values are only looked at in files that are as they were written.
     """
-    tables: dict[str, pa.Table] = {}
-    problems: list[str] = []
-    for name, about in manifest["files"].items():
-        try:
-            table = read_whole(folder / name)
-        except TableError as error:
-            problems += error.problems
-            continue
-        tables[name.removesuffix(".parquet")] = table
-        problems += _file_problems(folder / name, table, about, manifest["patterns"])
-    return problems or list(_value_problems(tables, manifest))
+    problems = [
+        problem
+        for name, about in manifest["files"].items()
+        for problem in _file_problems(folder / name, about, manifest["patterns"])
+    ]
+    return problems or list(_value_problems(folder, manifest))
 
 
-def _file_problems(
-    path: Path, table: pa.Table, about: Mapping[str, Any], patterns: list[str]
-) -> Iterator[str]:
+def _file_problems(path: Path, about: Mapping[str, Any], patterns: list[str]) -> Iterator[str]:
     expected = {
         "molecules": schema.MOLECULES,
         "cells": schema.CELLS,
         "labels": schema.labels(patterns),
         "splits": schema.SPLITS,
     }[path.stem]
-    if (digest := file_sha256(path)) != about["sha256"]:
-        yield f"{path.name}: expected SHA-256 {about['sha256']}, got {digest}"
+    try:
+        if (digest := file_sha256(path)) != about["sha256"]:
+            yield f"{path.name}: expected SHA-256 {about['sha256']}, got {digest}"
+            return
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            if not file.schema_arrow.equals(expected):
+                yield f"{path.name}: expected columns {expected}, got {file.schema_arrow}"
+                return
+            content = ContentHash()
+            for k in range(file.num_row_groups):
+                content.update(file.read_row_group(k))
+    except (OSError, ValueError, pa.ArrowException) as error:
+        yield f"{path.name} cannot be read ({error}); remove the folder and make it again"
         return
-    if not table.schema.equals(expected):
-        yield f"{path.name}: expected columns {expected}, got {table.schema}"
-        return
-    if (digest := content_sha256(table)) != about["content_sha256"]:
+    if (digest := content.hexdigest()) != about["content_sha256"]:
         yield f"{path.name}: expected content hash {about['content_sha256']}, got {digest}"
     if path.stem != "splits":
         try:
@@ -71,62 +75,105 @@ def _file_problems(
             yield from error.problems
 
 
-def _value_problems(tables: Mapping[str, pa.Table], manifest: Mapping[str, Any]) -> Iterator[str]:
-    for name, table in tables.items():
-        yield from _order_problems(name, table)
-    fovs = tables["splits"]["fov"].to_pandas()
+def _value_problems(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
+    splits = read_whole(folder / "splits.parquet")
+    yield from _order_problems("splits", splits)
+    fovs = splits["fov"].to_pandas()
     if fovs.duplicated().any():
         repeated = ", ".join(sorted(set(fovs[fovs.duplicated()])))
         yield f"splits.parquet: fields of view that occur more than once: {repeated}"
-    molecules = tables["molecules"]
-    for axis in ("x", "y"):
-        if not np.isfinite(molecules[axis].to_numpy()).all():
-            yield f"molecules.parquet: {axis} has values that are not finite"
-    yield from _count_problems(tables, manifest)
+    held = set(fovs)
+    for name in sorted(manifest["files"]):
+        column = "fov"
+        with pq.ParquetFile(folder / name) as file:
+            here = [
+                file.read_row_group(k, [column])[column][0].as_py()
+                for k in range(file.num_row_groups)
+                if file.metadata.row_group(k).num_rows
+            ]
+        if here != sorted(here):
+            yield f"{name}: rows are not sorted by fov"
+        held |= set(here)
+    seen = _Seen()
+    for fov in sorted(held):
+        yield from seen.look(folder, fov, labels="labels.parquet" in manifest["files"])
+    yield from seen.compare(manifest)
+    of_fov = dict(zip(fovs, splits["split"].to_pylist(), strict=True))
+    reader = partial(read_fovs, folder / "molecules.parquet")
+    cells = pd.concat(seen.cells, ignore_index=True)
+    yield from find_leaks(of_fov, cells, lambda _: reader(held))
+
+
+class _Seen:
+    """What was found in the fields of view so far."""
+
+    def __init__(self) -> None:
+        self.cells: list[pd.DataFrame] = []
+        self._genes: set[str] = set()
+        self._totals = dict.fromkeys(("fovs", "cells", "molecules", "pairs"), 0)
+        self._labelled: int | None = None
+
+    def look(self, folder: Path, fov: str, *, labels: bool) -> Iterator[str]:
+        """Look at one field of view in all tables."""
+        names = ["molecules", "cells", *(["labels"] if labels else [])]
+        tables = {name: _read(folder / f"{name}.parquet", fov) for name in names}
+        for name, table in tables.items():
+            yield from _order_problems(name, table)
+        molecules, cells = tables["molecules"], tables["cells"]
+        for axis in ("x", "y"):
+            if not np.isfinite(molecules[axis].to_numpy()).all():
+                yield f"molecules.parquet: {axis} has values that are not finite"
+        yield from _outline_problems(cells)
+        counts = molecules.group_by(_PAIR).aggregate([([], "count_all")]).to_pandas()
+        counts = counts.astype(dict.fromkeys(_PAIR, str)).set_index(_PAIR)["count_all"]
+        if labels:
+            yield from _label_problems(tables["labels"], counts)
+            self._labelled = (self._labelled or 0) + len(tables["labels"])
+        frame = cells.select(["fov", "cell_id", "x", "y", "n_molecules", "n_genes"]).to_pandas()
+        held = counts.groupby("cell_id").agg(["sum", "size"]).reindex(frame["cell_id"])
+        if not (held.to_numpy() == frame[["n_molecules", "n_genes"]].to_numpy()).all():
+            yield "cells.parquet: cells whose counts are not what molecules.parquet holds"
+        self.cells.append(frame[["fov", "cell_id", "x", "y"]])
+        self._genes |= set(counts.index.unique("gene"))
+        here = {"fovs": len(frame) > 0, "cells": len(frame), "molecules": len(molecules)}
+        for name, rows in (here | {"pairs": len(counts)}).items():
+            self._totals[name] += int(rows)
+
+    def compare(self, manifest: Mapping[str, Any]) -> Iterator[str]:
+        """Compare all of it with the manifest."""
+        if sorted(self._genes) != manifest["genes"]:
+            yield "manifest.json: genes are not those of molecules.parquet"
+        for name, total in (self._totals | {"labelled_pairs": self._labelled}).items():
+            stated = manifest["counts"].get(name)
+            if stated != total:
+                yield f"manifest.json: counts state {stated} {name}, the tables hold {total}"
+
+
+def _read(path: Path, fov: str) -> pa.Table:
+    pieces = list(read_fovs(path, {fov}))
+    if not pieces:
+        return pq.read_schema(path).empty_table()
+    return pa.concat_tables(pieces).unify_dictionaries()
+
+
+def _outline_problems(cells: pa.Table) -> Iterator[str]:
     for name in ("cell_boundary", "nucleus_boundary"):
-        wkb = tables["cells"][name].drop_null().to_pandas().to_numpy(object)
+        wkb = cells[name].drop_null().to_pandas().to_numpy(object)
         shapes = shapely.from_wkb(wkb, on_invalid="ignore")
         bad = shapely.is_missing(shapes) | ~shapely.is_valid(shapes) | shapely.is_empty(shapes)
         if bad.any():
             yield f"cells.parquet: {name} has {bad.sum()} outlines that are invalid or empty"
-    splits = dict(zip(fovs, tables["splits"]["split"].to_pylist(), strict=True))
-    centroids = tables["cells"].select(["fov", "cell_id", "x", "y"]).to_pandas()
-    yield from find_leaks(splits, centroids, molecules)
 
 
-def _count_problems(tables: Mapping[str, pa.Table], manifest: Mapping[str, Any]) -> Iterator[str]:
-    """What the tables say of each other, and the manifest of them."""
-    molecules, labels = tables["molecules"], tables.get("labels")
-    genes = sorted(molecules["gene"].cast(pa.string()).unique().to_pylist())
-    if genes != manifest["genes"]:
-        yield "manifest.json: genes are not those of molecules.parquet"
-    counts = molecules.group_by(_PAIR).aggregate([([], "count_all")]).to_pandas()
-    counts = counts.astype(dict.fromkeys(_PAIR, str)).set_index(_PAIR)["count_all"]
-    if labels is not None:
-        pairs = labels.to_pandas().astype(dict.fromkeys(_PAIR, str)).set_index(_PAIR)
-        if pairs.index.duplicated().any():
-            yield "labels.parquet: pairs that occur more than once"
-        elif not counts.reindex(pairs.index).eq(pairs["n_molecules"]).all():
-            yield (
-                "labels.parquet: pairs whose n_molecules is not what molecules.parquet holds in "
-                "their field of view"
-            )
-    cells = tables["cells"].select(["fov", "cell_id", "n_molecules", "n_genes"]).to_pandas()
-    held = counts.groupby(["fov", "cell_id"]).agg(["sum", "size"])
-    held = held.reindex(pd.MultiIndex.from_frame(cells[["fov", "cell_id"]]))
-    if not (held.to_numpy() == cells[["n_molecules", "n_genes"]].to_numpy()).all():
-        yield "cells.parquet: cells whose counts are not what molecules.parquet holds"
-    totals = {
-        "fovs": cells["fov"].nunique(),
-        "cells": len(cells),
-        "molecules": len(molecules),
-        "pairs": len(counts),
-        "labelled_pairs": None if labels is None else len(labels),
-    }
-    for name, total in totals.items():
-        stated = manifest["counts"].get(name)
-        if stated != total:
-            yield f"manifest.json: counts state {stated} {name}, the tables hold {total}"
+def _label_problems(labels: pa.Table, counts: pd.Series[int]) -> Iterator[str]:
+    pairs = labels.to_pandas().astype(dict.fromkeys(_PAIR, str)).set_index(_PAIR)
+    if pairs.index.duplicated().any():
+        yield "labels.parquet: pairs that occur more than once"
+    elif not counts.reindex(pairs.index).eq(pairs["n_molecules"]).all():
+        yield (
+            "labels.parquet: pairs whose n_molecules is not what molecules.parquet holds in "
+            "their field of view"
+        )
 
 
 def _order_problems(name: str, table: pa.Table) -> Iterator[str]:

@@ -110,7 +110,7 @@ def test_another_panel_without_labels(runs: Path, tmp_path: Path) -> None:
     release = simulate(5, n_fovs=2, cells_per_fov=3, n_genes=60)
     recipe = Recipe(format="simulated", patterns=PATTERNS, split="test")
     tables = apply_rules(type(release)(release.molecules, release.cells), recipe)
-    folder = write_dataset(tables, tmp_path / "own", name="own", version="1.0.0", recipe=recipe)
+    folder = write_dataset([tables], tmp_path / "own", name="own", version="1.0.0", recipe=recipe)
     method, model = load_model(runs / "gene_prior/synthetic/model-seed0")
     scores = predict_tables(method, model, Dataset(folder)).to_pandas()
     unseen = scores[scores["gene"] == "G60"][list(PATTERNS)]
@@ -122,7 +122,7 @@ def test_other_patterns_are_refused(runs: Path, tmp_path: Path) -> None:
     release = simulate(5, n_fovs=1, cells_per_fov=3)
     recipe = Recipe(format="simulated", patterns=("nuclear",), split="test", patternless="keep")
     folder = write_dataset(
-        apply_rules(release, recipe), tmp_path / "own", name="own", version="1.0.0", recipe=recipe
+        [apply_rules(release, recipe)], tmp_path / "own", name="own", version="1.0.0", recipe=recipe
     )
     method, model = load_model(runs / "sprawl/synthetic/model-seed0")
     with pytest.raises(MethodError, match="Curate it with --patterns cell_edge,cytoplasmic"):

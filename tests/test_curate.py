@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from gpattern_bench.curate.bento import read_bento
 from gpattern_bench.curate.build import build
 from gpattern_bench.curate.labels import read_labels_csv
 from gpattern_bench.curate.recipe import Recipe
-from gpattern_bench.curate.release import Release
+from gpattern_bench.curate.release import Release, by_fov
 from gpattern_bench.curate.rules import Tables, apply_rules
 from gpattern_bench.curate.spatialdata import read_spatialdata
 from gpattern_bench.errors import GPatternBenchError, SourceError, TableError
@@ -81,7 +83,8 @@ def tables(**changed: Any) -> Tables:
 
 
 def write_to(folder: Path, made: Tables, **more: Any) -> Path:
-    return write.write_dataset(made, folder, name="small", version="1.0.0", recipe=RECIPE, **more)
+    more = {"name": "small", "version": "1.0.0", "recipe": RECIPE, **more}
+    return write.write_dataset([made], folder, **more)
 
 
 def manifest(folder: Path) -> dict[str, Any]:
@@ -205,7 +208,6 @@ def test_columns_are_exactly_the_schema():
     assert made.molecules.schema.equals(schema.MOLECULES)
     assert made.cells.schema.equals(schema.CELLS)
     assert made.labels.schema.equals(schema.labels(PATTERNS))
-    assert made.splits.schema.equals(schema.SPLITS)
 
 
 def test_everything_is_in_micrometres():
@@ -275,42 +277,68 @@ def test_touches_border_is_kept():
     assert made.cells["touches_border"].to_pylist() == [True, None]
 
 
-def test_molecules_lie_in_the_fov_of_their_cell():
+def test_molecules_lie_in_the_fov_of_their_cell(tmp_path):
     rows = release().molecules.assign(fov=["x", "y", "7", "0", "0"])
     made = tables(molecules=rows, cells=cells(SQUARE, fov=["7", "8"]))
     assert made.molecules["fov"].to_pylist() == ["7", "7", "7", "8", "8"]
     assert made.labels["fov"].to_pylist() == ["7", "7"]
-    assert made.splits.to_pylist() == [
+    splits = pq.read_table(write_to(tmp_path / "set", made) / "splits.parquet")
+    assert splits.schema.equals(schema.SPLITS)
+    assert splits.to_pylist() == [
         {"fov": "7", "split": "test"},
         {"fov": "8", "split": "test"},
     ]
 
 
-def test_split_by_fov_is_asked_of_three_fovs():
+def test_split_by_fov_is_asked_of_three_fovs(tmp_path):
     with pytest.raises(SourceError, match="has 1"):
-        apply_rules(release(), recipe(split="fov"))
+        write_to(tmp_path / "set", tables(), recipe=recipe(split="fov"))
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_split_by_fov():
+def test_named_splits_are_those_of_the_recipe(tmp_path):
+    made = tables(cells=cells(SQUARE, fov=["7", "8"]))
+    named = recipe(splits={"7": "train", "8": "test"})
+    folder = write_to(tmp_path / "set", made, recipe=named)
+    assert pq.read_table(folder / "splits.parquet")["split"].to_pylist() == ["train", "test"]
+    with pytest.raises(SourceError, match="the release has 7, 8"):
+        write_to(tmp_path / "other", made, recipe=recipe(splits={"7": "train"}))
+
+
+def test_pieces_give_the_bytes_of_the_whole(tmp_path):
+    source = release(cells=cells(SQUARE, fov=["7", "8"]))
+    pieces = [apply_rules(piece, RECIPE) for piece in by_fov(source)]
+    assert [len(piece.cells) for piece in pieces] == [0, 1, 1]  # the molecules' own FOV is "0"
+    for folder, made in (("whole", [apply_rules(source, RECIPE)]), ("pieces", pieces)):
+        write.write_dataset(made, tmp_path / folder, name="d", version="1.0.0", recipe=RECIPE)
+    for file in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "pieces" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_split_by_fov(tmp_path):
     outlines = {f"{i}-{i}": box(0, 200 * i, 100, 200 * i + 100) for i in range(4)}
     rows = [(cell, "A", 1.0, 200.0 * i + j) for i, cell in enumerate(outlines) for j in range(i)]
     made = apply_rules(
         Release(molecules(rows), cells(outlines, fov=list("abcd"))), recipe(split="fov")
     )
-    assert made.splits["fov"].to_pylist() == ["b", "c", "d"]  # the cell in "a" has no molecules
-    assert sorted(made.splits["split"].to_pylist()) == ["test", "train", "val"]
+    folder = write_to(tmp_path / "set", made, recipe=recipe(split="fov"))
+    splits = pq.read_table(folder / "splits.parquet")
+    assert splits["fov"].to_pylist() == ["b", "c", "d"]  # the cell in "a" has no molecules
+    assert sorted(splits["split"].to_pylist()) == ["test", "train", "val"]
 
 
 @pytest.mark.parametrize(("unit_um", "diameter"), [(10.0, 1128), (0.01, 1.128), (2.0, 225.7)])
-def test_odd_diameter_is_a_warning_with_both_units(unit_um, diameter, caplog):
-    [warning] = apply_rules(release(), recipe(unit_um=unit_um)).warnings
+def test_odd_diameter_is_a_warning_with_both_units(unit_um, diameter, caplog, tmp_path):
+    odd = recipe(unit_um=unit_um)
+    folder = write_to(tmp_path / "set", apply_rules(release(), odd), recipe=odd)
+    [warning] = manifest(folder)["warnings"]
     assert warning.startswith("2 of 2 cells have a diameter outside 3-200 um")
     assert f"112.8 source units (px) = {diameter:g} um at {unit_um:g} um per unit" in warning
     assert [record.getMessage() for record in caplog.records] == [warning]
 
 
-def test_usual_diameter_is_no_warning():
-    assert tables().warnings == []
+def test_usual_diameter_is_no_warning(tmp_path):
+    assert manifest(write_to(tmp_path / "set", tables()))["warnings"] == []
 
 
 def test_duplicate_cell_ids_are_refused():
@@ -331,14 +359,17 @@ def test_duplicate_cell_ids_are_refused():
     ],
     ids=["no outlines", "no cells", "no molecules", "outside", "controls", "other ids"],
 )
-def test_nothing_left_is_an_error_with_the_reasons(changed):
+def test_nothing_left_is_an_error_with_the_reasons(changed, tmp_path):
     with pytest.raises(SourceError, match=r"nothing is left .*dropped rows by reason"):
-        tables(**changed)
+        write_to(tmp_path / "set", tables(**changed))
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_no_label_left_is_an_error_with_the_reasons():
-    with pytest.raises(SourceError, match=r"none of the 1 labelled .*'pair without molecules': 1"):
-        tables(labels=labels([("1-9", "A", 1, 0)]))
+def test_no_label_left_is_an_error_with_the_reasons(tmp_path):
+    made = tables(labels=labels([("1-9", "A", 1, 0)]))
+    match = r"none of the labelled pairs is left .*'pair without molecules': 1"
+    with pytest.raises(SourceError, match=match):
+        write_to(tmp_path / "set", made)
 
 
 @pytest.mark.parametrize("categorical", [False, True])
@@ -354,11 +385,11 @@ def test_order_and_encoding_of_the_rows_do_not_matter(categorical):
         labels=release().labels.iloc[::-1],
     )
     expected = tables(molecules=release().molecules.assign(z=[5.0, 4.0, np.nan, 2.0, 1.0]))
-    for name in ("molecules", "cells", "labels", "splits"):
+    for name in ("molecules", "cells", "labels"):
         assert content_sha256(getattr(made, name)) == content_sha256(getattr(expected, name))
 
 
-@pytest.mark.parametrize("name", ["molecules", "cells", "labels", "splits"])
+@pytest.mark.parametrize("name", ["molecules", "cells", "labels"])
 def test_tables_are_in_canonical_order(name):
     table = getattr(tables(), name)
     order = [(key, "ascending") for key in schema.SORT_KEYS[name]]
@@ -914,7 +945,8 @@ def test_recipe_reads_a_source_and_its_labels(tmp_path):
         labels="labels.csv",
         labels_where={"dataset": "mine"},
     )
-    made = apply_rules(asked.read(tmp_path), asked)
+    [piece] = asked.read(tmp_path, tmp_path / "scratch")
+    made = apply_rules(piece, asked)
     assert made.labels["gene"].to_pylist() == ["A", "B"]
     assert made.dropped == {
         "molecules": {"outside every cell": 1},
@@ -960,6 +992,7 @@ def test_manifest_counts(tmp_path):
         "molecules": 5,
         "pairs": 4,
         "labelled_pairs": 3,
+        "labelled_molecules": 4,
         "patterns": {"nuclear": 2, "cytoplasmic": 1, "none": 1, "several": 1},
     }
     assert counts == {**expected, "splits": {"test": expected}}
@@ -999,17 +1032,42 @@ def test_same_input_same_bytes(tmp_path):
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
 
 
-@pytest.mark.parametrize("error", [OSError("no space left"), KeyboardInterrupt()], ids=repr)
-def test_failure_half_way_leaves_nothing(tmp_path, monkeypatch, error):
-    def fail_at_labels(path: Path, table: pa.Table) -> None:
-        if path.name == "labels.parquet":
-            raise error
-        path.write_bytes(b"half")
+@pytest.mark.parametrize("error", [SourceError("broken row"), KeyboardInterrupt()], ids=repr)
+def test_failure_half_way_leaves_nothing(tmp_path, error):
+    def pieces():
+        yield tables(cells=cells(SQUARE, fov=["7", "8"]))
+        raise error
 
-    monkeypatch.setattr(write, "write_table", fail_at_labels)
     with pytest.raises(type(error)):
-        write_to(tmp_path / "set", tables())
+        write.write_dataset(
+            pieces(), tmp_path / "set", name="small", version="1.0.0", recipe=RECIPE
+        )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_full_disk_is_an_error_in_words_and_the_old_version_stays(tmp_path):
+    # A limit on the size of files is the nearest to a full disk that any user can set.
+    script = f"""
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+from pathlib import Path
+from gpattern_bench.curate.build import curate
+from gpattern_bench.curate.recipe import Recipe
+from gpattern_bench.errors import TableError
+patterns = ("cell_edge", "cytoplasmic", "nuclear", "nuclear_edge")
+recipe = Recipe(format="simulated", patterns=patterns, split="test")
+try:
+    curate(recipe, Path("."), Path({str(tmp_path / "set")!r}), name="s", version="2.0.0")
+except TableError as error:
+    sys.exit(str(error))
+"""
+    (tmp_path / "old").mkdir()
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "cannot be written" in done.stderr
+    assert "nothing was left behind" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
 
 
 def test_folder_in_use_is_refused_and_stays(tmp_path):
@@ -1043,10 +1101,14 @@ def test_current_folder_is_taken_or_refused_in_words(tmp_path, monkeypatch):
 
 
 def test_leaking_splits_are_not_written(tmp_path):
-    made = tables()
-    leaking = replace(made, splits=made.splits.slice(0, 0))
-    with pytest.raises(TableError, match="fields of view without a split: 0"):
-        write_to(tmp_path / "set", leaking)
+    # Both cells hold the same five molecules, 20 um apart.
+    rows = [
+        (cell, "A", x + 10 * k, 7 * k) for cell, x in (("1-0", 0), ("2-0", 200)) for k in range(5)
+    ]
+    made = tables(molecules=molecules(rows), cells=cells(SQUARE, fov=["7", "8"]), labels=None)
+    named = recipe(splits={"7": "train", "8": "test"})
+    with pytest.raises(TableError, match=r"in different splits: 1-0 \(train\) and 2-0 \(test\)"):
+        write_to(tmp_path / "set", made, recipe=named)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -1143,7 +1205,8 @@ def test_molecules_of_real_sets_lie_inside_their_cells(real, name):
 @pytest.mark.parametrize("name", REAL)
 def test_real_set_names_its_source_files(real, name):
     about, entry = manifest(real[name]), find_entry(name)
-    assert about["source"] == [file.model_dump() for file in entry.files]
+    published = {"checksum": "published"}
+    assert about["source"] == [file.model_dump(mode="json") | published for file in entry.files]
     assert (about["licence"], about["citation"]) == (entry.licence, entry.citation)
     assert about["warnings"] == []
 

@@ -52,7 +52,7 @@ def build(folder, *, labels=True):
         release = Release(release.molecules, release.cells)
     recipe = Recipe(format="simulated", patterns=PATTERNS, patternless="keep")
     tables = apply_rules(release, recipe)
-    return Dataset(write_dataset(tables, folder, name="small", version="1.2.0", recipe=recipe))
+    return Dataset(write_dataset([tables], folder, name="small", version="1.2.0", recipe=recipe))
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ SQUARE = shapely.box(0, 0, 10, 10)
 def build(folder, release, patterns, **rules):
     recipe = Recipe(format="simulated", patterns=patterns, patternless="keep", **rules)
     tables = apply_rules(release, recipe)
-    return Dataset(write_dataset(tables, folder, name="small", version="1.2.0", recipe=recipe))
+    return Dataset(write_dataset([tables], folder, name="small", version="1.2.0", recipe=recipe))
 
 
 @pytest.fixture(scope="module")

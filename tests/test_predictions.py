@@ -33,7 +33,7 @@ def ds(tmp_path_factory) -> Dataset:
     recipe = Recipe(format="simulated", patterns=PATTERNS, patternless="keep")
     folder = tmp_path_factory.mktemp("data") / "small"
     tables = apply_rules(release, recipe)
-    return Dataset(write_dataset(tables, folder, name="small", version="1.2.0", recipe=recipe))
+    return Dataset(write_dataset([tables], folder, name="small", version="1.2.0", recipe=recipe))
 
 
 @pytest.fixture(scope="module")

@@ -1,20 +1,39 @@
 """The registry is sound: unique names, pinned addresses, true hashes, helpful errors."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from gpattern_bench import list_datasets as public_list_datasets
+from gpattern_bench import schema
 from gpattern_bench.errors import UnknownDatasetError
 from gpattern_bench.files import file_sha256
-from gpattern_bench.registry import Entry, SourceFile, find_entry, list_datasets, registry
+from gpattern_bench.registry import (
+    PUBLISHED,
+    Entry,
+    SourceFile,
+    Tables,
+    find_entry,
+    list_datasets,
+    registry,
+)
 
+README = Path(__file__).resolve().parents[1] / "README.md"
 ENTRIES = registry()
 FILES = [
     pytest.param(file, id=f"{entry.name}:{file.path}") for entry in ENTRIES for file in entry.files
 ]
-LABELLED = [entry for entry in ENTRIES if "labels" in entry.content_sha256]
+CHECKED = [file for file in FILES if file.values[0].checksum]
+UNCHECKED = [file for file in FILES if not file.values[0].checksum]
+# Table 1 of the paper: RNA, cells, genes, RNA per cell, patterns
+TABLE_1 = {
+    "nih3t3": (2_724_808, 179, 3_721, 15_222, 4),
+    "u2os": (10_634_467, 1_022, 130, 10_405, 4),
+    "cosmx_lung": (30_370_769, 100_149, 960, 303, 3),
+}
 
 each_entry = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.id)
 each_file = pytest.mark.parametrize("file", FILES)
@@ -30,19 +49,35 @@ def test_list_has_each_name_once():
     assert {"synthetic", "nih3t3_gold", "u2os_gold", "u2os_sample"} <= set(list_datasets())
 
 
-@each_file
-def test_address_is_pinned_to_a_commit(file: SourceFile):
-    assert re.match(r"https://raw\.githubusercontent\.com/[^/]+/[^/]+/[0-9a-f]{40}/\S+$", file.url)
+@pytest.mark.parametrize("file", CHECKED)
+def test_address_of_a_file_with_a_checksum_is_pinned_to_a_commit(file: SourceFile):
+    for url in file.urls:
+        assert re.match(r"https://raw\.githubusercontent\.com/[^/]+/[^/]+/[0-9a-f]{40}/\S+$", url)
+
+
+@pytest.mark.parametrize("file", UNCHECKED)
+def test_nothing_is_invented_where_no_checksum_is_published(file: SourceFile):
+    assert (file.bytes, file.sha256, file.git_blob) == (None, None, None)
+    assert all(url.startswith("https://") for url in file.urls)
+    [entry] = [entry for entry in ENTRIES if file in entry.files]
+    assert (dict(entry.counts), dict(entry.content_sha256)) == ({}, {})
+    assert entry.published
 
 
 @each_file
-def test_path_stays_below_the_mirror_and_names_the_file_of_the_address(file: SourceFile):
+def test_addresses_of_a_file_differ_and_name_the_same_file(file: SourceFile):
+    assert len(set(file.urls)) == len(file.urls)
+    [name] = {url.rpartition("/")[2] for url in file.urls}
+    assert name == Path(file.path).name or name.isdecimal()  # figshare numbers its files
+
+
+@each_file
+def test_path_stays_below_the_mirror(file: SourceFile):
     assert not file.path.startswith("/")
     assert ".." not in Path(file.path).parts
-    assert file.url.endswith(f"/{Path(file.path).name}")
 
 
-@each_file
+@pytest.mark.parametrize("file", CHECKED)
 def test_size_and_hash_are_those_of_the_real_file(shared: Path, file: SourceFile):
     sums = {}
     for line in (shared / "SHA256SUMS").read_text().splitlines():
@@ -66,32 +101,71 @@ def test_recipe_reads_only_files_of_the_entry(entry: Entry):
     recipe = entry.recipe
     if recipe.format == "simulated":
         assert paths == []
-    elif recipe.format == "spatialdata":
-        assert any(path.startswith(f"{recipe.path}/") for path in paths)
-    else:
-        assert recipe.path in paths
+    else:  # one file, or a folder
+        others = set(paths) - {recipe.labels}
+        assert others == {recipe.path} or all(path.startswith(f"{recipe.path}/") for path in others)
     assert recipe.labels is None or recipe.labels in paths
 
 
 @each_entry
 def test_entry_tells_what_people_need(entry: Entry):
-    for text in (entry.title, entry.technology, entry.species, entry.licence, entry.citation):
+    about = (entry.title, entry.technology, entry.species, entry.release)
+    for text in (*about, entry.licence, entry.terms, entry.citation):
         assert text.strip() == text != ""
+    assert entry.recipe.format == "simulated" or "doi:10." in entry.citation
 
 
 @each_entry
 def test_counts_have_the_known_names(entry: Entry):
     counted = {"fovs", "cells", "genes", "molecules", "pairs"}
-    labelled = {"labelled_pairs"} if entry in LABELLED else set()
-    assert set(entry.counts) == counted | labelled
+    assert set(entry.counts) in (set(), counted, counted | {"labelled_pairs"})
 
 
 @each_entry
 def test_tables_that_every_machine_reproduces_are_pinned(entry: Entry):
     # Centroids and repaired outlines come from GEOS: cells are pinned for simulated data only.
-    assert {"molecules", "splits"} <= set(entry.content_sha256)
-    assert ("cells" in entry.content_sha256) == (entry.recipe.format == "simulated")
+    if entry.content_sha256:
+        labels = {"labels"} if "labelled_pairs" in entry.counts else set()
+        cells = {"cells"} if entry.recipe.format == "simulated" else set()
+        assert set(entry.content_sha256) == {"molecules", "splits"} | labels | cells
     assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in entry.content_sha256.values())
+
+
+@each_entry
+def test_published_counts_are_those_of_table_1(entry: Entry):
+    expected = TABLE_1.get(entry.name)
+    assert entry.published == (dict(zip(PUBLISHED, expected, strict=True)) if expected else {})
+
+
+@pytest.mark.parametrize("name", TABLE_1)
+def test_sets_of_the_paper_follow_its_rules(name: str):
+    entry = find_entry(name)
+    assert entry.published["patterns"] == len(entry.recipe.patterns)
+    per_cell = entry.published["molecules"] // entry.published["cells"]
+    assert per_cell == entry.published["molecules_per_cell"]
+    assert (entry.recipe.patternless, entry.recipe.split) == ("drop", "fov")
+    assert entry.recipe.splits == {}
+
+
+def test_mini_set_is_split_by_name():
+    recipe = find_entry("cosmx_lung_mini").recipe
+    assert recipe.splits == {"3": "train", "2": "test"}
+    assert recipe.crops == {"2": (4800, 0), "3": (0, 0)}
+    assert recipe.patternless == "keep"
+
+
+@each_entry
+def test_patterns_are_columns_of_the_schema(entry: Entry):
+    columns = schema.labels(entry.recipe.patterns).names
+    assert columns == ["fov", "cell_id", "gene", "n_molecules", *entry.recipe.patterns]
+    cosmx = {"cytoplasmic", "membrane", "nuclear"}
+    others = {"cell_edge", "cytoplasmic", "nuclear", "nuclear_edge"}
+    assert set(entry.recipe.patterns) == (cosmx if entry.technology == "CosMx" else others)
+
+
+def test_readme_lists_exactly_these_datasets():
+    rows = re.findall(r"^\| `([a-z0-9_]+)` \|", README.read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(rows) == sorted(list_datasets())
 
 
 @each_entry
@@ -149,5 +223,70 @@ def test_unknown_version_gives_the_known_ones():
 
 
 def test_entries_are_read_only():
-    with pytest.raises(ValueError, match="frozen"):
-        find_entry("synthetic").name = "other"
+    entry = find_entry("nih3t3")
+    for part, field in ((entry, "name"), (entry.recipe, "seed"), (entry.files[0], "sha256")):
+        with pytest.raises(ValueError, match="frozen"):
+            setattr(part, field, "other")
+    for counts in (entry.published, entry.counts, entry.content_sha256):
+        with pytest.raises(TypeError, match="does not support item assignment"):
+            counts["cells"] = 1
+
+
+@each_entry
+def test_entry_survives_json(entry: Entry):
+    assert Entry.model_validate_json(entry.model_dump_json()) == entry
+    assert json.loads(json.dumps(entry.model_dump(mode="json")))["counts"] == entry.counts
+
+
+# What an entry may say
+
+
+FILE = {"path": "set/a.csv", "urls": ["https://a"], "bytes": None, "sha256": None}
+
+
+def test_checksum_in_words():
+    assert SourceFile(**FILE).checksum is None
+    assert SourceFile(**FILE | {"sha256": "a" * 64}).checksum == f"SHA-256 {'a' * 64}"
+    assert SourceFile(**FILE, git_blob="b" * 40).checksum == f"Git blob id {'b' * 40}"
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"path": "../a.csv"}, "does not stay below"),
+        ({"path": "set\\..\\..\\a.csv"}, "does not stay below"),
+        ({"path": "/a.csv"}, "does not stay below"),
+        ({"path": "C:a.csv"}, "does not stay below"),
+        ({"path": ""}, "does not stay below"),
+        ({"urls": []}, "at least 1 item"),
+        ({"bytes": 0}, "greater than 0"),
+        ({"sha256": "A" * 64}, "pattern"),
+        ({"git_blob": "b" * 39}, "pattern"),
+        ({"sha256": "a" * 64, "git_blob": "b" * 40}, "not both"),
+        ({"md5": "c" * 32}, "Extra inputs"),
+    ],
+)
+def test_file_that_makes_no_sense(change, problem):
+    with pytest.raises(ValidationError, match=problem):
+        SourceFile(**FILE | change)
+
+
+@pytest.mark.parametrize("field", ["bytes", "sha256"])
+def test_what_is_not_published_must_be_said(field):
+    with pytest.raises(ValidationError, match="Field required"):
+        SourceFile(**{key: value for key, value in FILE.items() if key != field})
+
+
+@pytest.mark.parametrize("published", [{"molecules": 1}, dict.fromkeys(reversed(PUBLISHED), 1)])
+def test_published_counts_are_all_of_table_1(published):
+    entry = find_entry("nih3t3").model_dump()
+    with pytest.raises(ValidationError, match="expected molecules, cells, genes"):
+        Entry.model_validate(entry | {"published": published})
+
+
+def test_entry_may_name_finished_tables():
+    tables = {"urls": ["https://a/synthetic", "https://b"], "sha256": "a" * 64}
+    entry = Entry.model_validate(find_entry("synthetic").model_dump() | {"tables": tables})
+    assert entry.tables == Tables(urls=("https://a/synthetic", "https://b"), sha256="a" * 64)
+    with pytest.raises(ValidationError, match="sha256"):
+        Tables(urls=("https://a",), sha256="")

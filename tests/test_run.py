@@ -31,7 +31,9 @@ def build(folder, name, *, seed=7, split="fov", labels=True, n_fovs=12, form="si
     rules = {"patterns": PATTERNS, "patternless": "keep", "split": split}
     tables = apply_rules(release, Recipe(format="simulated", **rules))
     recipe = Recipe(format=form, **rules)
-    return Dataset(write_dataset(tables, folder / name, name=name, version="1.2.0", recipe=recipe))
+    return Dataset(
+        write_dataset([tables], folder / name, name=name, version="1.2.0", recipe=recipe)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -368,7 +370,7 @@ class TestRefused:
         release = simulate(7, n_fovs=3, cells_per_fov=2, n_genes=5, mean_molecules=40)
         recipe = Recipe(format="simulated", patterns=PATTERNS[:2], patternless="keep")
         folder = write_dataset(
-            apply_rules(release, recipe), tmp_path / "two", name="two", version="1", recipe=recipe
+            [apply_rules(release, recipe)], tmp_path / "two", name="two", version="1", recipe=recipe
         )
         with pytest.raises(MethodError, match="it needs labels of the patterns cell_edge"):
             run_method("gene_prior", made["gold"], tmp_path / "out", train_on=Dataset(folder))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from gpattern_bench.curate.release import Release
+from gpattern_bench.curate.release import Release, by_fov
 
 __all__ = ["Recipe"]
 
@@ -18,7 +19,7 @@ class Recipe(BaseModel):
 
     Attributes
     ----------
-    format : {"bento-h5ad", "spatialdata", "simulated"}
+    format : {"bento-h5ad", "cosmx", "merscope", "spatialdata", "xenium", "simulated"}
         Which reader reads the source.
     path : str
         The source below the folder of source files; unused for ``simulated``.
@@ -34,10 +35,22 @@ class Recipe(BaseModel):
         a pattern, or they do not count.
     split : {"fov", "test"}
         Split whole fields of view 80:10:10, or put every cell into test.
+    splits : dict of str to str
+        FOV -> split, where it is not drawn but named.
     seed : int
         Seed of the simulation and of the split.
     fov_column : str or None
-        SpatialData only: column of the points that names the field of view; None = one FOV, "0".
+        SpatialData only: column of the points that names the field of view; None = tiles.
+    tile_um : float
+        Side of the square tiles that serve as fields of view where the source has none; 0 = one
+        FOV, "0".
+    min_qv : float
+        Xenium only: molecules of lower quality are dropped.
+    crops : dict of str to (int, int)
+        CosMx only: FOV -> column and row, in the whole image, of the first pixel of its masks,
+        where they are crops.
+    like : {"synthetic", "nih3t3", "u2os", "cosmx_lung"}
+        Simulated only: which dataset the release is like in size.
     labels, labels_where
         A csv with columns ``cell``, ``gene`` and the patterns (0/1), below the folder of source
         files; only rows whose columns equal these values are used.
@@ -45,15 +58,20 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal["bento-h5ad", "spatialdata", "simulated"]
+    format: Literal["bento-h5ad", "cosmx", "merscope", "spatialdata", "xenium", "simulated"]
     path: str = ""
     patterns: tuple[str, ...] = Field(min_length=1)
     unit_um: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     controls: str = "notarget|blank"
     patternless: Literal["keep", "drop"] = "drop"
     split: Literal["fov", "test"] = "fov"
+    splits: dict[str, Literal["train", "val", "test"]] = {}
     seed: int = 0
     fov_column: str | None = None
+    tile_um: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    min_qv: float = 20.0
+    crops: dict[str, tuple[int, int]] = {}
+    like: Literal["synthetic", "nih3t3", "u2os", "cosmx_lung"] = "synthetic"
     labels: str | None = None
     labels_where: dict[str, str] = {}
 
@@ -74,8 +92,14 @@ class Recipe(BaseModel):
             raise ValueError(f"not a regular expression: {error}") from error
         return controls
 
-    def read(self, sources: Path) -> Release:
-        """Read the source release below the folder `sources`, in its own units.
+    def read(self, sources: Path, scratch: Path) -> Iterator[Release]:
+        """Yield the pieces of the source release below the folder `sources`, in its own units.
+
+        Parameters
+        ----------
+        sources : pathlib.Path
+        scratch : pathlib.Path
+            Folder for what a reader must put aside while it reads; the caller removes it.
 
         Raises
         ------
@@ -84,21 +108,37 @@ class Recipe(BaseModel):
         MissingExtraError
             The format needs an extra that is not installed.
         """
+        path = sources / self.path
+        tile = self.tile_um / self.unit_um
         if self.format == "simulated":
-            from gpattern_bench.curate.simulate import simulate
+            from gpattern_bench.curate.simulate import simulate_like
 
-            return simulate(self.seed)
+            return simulate_like(self.like, self.seed)
+        if self.format == "cosmx":
+            from gpattern_bench.curate.cosmx import read_cosmx
+
+            return read_cosmx(path, scratch, crops=self.crops)
+        if self.format == "merscope":
+            from gpattern_bench.curate.merscope import read_merscope
+
+            return read_merscope(path, scratch, tile=tile)
+        if self.format == "xenium":
+            from gpattern_bench.curate.xenium import read_xenium
+
+            return read_xenium(path, scratch, tile=tile, min_qv=self.min_qv)
         if self.format == "bento-h5ad":
             from gpattern_bench.curate.bento import read_bento
 
-            release = read_bento(sources / self.path, self.patterns)
+            release = read_bento(path, self.patterns)
         else:
             from gpattern_bench.curate.spatialdata import read_spatialdata
 
-            release = read_spatialdata(sources / self.path, fov_column=self.fov_column)
-        if self.labels is None:
-            return release
-        from gpattern_bench.curate.labels import read_labels_csv
+            release = read_spatialdata(path, fov_column=self.fov_column, tile=tile)
+        if self.labels is not None:
+            from gpattern_bench.curate.labels import read_labels_csv
 
-        labels, dropped = read_labels_csv(sources / self.labels, self.patterns, self.labels_where)
-        return Release(release.molecules, release.cells, labels, release.dropped | dropped)
+            labels, dropped = read_labels_csv(
+                sources / self.labels, self.patterns, self.labels_where
+            )
+            release = Release(release.molecules, release.cells, labels, release.dropped | dropped)
+        return by_fov(release)

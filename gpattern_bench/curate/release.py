@@ -1,4 +1,4 @@
-"""A source release in memory: what every reader hands to curation, before any rule is applied."""
+"""A piece of a source release: what every reader hands to curation, before any rule is applied."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from gpattern_bench.errors import GPatternBenchError, SourceError
 
-__all__ = ["Release", "reading"]
+__all__ = ["Release", "by_fov", "reading"]
 
 
 @dataclass(frozen=True)
 class Release:
-    """A source release as read, in the source's own units.
+    """A piece of a source release as read, in the source's own units: whole fields of view.
+
+    A reader yields pieces, so that a release larger than memory can be curated: no field of view
+    is in two of them, and they come in the order of their fields of view, sorted as text.
 
     Attributes
     ----------
@@ -36,6 +41,42 @@ class Release:
     cells: pd.DataFrame
     labels: pd.DataFrame | None = None
     dropped: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+def by_fov(release: Release) -> Iterator[Release]:
+    """Cut a release that is in memory into pieces of one field of view each.
+
+    A molecule and a label go with their cell, whatever field of view the source wrote beside them.
+    """
+    cells, molecules, labels = release.cells, release.molecules, release.labels
+    own = pd.Categorical(molecules["fov"]).rename_categories(str)
+    names = pd.Index(sorted({*cells["fov"].astype(str), *own.categories}))
+    home = cells.drop_duplicates("cell_id").set_index("cell_id")["fov"].astype(str)
+
+    def rows(frame: pd.DataFrame) -> NDArray[np.int64]:
+        cell = pd.Categorical(frame["cell_id"])
+        at = names.get_indexer(home.reindex(cell.categories.astype(str)).to_numpy(object))
+        return np.asarray(np.append(at, -1)[cell.codes])
+
+    of_molecule = rows(molecules)
+    strays = of_molecule < 0
+    of_molecule[strays] = np.append(names.get_indexer(own.categories), 0)[own.codes[strays]]
+    order = np.argsort(of_molecule, kind="stable")
+    bounds = np.searchsorted(of_molecule[order], np.arange(len(names) + 1))
+    of_cell = names.get_indexer(cells["fov"].astype(str).to_numpy(object))
+    of_label = np.empty(0) if labels is None else np.maximum(rows(labels), 0)
+    for k in range(len(names)):
+        yield Release(
+            molecules.iloc[order[bounds[k] : bounds[k + 1]]],
+            _rows(cells, of_cell == k),
+            None if labels is None else _rows(labels, of_label == k),
+            release.dropped if k == 0 else {},
+        )
+
+
+def _rows(frame: pd.DataFrame, chosen: NDArray[np.bool_]) -> pd.DataFrame:
+    rows: pd.DataFrame = frame[chosen]
+    return rows
 
 
 @contextmanager

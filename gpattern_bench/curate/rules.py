@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,9 +19,9 @@ from gpattern_bench.curate.recipe import Recipe
 from gpattern_bench.curate.release import Release
 from gpattern_bench.errors import SourceError
 from gpattern_bench.geometry import polygonal
-from gpattern_bench.splits import split_fovs
+from gpattern_bench.storage import used_codes
 
-__all__ = ["DIAMETER_UM", "Tables", "apply_rules"]
+__all__ = ["DIAMETER_UM", "Tables", "apply_rules", "unit_warnings"]
 
 _log = logging.getLogger(__name__)
 
@@ -31,30 +33,56 @@ _GRID = 1024  # centroids lie on multiples of 1/1024 um, so that every GEOS find
 
 @dataclass(frozen=True)
 class Tables:
-    """The tables of one dataset, in canonical order (:data:`gpattern_bench.schema.SORT_KEYS`).
+    """The tables of some fields of view, in canonical order (:data:`schema.SORT_KEYS`).
 
     Attributes
     ----------
-    molecules, cells, splits : pyarrow.Table
+    molecules, cells : pyarrow.Table
         As :mod:`gpattern_bench.schema` says.
     labels : pyarrow.Table or None
         None where the source has no labels.
     dropped : dict of str to dict of str to int
         Table -> reason -> rows left out.
-    warnings : list of str
-        What a person should look at.
+    diameters : numpy.ndarray
+        (cells,) um, of disks as large as the cells.
     """
 
     molecules: pa.Table
     cells: pa.Table
-    splits: pa.Table
     labels: pa.Table | None
     dropped: dict[str, dict[str, int]]
-    warnings: list[str] = field(default_factory=list)
+    diameters: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Pairs of cells and genes, as sorted numbers: position of the cell * genes + of the gene."""
+
+    cells: pd.Index[str]
+    genes: pd.Index[str]
+    keys: NDArray[np.int64]
+
+    def positions(self, cell: pd.Categorical, gene: pd.Categorical) -> NDArray[np.int64]:
+        """Where pairs (n,) stand among these; -1 where they do not."""
+        c = np.append(self.cells.get_indexer(cell.categories), -1)[cell.codes]
+        g = np.append(self.genes.get_indexer(gene.categories), -1)[gene.codes]
+        key = np.where((c < 0) | (g < 0), -1, c * len(self.genes) + g)
+        at = np.minimum(np.searchsorted(self.keys, key), len(self.keys) - 1)
+        return np.where(self.keys[at] == key, at, -1) if len(self.keys) else np.full(len(key), -1)
+
+
+@dataclass(frozen=True)
+class _Molecules:
+    """Molecules that stay: position of the cell, position of the gene, and place in micrometres."""
+
+    cell: NDArray[np.int64]
+    gene: NDArray[np.int64]
+    genes: pd.Index[str]
+    xyz: dict[str, NDArray[np.float32]]
 
 
 def apply_rules(release: Release, recipe: Recipe) -> Tables:
-    """Turn a release into tables: micrometres, valid outlines, no controls, one row per thing.
+    """Turn a piece of a release into tables: micrometres, valid outlines, no controls.
 
     Molecules outside cells, in cells without an outline, of control targets, or at coordinates
     that are not finite are dropped; so are cells without an outline or without molecules, and
@@ -64,58 +92,41 @@ def apply_rules(release: Release, recipe: Recipe) -> Tables:
     Raises
     ------
     SourceError
-        Nothing is left, a cell id occurs twice, or the release cannot be split as asked.
+        A cell id or a labelled pair occurs twice.
     """
     dropped: dict[str, dict[str, int]] = {
         table: dict(release.dropped.get(table, {})) for table in ("molecules", "cells", "labels")
     }
     cells = _outlines(release.cells, recipe, dropped["cells"])
-    raw_pairs = release.molecules[["cell_id", "gene"]].drop_duplicates()
-    molecules = _molecules(release.molecules, cells, recipe, dropped["molecules"])
-    empty = ~cells["cell_id"].isin(molecules["cell_id"].cat.categories)
-    dropped["cells"]["without molecules"] = int(empty.sum())
-    cells = cells[~empty].sort_values(["fov", "cell_id"], ignore_index=True)
-    if cells.empty:
-        raise SourceError(
-            "nothing is left of the release after curation; dropped rows by reason: "
-            f"{dropped}. Check the path, the recipe's `controls` and the cell ids."
-        )
-    # A molecule lies in the FOV of its cell, whatever the source wrote beside it.
-    fov = pd.Categorical(cells.set_index("cell_id")["fov"].reindex(molecules["cell_id"]))
-    molecules = _sorted(molecules.assign(fov=fov), "molecules")
-    pairs = (
-        molecules.groupby(["fov", "cell_id", "gene"], observed=True, sort=True)
-        .size()
-        .rename("n_molecules")
-        .reset_index()
-    )
-    cells = cells.assign(
-        n_molecules=pairs.groupby("cell_id", observed=True)["n_molecules"]
-        .sum()[cells["cell_id"]]
-        .array,
-        n_genes=pairs.groupby("cell_id", observed=True).size()[cells["cell_id"]].array,
-    )
+    molecules, raw = _molecules(release.molecules, cells, recipe, dropped["molecules"])
+    count = np.bincount(molecules.cell, minlength=len(cells))
+    _add(dropped["cells"], "without molecules", count == 0)
+    molecules = _sorted(replace(molecules, cell=(np.cumsum(count > 0) - 1)[molecules.cell]))
+    cells, count = cells[count > 0].reset_index(drop=True), count[count > 0]
+    key = molecules.cell * len(molecules.genes) + molecules.gene
+    first = np.flatnonzero(np.diff(key, prepend=-1))  # sorted: a pair is a run
+    keys, n_molecules = key[first], np.diff(first, append=len(key))
     labels = None
     if release.labels is not None:
-        labels = _labels(release.labels, raw_pairs, pairs, recipe, dropped["labels"])
-    split = _split(cells, labels, recipe)
-    kept = {
-        table: {reason: rows for reason, rows in reasons.items() if rows}
-        for table, reasons in dropped.items()
-    }
+        pairs = _Pairs(pd.Index(cells["cell_id"]), molecules.genes, keys)
+        labels = _labels(release.labels, raw, pairs, recipe, dropped["labels"])
+        labels = _labels_table(labels, pairs, n_molecules, cells["fov"], recipe)
+    area = shapely.area(cells["cell_boundary"].to_numpy())
+    n_genes = np.bincount(keys // max(len(molecules.genes), 1), minlength=len(cells))
     return Tables(
-        molecules=pa.Table.from_pandas(molecules, schema.MOLECULES, preserve_index=False),
-        cells=_cells_table(cells),
-        splits=pa.table(
-            {"fov": sorted(split), "split": [split[fov] for fov in sorted(split)]},
-            schema=schema.SPLITS,
-        ),
-        labels=None
-        if labels is None
-        else pa.Table.from_pandas(labels, schema.labels(recipe.patterns), preserve_index=False),
-        dropped=kept,
-        warnings=_unit_warnings(cells, recipe),
+        molecules=_molecules_table(molecules, cells),
+        cells=_cells_table(cells, count, n_genes),
+        labels=labels,
+        dropped={
+            table: {reason: rows for reason, rows in reasons.items() if rows}
+            for table, reasons in dropped.items()
+        },
+        diameters=np.asarray(2 * np.sqrt(area / np.pi)),
     )
+
+
+def _add(dropped: dict[str, int], reason: str, rows: NDArray[np.bool_]) -> None:
+    dropped[reason] = dropped.get(reason, 0) + int(rows.sum())
 
 
 def _outlines(cells: pd.DataFrame, recipe: Recipe, dropped: dict[str, int]) -> pd.DataFrame:
@@ -129,8 +140,8 @@ def _outlines(cells: pd.DataFrame, recipe: Recipe, dropped: dict[str, int]) -> p
     boundary = [polygonal(shape) for shape in cells["cell_boundary"]]
     nucleus = [polygonal(shape) for shape in cells["nucleus_boundary"]]
     lacking = np.array([shape is None for shape in boundary], dtype=bool)
-    dropped["without an outline"] = int(lacking.sum())
-    return pd.DataFrame(
+    _add(dropped, "without an outline", lacking)
+    outlined = pd.DataFrame(
         {
             "fov": cells["fov"].astype(str),
             "cell_id": cells["cell_id"].astype(str),
@@ -138,7 +149,8 @@ def _outlines(cells: pd.DataFrame, recipe: Recipe, dropped: dict[str, int]) -> p
             "cell_boundary": _scaled(boundary, recipe.unit_um),
             "nucleus_boundary": _scaled(nucleus, recipe.unit_um),
         }
-    )[~lacking]
+    )
+    return outlined[~lacking].sort_values(["fov", "cell_id"], ignore_index=True)
 
 
 def _scaled(shapes: list[shapely.Geometry | None], factor: float) -> NDArray[np.object_]:
@@ -147,35 +159,40 @@ def _scaled(shapes: list[shapely.Geometry | None], factor: float) -> NDArray[np.
 
 
 def _molecules(
-    molecules: pd.DataFrame, cells: pd.DataFrame, recipe: Recipe, dropped: dict[str, int]
-) -> pd.DataFrame:
-    gene = _categorical(molecules["gene"])
-    cell = _categorical(molecules["cell_id"])
-    z = molecules["z"].to_numpy(np.float64) if "z" in molecules else np.full(len(molecules), np.nan)
-    xyz = {"x": molecules["x"].to_numpy(), "y": molecules["y"].to_numpy(), "z": z}
+    frame: pd.DataFrame, cells: pd.DataFrame, recipe: Recipe, dropped: dict[str, int]
+) -> tuple[_Molecules, _Pairs]:
+    """Molecules that stay, and the pairs that the source has before any rule."""
+    gene, cell = _categorical(frame["gene"]), _categorical(frame["cell_id"])
+    z = frame["z"].to_numpy(np.float64) if "z" in frame else np.full(len(frame), np.nan)
+    xyz = {"x": frame["x"].to_numpy(), "y": frame["y"].to_numpy(), "z": z}
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is dropped
         xyz = {axis: (um * recipe.unit_um).astype(np.float32) for axis, um in xyz.items()}
-    # The last place is read by code -1, a missing name.
+    # The last place of each array is read by code -1, a missing name.
     control = np.array([*(_is_control(name, recipe) for name in gene.categories), False])
-    outlined = np.array([*cell.categories.isin(cells["cell_id"]), False])
+    at = np.array([*pd.Index(cells["cell_id"]).get_indexer(cell.categories), -1], dtype=np.int64)
     reasons = {
         "outside every cell": cell.codes == -1,
-        "cell without an outline": ~outlined[cell.codes],
+        "cell without an outline": at[cell.codes] == -1,
         "without a gene": gene.codes == -1,
         "control target": control[gene.codes],
         "coordinate not finite": ~(np.isfinite(xyz["x"]) & np.isfinite(xyz["y"])),
     }
-    keep = np.ones(len(molecules), dtype=bool)
+    keep = np.ones(len(frame), dtype=bool)
     for reason, rows in reasons.items():
-        dropped[reason] = int((keep & rows).sum())
+        _add(dropped, reason, keep & rows)
         keep &= ~rows
-    frame = pd.DataFrame({"cell_id": cell[keep], "gene": gene[keep]})
-    for name, values in xyz.items():
-        frame[name] = values[keep]
-    frame["z"] = frame["z"].where(np.isfinite(frame["z"]))
-    for name in ("cell_id", "gene"):
-        frame[name] = frame[name].cat.remove_unused_categories()
-    return frame
+    used, codes = used_codes(gene.codes[keep], len(gene.categories))
+    kept = _Molecules(
+        cell=at[cell.codes[keep]],
+        gene=codes,
+        genes=gene.categories[used],
+        xyz={axis: um[keep] for axis, um in xyz.items()},
+    )
+    named = (cell.codes >= 0) & (gene.codes >= 0)
+    keys = cell.codes[named].astype(np.int64) * len(gene.categories) + gene.codes[named]
+    keys = np.sort(keys)  # np.unique would hash, which takes 20 times as long
+    keys = keys[np.flatnonzero(np.diff(keys, prepend=-1))]
+    return kept, _Pairs(cell.categories, gene.categories, keys)
 
 
 def _is_control(gene: str, recipe: Recipe) -> bool:
@@ -188,65 +205,90 @@ def _categorical(values: pd.Series) -> pd.Categorical:
     return column.reorder_categories(sorted(column.categories))
 
 
-def _sorted(frame: pd.DataFrame, table: str) -> pd.DataFrame:
-    keys = [frame[name] for name in schema.SORT_KEYS[table]]
-    arrays = [key.cat.codes if isinstance(key.dtype, pd.CategoricalDtype) else key for key in keys]
-    order = np.lexsort([np.asarray(array) for array in reversed(arrays)])
-    return frame.iloc[order].reset_index(drop=True)
+def _sorted(molecules: _Molecules) -> _Molecules:
+    """In the order of the tables: positions of cells and genes sort like their names."""
+    x, y, z = (molecules.xyz[axis] for axis in "xyz")
+    keys = [y, x, molecules.cell * len(molecules.genes) + molecules.gene]
+    order = np.lexsort(keys if np.isnan(z).all() else [z, *keys])
+    xyz = {axis: um[order] for axis, um in molecules.xyz.items()}
+    return replace(molecules, cell=molecules.cell[order], gene=molecules.gene[order], xyz=xyz)
 
 
 def _labels(
-    labels: pd.DataFrame,
-    raw_pairs: pd.DataFrame,
-    pairs: pd.DataFrame,
-    recipe: Recipe,
-    dropped: dict[str, int],
+    labels: pd.DataFrame, raw: _Pairs, pairs: _Pairs, recipe: Recipe, dropped: dict[str, int]
 ) -> pd.DataFrame:
-    keys = ["cell_id", "gene"]
-    labels = labels.astype(dict.fromkeys(keys, str))
-    repeated = labels[labels.duplicated(keys)]
-    if len(repeated):
+    """Labels that count, in canonical order: column ``pair`` = position among the pairs."""
+    cell, gene = _categorical(labels["cell_id"]), _categorical(labels["gene"])
+    key = cell.codes.astype(np.int64) * len(gene.categories) + gene.codes
+    first = np.unique(key, return_index=True)[1]
+    if len(first) < len(key):
+        again = np.setdiff1d(np.arange(len(key)), first)
         raise SourceError(
-            f"labels have {len(repeated)} rows of pairs that occur before, the first is "
-            f"{tuple(repeated.iloc[0][keys])}; cell ids and gene names must be unique"
+            f"labels have {len(again)} rows of pairs that occur before, the first is "
+            f"{(str(cell[again[0]]), str(gene[again[0]]))}; cell ids and gene names must be unique"
         )
-    known = pd.MultiIndex.from_frame(raw_pairs.astype(dict.fromkeys(keys, str)))
-    absent = ~pd.MultiIndex.from_frame(labels[keys]).isin(known)
-    control = ~absent & labels["gene"].map(lambda gene: _is_control(gene, recipe)).to_numpy(bool)
+    at = pairs.positions(cell, gene)
+    is_control = np.array([*(_is_control(name, recipe) for name in gene.categories), False])
     patternless = ~labels[list(recipe.patterns)].to_numpy(bool).any(axis=1)
-    patternless &= recipe.patternless == "drop"
-    merged = labels.merge(pairs.astype(dict.fromkeys(["fov", *keys], str)), how="left", on=keys)
-    gone = ~absent & ~control & merged["n_molecules"].isna().to_numpy()
-    dropped["pair without molecules"] = int(absent.sum())
-    dropped["control target"] = int(control.sum())
-    dropped["molecules dropped"] = int(gone.sum())
-    dropped["no pattern"] = int((~absent & ~control & ~gone & patternless).sum())
-    kept = merged[~(absent | control | gone | patternless)]
-    if kept.empty:
-        raise SourceError(
-            f"none of the {len(labels)} labelled pairs is left after curation; dropped by reason: "
-            f"{dropped}. Check that labels and molecules use the same cell ids and gene names."
-        )
-    kept = kept[["fov", *keys, "n_molecules", *recipe.patterns]].astype({"n_molecules": "int32"})
-    for name in ("fov", *keys):
-        kept[name] = _categorical(kept[name])
-    return _sorted(kept, "labels")
+    reasons = {
+        "pair without molecules": raw.positions(cell, gene) < 0,
+        "control target": is_control[gene.codes],
+        "molecules dropped": at < 0,
+        "no pattern": patternless & (recipe.patternless == "drop"),
+    }
+    keep = np.ones(len(labels), dtype=bool)
+    for reason, rows in reasons.items():
+        _add(dropped, reason, keep & rows)
+        keep &= ~rows
+    kept = labels.loc[keep, list(recipe.patterns)].assign(pair=at[keep])
+    return kept.sort_values("pair", ignore_index=True)
 
 
-def _split(cells: pd.DataFrame, labels: pd.DataFrame | None, recipe: Recipe) -> dict[str, str]:
-    if recipe.split == "test":
-        return dict.fromkeys(cells["fov"].unique(), "test")
-    fovs = cells.groupby("fov").size().rename("cells").to_frame()
-    fovs["pairs"] = 0
-    if labels is not None:
-        grouped = labels.groupby("fov", observed=True)
-        fovs["pairs"] = grouped.size().reindex(fovs.index, fill_value=0)
-        sums = grouped[list(recipe.patterns)].sum().reindex(fovs.index, fill_value=0)
-        fovs = fovs.join(sums)
-    return split_fovs(fovs, recipe.seed)
+def _labels_table(
+    labels: pd.DataFrame,
+    pairs: _Pairs,
+    n_molecules: NDArray[np.int64],
+    fov: pd.Series[str],
+    recipe: Recipe,
+) -> pa.Table:
+    pair = labels["pair"].to_numpy(np.int64)
+    cell, gene = np.divmod(pairs.keys[pair], max(len(pairs.genes), 1))
+    columns = [
+        *_named(cell, fov, pairs.cells),
+        _coded(gene, pairs.genes),
+        pa.array(n_molecules[pair].astype(np.int32)),
+        *(pa.array(labels[name].to_numpy(bool)) for name in recipe.patterns),
+    ]
+    return pa.Table.from_arrays(columns, schema=schema.labels(recipe.patterns))
 
 
-def _cells_table(cells: pd.DataFrame) -> pa.Table:
+def _molecules_table(molecules: _Molecules, cells: pd.DataFrame) -> pa.Table:
+    columns = [
+        *_named(molecules.cell, cells["fov"], cells["cell_id"]),
+        _coded(molecules.gene, molecules.genes),
+    ]
+    for axis in "xyz":
+        um = molecules.xyz[axis]
+        columns.append(pa.array(um, mask=~np.isfinite(um) if axis == "z" else None))
+    return pa.Table.from_arrays(columns, schema=schema.MOLECULES)
+
+
+def _named(
+    cell: NDArray[np.int64], fov: pd.Series[str], cell_id: pd.Index[str] | pd.Series[str]
+) -> tuple[pa.DictionaryArray, pa.DictionaryArray]:
+    """Columns fov and cell_id of rows that belong to the cells at these positions."""
+    names, of_cell = np.unique(fov.to_numpy(object), return_inverse=True)
+    return _coded(of_cell[cell], names), _coded(cell, cell_id)
+
+
+def _coded(codes: NDArray[np.int64], names: Any) -> pa.DictionaryArray:
+    dictionary = pa.array(np.asarray(names, dtype=object), pa.string())
+    return pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32)), dictionary)
+
+
+def _cells_table(
+    cells: pd.DataFrame, n_molecules: NDArray[np.int64], n_genes: NDArray[np.int64]
+) -> pa.Table:
     centroid = shapely.get_coordinates(shapely.centroid(cells["cell_boundary"].to_numpy()))
     centroid = np.round(centroid * _GRID) / _GRID
     table = pd.DataFrame(
@@ -255,8 +297,8 @@ def _cells_table(cells: pd.DataFrame) -> pa.Table:
             "cell_id": cells["cell_id"],
             "x": centroid[:, 0].astype(np.float32),
             "y": centroid[:, 1].astype(np.float32),
-            "n_molecules": cells["n_molecules"].astype("int32"),
-            "n_genes": cells["n_genes"].astype("int32"),
+            "n_molecules": n_molecules.astype(np.int32),
+            "n_genes": n_genes.astype(np.int32),
             "touches_border": cells["touches_border"].astype("boolean"),
             "cell_boundary": shapely.to_wkb(cells["cell_boundary"].to_numpy(), byte_order=1),
             "nucleus_boundary": shapely.to_wkb(cells["nucleus_boundary"].to_numpy(), byte_order=1),
@@ -265,17 +307,20 @@ def _cells_table(cells: pd.DataFrame) -> pa.Table:
     return pa.Table.from_pandas(table, schema.CELLS, preserve_index=False)
 
 
-def _unit_warnings(cells: pd.DataFrame, recipe: Recipe) -> list[str]:
-    diameter = 2 * np.sqrt(shapely.area(cells["cell_boundary"].to_numpy()) / np.pi)
-    odd = (diameter < DIAMETER_UM[0]) | (diameter > DIAMETER_UM[1])
+def unit_warnings(
+    diameters: NDArray[np.float64], cells: Sequence[str], unit_um: float
+) -> list[str]:
+    """What to tell of cells whose diameters (um) hint at a wrong unit: one line, or none."""
+    odd = (diameters < DIAMETER_UM[0]) | (diameters > DIAMETER_UM[1])
     if not odd.any():
         return []
-    worst = int(np.argmax(np.abs(np.log(diameter / np.sqrt(DIAMETER_UM[0] * DIAMETER_UM[1])))))
+    middle = np.sqrt(DIAMETER_UM[0] * DIAMETER_UM[1])
+    worst = int(np.argmax(np.abs(np.log(diameters / middle))))
     text = (
         f"{int(odd.sum())} of {len(cells)} cells have a diameter outside {DIAMETER_UM[0]:g}-"
-        f"{DIAMETER_UM[1]:g} um, the oddest is {cells['cell_id'].iloc[worst]} with "
-        f"{diameter[worst] / recipe.unit_um:.4g} source units (px) = {diameter[worst]:.4g} um at "
-        f"{recipe.unit_um:g} um per unit; check the unit (--unit-um)"
+        f"{DIAMETER_UM[1]:g} um, the oddest is {cells[worst]} with "
+        f"{diameters[worst] / unit_um:.4g} source units (px) = {diameters[worst]:.4g} um at "
+        f"{unit_um:g} um per unit; check the unit (--unit-um)"
     )
     _log.warning("%s", text)
     return [text]

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
 
+from gpattern_bench.curate.assign import tiles
 from gpattern_bench.curate.release import Release, reading
 from gpattern_bench.errors import MissingExtraError, SourceError
 
@@ -25,7 +26,7 @@ _POINTS, _CELLS, _NUCLEI = (
 _OUTSIDE = ("", "-1", "UNASSIGNED")
 
 
-def read_spatialdata(path: Path, *, fov_column: str | None = None) -> Release:
+def read_spatialdata(path: Path, *, fov_column: str | None = None, tile: float = 0.0) -> Release:
     """Read ``points/transcripts``, ``shapes/cell_boundaries`` and ``shapes/nucleus_boundaries``.
 
     Gene and cell of a molecule are the columns that the points element names as its feature and
@@ -39,7 +40,10 @@ def read_spatialdata(path: Path, *, fov_column: str | None = None) -> Release:
     path : pathlib.Path
         The zarr folder (zarr format 2; shapes as ragged arrays or, newer, as GeoParquet).
     fov_column : str or None
-        Column of the points that names the field of view; None = all in one FOV, "0".
+        Column of the points that names the field of view; None = tiles.
+    tile : float
+        Side of the square tiles that serve as fields of view, by the cells' centroids, where there
+        is no such column; 0 = all in one FOV, "0".
 
     Returns
     -------
@@ -56,10 +60,10 @@ def read_spatialdata(path: Path, *, fov_column: str | None = None) -> Release:
     if not path.is_dir():
         raise SourceError(f"no folder at {path}: expected a SpatialData zarr")
     with reading(path, "a SpatialData zarr"):
-        return _read(path, fov_column)
+        return _read(path, fov_column, tile)
 
 
-def _read(path: Path, fov_column: str | None) -> Release:
+def _read(path: Path, fov_column: str | None, tile: float) -> Release:
     attributes = _attributes(path, _POINTS)
     shapes = {name: _shapes(path, name) for name in (_CELLS, _NUCLEI) if (path / name).is_dir()}
     if _CELLS not in shapes:
@@ -77,7 +81,14 @@ def _read(path: Path, fov_column: str | None) -> Release:
     placed = molecules.dropna(subset=["cell_id", "fov"]).drop_duplicates("cell_id")
     fov = placed.set_index("cell_id")["fov"].astype(str)
     cells = shapes[_CELLS].rename("cell_boundary").rename_axis("cell_id").reset_index()
-    cells["fov"] = cells["cell_id"].map(fov).fillna("")  # "" only for cells without molecules
+    if fov_column is None:
+        centroid = shapely.centroid(cells["cell_boundary"].to_numpy())
+        xy = np.stack([shapely.get_x(centroid), shapely.get_y(centroid)], axis=1)
+        placeable = np.isfinite(xy).all(axis=1)  # the rules drop a cell without an outline
+        cells["fov"] = ""
+        cells.loc[placeable, "fov"] = tiles(xy[placeable], tile)
+    else:
+        cells["fov"] = cells["cell_id"].map(fov).fillna("")  # "" only without molecules
     nuclei = shapes.get(_NUCLEI, pd.Series(dtype=object))
     cells["nucleus_boundary"] = nuclei.reindex(cells["cell_id"]).where(pd.notna, None).to_numpy()
     cells["touches_border"] = None

@@ -5,21 +5,26 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from gpattern_bench import __version__, schema
 from gpattern_bench.curate.recipe import Recipe
-from gpattern_bench.curate.rules import Tables
-from gpattern_bench.errors import TableError
+from gpattern_bench.curate.rules import Tables, unit_warnings
+from gpattern_bench.errors import SourceError, TableError
 from gpattern_bench.files import file_sha256
-from gpattern_bench.splits import find_leaks
-from gpattern_bench.storage import content_sha256, write_table
+from gpattern_bench.splits import find_leaks, split_fovs
+from gpattern_bench.storage import TableWriter, read_fovs, write_table
 
-__all__ = ["MANIFEST", "write_dataset"]
+__all__ = ["MANIFEST", "new_folder", "write_dataset"]
 
 MANIFEST = "manifest.json"
 _FORMAT = 1
@@ -27,92 +32,237 @@ _GEO = {"version": "1.1.0", "primary_column": "cell_boundary"}
 
 
 def write_dataset(
-    tables: Tables,
+    pieces: Iterable[Tables],
     folder: Path,
     *,
     name: str,
     version: str,
     recipe: Recipe,
     about: Mapping[str, Any] | None = None,
+    pinned: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write the tables of one dataset version and their manifest.
+    """Write the tables of one dataset version and their manifest, piece by piece.
 
     Everything is written beside `folder` and renamed at the end: either the whole dataset is
     there or nothing is. The same tables give the same bytes.
 
     Parameters
     ----------
-    tables : Tables
-        What curation made.
+    pieces : iterable of Tables
+        What curation made, in the order of the fields of view; consumed one by one.
     folder : pathlib.Path
         Must not exist, or be empty.
     name, version : str
         Identity of the dataset.
     recipe : Recipe
-        Stated in the manifest.
+        Stated in the manifest; says how to split.
     about : mapping, optional
         Further manifest entries: source files, licence, citation.
+    pinned : mapping of str to str, optional
+        Table -> content hash that it must have.
 
     Raises
     ------
+    SourceError
+        Nothing is left of the release, or it cannot be split as asked.
     TableError
-        The folder is in use, or one split would know another.
+        The folder is in use or cannot be written; one split would know another; the values are
+        not the pinned ones.
     """
-    folder = folder.absolute()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        what = "the folder is not empty" if folder.is_dir() else "a file is there"
-        raise TableError(str(folder), [f"{what}; choose another one or remove it first"])
-    cells = tables.cells.select(["fov", "cell_id", "x", "y"]).to_pandas()
-    splits = dict(zip(*(tables.splits[k].to_pylist() for k in ("fov", "split")), strict=True))
-    leaks = find_leaks(splits, cells, tables.molecules)
-    if leaks:
-        raise TableError(f"tables for {folder}", leaks)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        files = {}
-        for table_name in ("molecules", "cells", "labels", "splits"):
-            table = getattr(tables, table_name)
-            if table is None:
-                continue
-            # Nothing of the libraries that made the table: the same values, the same bytes.
-            geo = {"geo": json.dumps(_geo())} if table_name == "cells" else None
-            table = table.replace_schema_metadata(geo)
-            path = beside / f"{table_name}.parquet"
-            write_table(path, table)
-            files[path.name] = {
-                "rows": len(table),
-                "bytes": path.stat().st_size,
-                "sha256": file_sha256(path),
-                "content_sha256": content_sha256(table),
+    folder = folder.absolute()  # now: the current folder may be the one that is replaced
+    with new_folder(folder) as beside:
+        done = _Written(beside, recipe)
+        with ExitStack() as writers:
+            for piece in pieces:
+                done.append(piece, writers)
+        splits = _split(done, recipe)
+        done.close(splits)
+        leaks = find_leaks(splits, done.cells, partial(read_fovs, beside / "molecules.parquet"))
+        if leaks:
+            raise TableError(f"tables for {folder}", leaks)
+        files = {
+            f"{table}.parquet": {
+                "rows": writer.rows,
+                "bytes": (beside / f"{table}.parquet").stat().st_size,
+                "sha256": file_sha256(beside / f"{table}.parquet"),
+                "content_sha256": writer.content.hexdigest(),
             }
+            for table, writer in done.writers.items()
+        }
+        differences = [
+            f"{table}: the values have content hash {got}, the registry pins {wanted}"
+            for table, wanted in (pinned or {}).items()
+            if (got := files[f"{table}.parquet"]["content_sha256"]) != wanted
+        ]
+        if differences:
+            raise TableError(
+                f"{name}@{version} as curated here differs from the registry (a fault of this "
+                "package or of an untested library version: please report it)",
+                differences,
+            )
+        diameters = done.cells["diameter"].to_numpy()
         manifest = {
             "format": _FORMAT,
             "name": name,
             "version": version,
             "patterns": list(recipe.patterns),
             "unit": "um",
-            "genes": sorted(tables.molecules["gene"].unique().to_pylist()),
-            "counts": _counts(tables, splits, recipe),
+            "genes": sorted(done.genes),
+            "counts": _counts(done.fovs, splits, recipe),
             "files": files,
-            "dropped": tables.dropped,
-            "warnings": tables.warnings,
+            "dropped": {table: dict(reasons) for table, reasons in done.dropped.items()},
+            "warnings": unit_warnings(diameters, done.cells["cell_id"].tolist(), recipe.unit_um),
             "curation": {**recipe.model_dump(mode="json"), "package_version": __version__},
             **(about or {}),
         }
         text = json.dumps(manifest, indent=1, ensure_ascii=False)
         (beside / MANIFEST).write_text(text + "\n", encoding="utf-8")
-        beside.chmod(0o755)  # mkdtemp makes folders private
-        try:
-            beside.replace(folder)
-        except OSError as error:
-            raise TableError(
-                str(folder), [f"cannot be put in place ({error}); name a folder that is not there"]
-            ) from error
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
     return folder
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Give a new folder beside `folder` to write to; at the end it takes its place, or goes.
+
+    Raises
+    ------
+    TableError
+        The folder is in use, or cannot be written.
+    """
+    folder = folder.absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        what = "the folder is not empty" if folder.is_dir() else "a file is there"
+        raise TableError(str(folder), [f"{what}; choose another one or remove it first"])
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            yield beside
+            beside.chmod(0o755)  # mkdtemp makes folders private
+            beside.replace(folder)
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+    except OSError as error:
+        problem = (
+            f"cannot be written ({error}); nothing was left behind. Free the space or name another "
+            "folder"
+        )
+        raise TableError(str(folder), [problem]) from error
+
+
+class _Written:
+    """The files so far, and what the manifest and the split need of what is in them."""
+
+    def __init__(self, folder: Path, recipe: Recipe) -> None:
+        self.writers: dict[str, TableWriter] = {}
+        self.genes: set[str] = set()
+        self.dropped: dict[str, Counter[str]] = {}
+        self._folder = folder
+        self._patterns = list(recipe.patterns)
+        self._cells: list[pd.DataFrame] = []
+        self._fovs: list[pd.DataFrame] = []
+
+    def append(self, piece: Tables, writers: ExitStack) -> None:
+        """Write a piece; a piece of which nothing is left only counts what was dropped."""
+        for table, reasons in piece.dropped.items():
+            self.dropped.setdefault(table, Counter()).update(reasons)
+        for name in ("molecules", "cells", "labels"):
+            table = getattr(piece, name)
+            if table is None:
+                continue
+            if name not in self.writers:
+                # Nothing of the libraries that made the table: the same values, the same bytes.
+                geo = {"geo": json.dumps(_geo())} if name == "cells" else None
+                writer = TableWriter(
+                    self._folder / f"{name}.parquet", table.schema.with_metadata(geo)
+                )
+                self.writers[name] = writers.enter_context(writer)
+            self.writers[name].append(table)
+        cells = piece.cells.select(["fov", "cell_id", "x", "y"]).to_pandas()
+        self._cells.append(cells.assign(diameter=piece.diameters))
+        self._fovs.append(_fov_counts(piece, self._patterns))
+        self.genes.update(piece.molecules["gene"].unique().to_pylist())
+
+    @property
+    def cells(self) -> pd.DataFrame:
+        """All cells: fov, cell_id, x, y, diameter (um)."""
+        return pd.concat(self._cells, ignore_index=True)
+
+    @property
+    def fovs(self) -> pd.DataFrame:
+        """What is in each field of view, by its name."""
+        return pd.concat(self._fovs).fillna(0).astype(np.int64)
+
+    def close(self, splits: Mapping[str, str]) -> None:
+        """Write the splits."""
+        path = self._folder / "splits.parquet"
+        names = sorted(splits)
+        table = pa.table(
+            {"fov": names, "split": [splits[name] for name in names]}, schema=schema.SPLITS
+        )
+        self.writers["splits"] = write_table(path, table)
+
+
+def _fov_counts(piece: Tables, patterns: list[str]) -> pd.DataFrame:
+    """Per field of view: cells, molecules and pairs; of labelled pairs, how many of each kind."""
+    cells = piece.cells.select(["fov", "n_molecules", "n_genes"]).to_pandas()
+    counts: pd.DataFrame = cells.groupby("fov").agg(
+        cells=("n_genes", "size"), molecules=("n_molecules", "sum"), pairs=("n_genes", "sum")
+    )
+    if piece.labels is None:
+        return counts
+    labels = piece.labels.to_pandas()
+    values = labels[patterns].to_numpy(bool).sum(axis=1)
+    columns = {
+        "labelled_pairs": np.ones(len(labels), dtype=np.int64),
+        "labelled_molecules": labels["n_molecules"].to_numpy(np.int64),
+        **{name: labels[name].to_numpy(np.int64) for name in patterns},
+        "none": (values == 0).astype(np.int64),
+        "several": (values > 1).astype(np.int64),
+    }
+    sums = pd.DataFrame(columns).groupby(labels["fov"].astype(str).to_numpy(object)).sum()
+    # Prefixed, for a pattern may be named like another column.
+    sums = sums.add_prefix("label:").reindex(counts.index, fill_value=0)
+    return pd.concat([counts, sums], axis=1)
+
+
+def _split(done: _Written, recipe: Recipe) -> dict[str, str]:
+    """Split of each field of view, as the recipe says."""
+    dropped = {table: dict(reasons) for table, reasons in done.dropped.items()}
+    if not done.writers or not done.writers["molecules"].rows:
+        raise SourceError(
+            "nothing is left of the release after curation; dropped rows by reason: "
+            f"{dropped}. Check the path, the recipe's `controls` and the cell ids."
+        )
+    if "labels" in done.writers and not done.writers["labels"].rows:
+        raise SourceError(
+            "none of the labelled pairs is left after curation; dropped by reason: "
+            f"{dropped['labels']}. Check that labels and molecules use the same cell ids and gene "
+            "names."
+        )
+    fovs = done.fovs
+    repeated = fovs.index[fovs.index.duplicated()]
+    if len(repeated) or not fovs.index.is_monotonic_increasing:
+        raise SourceError(
+            "fields of view must come once each and in the order of their names, got "
+            f"{', '.join(fovs.index)}"
+        )
+    if recipe.splits:
+        missing = sorted(set(fovs.index) ^ set(recipe.splits))
+        if missing:
+            raise SourceError(
+                f"the recipe names the split of each field of view: {recipe.splits}; the release "
+                f"has {', '.join(fovs.index)}"
+            )
+        return dict(recipe.splits)
+    if recipe.split == "test":
+        return dict.fromkeys(fovs.index, "test")
+    table = fovs[["cells"]].assign(pairs=fovs.get("label:labelled_pairs", 0))
+    for name in recipe.patterns:
+        if f"label:{name}" in fovs:
+            table[name] = fovs[f"label:{name}"]
+    return split_fovs(table, recipe.seed)
 
 
 def _geo() -> dict[str, Any]:
@@ -120,37 +270,22 @@ def _geo() -> dict[str, Any]:
     return {**_GEO, "columns": {"cell_boundary": column, "nucleus_boundary": column}}
 
 
-def _counts(tables: Tables, splits: Mapping[str, str], recipe: Recipe) -> dict[str, Any]:
+def _counts(fovs: pd.DataFrame, splits: Mapping[str, str], recipe: Recipe) -> dict[str, Any]:
     """Rows in all and per split; of the labelled pairs, how many have each pattern."""
-    cells = tables.cells.select(["fov", "n_molecules", "n_genes"]).to_pandas()
-    cells["split"] = cells["fov"].map(dict(splits))
-    labels = None
-    if tables.labels is not None:
-        labels = tables.labels.select(["fov", *recipe.patterns]).to_pandas()
-        labels["split"] = labels["fov"].astype(str).map(dict(splits))
 
-    def count(cells: pd.DataFrame, labels: pd.DataFrame | None) -> dict[str, Any]:
-        counts: dict[str, Any] = {
-            "fovs": int(cells["fov"].nunique()),
-            "cells": len(cells),
-            "molecules": int(cells["n_molecules"].sum()),
-            "pairs": int(cells["n_genes"].sum()),
-        }
-        if labels is not None:
-            values = labels[list(recipe.patterns)].to_numpy(bool)
-            per_pair = values.sum(axis=1)
-            counts["labelled_pairs"] = len(labels)
-            counts["patterns"] = dict(
-                zip(recipe.patterns, values.sum(axis=0).tolist(), strict=True)
-            ) | {"none": int((per_pair == 0).sum()), "several": int((per_pair > 1).sum())}
+    def count(part: pd.DataFrame) -> dict[str, Any]:
+        sums = part.sum()
+        counts: dict[str, Any] = {"fovs": len(part)}
+        counts |= {name: int(sums[name]) for name in ("cells", "molecules", "pairs")}
+        if "label:labelled_pairs" in part:
+            for name in ("labelled_pairs", "labelled_molecules"):
+                counts[name] = int(sums[f"label:{name}"])
+            kinds = [*recipe.patterns, "none", "several"]
+            counts["patterns"] = {name: int(sums[f"label:{name}"]) for name in kinds}
         return counts
 
+    of_fov = fovs.index.map(dict(splits))
     per_split = {
-        split: count(
-            cells[cells["split"] == split],
-            None if labels is None else labels[labels["split"] == split],
-        )
-        for split in schema.SPLIT_NAMES
-        if (cells["split"] == split).any()
+        split: count(fovs[of_fov == split]) for split in schema.SPLIT_NAMES if split in of_fov
     }
-    return {**count(cells, labels), "splits": per_split}
+    return {**count(fovs), "splits": per_split}

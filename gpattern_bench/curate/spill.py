@@ -1,0 +1,152 @@
+"""Rows put aside on disk by field of view: how a release larger than memory is sorted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
+
+from gpattern_bench.errors import TableError
+from gpattern_bench.storage import used_codes
+
+__all__ = ["Spill"]
+
+
+class Spill:
+    """Rows that come in any order and are read back field of view by field of view.
+
+    One Arrow IPC file is open, however many fields of view there are; what stays in memory is
+    where each one's rows lie, and the distinct values of text columns. Use as a context manager;
+    the file is left to whoever owns its folder.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The file to write.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, Spill(Path(folder) / "rows.arrow") as spill:
+    ...     spill.append(pa.table({"fov": ["9", "10", "9"], "x": [1.0, 2.0, 3.0]}))
+    ...     spill.append(pa.table({"fov": ["10"], "x": [4.0]}))
+    ...     {fov: rows["x"].to_pylist() for fov, rows in spill.read()}
+    {'10': [2.0, 4.0], '9': [1.0, 3.0]}
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._codes: dict[str, dict[str | None, int]] = {}  # text column -> value -> code
+        self._batches: dict[str, list[int]] = {}  # field of view -> its batches in the file
+        self._written = 0
+        self._schema: pa.Schema | None = None
+        self._writer: pa.RecordBatchFileWriter | None = None
+
+    def __enter__(self) -> Spill:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._close()
+
+    @property
+    def fovs(self) -> list[str]:
+        """Fields of view so far, sorted as text."""
+        return sorted(self._batches)
+
+    def append(self, table: pa.Table) -> None:
+        """Put rows aside; every table has the same columns, of which one is ``fov`` (text).
+
+        Text columns may be plain or dictionary-encoded, and null except in ``fov``.
+
+        Raises
+        ------
+        TableError
+            The file cannot be written, for example because the disk is full.
+        """
+        if not len(table):
+            return
+        codes = np.asarray(self._plain("fov", table["fov"]))
+        names = list(self._codes["fov"])
+        others = [name for name in table.column_names if name != "fov"]
+        rows = pa.table({name: self._plain(name, table[name]) for name in others})
+        if (codes[1:] < codes[:-1]).any():
+            order = np.argsort(codes, kind="stable")
+            rows, codes = rows.take(pa.array(order)), codes[order]
+        bounds = [0, *(np.flatnonzero(np.diff(codes)) + 1).tolist(), len(codes)]
+        for begin, end in pairwise(bounds):
+            self._write(str(names[codes[begin]]), rows.slice(begin, end - begin))
+
+    def read(self) -> Iterator[tuple[str, pa.Table]]:
+        """Yield each field of view and its rows in the order in which they came.
+
+        The fields of view come sorted as text ("1" < "10" < "2"). Text columns are
+        dictionary-encoded, with only the values that occur; ``fov`` is left out.
+        """
+        self._close()
+        if not self._batches:
+            return
+        values = {name: pa.array(list(codes), pa.string()) for name, codes in self._codes.items()}
+        # No memory map: its pages would count as memory of this process.
+        with pa.OSFile(str(self._path), "rb") as file, pa.ipc.open_file(file) as reader:
+            for fov in self.fovs:
+                table = pa.Table.from_batches([reader.get_batch(i) for i in self._batches[fov]])
+                for i, name in enumerate(table.column_names):
+                    if name in values:
+                        table = table.set_column(i, name, _encoded(table[name], values[name]))
+                yield fov, table
+
+    def _plain(self, name: str, column: pa.ChunkedArray) -> pa.Array:
+        """A column without dictionaries: text as codes into the values seen so far."""
+        kind = column.type
+        if not pa.types.is_dictionary(kind):
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                return column.combine_chunks()
+            column = column.dictionary_encode()
+        codes = self._codes.setdefault(name, {})
+        pieces = [np.empty(0, np.int32)]
+        for chunk in column.chunks:
+            known = [codes.setdefault(value, len(codes)) for value in chunk.dictionary.to_pylist()]
+            if chunk.indices.null_count:
+                known.append(codes.setdefault(None, len(codes)))
+            at = np.asarray(chunk.indices.fill_null(len(known) - 1))
+            pieces.append(np.asarray(known, np.int32)[at])
+        return pa.array(np.concatenate(pieces))
+
+    def _write(self, fov: str, rows: pa.Table) -> None:
+        with self._writing():
+            if self._writer is None:
+                self._schema = rows.schema
+                self._writer = pa.ipc.new_file(str(self._path), rows.schema)
+            for batch in rows.cast(self._schema).combine_chunks().to_batches():
+                self._writer.write_batch(batch)
+                self._batches.setdefault(fov, []).append(self._written)
+                self._written += 1
+
+    def _close(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with self._writing():
+                writer.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise TableError(
+                str(self._path),
+                [f"rows cannot be put aside ({error}); make room on that disk and try again"],
+            ) from error
+
+
+def _encoded(column: pa.ChunkedArray, values: pa.Array) -> pa.DictionaryArray:
+    used, codes = used_codes(column.to_numpy(), len(values))
+    chosen = values.take(pa.array(used))
+    if not chosen.null_count:
+        return pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32)), chosen)
+    return chosen.take(pa.array(codes)).dictionary_encode()  # a null is no value

@@ -1,0 +1,150 @@
+"""A file's place in the cache: what lies there, what is known of it, and whether it is right."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from gpattern_bench.download import is_html
+from gpattern_bench.files import write_text
+from gpattern_bench.registry import SourceFile
+
+__all__ = ["Place", "Record", "measure"]
+
+LARGE = 16 << 20
+"""Files up to this size are hashed whenever they are needed."""
+_CHUNK = 1 << 20
+_HDF5 = (b"\x89HDF\r\n\x1a\n", "an HDF5 file")
+_MAGIC = {
+    ".parquet": (b"PAR1", "a Parquet file"),
+    ".h5ad": _HDF5,
+    ".h5": _HDF5,
+    ".hdf5": _HDF5,
+    ".gz": (b"\x1f\x8b", "a gzip file"),
+}
+
+_log = logging.getLogger(__name__)
+
+
+class Record(BaseModel):
+    """A file that was looked at: what it is, and since when it is known."""
+
+    bytes: int
+    sha256: str
+    git_blob: str | None = None
+    mtime_ns: int
+    address: str | None = None
+    date: str
+
+
+class Place:
+    """Where one file lies in the cache, and what is kept beside it."""
+
+    def __init__(self, file: SourceFile, sources: Path) -> None:
+        self.file, self.sources = file, sources
+        self.target = sources / file.path
+        beside = sources / ".fetch" / file.path  # not in its folder: some sources are folders
+        self.lock = beside.with_name(f"{beside.name}.lock")
+        self.part = beside.with_name(f"{beside.name}.part")
+        self.book = beside.with_name(f"{beside.name}.json")
+
+    def record(self) -> Record | None:
+        """What is known of the file since it was first looked at."""
+        try:
+            return Record.model_validate_json(self.book.read_bytes())
+        except (OSError, ValidationError):
+            return None
+
+    def difference(self) -> str | None:
+        """How the file in its place differs from the one expected, or None if it is the same."""
+        if not self.target.is_file():
+            return "it is not there"
+        stat, known = self.target.stat(), self.record()
+        unchanged = (
+            known is not None
+            and (stat.st_size, stat.st_mtime_ns) == (known.bytes, known.mtime_ns)
+            and (known.git_blob is not None or self.file.git_blob is None)
+        )
+        if known is None or not unchanged or stat.st_size <= LARGE:
+            found = measure(self.target, self.file)
+        else:
+            found = known
+        difference = self.wrong(self.target, found)
+        if difference is None and not unchanged:
+            with suppress(OSError):  # a cache that cannot be written serves as well
+                self.note(found)
+        return difference
+
+    def wrong(self, path: Path, found: Record) -> str | None:
+        """Why the file at `path` is not the one expected, or None if it is."""
+        file, hint = self.file, _hint(path)
+        if file.bytes is not None and found.bytes != file.bytes:
+            got = f"expected {file.bytes:,} bytes, got {found.bytes:,}"
+        elif file.sha256 and found.sha256 != file.sha256:
+            got = f"expected SHA-256 {file.sha256}, got {found.sha256}"
+        elif file.git_blob and found.git_blob != file.git_blob:
+            got = f"expected Git blob id {file.git_blob}, got {found.git_blob}"
+        elif file.checksum:
+            return None
+        elif hint or found.bytes == 0:
+            return hint or "it is empty"
+        elif (first := self.record()) and first.sha256 != found.sha256:
+            return (
+                f"the first one, recorded on {first.date}, had {first.bytes:,} bytes and SHA-256 "
+                f"{first.sha256}; this one has {found.bytes:,} bytes and SHA-256 {found.sha256}. "
+                "The publisher changed it, or it was damaged; no checksum is published. To accept "
+                f"the new one, remove {self.book}: its numbers are not comparable with those of "
+                "the first"
+            )
+        else:
+            return None
+        return f"{got} ({hint})" if hint else got
+
+    def note(self, found: Record) -> None:
+        """Record a file that is right, if the record will be of use; the first date stays."""
+        if self.file.checksum and found.bytes <= LARGE:
+            return
+        first = self.record()
+        if first and first.sha256 == found.sha256:
+            found = found.model_copy(update={"address": first.address, "date": first.date})
+        elif not self.file.checksum:
+            _log.info("%s: recorded as the first, with SHA-256 %s", self.target, found.sha256)
+        self.book.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self.book, found.model_dump_json(indent=1) + "\n")
+
+
+def measure(path: Path, file: SourceFile) -> Record:
+    """Size, time and hashes of a file."""
+    stat = path.stat()
+    sha256 = hashlib.sha256()
+    blob = hashlib.sha1(b"blob %d\0" % stat.st_size, usedforsecurity=False)
+    with path.open("rb") as content:
+        while chunk := content.read(_CHUNK):
+            sha256.update(chunk)
+            if file.git_blob:
+                blob.update(chunk)
+    return Record(
+        bytes=stat.st_size,
+        sha256=sha256.hexdigest(),
+        git_blob=blob.hexdigest() if file.git_blob else None,
+        mtime_ns=stat.st_mtime_ns,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _hint(path: Path) -> str | None:
+    """What a file's first bytes (of Parquet: and last) say against it."""
+    name = path.name.removesuffix(".part")
+    with path.open("rb") as file:
+        head = file.read(512)
+        if is_html(head):
+            return "the server returned an HTML page"
+        magic, what = _MAGIC.get(Path(name).suffix, (b"", ""))
+        file.seek(max(0, path.stat().st_size - len(magic)))
+        whole = magic != b"PAR1" or file.read() == magic
+    return None if head.startswith(magic) and whole else f"it is not {what}"

@@ -1,0 +1,132 @@
+"""From a registry entry to tables: curated here or finished elsewhere, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from gpattern_bench import load_dataset
+from gpattern_bench.curate.build import build, export_tables
+from gpattern_bench.dataset import Dataset
+from gpattern_bench.errors import ChecksumError, FetchError, TableError
+from gpattern_bench.files import file_sha256
+from gpattern_bench.registry import Entry, Tables, find_entry
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def served(tmp_path: Path):
+    """A folder, and the address at which it is served."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    handler = partial(_Quiet, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield folder, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture
+def finished(served: tuple[Path, str]) -> Entry:
+    """`synthetic`, as tables that were exported and are served."""
+    folder, address = served
+    digest = export_tables(load_dataset("synthetic").folder, folder / "synthetic")
+    tables = Tables(urls=(f"{address}/synthetic",), sha256=digest)
+    return find_entry("synthetic").model_copy(update={"tables": tables})
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: file_sha256(path) for path in folder.glob("*.*") if path.is_file()}
+
+
+def test_export_has_every_file_and_its_sum(tmp_path: Path):
+    source = load_dataset("synthetic").folder
+    digest = export_tables(source, tmp_path / "out")
+    sums = (tmp_path / "out" / "SHA256SUMS").read_text().splitlines()
+    listed = {name: digest for digest, name in (line.split("  ") for line in sums)}
+    assert listed == contents(source)
+    assert digest == listed["manifest.json"]
+    Dataset(tmp_path / "out").verify()
+
+
+def test_export_into_a_folder_in_use_is_refused(tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(TableError, match="not empty"):
+        export_tables(load_dataset("synthetic").folder, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_finished_tables_are_the_same_dataset(finished: Entry, tmp_path: Path):
+    folder = build(finished, tmp_path / "root")
+    assert folder == tmp_path / "root" / "synthetic" / "1.0.0"
+    assert contents(folder) == contents(load_dataset("synthetic").folder)
+    Dataset(folder).verify()
+
+
+def test_finished_tables_that_were_changed_are_refused(
+    finished: Entry, served: tuple[Path, str], tmp_path: Path
+):
+    labels = served[0] / "synthetic" / "labels.parquet"
+    damaged = bytearray(labels.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    labels.write_bytes(damaged)
+    with pytest.raises(ChecksumError, match=r"labels\.parquet"):
+        build(finished, tmp_path / "root")
+    assert not (tmp_path / "root" / "synthetic" / "1.0.0").exists()
+
+
+def test_finished_tables_of_another_dataset_are_refused(finished: Entry, tmp_path: Path):
+    other = finished.model_copy(update={"name": "other"})
+    with pytest.raises(TableError, match=r"expected the tables of other@1\.0\.0"):
+        build(other, tmp_path / "root")
+
+
+def test_finished_tables_need_the_network_once(
+    finished: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("GPATTERN_BENCH_OFFLINE", "1")
+    with pytest.raises(FetchError):
+        build(finished, tmp_path / "root")
+    monkeypatch.delenv("GPATTERN_BENCH_OFFLINE")
+    folder = build(finished, tmp_path / "root")
+    monkeypatch.setenv("GPATTERN_BENCH_OFFLINE", "1")
+    assert build(finished, tmp_path / "root", download=False) == folder
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path):
+    environment = os.environ | {"GPATTERN_BENCH_DATA": str(tmp_path)}
+    code = "from gpattern_bench import load_dataset; load_dataset('synthetic')"
+    child = subprocess.Popen([sys.executable, "-c", code], env=environment)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("synthetic/.1.0.0-*")) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert not (tmp_path / "synthetic" / "1.0.0" / "manifest.json").exists()
+    assert list(tmp_path.glob("synthetic/.1.0.0-*"))
+    folder = build(find_entry("synthetic"), tmp_path)
+    assert contents(folder) == contents(load_dataset("synthetic").folder)
+    assert not list(tmp_path.glob("synthetic/.1.0.0-*"))
+
+
+def test_manifest_tells_where_the_tables_come_from(mirror: Path, tmp_path: Path):
+    entry = find_entry("cosmx_lung_mini")
+    manifest = json.loads((build(entry, tmp_path) / "manifest.json").read_text())
+    assert [file["path"] for file in manifest["source"]] == [file.path for file in entry.files]
+    assert {file["checksum"] for file in manifest["source"]} == {"published"}
+    for key in ("title", "release", "licence", "terms", "citation"):
+        assert manifest[key] == getattr(entry, key)
