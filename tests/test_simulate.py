@@ -2,6 +2,8 @@
 
 import hashlib
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -11,7 +13,18 @@ import shapely
 from sklearn.metrics import roc_auc_score
 
 from gpattern_bench.curate.release import Release
-from gpattern_bench.curate.simulate import PATTERNS, simulate
+from gpattern_bench.curate.simulate import (
+    _SIZES,
+    COMPARTMENTS,
+    N_VERTICES,
+    PATTERNS,
+    _pieces,
+    compartments,
+    membrane_edge,
+    simulate,
+    simulate_like,
+)
+from gpattern_bench.errors import UnknownDatasetError
 
 COLUMNS = list(PATTERNS)
 
@@ -236,3 +249,176 @@ def test_fast():
     start = time.perf_counter()
     simulate(1)
     assert time.perf_counter() - start < 20
+
+
+# Releases as large as those of the paper
+
+LIKES = ("cosmx_lung", "nih3t3", "u2os")
+SMALL = {  # the same in small: more than ten fields of view, so that "10" comes before "2"
+    "cosmx_lung": replace(_SIZES["cosmx_lung"], n_fovs=12, n_cells=1_001, n_genes=60),
+    "nih3t3": replace(_SIZES["nih3t3"], n_cells=170, n_genes=200, mean_molecules=800.0),
+    "u2os": replace(_SIZES["u2os"], n_fovs=11, n_cells=166, n_genes=31, mean_molecules=700.0),
+}
+
+
+def small(like: str, seed: int = 3) -> Iterator[Release]:
+    return _pieces(SMALL[like], seed)
+
+
+@pytest.fixture(scope="module")
+def tissue() -> list[Release]:
+    return list(small("cosmx_lung"))
+
+
+def test_published_sizes():
+    """Table 1 of the paper."""
+    published = {
+        "nih3t3": (2_724_808, 179, 3_721),
+        "u2os": (10_634_467, 1_022, 130),
+        "cosmx_lung": (30_370_769, 100_149, 960),
+    }
+    assert set(_SIZES) == set(published)
+    for like, (molecules, cells, genes) in published.items():
+        size = _SIZES[like]
+        assert (size.n_cells, size.n_genes) == (cells, genes)
+        assert size.n_cells * size.mean_molecules == pytest.approx(molecules, rel=0.005)
+
+
+def test_full_size():
+    pieces = list(simulate_like("nih3t3", 1))
+    molecules = sum(len(piece.molecules) for piece in pieces)
+    assert len(pieces) == 17
+    assert sum(len(piece.cells) for piece in pieces) == 179
+    assert len(set().union(*(set(piece.molecules["gene"]) for piece in pieces))) == 3_721
+    assert molecules == pytest.approx(2_724_808, rel=0.05)
+
+
+@pytest.mark.parametrize("like", LIKES)
+def test_pieces(like):
+    size, pieces = SMALL[like], list(small(like))
+    per_fov = [len(piece.cells) for piece in pieces]
+    assert sum(per_fov) == size.n_cells
+    assert len(set(per_fov)) > 1
+    assert set().union(*(set(piece.molecules["gene"]) for piece in pieces)) == {
+        f"G{k + 1:0{max(2, len(str(size.n_genes)))}d}" for k in range(size.n_genes)
+    }
+    molecules = sum(len(piece.molecules) for piece in pieces)
+    assert molecules == pytest.approx(size.n_cells * size.mean_molecules, rel=0.05)
+    fovs = [str(size.first + k) for k in range(size.n_fovs)]
+    assert [piece.cells["fov"].unique().tolist() for piece in pieces] == [[f] for f in sorted(fovs)]
+    for piece in pieces:
+        fov = piece.cells["fov"].iloc[0]
+        names = [f"{size.first + k}-{fov}" for k in range(len(piece.cells))]
+        assert piece.cells["cell_id"].tolist() == names
+        assert set(piece.molecules["fov"]) == {fov}
+        assert set(piece.molecules["cell_id"]) == set(names)
+        pairs = list(counts(piece).index)
+        labels = piece.labels
+        assert pairs == list(zip(labels["cell_id"], labels["gene"], strict=True))
+        assert tuple(labels.columns[2:]) == size.kind.patterns
+
+
+@pytest.mark.parametrize("like", LIKES)
+def test_same_seed_same_pieces(like):
+    first, again, other = ([digest(p) for p in small(like, seed)] for seed in (8, 8, 9))
+    assert first == again
+    assert not set(first) & set(other)
+
+
+@pytest.mark.parametrize("like", LIKES)
+def test_geometry_of_pieces(like):
+    """No cell overlaps another, of any field of view; all else as `simulate` promises."""
+    pieces = list(small(like))
+    boundary = np.concatenate([piece.cells["cell_boundary"] for piece in pieces])
+    nucleus = np.concatenate([piece.cells["nucleus_boundary"] for piece in pieces])
+    there = ~shapely.is_missing(nucleus)
+    assert 0.9 < there.mean() < 1
+    assert shapely.is_valid(boundary).all()
+    assert shapely.is_valid(nucleus[there]).all()
+    assert shapely.contains_properly(boundary[there], nucleus[there]).all()
+    a, b = shapely.STRtree(boundary).query(boundary, predicate="intersects")
+    assert (a == b).all()
+    for piece in pieces:
+        shapely.prepare(piece.cells["cell_boundary"].to_numpy())
+        assert shapely.contains_properly(outlines(piece, "cell_boundary"), points(piece)).all()
+        xy = piece.molecules[["x", "y"]].to_numpy()
+        for values in (xy, shapely.get_coordinates(boundary)):
+            assert (values * 1024 == np.rint(values * 1024)).all()
+            assert (values == values.astype(np.float32)).all()
+            assert (values >= 0).all()
+
+
+def test_a_full_slide_stays_exact():
+    """All cells of a full-size tissue: in float32, and each field of view in its image."""
+    size = replace(_SIZES["cosmx_lung"], n_genes=1, mean_molecules=3.0)
+    for piece in _pieces(size, 5):
+        cells = piece.cells["cell_boundary"].to_numpy()
+        bounds = shapely.total_bounds(cells)
+        assert bounds.max() < 16_000
+        assert (bounds[2:] - bounds[:2] < (983.0, 655.0)).all()  # room in an image of 985 x 656.6
+        coordinates = shapely.get_coordinates(cells)
+        assert (coordinates == coordinates.astype(np.float32)).all()
+
+
+def test_tissue_labels_follow_the_majority(tissue):
+    """By shapely: where each molecule lies, and which compartments hold half of a pair."""
+    agree = []
+    for piece in tissue:
+        at, nucleus = points(piece), outlines(piece, "nucleus_boundary")
+        nuclear = ~shapely.is_missing(nucleus) & shapely.contains(nucleus, at)
+        boundary = piece.cells["cell_boundary"]
+        rings = shapely.get_coordinates(boundary).reshape(len(boundary), -1, 2)[:, :-1]
+        origin = np.stack([rings[:, N_VERTICES // 4, 0], rings[:, 0, 1]], axis=1)[:, None]
+        inner = shapely.polygons(membrane_edge(rings - origin) + origin)
+        shapely.prepare(inner)
+        within = shapely.contains(inner[piece.molecules["cell_id"].cat.codes], at)
+        where = np.select([nuclear, ~within], [0, 1], 2)
+        held = piece.molecules[["cell_id", "gene"]].assign(
+            **{name: where == k for k, name in enumerate(COMPARTMENTS)}
+        )
+        share = held.groupby(["cell_id", "gene"], observed=True).mean()
+        agree.append((share.to_numpy() >= 0.5) == piece.labels[list(COMPARTMENTS)].to_numpy(bool))
+    agree = np.concatenate(agree)
+    # A grid's rounding moves vertices off their rays, so that a molecule there may change sides.
+    assert agree.all(axis=1).mean() > 0.9998
+
+
+def test_tissue_pairs(tissue):
+    labels = pd.concat([piece.labels for piece in tissue])
+    n_patterns = labels[list(COMPARTMENTS)].sum(axis=1)
+    assert (n_patterns > 0).mean() > 0.9
+    assert (n_patterns == 2).any()
+    assert (labels[list(COMPARTMENTS)].mean() > 0.15).all()
+    full = next(_pieces(replace(_SIZES["cosmx_lung"], n_fovs=3, n_cells=300), 1))
+    assert (counts(full) <= 2).mean() > 0.8  # a panel of 960 genes: one or two molecules
+
+
+def test_compartments_of_a_known_cell():
+    angles = np.arange(N_VERTICES) * (2 * np.pi / N_VERTICES)
+    circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    boundary, nucleus = 5 * circle[None], 2 * circle[None]
+    xy = np.array([[0.0, 0.0], [1.9, 0.0], [2.1, 0.0], [0.0, -4.2], [0.0, -4.4], [4.9, 0.0]])
+    cell = np.zeros(len(xy), dtype=np.intp)
+    names = [COMPARTMENTS[k] for k in compartments(xy, cell, boundary, nucleus)]
+    assert names == ["nuclear"] * 2 + ["cytoplasmic"] * 2 + ["membrane"] * 2
+    bare = compartments(xy, cell, boundary, np.full_like(nucleus, np.nan))
+    assert [COMPARTMENTS[k] for k in bare] == ["cytoplasmic"] * 4 + ["membrane"] * 2
+    # No membrane is wider than half of the cell.
+    thin = compartments(np.array([[0.4, 0.0]]), cell[:1], 1.0 * circle[None], 0.1 * circle[None])
+    assert COMPARTMENTS[thin[0]] == "cytoplasmic"
+
+
+def test_like_synthetic(release):
+    pieces = list(simulate_like("synthetic", 20251122))
+    assert len(pieces) == 100
+    for name in ("molecules", "cells", "labels"):
+        whole = getattr(release, name)
+        joined = pd.concat([getattr(piece, name).astype(object) for piece in pieces])
+        joined = joined.reset_index(drop=True)
+        for column in whole:
+            assert joined[column].tolist() == whole[column].tolist(), (name, column)
+
+
+def test_like_nothing():
+    with pytest.raises(UnknownDatasetError, match=r"'u2'; there are synthetic, nih3t3, u2os, cos"):
+        simulate_like("u2", 1)

@@ -1,4 +1,4 @@
-"""Simulated releases with known patterns: the source of the ``synthetic`` dataset.
+"""Simulated releases with known patterns: the source of ``synthetic``, and large ones to test with.
 
 A cell is two outlines in polar coordinates around the centre of its nucleus: radius of the nucleus
 and of the cell at the same :data:`N_VERTICES` angles. A compartment (:func:`_limits`) is then a
@@ -12,6 +12,7 @@ The other methods of ``Generator`` (poisson, gamma, ...) are avoided, since nump
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, isqrt, sqrt
 
@@ -21,21 +22,29 @@ import shapely
 from numpy.typing import NDArray
 
 from gpattern_bench.curate.release import Release
+from gpattern_bench.errors import UnknownDatasetError
 
-__all__ = ["PATTERNS", "simulate"]
+__all__ = [
+    "COMPARTMENTS",
+    "N_VERTICES",
+    "PATTERNS",
+    "compartments",
+    "membrane_edge",
+    "simulate",
+    "simulate_like",
+]
 
 PATTERNS = ("cell_edge", "cytoplasmic", "nuclear", "nuclear_edge")
+COMPARTMENTS = ("nuclear", "membrane", "cytoplasmic")
+"""Patterns of CosMx, which are the compartments that a pair's molecules lie in."""
+
 N_VERTICES = 48
 
 GRID = 1024.0  # coordinates are multiples of 1/GRID um: exact in float32 up to 16 mm
-PITCH = 43.0  # um between slots of cells: more than 2 * CELL_RADIUS[1] * LONGEST_RAY + GAP
-GAP = 1.0  # um kept free around each cell
 
-# Cells: mean radius in um, and amplitude of each harmonic of the outline as a share of it, at
-# most. The first harmonic moves the nucleus off centre, the second makes the cell long.
-CELL_RADIUS = (9.0, 13.0)
+# Cells: amplitude of each harmonic of the outline as a share of the mean radius, at most. The
+# first harmonic moves the nucleus off centre, the second makes the cell long.
 CELL_HARMONICS = (0.22, 0.28, 0.14, 0.10, 0.08)
-LONGEST_RAY = 1.6  # as a share of the mean radius; outlines that reach farther are shrunk
 NUCLEUS_RADIUS = (0.42, 0.58)  # share of the cell's radius
 NUCLEUS_HARMONICS = (0.0, 0.10, 0.05)
 NUCLEUS_LIMIT = 0.75  # share of the cell's radius that the nucleus reaches at most, on any ray
@@ -44,7 +53,6 @@ UNSEGMENTED = 0.02  # share of cells whose nucleus was not segmented
 # Fields of view: batch effects.
 NUCLEUS_FACTOR = (0.85, 1.15)
 DETECTION_FACTOR = (0.7, 1.3)
-DRIFT = 0.2  # um along x and along y at most, molecules against outlines
 
 # Genes and pairs: fixed before any trained method saw the data (the difficulty of `synthetic`).
 PREFERENCE = (0.50, 0.82)  # weight of a gene's preferred pattern, the others share the rest
@@ -53,16 +61,102 @@ TWO_PATTERNS = 0.11  # probability that a pair has two
 STRENGTH = (0.50, 0.85)  # share of a pair's molecules that follow its patterns, the rest is noise
 MIX = (0.35, 0.65)  # share of the first of two patterns in them
 DEPTH = (0.6, 1.4)  # factor on a cell's counts, beside its area
-DISPERSION = 3  # negative-binomial size; an integer, see _negative_binomial
 
 # Compartments, um.
 NUCLEAR_EDGE = 1.0  # on both sides of the nuclear outline
 CELL_EDGE = 2.0  # inside the cell outline
+MEMBRANE = 0.7  # likewise, of the smaller cells that have a membrane pattern
 
-BACKGROUND = len(PATTERNS)  # the compartment of noise, beside those of the patterns
+CELLS_SPREAD = 0.1  # fields of view hold as many more or fewer cells than on average
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
+
+
+def _adherent_limits(nucleus: Floats, boundary: Floats) -> tuple[list[Floats], list[Floats]]:
+    """Inner and outer radius of each compartment, in the order of PATTERNS, then background.
+
+    Parameters are the radii of the nucleus and of the cell on the same rays, um.
+    """
+    inside = np.maximum(nucleus - NUCLEAR_EDGE, 0.0)
+    outside = np.minimum(nucleus + NUCLEAR_EDGE, boundary)
+    rim = np.maximum(boundary - CELL_EDGE, nucleus)
+    zero = np.zeros_like(nucleus)
+    inner = [rim, outside, zero, inside, zero]
+    # On a ray without room between the two bands, the cytoplasm has no width.
+    outer = [boundary, np.maximum(rim, outside), nucleus, outside, boundary]
+    return inner, outer
+
+
+def _tissue_limits(nucleus: Floats, boundary: Floats) -> tuple[list[Floats], list[Floats]]:
+    """Likewise, in the order of COMPARTMENTS."""
+    rim = np.maximum(boundary - MEMBRANE, nucleus)
+    zero = np.zeros_like(nucleus)
+    return [zero, rim, nucleus, zero], [nucleus, boundary, rim, boundary]
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What cells of one kind are like, and how they lie on the slide; lengths in um."""
+
+    patterns: tuple[str, ...]
+    limits: Callable[[Floats, Floats], tuple[list[Floats], list[Floats]]]
+    planted: bool  # labels say what was planted, else the rule of `_majority` where molecules lie
+    cell_radius: tuple[float, float]  # mean radius of a cell
+    longest_ray: float  # as a share of the mean radius; outlines that reach farther are shrunk
+    pitch: float  # between slots of cells: more than 2 * cell_radius[1] * longest_ray + gap
+    gap: float  # kept free around each cell
+    tile: tuple[float, float] | None  # of a field of view; None = square, as large as needed
+    drift: float  # along x and along y at most, molecules against outlines
+    ladder: tuple[float, float]  # how far abundances of genes are apart
+    dispersion: int  # negative-binomial size of the counts, see _negative_binomial
+
+
+_ADHERENT = _Kind(
+    PATTERNS,
+    _adherent_limits,
+    planted=True,
+    cell_radius=(9.0, 13.0),
+    longest_ray=1.6,
+    pitch=43.0,
+    gap=1.0,
+    tile=None,
+    drift=0.2,
+    ladder=(0.8, 0.6),
+    dispersion=3,
+)
+_TISSUE = _Kind(
+    COMPARTMENTS,
+    _tissue_limits,
+    planted=False,
+    cell_radius=(3.6, 5.1),
+    longest_ray=1.2,
+    pitch=12.75,
+    gap=0.5,
+    tile=(985.0, 657.0),  # of CosMx: 5472 x 3648 pixels of 0.18 um
+    drift=0.1,
+    ladder=(1.0, 1.2),
+    dispersion=1,
+)
+
+
+@dataclass(frozen=True)
+class _Size:
+    """How large a release is; its fields of view, and the cells in each, count from `first`."""
+
+    kind: _Kind
+    n_fovs: int
+    n_cells: int
+    n_genes: int
+    mean_molecules: float  # per cell, over the whole release
+    first: int
+
+
+_SIZES = {  # as table 1 of the paper publishes them
+    "nih3t3": _Size(_ADHERENT, 17, 179, 3_721, 15_222.0, first=0),
+    "u2os": _Size(_ADHERENT, 68, 1_022, 130, 10_405.0, first=0),
+    "cosmx_lung": _Size(_TISSUE, 30, 100_149, 960, 303.0, first=1),
+}
 
 
 @dataclass(frozen=True)
@@ -72,6 +166,16 @@ class _Genes:
     rate: Floats  # expected molecules in an average cell
     preference: Floats  # (genes, patterns), rows sum to 1
     no_pattern: Floats  # probability that a pair has no pattern
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """The cells of one field of view, each around the origin."""
+
+    boundary: Floats  # (cells, N_VERTICES, 2) um
+    nucleus: Floats  # (cells, N_VERTICES, 2) um
+    exposure: Floats  # (cells, 1): factor on the counts of an average cell
+    drift: Floats  # (2,) um
 
 
 @dataclass(frozen=True)
@@ -134,20 +238,154 @@ def simulate(
     >>> release.cells["cell_id"].tolist()
     ['F001-01', 'F001-02', 'F001-03', 'F002-01', 'F002-02', 'F002-03']
     """
-    genes = _draw_genes(_generator(seed, 0), n_genes, mean_molecules)
-    fields = [_draw_field(_generator(seed, k + 1), k, cells_per_fov, genes) for k in range(n_fovs)]
+    kind = _ADHERENT
+    genes = _draw_genes(_generator(seed, 0), kind, n_genes, mean_molecules)
+    grid = _grid(kind, cells_per_fov)
+    fields = []
+    for k in range(n_fovs):
+        rng = _generator(seed, k + 1)
+        fields.append(_draw_field(rng, kind, _draw_cells(rng, kind, cells_per_fov), k, grid, genes))
+    fovs = [f"F{k + 1:03d}" for k in range(n_fovs)]
+    cells = [[f"{fov}-{c + 1:02d}" for c in range(cells_per_fov)] for fov in fovs]
+    return _release(kind, fields, fovs, cells, n_genes)
 
+
+def simulate_like(like: str, seed: int) -> Iterator[Release]:
+    """Draw a release as large as a dataset of the paper, one field of view at a time.
+
+    ========== ========= ======= ===== ================== ============================
+    like       cells     genes   FOVs  molecules per cell patterns
+    ========== ========= ======= ===== ================== ============================
+    nih3t3     179       3,721   17    15,222             :data:`PATTERNS`
+    u2os       1,022     130     68    10,405             :data:`PATTERNS`
+    cosmx_lung 100,149   960     30    303                :data:`COMPARTMENTS`
+    ========== ========= ======= ===== ================== ============================
+
+    Cells and genes are exactly as many, molecules nearly (counts are random, their expectation is
+    exact). Cells of ``nih3t3`` and ``u2os`` are like those of :func:`simulate`. Those of
+    ``cosmx_lung`` are smaller, a field of view fits into an image of 5472 x 3648 pixels of
+    0.18 um, and the labels follow the CosMx rule: a pair has each pattern whose compartment
+    (:func:`compartments`) holds at least half of its molecules.
+
+    Parameters
+    ----------
+    like : {"synthetic", "nih3t3", "u2os", "cosmx_lung"}
+        ``synthetic`` is what :func:`simulate` draws by default.
+    seed : int
+        0 <= seed < 2**64; the same seed gives the same pieces.
+
+    Yields
+    ------
+    Release
+        A field of view, in the order of their names sorted as text; cells are named
+        ``<number>-<fov>``. What :func:`simulate` guarantees holds, except that a field of view
+        depends on how many there are.
+
+    Raises
+    ------
+    UnknownDatasetError
+        No release is drawn by that name.
+    """
+    if like == "synthetic":
+        return _by_fov(simulate(seed))
+    if like not in _SIZES:
+        known = ", ".join(["synthetic", *_SIZES])
+        raise UnknownDatasetError(f"no simulated release is like {like!r}; there are {known}")
+    return _pieces(_SIZES[like], seed)
+
+
+def compartments(xy: Floats, cell: Ints, boundary: Floats, nucleus: Floats) -> Ints:
+    """Find the compartment that each molecule lies in.
+
+    The membrane is what lies outside the cell's outline moved inwards by 0.7 um along its rays, but
+    no farther than half of each ray, and not in the nucleus.
+
+    Parameters
+    ----------
+    xy : (molecules, 2) array
+        Positions around the origin of the molecule's cell, um.
+    cell : (molecules,) array of int
+        Row of `boundary`.
+    boundary, nucleus : (cells, N_VERTICES, 2) arrays
+        Outlines around the origin of each cell, vertex k on the ray of angle
+        2 pi k / N_VERTICES, um; NaN = no nucleus.
+
+    Returns
+    -------
+    (molecules,) array of int
+        Indices into :data:`COMPARTMENTS`.
+    """
+    nuclear = _reach(xy, nucleus, cell) < 1.0
+    beyond = _reach(xy, membrane_edge(boundary), cell) > 1.0
+    return np.where(nuclear, 0, np.where(beyond, 1, 2))
+
+
+def membrane_edge(boundary: Floats) -> Floats:
+    """Inner edge of the membrane (see :func:`compartments`); like `boundary`."""
+    radius = np.hypot(boundary[..., 0], boundary[..., 1])[..., None]
+    return _on_grid(boundary * np.maximum(1.0 - MEMBRANE / radius, 0.5))
+
+
+def _by_fov(release: Release) -> Iterator[Release]:
+    """Cut a release of :func:`simulate` into its fields of view."""
+    molecules, cells, labels = release.molecules, release.cells, release.labels
+    assert labels is not None, "simulated releases have labels"
+    of_label = cells["fov"].to_numpy()[labels["cell_id"].cat.codes]
+    for fov in molecules["fov"].cat.categories:
+        parts = [molecules[molecules["fov"] == fov], labels[of_label == fov]]
+        for k, part in enumerate(parts):
+            names = [name for name in ("fov", "cell_id") if name in part]
+            unused = {name: part[name].cat.remove_unused_categories() for name in names}
+            parts[k] = part.assign(**unused).reset_index(drop=True)
+        yield Release(parts[0], cells[cells["fov"] == fov].reset_index(drop=True), parts[1])
+
+
+def _pieces(size: _Size, seed: int) -> Iterator[Release]:
+    """Draw a release of exactly `size`."""
+    kind = size.kind
+    rng = _generator(seed, 0)
+    genes = _draw_genes(rng, kind, size.n_genes, size.mean_molecules)
+    weight = np.linspace(1.0 - CELLS_SPREAD, 1.0 + CELLS_SPREAD, size.n_fovs)
+    total = np.cumsum(weight[np.argsort(rng.random(size.n_fovs))])
+    n_cells = np.diff(np.rint(total * (size.n_cells / total[-1])), prepend=0.0).astype(np.intp)
+    # Cells are drawn twice: the first time to learn what they add up to.
+    exposure = sum(
+        float(_draw_cells(_generator(seed, k + 1), kind, int(n)).exposure.sum())
+        for k, n in enumerate(n_cells)
+    )
+    genes = _Genes(genes.rate * size.n_cells / exposure, genes.preference, genes.no_pattern)
+    grid = _grid(kind, int(n_cells.max()))
+    fovs = [str(size.first + k) for k in range(size.n_fovs)]
+    for k in sorted(range(size.n_fovs), key=fovs.__getitem__):
+        rng = _generator(seed, k + 1)
+        cells = _draw_cells(rng, kind, int(n_cells[k]))
+        field = _draw_field(rng, kind, cells, k, grid, genes)
+        names = [f"{size.first + c}-{fovs[k]}" for c in range(int(n_cells[k]))]
+        yield _release(kind, [field], [fovs[k]], [names], size.n_genes)
+
+
+def _release(
+    kind: _Kind,
+    fields: Sequence[_Field],
+    fovs: Sequence[str],
+    cell_ids: Sequence[Sequence[str]],
+    n_genes: int,
+) -> Release:
+    """Name and join fields of view."""
     digits = max(2, len(str(n_genes)))
     gene_names = pd.Index([f"G{g + 1:0{digits}d}" for g in range(n_genes)])
-    fov_names = pd.Index([f"F{k + 1:03d}" for k in range(n_fovs)])
-    cell_names = pd.Index([f"{f}-{c + 1:02d}" for f in fov_names for c in range(cells_per_fov)])
+    fov_names = pd.Index(fovs)
+    cell_names = pd.Index([name for names in cell_ids for name in names])
+    sizes = np.array([len(names) for names in cell_ids])
+    first = np.cumsum(sizes) - sizes
+    fov = np.repeat(np.arange(len(sizes)), sizes)
 
     segmented = np.concatenate([field.segmented for field in fields])
     nuclei = np.full(len(segmented), None, dtype=object)
     nuclei[segmented] = shapely.polygons(np.concatenate([f.nucleus for f in fields])[segmented])
     cells = pd.DataFrame(
         {
-            "fov": fov_names.repeat(cells_per_fov),
+            "fov": fov_names[fov],
             "cell_id": cell_names,
             "cell_boundary": shapely.polygons(np.concatenate([f.boundary for f in fields])),
             "nucleus_boundary": pd.Series(nuclei, dtype=object),
@@ -155,7 +393,7 @@ def simulate(
         }
     )
 
-    cell = np.concatenate([f.cell + k * cells_per_fov for k, f in enumerate(fields)])
+    cell = np.concatenate([f.cell + start for start, f in zip(first, fields, strict=True)])
     gene = np.concatenate([field.gene for field in fields])
     count = np.concatenate([field.count for field in fields])
     truth = np.concatenate([field.labels for field in fields]).astype(np.int8)
@@ -163,7 +401,7 @@ def simulate(
         {
             "cell_id": pd.Categorical.from_codes(cell, cell_names),
             "gene": pd.Categorical.from_codes(gene, gene_names),
-            **{pattern: truth[:, k] for k, pattern in enumerate(PATTERNS)},
+            **{pattern: truth[:, k] for k, pattern in enumerate(kind.patterns)},
         }
     )
 
@@ -171,7 +409,7 @@ def simulate(
     xy = np.concatenate([field.xy for field in fields])
     molecules = pd.DataFrame(
         {
-            "fov": pd.Categorical.from_codes(cell // cells_per_fov, fov_names),
+            "fov": pd.Categorical.from_codes(fov[cell], fov_names),
             "cell_id": pd.Categorical.from_codes(cell, cell_names),
             "gene": pd.Categorical.from_codes(gene, gene_names),
             "x": xy[:, 0],
@@ -197,11 +435,13 @@ def _on_grid(um: Floats) -> Floats:
     return np.rint(um * GRID) / GRID
 
 
-def _draw_genes(rng: np.random.Generator, n_genes: int, mean_molecules: float) -> _Genes:
-    n_patterns = len(PATTERNS)
+def _draw_genes(
+    rng: np.random.Generator, kind: _Kind, n_genes: int, mean_molecules: float
+) -> _Genes:
+    n_patterns = len(kind.patterns)
     # Abundance is a fixed ladder: most genes near the middle, a handful far up or down.
     ladder = np.linspace(-1.0, 1.0, n_genes)
-    rate = np.exp(0.8 * ladder + 0.6 * ladder**3)
+    rate = np.exp(kind.ladder[0] * ladder + kind.ladder[1] * ladder**3)
     # Neighbours on the ladder prefer different patterns, so that counts do not tell the pattern.
     preferred = np.argsort(rng.random((ceil(n_genes / n_patterns), n_patterns)), axis=1).ravel()
     preference = rng.random((n_genes, n_patterns))
@@ -217,38 +457,58 @@ def _draw_genes(rng: np.random.Generator, n_genes: int, mean_molecules: float) -
     )
 
 
-def _draw_field(rng: np.random.Generator, index: int, n_cells: int, genes: _Genes) -> _Field:
-    """Draw field of view `index` with `n_cells` cells."""
+def _draw_cells(rng: np.random.Generator, kind: _Kind, n_cells: int) -> _Cells:
+    """Draw what comes before the molecules."""
     nucleus_factor = _uniform(rng, NUCLEUS_FACTOR)
     detection = _uniform(rng, DETECTION_FACTOR)
-    drift = _uniform(rng, (-DRIFT, DRIFT), (2,))
+    drift = _uniform(rng, (-kind.drift, kind.drift), (2,))
 
-    radius = _uniform(rng, CELL_RADIUS, (n_cells, 1))
+    radius = _uniform(rng, kind.cell_radius, (n_cells, 1))
     nucleus_radius = radius * _uniform(rng, NUCLEUS_RADIUS, (n_cells, 1)) * nucleus_factor
-    boundary_radii = radius * _draw_outline(rng, CELL_HARMONICS, n_cells)
-    nucleus_radii = nucleus_radius * _draw_outline(rng, NUCLEUS_HARMONICS, n_cells)
+    boundary_radii = radius * _draw_outline(rng, CELL_HARMONICS, n_cells, kind.longest_ray)
+    nucleus_radii = nucleus_radius * _draw_outline(
+        rng, NUCLEUS_HARMONICS, n_cells, kind.longest_ray
+    )
     nucleus_radii = np.minimum(nucleus_radii, NUCLEUS_LIMIT * boundary_radii)
     angles = np.arange(N_VERTICES) * (2.0 * np.pi / N_VERTICES)
     rays = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    boundary = _on_grid(boundary_radii[:, :, None] * rays)
-    nucleus = _on_grid(nucleus_radii[:, :, None] * rays)
-
     depth = _uniform(rng, DEPTH, (n_cells, 1))
-    mean = detection * depth * (radius / np.mean(CELL_RADIUS)) ** 2 * genes.rate
-    counts = _negative_binomial(rng, mean)
+    return _Cells(
+        _on_grid(boundary_radii[:, :, None] * rays),
+        _on_grid(nucleus_radii[:, :, None] * rays),
+        detection * depth * (radius / np.mean(kind.cell_radius)) ** 2,
+        drift,
+    )
+
+
+def _draw_field(
+    rng: np.random.Generator,
+    kind: _Kind,
+    cells: _Cells,
+    index: int,
+    grid: tuple[int, Floats],
+    genes: _Genes,
+) -> _Field:
+    """Draw the molecules of field of view `index`, and where it lies."""
+    boundary, nucleus = cells.boundary, cells.nucleus
+    counts = _negative_binomial(rng, cells.exposure * genes.rate, kind.dispersion)
     cell, gene = np.nonzero(counts)
     count = counts[cell, gene]
 
     labels, compartment = _draw_patterns(rng, genes, gene, count)
     owner = np.repeat(cell, count)
-    xy = _draw_positions(rng, boundary, nucleus, owner, compartment) + drift
+    xy = _draw_positions(rng, kind, boundary, nucleus, owner, compartment) + cells.drift
     xy = _on_grid(_mirror_inside(xy, boundary, owner))
 
-    corner = _draw_corners(rng, index, boundary)
+    corner = _draw_corners(rng, kind, index, grid, boundary)
+    segmented = rng.random(len(boundary)) >= UNSEGMENTED
+    if not kind.planted:
+        seen = np.where(segmented[:, None, None], nucleus, np.nan)
+        labels = _majority(compartments(xy, owner, boundary, seen), count)
     return _Field(
         boundary + corner[:, None],
         nucleus + corner[:, None],
-        rng.random(n_cells) >= UNSEGMENTED,
+        segmented,
         cell,
         gene,
         count,
@@ -257,37 +517,59 @@ def _draw_field(rng: np.random.Generator, index: int, n_cells: int, genes: _Gene
     )
 
 
-def _draw_outline(rng: np.random.Generator, harmonics: tuple[float, ...], n_cells: int) -> Floats:
+def _majority(compartment: Ints, count: Ints) -> NDArray[np.bool_]:
+    """Whether at least half of each pair's molecules lie in each compartment: (pairs, 3)."""
+    n_pairs, n_compartments = len(count), len(COMPARTMENTS)
+    row = np.repeat(np.arange(n_pairs) * n_compartments, count) + compartment
+    held = np.bincount(row, minlength=n_pairs * n_compartments).reshape(n_pairs, n_compartments)
+    return np.asarray(2 * held >= count[:, None])
+
+
+def _draw_outline(
+    rng: np.random.Generator, harmonics: tuple[float, ...], n_cells: int, longest_ray: float
+) -> Floats:
     """Radii of irregular outlines around a mean of 1; (cells, N_VERTICES)."""
     angles = np.arange(N_VERTICES) * (2.0 * np.pi / N_VERTICES)
     radii = np.ones((n_cells, N_VERTICES))
     for order, largest in enumerate(harmonics, 1):
         phase = _uniform(rng, (0.0, 2.0 * np.pi), (n_cells, 1))
         radii += _uniform(rng, (0.0, largest), (n_cells, 1)) * np.cos(order * angles - phase)
-    radii *= np.minimum(1.0, LONGEST_RAY / radii.max(axis=1, keepdims=True))
+    radii *= np.minimum(1.0, longest_ray / radii.max(axis=1, keepdims=True))
     return radii
 
 
-def _draw_corners(rng: np.random.Generator, index: int, boundary: Floats) -> Floats:
+def _grid(kind: _Kind, most_cells: int) -> tuple[int, Floats]:
+    """Columns of slots in a field of view that holds `most_cells` at most, and its size in um."""
+    if kind.tile is None:
+        columns = ceil(sqrt(most_cells))
+        return columns, np.full(2, columns * kind.pitch)
+    columns = int(kind.tile[0] / kind.pitch)
+    assert most_cells <= columns * int(kind.tile[1] / kind.pitch), "the tile is too small"
+    return columns, np.asarray(kind.tile)
+
+
+def _draw_corners(
+    rng: np.random.Generator, kind: _Kind, index: int, grid: tuple[int, Floats], boundary: Floats
+) -> Floats:
     """Where each cell's origin lies on the slide, um: each cell has a slot of its own."""
     n_cells = len(boundary)
-    columns = ceil(sqrt(n_cells))
+    columns, size = grid
     slot = np.stack(np.divmod(np.arange(n_cells), columns)[::-1], axis=1)
     # Fields of view fill growing squares: the place of one does not depend on their number.
     shell = isqrt(index)
     step = index - shell * shell
     tile = (shell, step) if step <= shell else (2 * shell - step, shell)
     low, high = boundary.min(axis=1), boundary.max(axis=1)
-    free = PITCH - GAP - (high - low)
-    corner = (np.asarray(tile) * columns + slot) * PITCH + GAP / 2
+    free = kind.pitch - kind.gap - (high - low)
+    corner = np.asarray(tile) * size + slot * kind.pitch + kind.gap / 2
     return np.asarray(corner + _on_grid(free * rng.random((n_cells, 2))) - low)
 
 
-def _negative_binomial(rng: np.random.Generator, mean: Floats) -> Ints:
-    """Counts of variance mean + mean**2 / DISPERSION: the sum of DISPERSION geometric counts."""
-    log_failure = np.log(mean / (mean + DISPERSION))
+def _negative_binomial(rng: np.random.Generator, mean: Floats, dispersion: int) -> Ints:
+    """Counts of variance mean + mean**2 / dispersion: the sum of that many geometric counts."""
+    log_failure = np.log(mean / (mean + dispersion))
     total = np.zeros(mean.shape, dtype=np.intp)
-    for _ in range(DISPERSION):
+    for _ in range(dispersion):
         total += np.floor(np.log1p(-rng.random(mean.shape)) / log_failure).astype(np.intp)
     return total
 
@@ -297,13 +579,14 @@ def _draw_patterns(
 ) -> tuple[NDArray[np.bool_], Ints]:
     """Patterns of each pair, (pairs, patterns), and the compartment of each molecule."""
     n_pairs = len(gene)
+    n_patterns = genes.preference.shape[1]
     # A race of exponential clocks draws patterns without replacement, by preference.
-    finish = -np.log1p(-rng.random((n_pairs, len(PATTERNS)))) / genes.preference[gene]
+    finish = -np.log1p(-rng.random((n_pairs, n_patterns))) / genes.preference[gene]
     order = np.argsort(finish, axis=1)
     u = rng.random(n_pairs)
     has_two = u < TWO_PATTERNS
     has_any = u < 1.0 - genes.no_pattern[gene]
-    labels = np.zeros((n_pairs, len(PATTERNS)), dtype=np.bool_)
+    labels = np.zeros((n_pairs, n_patterns), dtype=np.bool_)
     labels[np.arange(n_pairs), order[:, 0]] = has_any
     labels[has_two, order[has_two, 1]] = True
 
@@ -312,31 +595,22 @@ def _draw_patterns(
     pair = np.repeat(np.arange(n_pairs), count)
     u = rng.random(len(pair))
     compartment = np.where(u < first[pair], order[pair, 0], order[pair, 1])
-    return labels, np.where(u < strength[pair], compartment, BACKGROUND)
-
-
-def _limits(nucleus: Floats, boundary: Floats) -> tuple[list[Floats], list[Floats]]:
-    """Inner and outer radius of each compartment, in the order of PATTERNS, then BACKGROUND.
-
-    Parameters are the radii of the nucleus and of the cell on the same rays, um.
-    """
-    inside = np.maximum(nucleus - NUCLEAR_EDGE, 0.0)
-    outside = np.minimum(nucleus + NUCLEAR_EDGE, boundary)
-    rim = np.maximum(boundary - CELL_EDGE, nucleus)
-    zero = np.zeros_like(nucleus)
-    inner = [rim, outside, zero, inside, zero]
-    # On a ray without room between the two bands, the cytoplasm has no width.
-    outer = [boundary, np.maximum(rim, outside), nucleus, outside, boundary]
-    return inner, outer
+    # Noise has a compartment of its own, beside those of the patterns.
+    return labels, np.where(u < strength[pair], compartment, n_patterns)
 
 
 def _draw_positions(
-    rng: np.random.Generator, boundary: Floats, nucleus: Floats, cell: Ints, compartment: Ints
+    rng: np.random.Generator,
+    kind: _Kind,
+    boundary: Floats,
+    nucleus: Floats,
+    cell: Ints,
+    compartment: Ints,
 ) -> Floats:
     """One position in each given compartment of each given cell; (molecules, 2)."""
     next_boundary, next_nucleus = np.roll(boundary, -1, axis=1), np.roll(nucleus, -1, axis=1)
     middle = [(a + b) / 2 for a, b in ((nucleus, next_nucleus), (boundary, next_boundary))]
-    inner, outer = _limits(*(np.hypot(m[..., 0], m[..., 1]) for m in middle))
+    inner, outer = kind.limits(*(np.hypot(m[..., 0], m[..., 1]) for m in middle))
     area = np.stack(outer, axis=1) ** 2 - np.stack(inner, axis=1) ** 2
     share = np.cumsum(area, axis=2)
     share /= share[:, :, -1:]
@@ -351,10 +625,10 @@ def _draw_positions(
     rim = (1.0 - along) * boundary[cell, sector] + along * next_boundary[cell, sector]
     edge = (1.0 - along) * nucleus[cell, sector] + along * next_nucleus[cell, sector]
     rim_radius, edge_radius = np.hypot(rim[:, 0], rim[:, 1]), np.hypot(edge[:, 0], edge[:, 1])
-    inner, outer = _limits(edge_radius, rim_radius)
+    inner, outer = kind.limits(edge_radius, rim_radius)
     # Noise: disks of random size make it 1.75 times as dense in the middle as a uniform cell, 0.44
     # times at the rim, which is what U-2 OS cells show.
-    outer[BACKGROUND] = rim_radius * np.minimum(0.43 + rng.random(len(row)) * 0.57 / 0.56, 1.0)
+    outer[-1] = rim_radius * np.minimum(0.43 + rng.random(len(row)) * 0.57 / 0.56, 1.0)
     low, high = np.choose(compartment, inner), np.choose(compartment, outer)
     radius = np.sqrt(low**2 + rng.random(len(row)) * (high**2 - low**2))
 
@@ -367,15 +641,21 @@ def _draw_positions(
 def _mirror_inside(xy: Floats, boundary: Floats, cell: Ints) -> Floats:
     """Mirror at the cell's outline what lies outside it, or nearer to it than rounding may move."""
     limit = 0.995
-    turn = np.arctan2(xy[:, 1], xy[:, 0]) * (N_VERTICES / (2.0 * np.pi))
-    sector = np.floor(turn).astype(np.intp) % N_VERTICES
-    start, end = boundary[cell, sector], boundary[cell, (sector + 1) % N_VERTICES]
-    edge = end - start
-    # Share of the way from the origin to the outline, by cross products.
-    reach = (xy[:, 0] * edge[:, 1] - xy[:, 1] * edge[:, 0]) / (
-        start[:, 0] * end[:, 1] - start[:, 1] * end[:, 0]
-    )
+    reach = _reach(xy, boundary, cell)
     beyond = reach > limit
     factor = np.ones_like(reach)
     factor[beyond] = (2.0 * limit - reach[beyond]) / reach[beyond]
     return xy * factor[:, None]
+
+
+def _reach(xy: Floats, outline: Floats, cell: Ints) -> Floats:
+    """Share of the way from the origin to the cell's outline that each molecule has gone."""
+    turn = np.arctan2(xy[:, 1], xy[:, 0]) * (N_VERTICES / (2.0 * np.pi))
+    sector = np.floor(turn).astype(np.intp) % N_VERTICES
+    start, end = outline[cell, sector], outline[cell, (sector + 1) % N_VERTICES]
+    edge = end - start
+    # By cross products.
+    return np.asarray(
+        (xy[:, 0] * edge[:, 1] - xy[:, 1] * edge[:, 0])
+        / (start[:, 0] * end[:, 1] - start[:, 1] * end[:, 0])
+    )
