@@ -97,22 +97,25 @@ def list_(as_json: _Json = False) -> None:
     from gpattern_bench.fetch import cache_root
     from gpattern_bench.registry import registry
 
-    keys = ("cells", "genes", "molecules", "pairs", "labelled_pairs")
+    keys = ("molecules", "cells", "genes", "molecules_per_cell", "patterns")
     rows: list[dict[str, Any]] = []
     for entry in registry():
         folder = cache_root() / entry.name / entry.version
         cached, counts = "no", {}
         if (folder / "manifest.json").is_file():
             try:
-                cached, counts = "yes", Dataset(folder).counts
+                dataset = Dataset(folder)
+                cached, counts = "yes", dict(dataset.counts)
+                counts["molecules_per_cell"] = round(counts["molecules"] / counts["cells"])
+                counts["patterns"] = len(dataset.patterns)
             except TableError:
                 cached = "broken: see verify"
         row: dict[str, Any] = {"dataset": entry.id, "technology": entry.technology}
         for key in keys:
-            published, obtained = entry.counts.get(key), counts.get(key)
-            row[key] = published
-            if counts and obtained != published:
-                row[key] = f"{published} (here {obtained})"
+            published, here = entry.published.get(key), counts.get(key, entry.counts.get(key))
+            row[key.replace("_", " ")] = published if here is None else here
+            if published is not None and here not in (None, published):
+                row[key.replace("_", " ")] = f"{here:,} (published {published:,})"
         rows.append(row | {"cached": cached})
     if as_json:
         _print_json(rows)
@@ -120,7 +123,10 @@ def list_(as_json: _Json = False) -> None:
     _print_rows(
         [{k: f"{v:,}" if isinstance(v, int) else v for k, v in row.items()} for row in rows]
     )
-    typer.echo("\nCounts are the registry's; where the cached tables differ, both are shown.")
+    typer.echo(
+        "\nCounts are those of the cached tables, else the registry's or, for datasets of the "
+        "paper's table 1, the published ones."
+    )
 
 
 @app.command()
@@ -151,10 +157,107 @@ def download(
 ) -> None:
     """Fetch and curate datasets into the cache."""
     from gpattern_bench.dataset import load_dataset
+    from gpattern_bench.datasheet import table1_check
 
     for name in names:
         dataset = load_dataset(name)
         typer.echo(f"{dataset.id}\t{dataset.folder}")
+        check = table1_check(dataset.manifest)
+        if check:
+            typer.echo("Table 1 check:")
+            _print_rows(check)
+
+
+@app.command()
+def cite(name: _Name) -> None:
+    """Show what to cite for a dataset, its licence and where it comes from."""
+    from gpattern_bench.registry import find_entry
+
+    entry = find_entry(name)
+    for what in ("citation", "release", "licence", "terms"):
+        typer.echo(f"{what}: {getattr(entry, what)}")
+    for address in dict.fromkeys(file.urls[0] for file in entry.files):
+        typer.echo(f"address: {address}")
+
+
+@app.command("datasheet")
+def datasheet_(
+    name: _Name,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write it there instead of showing it.")
+    ] = None,
+) -> None:
+    """Describe a dataset in Markdown: counts, table 1 check, quantiles, drops, provenance."""
+    from gpattern_bench.dataset import load_dataset
+    from gpattern_bench.datasheet import datasheet
+    from gpattern_bench.files import write_text
+
+    text = datasheet(load_dataset(name))
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        write_text(out, text)
+
+
+@app.command()
+def export(
+    name: _Name,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to make.")],
+) -> None:
+    """Write a dataset's finished tables, verified, for any address to serve."""
+    from gpattern_bench.curate.build import export_tables
+    from gpattern_bench.dataset import load_dataset
+
+    dataset = load_dataset(name, verify=True)
+    digest = export_tables(dataset.folder, out)
+    typer.echo(
+        f"{dataset.id} in {out}. Its entry in a registry, once an address serves the folder:"
+    )
+    typer.echo(f"  tables: {{urls: [ADDRESS], sha256: {digest}}}")
+
+
+class _Like(StrEnum):
+    synthetic = "synthetic"
+    nih3t3 = "nih3t3"
+    u2os = "u2os"
+    cosmx_lung = "cosmx_lung"
+
+
+class _As(StrEnum):
+    tables = "tables"
+    bento_h5ad = "bento-h5ad"
+    cosmx = "cosmx"
+
+
+@app.command("simulate")
+def simulate_(
+    like: Annotated[_Like, typer.Option(metavar="NAME", help="Dataset that it is like in size.")],
+    out: Annotated[Path, typer.Option("--out", metavar="PATH", help="What to make.")],
+    form: Annotated[
+        _As, typer.Option("--as", help="Tables, or a source release in one of the formats.")
+    ] = _As.tables,
+    seed: Annotated[int, typer.Option(min=0, help="Seed.")] = 0,
+) -> None:
+    """Draw a release of known patterns, at the size of one of the paper's datasets."""
+    from gpattern_bench.curate.build import curate as make
+    from gpattern_bench.curate.recipe import Recipe
+    from gpattern_bench.curate.releases import write_bento_h5ad, write_cosmx
+    from gpattern_bench.curate.simulate import simulate_like
+
+    patterns = _THREE if like is _Like.cosmx_lung else _FOUR
+    if form is _As.tables:
+        recipe = Recipe(
+            format="simulated", like=like.value, patterns=tuple(patterns.split(",")), seed=seed
+        )
+        make(recipe, Path(), out, name=f"{like.value}_simulated", version="0.0.0")
+        _tell(out)
+        return
+    pieces = simulate_like(like.value, seed)
+    if form is _As.cosmx:
+        write_cosmx(pieces, out)
+    else:
+        write_bento_h5ad(pieces, out, patterns.split(","))
+    typer.echo(str(out))
 
 
 @app.command()
@@ -172,7 +275,9 @@ def verify(name: _Name) -> None:
 
 _Source = Annotated[Path, typer.Argument(metavar="SOURCE", help="The source release.")]
 _Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to make.")]
-_DatasetName = Annotated[str, typer.Option("--name", help="Name of the dataset.")]
+_DatasetName = Annotated[
+    str | None, typer.Option("--name", help="Name of the dataset; default: the folder's.")
+]
 _Unit = Annotated[float, typer.Option("--unit-um", help="Micrometres per unit (pixel size).")]
 _Patterns = Annotated[str, typer.Option("--patterns", help="Patterns, separated by commas.")]
 _Controls = Annotated[
@@ -185,15 +290,21 @@ _Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed.")]
 _PatternlessOption = Annotated[
     _Patternless, typer.Option("--patternless", help="Labelled pairs without a pattern.")
 ]
+_TileUm = Annotated[
+    float,
+    typer.Option(min=0, help="Side of the tiles that serve as FOVs where there are none; 0 = one."),
+]
+_TILE_UM = 500.0
 _FOUR = "cell_edge,cytoplasmic,nuclear,nuclear_edge"
+_THREE = "cytoplasmic,membrane,nuclear"
 
 
 @curate.command("bento-h5ad")
 def curate_bento(
     source: _Source,
     out: _Out,
-    name: _DatasetName,
     unit_um: _Unit,
+    name: _DatasetName = None,
     patterns: _Patterns = _FOUR,
     controls: _Controls = "notarget|blank",
     split: _SplitOption = _Split.fov,
@@ -219,11 +330,12 @@ def curate_bento(
 def curate_spatialdata(
     source: _Source,
     out: _Out,
-    name: _DatasetName,
     unit_um: _Unit,
+    name: _DatasetName = None,
     fov_column: Annotated[
-        str | None, typer.Option(help="Column of the points that names the FOV; none = one FOV.")
+        str | None, typer.Option(help="Column of the points that names the FOV; none = tiles.")
     ] = None,
+    tile_um: _TileUm = _TILE_UM,
     labels: Annotated[
         Path | None, typer.Option(help="csv of labels: cell, gene and 0/1 per pattern.")
     ] = None,
@@ -252,18 +364,97 @@ def curate_spatialdata(
         patternless=patternless.value,
         seed=seed,
         fov_column=fov_column,
+        tile_um=tile_um,
         labels=None if labels is None else str(labels.absolute()),
         labels_where=dict(text.split("=", 1) for text in labels_where or ()),
     )
 
 
-def _curate(source: Path, out: Path, name: str, **rules: Any) -> None:
+@curate.command("cosmx")
+def curate_cosmx(
+    source: _Source,
+    out: _Out,
+    unit_um: Annotated[
+        float, typer.Option(help="um per pixel: 0.18 in the 2022 lung release, newer 0.12028.")
+    ],
+    name: _DatasetName = None,
+    controls: _Controls = "NegPrb|Negative|SystemControl|FalseCode",
+    split: _SplitOption = _Split.fov,
+    patternless: _PatternlessOption = _Patternless.drop,
+    seed: _Seed = 0,
+) -> None:
+    """Curate CosMx flat files, a folder or the tar.gz; labels come from CellComp, if there."""
+    _curate(
+        source,
+        out,
+        name,
+        format="cosmx",
+        patterns=tuple(_THREE.split(",")),
+        unit_um=unit_um,
+        controls=controls,
+        split=split.value,
+        patternless=patternless.value,
+        seed=seed,
+    )
+
+
+@curate.command("xenium")
+def curate_xenium(
+    source: _Source,
+    out: _Out,
+    name: _DatasetName = None,
+    min_qv: Annotated[float, typer.Option(help="Molecules of a lower quality are dropped.")] = 20.0,
+    tile_um: _TileUm = _TILE_UM,
+    patterns: _Patterns = _FOUR,
+    controls: _Controls = "NegControl|BLANK|antisense_|Unassigned|Deprecated|Intergenic",
+    split: _SplitOption = _Split.test,
+    seed: _Seed = 0,
+) -> None:
+    """Curate the output folder of a Xenium run; there are no labels."""
+    _curate(
+        source,
+        out,
+        name,
+        format="xenium",
+        patterns=tuple(patterns.split(",")),
+        min_qv=min_qv,
+        tile_um=tile_um,
+        controls=controls,
+        split=split.value,
+        seed=seed,
+    )
+
+
+@curate.command("merscope")
+def curate_merscope(
+    source: _Source,
+    out: _Out,
+    name: _DatasetName = None,
+    tile_um: _TileUm = _TILE_UM,
+    patterns: _Patterns = _FOUR,
+    controls: _Controls = "blank",
+    split: _SplitOption = _Split.test,
+    seed: _Seed = 0,
+) -> None:
+    """Curate the output folder of a MERSCOPE run; there are no labels and no nuclei."""
+    _curate(
+        source,
+        out,
+        name,
+        format="merscope",
+        patterns=tuple(patterns.split(",")),
+        tile_um=tile_um,
+        controls=controls,
+        split=split.value,
+        seed=seed,
+    )
+
+
+def _curate(source: Path, out: Path, name: str | None, **rules: Any) -> None:
     from pydantic import ValidationError
 
+    from gpattern_bench.curate.build import curate as make
     from gpattern_bench.curate.recipe import Recipe
-    from gpattern_bench.curate.rules import apply_rules
-    from gpattern_bench.curate.write import write_dataset
-    from gpattern_bench.dataset import Dataset
 
     source = source.absolute()
     try:
@@ -272,9 +463,16 @@ def _curate(source: Path, out: Path, name: str, **rules: Any) -> None:
         wrong = error.errors()[0]
         option = str(wrong["loc"][0]).replace("_", "-")
         raise typer.BadParameter(f"--{option}: {wrong['msg']}, got {wrong['input']!r}") from error
-    tables = apply_rules(recipe.read(source.parent), recipe)
-    dataset = Dataset(write_dataset(tables, out, name=name, version="0.0.0", recipe=recipe))
-    typer.echo(f"{dataset!r} in {out}")
+    make(recipe, source.parent, out, name=name or out.absolute().name, version="0.0.0")
+    _tell(out)
+
+
+def _tell(folder: Path) -> None:
+    """Say what is in a folder of tables, and what was left out of it."""
+    from gpattern_bench.dataset import Dataset
+
+    dataset = Dataset(folder)
+    typer.echo(f"{dataset!r} in {folder}")
     for table, reasons in dataset.manifest["dropped"].items():
         for reason, rows in reasons.items():
             typer.echo(f"  dropped from {table}: {rows:,} ({reason})")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import h5py
@@ -17,12 +19,14 @@ import pytest
 
 from gpattern_bench import __version__, load_dataset
 from gpattern_bench.cli import main
+from gpattern_bench.curate import simulate
 from gpattern_bench.curate.simulate import PATTERNS
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.methods import METHODS
 from gpattern_bench.predictions import write_predictions
 
-COMMANDS = ["list", "info", "download", "verify", "curate", "run", "validate", "evaluate"]
+COMMANDS = ["list", "info", "cite", "datasheet", "download", "export", "verify", "curate"]
+COMMANDS += ["simulate", "run", "validate", "evaluate"]
 COMMANDS += ["compare", "calls", "predict", "leaderboard", "demo"]
 
 
@@ -580,3 +584,51 @@ class TestPredict:
         found = cli("predict", tables, "--model", model, "--out", tmp_path / "x.parquet", "--calls")
         refused(found, "has no thresholds for calls")
         assert not (tmp_path / "x.parquet").exists()
+
+
+# Datasets: cite, datasheet, export, simulate
+
+
+def test_cite_names_source_licence_and_address(cli):
+    outcome = cli("cite", "u2os")
+    assert outcome.code == 0
+    for text in ("Genome Biology", "licence: ", "figshare", "35596979"):
+        assert text in outcome.out
+
+
+def test_list_tells_published_and_obtained_apart(cli):
+    shown = cli("list", "--json")
+    rows = {row["dataset"].split("@")[0]: row for row in strict(shown.out)}
+    assert rows["cosmx_lung"]["molecules"] == 30_370_769
+    assert rows["synthetic"]["molecules"] == 194_553
+
+
+def test_datasheet_is_shown_or_written(cli, tmp_path):
+    shown = cli("datasheet", "synthetic")
+    assert shown.code == 0
+    assert shown.out.startswith("# synthetic@1.0.0")
+    assert cli("datasheet", "synthetic", "--out", "sheet.md").out == ""
+    assert (tmp_path / "sheet.md").read_text(encoding="utf-8") == shown.out
+
+
+def test_export_writes_tables_that_load(cli, tmp_path):
+    outcome = cli("export", "synthetic", "--out", "shared")
+    assert outcome.code == 0
+    assert re.search(r"tables: \{urls: \[ADDRESS\], sha256: [0-9a-f]{64}\}", outcome.out)
+    assert cli("verify", tmp_path / "shared").code == 0
+    refused(cli("export", "synthetic", "--out", "shared"), "not empty")
+
+
+def test_simulate_writes_a_release_that_curate_reads(cli, tmp_path, monkeypatch):
+    # The whole of nih3t3's size takes a minute; a few of its fields of view are the same code.
+    whole = simulate.simulate_like
+    monkeypatch.setattr(simulate, "simulate_like", lambda *a: islice(whole(*a), 3))
+    made = cli("simulate", "--like", "nih3t3", "--out", "s.h5ad", "--as", "bento-h5ad")
+    assert (made.code, made.out) == (0, "s.h5ad\n")
+    outcome = cli("curate", "bento-h5ad", "s.h5ad", "--out", "tables", "--unit-um", "0.108")
+    assert outcome.code == 0
+    assert "dropped from molecules" in outcome.out
+    dataset = Dataset(tmp_path / "tables")
+    assert dataset.name == "tables"
+    assert len(dataset.genes) == 3_721
+    assert cli("verify", "tables").code == 0

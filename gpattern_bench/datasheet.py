@@ -1,0 +1,177 @@
+"""Datasheets: what is in a dataset, where it came from and what was left out, as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from gpattern_bench.dataset import Dataset
+
+__all__ = ["datasheet", "table1_check"]
+
+_QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+
+
+def table1_check(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Compare what the paper's table 1 states of a dataset with what curation obtained.
+
+    Parameters
+    ----------
+    manifest : mapping
+        Of a dataset's folder.
+
+    Returns
+    -------
+    list of dict
+        Rows with ``what``, ``published``, ``obtained`` and ``obtained / published``; empty for
+        datasets that are not in table 1. The published RNA count may be that of the labelled pairs
+        only, so both are shown.
+    """
+    published, counts = manifest.get("published"), manifest["counts"]
+    if not published:
+        return []
+    obtained = {
+        "molecules": counts["molecules"],
+        "molecules of labelled pairs": counts.get("labelled_molecules"),
+        "cells": counts["cells"],
+        "genes": len(manifest["genes"]),
+        "molecules_per_cell": round(counts["molecules"] / counts["cells"]),
+        "patterns": len(manifest["patterns"]),
+    }
+    stated = {"molecules of labelled pairs": published["molecules"], **published}
+    return [
+        {
+            "what": what.replace("_", " "),
+            "published": stated[what],
+            "obtained": value,
+            "obtained / published": round(value / stated[what], 4),
+        }
+        for what, value in obtained.items()
+        if value is not None
+    ]
+
+
+def datasheet(dataset: Dataset) -> str:
+    """Describe a dataset: counts, quantiles, drops, licence and provenance.
+
+    Parameters
+    ----------
+    dataset : Dataset
+
+    Returns
+    -------
+    str
+        Markdown.
+    """
+    manifest = dataset.manifest
+    parts = [f"# {dataset.id}", manifest.get("title", "")]
+    parts += [f"Patterns: {', '.join(dataset.patterns)}. {len(dataset.genes):,} genes."]
+    check = table1_check(manifest)
+    if check:
+        parts += ["## Table 1 check", _table(check)]
+    parts += ["## Counts", _counts(manifest["counts"])]
+    parts += ["## Molecules per cell and per labelled pair", _quantiles(dataset)]
+    parts += ["## Fields of view", _fovs(dataset)]
+    drops = [
+        {"table": table, "reason": reason, "rows": rows}
+        for table, reasons in manifest["dropped"].items()
+        for reason, rows in reasons.items()
+    ]
+    parts += ["## Left out", _table(drops) if drops else "Nothing."]
+    parts += [f"Warning: {warning}" for warning in manifest["warnings"]]
+    parts += ["## Licence", _text(manifest, "licence", "terms")]
+    parts += ["## Citation", _text(manifest, "citation")]
+    parts += ["## Provenance", _provenance(manifest)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    shown = [
+        {key: f"{value:,}" if isinstance(value, int) else value for key, value in row.items()}
+        for row in rows
+    ]
+    numbers = [isinstance(value, int | float) for value in rows[0].values()]
+    return tabulate(
+        shown,
+        headers="keys",
+        tablefmt="github",
+        disable_numparse=True,
+        colalign=["right" if number else "left" for number in numbers],
+    )
+
+
+def _counts(counts: Mapping[str, Any]) -> str:
+    rows = []
+    for split, part in [*counts["splits"].items(), ("all", counts)]:
+        row = {"split": split}
+        row |= {key.replace("_", " "): value for key, value in part.items() if key not in _NESTED}
+        row |= part.get("patterns", {})
+        rows.append(row)
+    return _table(rows)
+
+
+_NESTED = ("splits", "patterns")
+
+
+def _quantiles(dataset: Dataset) -> str:
+    cells = dataset.cells(columns=["n_molecules", "n_genes"])
+    values = {"molecules per cell": cells["n_molecules"], "genes per cell": cells["n_genes"]}
+    if dataset.has_labels:
+        values["molecules per labelled pair"] = dataset.labels(columns=["n_molecules"])[
+            "n_molecules"
+        ]
+    rows = []
+    for what, column in values.items():
+        numbers = np.quantile(column.to_numpy(), _QUANTILES)
+        found = {f"{q:.0%}": round(float(v)) for q, v in zip(_QUANTILES, numbers, strict=True)}
+        rows.append({"": what} | found)
+    return _table(rows)
+
+
+def _fovs(dataset: Dataset) -> str:
+    cells = dataset.cells(columns=["fov", "n_molecules", "n_genes"]).groupby("fov")
+    table = cells.agg(
+        cells=("n_genes", "size"), molecules=("n_molecules", "sum"), pairs=("n_genes", "sum")
+    )
+    if dataset.has_labels:
+        labels = dataset.labels(columns=["fov"])["fov"].astype(str)
+        table["labelled pairs"] = labels.value_counts().reindex(table.index, fill_value=0)
+    splits = dataset.split_of
+    rows = [
+        {"fov": str(fov), "split": splits[str(fov)]}
+        | {str(key): int(value) for key, value in row.items()}
+        for fov, row in table.iterrows()
+    ]
+    return _table(rows)
+
+
+def _text(manifest: Mapping[str, Any], *keys: str) -> str:
+    return "\n\n".join(str(manifest[key]) for key in keys if manifest.get(key)) or "Not stated."
+
+
+def _provenance(manifest: Mapping[str, Any]) -> str:
+    recipe = manifest["curation"]
+    curated = (
+        f"Curated by gpattern-bench {recipe['package_version']} from {recipe['format']}: "
+        f"{recipe['unit_um']:g} um per unit, controls `{recipe['controls']}`, labelled pairs "
+        f"without a pattern: {recipe['patternless']}, split: "
+        f"{'named' if recipe['splits'] else recipe['split']}, seed {recipe['seed']}."
+    )
+    sources = [
+        {
+            "file": file["path"],
+            "bytes": file["bytes"],
+            "checksum": file["sha256"] or file["git_blob"] or "not published",
+            "address": file["urls"][0],
+        }
+        for file in manifest.get("source", ())
+    ]
+    tables = [
+        {"table": name, "rows": about["rows"], "content SHA-256": about["content_sha256"]}
+        for name, about in manifest["files"].items()
+    ]
+    parts = [manifest.get("release"), curated, sources and _table(sources), _table(tables)]
+    return "\n\n".join(part for part in parts if part)
