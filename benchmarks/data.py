@@ -1,10 +1,12 @@
-"""How fast and how frugal simulated releases are drawn and written, at the sizes of table 1.
+"""How fast and how frugal releases are drawn, written, curated and loaded, at the sizes of table 1.
 
 One fresh process per row: seconds by the clock and of the processor, and the peak of resident
 memory (ru_maxrss; GiB on Linux). *Drawing* consumes the pieces and keeps none; *writing* draws
-again and writes the files of one source format. The last line is one JSON object.
+again and writes the files of one source format; *curating* reads these, applies the rules and
+writes the tables (*tables*: the same without files in between); *loading* reads the tables back.
+The last line is one JSON object.
 
-Rerun: `python benchmarks/data.py` (about five minutes and 7 GB of disk), or `--quick` (seconds).
+Rerun: `python benchmarks/data.py` (about fifteen minutes, 10 GB of disk), or `--quick` (seconds).
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import json
 import multiprocessing
 import resource
+import shutil
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -20,10 +23,16 @@ from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
 
+import pyarrow.parquet as pq
 from tabulate import tabulate
 
+from gpattern_bench import load_dataset
+from gpattern_bench.curate.build import curate
+from gpattern_bench.curate.recipe import Recipe
 from gpattern_bench.curate.releases import write_bento_h5ad, write_cosmx
 from gpattern_bench.curate.simulate import PATTERNS, simulate_like
+from gpattern_bench.dataset import Dataset
+from gpattern_bench.storage import fov_row_groups
 
 LIKES = ("nih3t3", "u2os", "cosmx_lung")
 SEED = 1
@@ -36,16 +45,31 @@ def main() -> None:
     parser.add_argument("--tmp", type=Path, help="folder for the files, which are removed")
     options = parser.parse_args()
     likes = LIKES[:1] if options.quick else LIKES
-    drawing = [fresh(drawn, like) for like in likes]
-    writing = []
+    found: dict[str, list[dict[str, Any]]] = {"drawing": [], "writing": [], "curating": []}
+    found["loading"] = []
     for like in likes:
+        found["drawing"].append(fresh(drawn, like))
         kinds = ("cosmx", "cosmx archive") if like == "cosmx_lung" else ("bento-h5ad",)
-        for kind in kinds:
-            with tempfile.TemporaryDirectory(dir=options.tmp) as folder:
-                writing.append(fresh(written, like, kind, Path(folder) / "out"))
-    for rows in (drawing, writing):
+        with tempfile.TemporaryDirectory(dir=options.tmp) as name:
+            folder = Path(name)
+            for kind in kinds:
+                found["writing"].append(fresh(written, like, kind, folder / "out"))
+                found["curating"].append(fresh(curated, like, kind, folder / "out", folder / kind))
+                remove(folder / "out")
+                remove(folder / kind)
+            found["curating"].append(fresh(curated, like, "tables", folder, folder / "tables"))
+            found["loading"].append(fresh(loaded, like, folder / "tables"))
+    for rows in found.values():
         show(rows)
-    print(json.dumps({"drawing": drawing, "writing": writing}))
+    print(json.dumps(found))
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def show(rows: list[dict[str, Any]]) -> None:
@@ -90,6 +114,55 @@ def written(like: str, kind: str, out: Path) -> dict[str, Any]:
         write_cosmx(pieces, out, archive=kind == "cosmx archive")
     files = [out] if out.is_file() else [file for file in out.rglob("*") if file.is_file()]
     return {"like": like, "format": kind, "bytes": sum(file.stat().st_size for file in files)}
+
+
+def curated(like: str, kind: str, source: Path, folder: Path) -> dict[str, Any]:
+    """Turn a release into tables."""
+    rules: dict[str, Any] = {"format": kind, "controls": "notarget|blank", "unit_um": 0.108}
+    if kind.startswith("cosmx"):
+        rules = {"format": "cosmx", "controls": "NegPrb", "unit_um": 0.18}
+        source = next(source.glob("*.tar.gz"), source)
+    elif kind == "tables":
+        rules = {"format": "simulated", "like": like, "seed": SEED}
+    patterns = ("cytoplasmic", "membrane", "nuclear") if like == "cosmx_lung" else PATTERNS
+    recipe = Recipe(path=source.name, patterns=patterns, **rules)
+    dataset = Dataset(curate(recipe, source.parent, folder, name=like, version="0.0.0"))
+    counts = dataset.counts
+    kept = {name: counts[name] for name in ("cells", "molecules", "labelled_pairs")}
+    return {"like": like, "format": kind, **kept}
+
+
+def loaded(like: str, folder: Path) -> dict[str, Any]:
+    """Open a dataset; read the molecules of test, ours and bare, and the cells of train."""
+    began = perf_counter()
+    dataset = load_dataset(folder)
+    opened = perf_counter() - began
+    path = dataset.folder / "molecules.parquet"
+    groups = fov_row_groups(path, dataset.fovs("test"))
+    ours, bare = [], []
+    for _ in range(5):  # in turn; the best of each
+        began = perf_counter()
+        with pq.ParquetFile(path) as file:
+            file.read_row_groups(groups)
+        bare.append(perf_counter() - began)
+        began = perf_counter()
+        dataset.molecules("test")
+        ours.append(perf_counter() - began)
+    began = perf_counter()
+    n = sum(1 for _ in dataset.iter_cells("train"))
+    cells = n / (perf_counter() - began)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    began = perf_counter()
+    dataset.verify()
+    return {
+        "like": like,
+        "open_s": opened,
+        "test_molecules_s": min(ours),
+        "x pyarrow": min(ours) / min(bare),
+        "train_cells_per_s": cells,
+        "train_peak_gib": memory,
+        "verify_s": perf_counter() - began,
+    }
 
 
 if __name__ == "__main__":

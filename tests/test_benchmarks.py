@@ -46,3 +46,18 @@ def test_there_is_a_table_for_every_part(output):
     assert "scikit-learn (s)" in output
     assert "The first call ever also compiles" in output
     assert "peak_gib" in output
+
+
+def test_releases_are_drawn_written_curated_and_loaded(tmp_path):
+    command = [sys.executable, str(BENCHMARK.with_name("data.py")), "--quick", "--tmp", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert set(found) == {"drawing", "writing", "curating", "loading"}
+    drawn, [release, tables] = found["drawing"][0], found["curating"]
+    assert (drawn["cells"], drawn["genes"]) == (179, 3_721)
+    assert release["molecules"] == pytest.approx(
+        0.99 * drawn["molecules"], rel=1e-3
+    )  # 1 % controls
+    assert tables["molecules"] == drawn["molecules"]
+    assert release["labelled_pairs"] < tables["labelled_pairs"]  # 5 molecules or more
+    assert list(tmp_path.iterdir()) == []
