@@ -38,7 +38,7 @@ def read_spatialdata(path: Path, *, fov_column: str | None = None, tile: float =
     Parameters
     ----------
     path : pathlib.Path
-        The zarr folder (zarr format 2; shapes as ragged arrays or, newer, as GeoParquet).
+        The zarr folder (zarr format 2 or 3; shapes as ragged arrays or, newer, as GeoParquet).
     fov_column : str or None
         Column of the points that names the field of view; None = tiles.
     tile : float
@@ -96,13 +96,16 @@ def _read(path: Path, fov_column: str | None, tile: float) -> Release:
 
 
 def _attributes(path: Path, element: str) -> dict[str, Any]:
-    file = path / element / ".zattrs"
+    """Attributes of an element, in zarr format 2 (``.zattrs``) or 3 (``zarr.json``)."""
+    old, new = path / element / ".zattrs", path / element / "zarr.json"
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+        if old.is_file() or not new.is_file():
+            return dict(json.loads(old.read_text(encoding="utf-8")))
+        return dict(json.loads(new.read_text(encoding="utf-8"))["attributes"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise SourceError(
-            f"{path}: element {element} has no readable .zattrs ({error}); expected a SpatialData "
-            "zarr of format 2"
+            f"{path}: element {element} has no readable .zattrs or zarr.json ({error!r}); expected "
+            "a SpatialData zarr"
         ) from error
 
 

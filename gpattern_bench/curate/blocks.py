@@ -1,0 +1,130 @@
+"""Tables of instruments' exports, Parquet or csv, read block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from gpattern_bench.curate.release import reading
+from gpattern_bench.errors import SourceError
+
+__all__ = ["find_table", "read_blocks"]
+
+_ROWS = 1 << 20  # of Parquet
+_BYTES = 1 << 24  # of csv; Arrow reads up to 32 blocks ahead
+_TEXT = pa.dictionary(pa.int32(), pa.string())
+
+
+def find_table(folder: Path, names: Sequence[str]) -> Path:
+    """Return the first of some files that is there.
+
+    Raises
+    ------
+    SourceError
+        None of them is.
+    """
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise SourceError(f"{folder} has no {' or '.join(names)}; name the folder of the export")
+
+
+def read_blocks(
+    path: Path,
+    *,
+    text: Sequence[str] = (),
+    numbers: Sequence[str] = (),
+    raw: Sequence[str] = (),
+    optional: Collection[str] = (),
+) -> Iterator[pa.Table]:
+    """Yield a table in blocks of at most about a million rows, only the columns asked for.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        ``.parquet``, ``.csv`` or ``.csv.gz``.
+    text : sequence of str
+        Columns read as text (dictionary-encoded), whatever type the file gives them: names may be
+        numbers longer than 64 bit. What is empty is null.
+    numbers : sequence of str
+        Columns read as float64, or float32 where the file has no more; null where it says nothing.
+    raw : sequence of str
+        Columns read as they are; Parquet only.
+    optional : collection of str
+        Columns that may be missing, and then are left out.
+
+    Raises
+    ------
+    SourceError
+        A column is missing, or the file is damaged or has other types.
+    """
+    wanted = [*text, *numbers, *raw]
+    with reading(path, f"a table with the columns {', '.join(wanted)}"):
+        present = _names(path)
+        missing = [name for name in wanted if name not in present and name not in optional]
+        if missing:
+            raise SourceError(
+                f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(present)}"
+            )
+        used = [name for name in wanted if name in present]
+        for block in (_parquet if path.suffix == ".parquet" else _csv)(path, used, text):
+            columns = [
+                _as_text(block[name])
+                if name in text
+                else _as_number(block[name])
+                if name in numbers
+                else block[name]
+                for name in used
+            ]
+            yield pa.table(columns, names=used)
+
+
+def _names(path: Path) -> list[str]:
+    if path.suffix == ".parquet":
+        return list(pq.read_schema(path).names)
+    with pyarrow.csv.open_csv(path) as file:
+        return list(file.schema.names)
+
+
+def _parquet(path: Path, used: list[str], text: Sequence[str]) -> Iterator[pa.Table]:
+    with pq.ParquetFile(path) as file:
+        kinds = {name: file.schema_arrow.field(name).type for name in text if name in used}
+    texts = [name for name, kind in kinds.items() if kind in (pa.string(), pa.binary())]
+    with pq.ParquetFile(path, read_dictionary=texts) as file:
+        for batch in file.iter_batches(_ROWS, columns=used):
+            yield pa.Table.from_batches([batch])
+
+
+def _csv(path: Path, used: list[str], text: Sequence[str]) -> Iterator[pa.Table]:
+    options = pyarrow.csv.ConvertOptions(
+        include_columns=used,
+        column_types={name: _TEXT if name in text else pa.float64() for name in used},
+    )
+    blocks = pyarrow.csv.ReadOptions(block_size=_BYTES)
+    with pyarrow.csv.open_csv(path, read_options=blocks, convert_options=options) as file:
+        for batch in file:
+            yield pa.Table.from_batches([batch])
+
+
+def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    chunks = [
+        pa.DictionaryArray.from_arrays(
+            chunk.indices.cast(pa.int32()), _empty_is_null(chunk.dictionary.cast(pa.string()))
+        )
+        for chunk in column.chunks
+    ]
+    return pa.chunked_array(chunks, _TEXT)
+
+
+def _empty_is_null(values: pa.Array) -> pa.Array:
+    return pa.array([value or None for value in values.to_pylist()], pa.string())
+
+
+def _as_number(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return column if column.type == pa.float32() else column.cast(pa.float64())

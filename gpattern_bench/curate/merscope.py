@@ -1,0 +1,188 @@
+"""Read the output folder of a MERSCOPE run: detected transcripts and boundaries."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import shapely
+from numpy.typing import NDArray
+
+from gpattern_bench.curate.assign import CellFinder
+from gpattern_bench.curate.blocks import find_table, read_blocks
+from gpattern_bench.curate.gather import Dropped, count, gather, join_parts, outlined_cells
+from gpattern_bench.curate.release import Release, reading
+from gpattern_bench.errors import SourceError
+from gpattern_bench.storage import codes_into
+
+__all__ = ["read_merscope"]
+
+_TRANSCRIPTS = ("detected_transcripts.csv", "detected_transcripts.csv.gz")
+_BOUNDARIES = ("cell_boundaries.parquet", "cellpose_micron_space.parquet")
+_OUTSIDE = "-1"
+_COLUMNS = {"gene": "gene", "global_x": "x", "global_y": "y", "fov": "fov"}
+_LEAST_WKB = 77  # bytes of a triangle; what is shorter has no area
+
+
+def read_merscope(path: Path, scratch: Path, *, tile: float) -> Iterator[Release]:
+    """Read ``detected_transcripts.csv`` and the boundaries, as Parquet or, older, HDF5 per FOV.
+
+    Cells are outlined once per z-plane; of the planes in which a cell has an outline the middle
+    one counts (of two the lower), for the molecules of all planes. The cell of a molecule is its
+    ``cell_id`` (-1 = none) or, in older exports, the one whose outline holds it
+    (:class:`gpattern_bench.curate.assign.CellFinder`). ``global_z`` numbers the planes, it is no
+    length and is not read. There are no nuclei.
+
+    Fields of view are those of ``fov`` or, without that column, tiles
+    (:func:`gpattern_bench.curate.gather.gather`).
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The output folder of one region.
+    scratch : pathlib.Path
+        Folder for what is put aside.
+    tile : float
+        Side of the tiles, um; 0 = one field of view.
+
+    Yields
+    ------
+    Release
+        One per field of view, in micrometres.
+
+    Raises
+    ------
+    SourceError
+        A file or column is missing or damaged, or no molecule lies in a cell.
+    """
+    if not path.is_dir():
+        raise SourceError(f"no folder at {path}: expected the output folder of a MERSCOPE run")
+    with reading(path, "a MERSCOPE export"):
+        transcripts = find_table(path, _TRANSCRIPTS)
+        dropped: Dropped = {}
+        outlines = _outlines(path)
+        cells = outlined_cells(outlines.index.tolist(), outlines.to_numpy(object), None, dropped)
+        blocks = _molecules(transcripts, cells, dropped)
+        yield from gather(blocks, cells, scratch, tile=tile, dropped=dropped)
+
+
+def _molecules(path: Path, cells: pd.DataFrame, dropped: Dropped) -> Iterator[pa.Table]:
+    index = pd.Index([*cells["cell_id"], _OUTSIDE])
+    finder: CellFinder | None = None
+    for block in read_blocks(
+        path,
+        text=("gene", "fov", "cell_id"),
+        numbers=("global_x", "global_y"),
+        optional=("fov", "cell_id"),
+    ):
+        if "cell_id" in block.column_names:
+            cell = codes_into(index, block["cell_id"])
+            nowhere = np.asarray(block["cell_id"].is_null()) | (cell == len(cells))
+            reasons = {"outside every cell": nowhere, "cell without an outline": cell < 0}
+        else:
+            finder = finder or CellFinder(cells["cell_boundary"].to_numpy())
+            xy = np.stack([block[axis].to_numpy() for axis in ("global_x", "global_y")], axis=1)
+            cell = finder.find(xy)
+            lost = ~np.isfinite(xy).all(axis=1)
+            reasons = {"coordinate not finite": lost, "outside every cell": cell < 0}
+        keep = np.ones(len(block), dtype=bool)
+        for reason, rows in reasons.items():
+            count(dropped, "molecules", reason, keep & rows)
+            keep &= ~rows
+        kept = block.select([name for name in _COLUMNS if name in block.column_names])
+        kept = kept.rename_columns([_COLUMNS[name] for name in kept.column_names])
+        kept = kept.append_column("cell", pa.array(cell.astype(np.int32)))
+        yield kept.filter(pa.array(keep))
+
+
+def _outlines(folder: Path) -> pd.Series:
+    """Outlines by the cells' names."""
+    for name in _BOUNDARIES:
+        if (folder / name).is_file():
+            return _from_parquet(folder / name)
+    files = sorted((folder / "cell_boundaries").glob("*.hdf5"))
+    if not files:
+        raise SourceError(
+            f"{folder} has no boundaries; expected {', '.join(_BOUNDARIES)} or "
+            "cell_boundaries/feature_data_*.hdf5"
+        )
+    found: dict[str, Any] = {}
+    for file in files:
+        with reading(file, "MERSCOPE boundaries (featuredata/CELL/zIndex_Z/p_I/coordinates)"):
+            for name, outline in _from_hdf5(file):
+                if found.get(name) is None:
+                    found[name] = outline
+    if not found:
+        raise SourceError(
+            f"none of the {len(files)} files in {folder / 'cell_boundaries'} has cells; expected "
+            "groups featuredata/CELL/zIndex_Z/p_I"
+        )
+    return pd.Series(found, dtype=object)
+
+
+def _middle(cell: NDArray[np.int64], plane: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which polygons (n,) lie in the middle one of their cell's planes."""
+    polygons = pd.DataFrame({"cell": cell, "plane": plane})
+    planes = polygons.drop_duplicates().sort_values(["cell", "plane"])
+    of_cell = planes.groupby("cell")["plane"]
+    chosen = planes[of_cell.cumcount() == (of_cell.transform("size") - 1) // 2]
+    middle = chosen.set_index("cell")["plane"].reindex(cell)
+    return np.asarray(middle.to_numpy() == plane)
+
+
+def _from_parquet(path: Path) -> pd.Series:
+    columns = {"text": ("EntityID",), "numbers": ("ZIndex",), "raw": ("Geometry",)}
+    entity, plane, solid = [], [], []
+    for block in read_blocks(path, **columns):  # the geometries of all planes may be gigabytes
+        entity.append(block["EntityID"])
+        plane.append(block["ZIndex"].to_numpy())
+        length = pc.binary_length(block["Geometry"]).fill_null(0)
+        solid.append(np.asarray(length) >= _LEAST_WKB)
+    if not entity:
+        raise SourceError(f"{path} has no rows; expected outlines of cells")
+    cell, names = pd.factorize(pa.chunked_array([c for e in entity for c in e.chunks]).to_pandas())
+    used = np.concatenate(solid) & (cell >= 0)
+    used[used] = _middle(cell[used], np.concatenate(plane)[used])
+    parts, at = [np.empty(0, dtype=object)], 0
+    for block in read_blocks(path, **columns):
+        rows = used[at : at + len(block)]
+        at += len(block)
+        parts.append(shapely.from_wkb(block["Geometry"].filter(pa.array(rows)).to_numpy()))
+    joined = join_parts(np.concatenate(parts), cell[used], len(names))
+    return pd.Series(joined, np.asarray(names, dtype=object).astype(str), dtype=object)
+
+
+def _from_hdf5(path: Path) -> Iterator[tuple[str, Any]]:
+    with h5py.File(path, "r") as file:
+        for name, cell in file.get("featuredata", {}).items():
+            planes = {
+                int(key.removeprefix("zIndex_")): rings
+                for key, group in cell.items()
+                if re.fullmatch(r"zIndex_\d+", key) and (rings := _rings(group))
+            }
+            outline = None
+            if planes:
+                rings = planes[sorted(planes)[(len(planes) - 1) // 2]]
+                outline = join_parts(
+                    shapely.polygons([shapely.linearrings(ring) for ring in rings]),
+                    np.zeros(len(rings), dtype=np.int64),
+                    1,
+                )[0]
+            yield name, outline
+
+
+def _rings(plane: h5py.Group) -> list[NDArray[np.float64]]:
+    """Corners (v, 2) of the polygons in a plane: three or more, and finite."""
+    rings = [
+        np.asarray(part["coordinates"][:], dtype=np.float64).reshape(-1, 2)
+        for name, part in sorted(plane.items())
+        if re.fullmatch(r"p_\d+", name)
+    ]
+    return [ring for ring in rings if np.isfinite(ring).all() and len(np.unique(ring, axis=0)) >= 3]

@@ -1,0 +1,158 @@
+"""Read the output folder of a Xenium run: transcripts and boundaries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import shapely
+from numpy.typing import NDArray
+
+from gpattern_bench.curate.blocks import find_table, read_blocks
+from gpattern_bench.curate.gather import Dropped, count, gather, join_parts, outlined_cells
+from gpattern_bench.curate.release import Release, reading
+from gpattern_bench.errors import SourceError
+from gpattern_bench.storage import codes_into
+
+__all__ = ["read_xenium"]
+
+_ENDINGS = (".parquet", ".csv.gz")
+_OUTSIDE = ("UNASSIGNED", "-1")
+_COLUMNS = {
+    "feature_name": "gene",
+    "x_location": "x",
+    "y_location": "y",
+    "z_location": "z",
+    "fov_name": "fov",
+}
+
+
+def read_xenium(
+    path: Path, scratch: Path, *, tile: float, min_qv: float = 20.0
+) -> Iterator[Release]:
+    """Read ``transcripts``, ``cell_boundaries`` and ``nucleus_boundaries`` (Parquet or csv.gz).
+
+    Molecules of a quality below `min_qv`, of targets that are no genes (``is_gene``, in newer
+    exports), outside cells or in cells without an outline are left out and counted. Polygons of
+    one cell that have several ``label_id``, such as two nuclei, become one MultiPolygon. What
+    tells a molecule's compartment (``overlaps_nucleus``, ``nucleus_distance``) is not read.
+
+    Fields of view are those of ``fov_name`` or, in older exports, tiles
+    (:func:`gpattern_bench.curate.gather.gather`).
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The output folder (``outs``), or the one that it lies in.
+    scratch : pathlib.Path
+        Folder for what is put aside.
+    tile : float
+        Side of the tiles, um; 0 = one field of view.
+    min_qv : float
+        Phred-scaled quality.
+
+    Yields
+    ------
+    Release
+        One per field of view, in micrometres.
+
+    Raises
+    ------
+    SourceError
+        A file or column is missing or damaged, or no molecule lies in a cell.
+    """
+    folder = path / "outs" if (path / "outs").is_dir() else path
+    if not folder.is_dir():
+        raise SourceError(f"no folder at {path}: expected the outs folder of a Xenium run")
+    with reading(folder, "a Xenium export"):
+        names = {stem: [stem + ending for ending in _ENDINGS] for stem in _STEMS}
+        transcripts, boundaries = (find_table(folder, names[stem]) for stem in _STEMS[:2])
+        outlines = _outlines(boundaries)
+        nuclei = pd.Series(dtype=object)
+        if any((folder / name).is_file() for name in names[_STEMS[2]]):
+            nuclei = _outlines(find_table(folder, names[_STEMS[2]]))
+        dropped: Dropped = {}
+        cells = outlined_cells(
+            outlines.index.tolist(),
+            outlines.to_numpy(object),
+            nuclei.reindex(outlines.index).where(pd.notna, None).to_numpy(object),
+            dropped,
+        )
+        blocks = _molecules(transcripts, cells, min_qv, dropped)
+        yield from gather(blocks, cells, scratch, tile=tile, dropped=dropped)
+
+
+_STEMS = ("transcripts", "cell_boundaries", "nucleus_boundaries")
+
+
+def _outlines(path: Path) -> pd.Series:
+    """Outlines by name, in the order of the file: consecutive vertices of one polygon each."""
+    blocks = list(
+        read_blocks(
+            path,
+            text=("cell_id", "label_id"),
+            numbers=("vertex_x", "vertex_y"),
+            optional=("label_id",),
+        )
+    )
+    if not blocks:
+        raise SourceError(f"{path} has no vertices; expected outlines of cells or nuclei")
+    table = pa.concat_tables(blocks).unify_dictionaries()
+    if table["cell_id"].null_count:
+        raise SourceError(f"{path}: {table['cell_id'].null_count} vertices name no cell_id")
+    cell, names = pd.factorize(table["cell_id"].to_pandas())
+    label = cell
+    if "label_id" in table.column_names:
+        label = pd.factorize(table["label_id"].to_pandas())[0]
+    xy = np.stack([table[axis].to_numpy() for axis in ("vertex_x", "vertex_y")], axis=1)
+    xy = xy.astype(np.float64)
+    begin = np.flatnonzero(np.r_[True, (np.diff(cell) != 0) | (np.diff(label) != 0)])
+    size = np.diff(np.r_[begin, len(cell)])
+    closed = (xy[begin] == xy[begin + size - 1]).all(axis=1)
+    finite = np.logical_and.reduceat(np.isfinite(xy).all(axis=1), begin)
+    area = finite & (size - closed >= 3)  # else there is none
+    ring = np.repeat(np.cumsum(area) - 1, size)
+    vertex = np.repeat(area, size)
+    parts = shapely.polygons(shapely.linearrings(xy[vertex], indices=ring[vertex]))
+    joined = join_parts(np.asarray(parts), cell[begin][area], len(names))
+    return pd.Series(joined, np.asarray(names, dtype=object).astype(str), dtype=object)
+
+
+def _molecules(
+    path: Path, cells: pd.DataFrame, min_qv: float, dropped: Dropped
+) -> Iterator[pa.Table]:
+    index = pd.Index([*cells["cell_id"], *_OUTSIDE])
+    for block in read_blocks(
+        path,
+        text=("cell_id", "feature_name", "fov_name"),
+        numbers=("x_location", "y_location", "z_location", "qv"),
+        raw=("is_gene",),
+        optional=("fov_name", "is_gene"),
+    ):
+        cell = codes_into(index, block["cell_id"])
+        keep = np.ones(len(block), dtype=bool)
+        for reason, rows in _reasons(block, cell, len(cells), min_qv).items():
+            count(dropped, "molecules", reason, keep & rows)
+            keep &= ~rows
+        kept = block.select([name for name in _COLUMNS if name in block.column_names])
+        kept = kept.rename_columns([_COLUMNS[name] for name in kept.column_names])
+        kept = kept.append_column("cell", pa.array(cell.astype(np.int32)))
+        yield kept.filter(pa.array(keep))
+
+
+def _reasons(
+    block: pa.Table, cell: NDArray[np.int64], n_cells: int, min_qv: float
+) -> dict[str, NDArray[np.bool_]]:
+    nowhere = np.asarray(block["cell_id"].is_null())
+    reasons = {
+        f"quality (qv) below {min_qv:g}": ~(block["qv"].to_numpy() >= min_qv),
+        "outside every cell": nowhere | (cell >= n_cells),
+        "cell without an outline": cell < 0,
+    }
+    if "is_gene" in block.column_names:
+        gene = np.asarray(block["is_gene"].cast(pa.bool_()).fill_null(False))
+        reasons["control target"] = ~gene
+    return reasons

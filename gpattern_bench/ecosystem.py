@@ -1,0 +1,252 @@
+"""A dataset as scverse holds it: AnnData of pairs, SpatialData of molecules and outlines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
+from scipy import sparse
+
+from gpattern_bench.cells import read_cells
+from gpattern_bench.dataset import Dataset
+from gpattern_bench.errors import MissingExtraError, PredictionError
+from gpattern_bench.predictions import (
+    as_table,
+    check_predictions,
+    expected_origin,
+    pair_positions,
+    read_predictions,
+)
+from gpattern_bench.storage import codes_into, read_fovs
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+__all__ = ["to_anndata", "to_spatialdata"]
+
+_FLOATS = (pa.float32(), pa.float64())
+_REGION = "cell_boundaries"
+_ROWS = 1_000_000  # of a partition of points
+
+
+def to_anndata(
+    dataset: Dataset, scores: str | Path | pd.DataFrame | pa.Table | None = None
+) -> AnnData:
+    """Give a dataset as cells by genes: counts, and labels and scores of the pairs as layers.
+
+    All layers are sparse, so that 100,000 cells fit into memory. What a sparse layer lacks is 0,
+    not unknown; therefore two masks say which pairs are known.
+
+    ================= ==============================================================
+    ``X``             molecules, int32
+    ``obs``           one row per cell: ``fov``, ``split``, ``n_molecules``,
+                      ``n_genes``, ``touches_border``
+    ``obsm``          ``spatial``: centroids (cells, 2), slide-global micrometres
+    ``layers``        ``labelled``: 1 where a pair has labels, uint8; ``label_<pattern>``:
+                      1 where it has the pattern, uint8; ``scored`` and
+                      ``score_<pattern>`` (float32) likewise, where scores are given
+    ``uns``           ``gpattern_bench``: dataset, version, patterns, unit
+    ================= ==============================================================
+
+    Parameters
+    ----------
+    dataset : Dataset
+    scores : str, pathlib.Path, pandas.DataFrame or pyarrow.Table, optional
+        A prediction file of this dataset; or a table with ``cell_id``, ``gene`` and one column per
+        pattern, of any pairs of it.
+
+    Returns
+    -------
+    anndata.AnnData
+
+    Raises
+    ------
+    PredictionError
+        The scores are not of this dataset, or break the prediction format.
+    MissingExtraError
+        anndata is not installed.
+    """
+    anndata = _extra("anndata")
+    cells = read_cells(dataset.folder, dataset.fovs())
+    split = {fov: name for name in dataset.splits for fov in dataset.fovs(name)}
+    obs = pd.DataFrame(
+        {
+            "fov": pd.Categorical(cells["fov"].astype(str)),
+            "split": pd.Categorical(cells["fov"].map(split).astype(str)),
+            "n_molecules": cells["n_molecules"],
+            "n_genes": cells["n_genes"],
+            "touches_border": cells["touches_border"].astype("boolean"),
+        }
+    )
+    obs.index = pd.Index(cells["cell_id"].to_numpy(object), dtype=object)
+    genes = pd.Index(list(dataset.genes), dtype=object)
+    pairs = _Pairs(obs.index, genes)
+    layers: dict[str, sparse.csr_matrix] = {}
+    if dataset.has_labels:
+        labels = dataset.labels()
+        values = {name: labels[name].to_numpy() for name in dataset.patterns}
+        layers |= pairs.layers(labels, "labelled", "label", values)
+    if scores is not None:
+        layers |= pairs.layers(*_scored(dataset, scores))
+    return anndata.AnnData(
+        X=_counts(dataset, obs.index, genes),
+        obs=obs,
+        var=pd.DataFrame(index=genes),
+        obsm={"spatial": cells[["x", "y"]].to_numpy(np.float64)},
+        layers=layers,
+        uns={"gpattern_bench": _about(dataset)},
+    )
+
+
+def to_spatialdata(dataset: Dataset) -> SpatialData:
+    """Give a dataset as points, shapes and a table, all in slide-global micrometres.
+
+    ============================== =================================================
+    ``points/transcripts``         molecules: ``x``, ``y`` (``z`` where all have
+                                   one), ``gene`` (feature key), ``cell_id``
+                                   (instance key), ``fov``
+    ``shapes/cell_boundaries``     outlines, indexed by the cells' names
+    ``shapes/nucleus_boundaries``  the same, of the cells that have a nucleus
+    ``tables/table``               :func:`to_anndata`, annotates ``cell_boundaries``
+    ============================== =================================================
+
+    The names are those that :func:`gpattern_bench.curate.spatialdata.read_spatialdata` reads. The
+    molecules are in memory at once.
+
+    Parameters
+    ----------
+    dataset : Dataset
+
+    Returns
+    -------
+    spatialdata.SpatialData
+
+    Raises
+    ------
+    MissingExtraError
+        spatialdata is not installed.
+    """
+    spatialdata, models = _extra("spatialdata"), _extra("spatialdata.models")
+    geopandas = _extra("geopandas")
+    cells = dataset.cells().set_index("cell_id")
+    cells.index = pd.Index(cells.index.to_numpy(object), dtype=object)
+    shapes = {}
+    for name in ("cell_boundary", "nucleus_boundary"):
+        outlines = cells[name].dropna()
+        if len(outlines):
+            frame = geopandas.GeoDataFrame(geometry=outlines.to_numpy(), index=outlines.index)
+            shapes[name.replace("boundary", "boundaries")] = models.ShapesModel.parse(frame)
+    table = to_anndata(dataset)
+    table.obs["region"] = pd.Categorical([_REGION] * len(table))
+    table.obs["cell_id"] = table.obs_names.to_numpy(object)
+    molecules = dataset.molecules().to_pandas()
+    if molecules["z"].isna().any():
+        molecules = molecules.drop(columns="z")
+    return spatialdata.SpatialData(
+        points={
+            "transcripts": models.PointsModel.parse(
+                molecules, feature_key="gene", instance_key="cell_id", chunksize=_ROWS
+            )
+        },
+        shapes=shapes,
+        tables={
+            "table": models.TableModel.parse(
+                table, region=_REGION, region_key="region", instance_key="cell_id"
+            )
+        },
+        attrs={"gpattern_bench": _about(dataset)},
+    )
+
+
+def _extra(module: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{module.partition('.')[0]} cannot be imported ({error}); install "
+            "gpattern-bench[spatial]"
+        ) from error
+
+
+def _about(dataset: Dataset) -> dict[str, Any]:
+    return {
+        "dataset": dataset.name,
+        "version": dataset.version,
+        "patterns": list(dataset.patterns),
+        "unit": "um",
+    }
+
+
+def _counts(dataset: Dataset, cells: pd.Index, genes: pd.Index) -> sparse.csr_matrix:
+    """Molecules per cell and gene; the tables have the order of the matrix."""
+    keys, counts = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    molecules = dataset.folder / "molecules.parquet"
+    for group in read_fovs(molecules, dataset.fovs(), ["cell_id", "gene"]):
+        pair = codes_into(cells, group["cell_id"]) * len(genes) + codes_into(genes, group["gene"])
+        key, count = np.unique(pair, return_counts=True)
+        keys.append(key)
+        counts.append(count)
+    cell, gene = np.divmod(np.concatenate(keys), max(len(genes), 1))
+    values = np.concatenate(counts).astype(np.int32)
+    return sparse.csr_matrix((values, (cell, gene)), shape=(len(cells), len(genes)))
+
+
+class _Pairs:
+    """Where pairs stand in a matrix of cells by genes."""
+
+    def __init__(self, cells: pd.Index, genes: pd.Index) -> None:
+        self._cells, self._genes = cells, genes
+
+    def layers(
+        self, pairs: pd.DataFrame, mask: str, prefix: str, values: Mapping[str, NDArray[Any]]
+    ) -> dict[str, sparse.csr_matrix]:
+        """Which pairs are known, and one matrix per pattern of what is known of them."""
+        cell = self._cells.get_indexer(pd.Index(pairs["cell_id"].astype(object)))
+        gene = self._genes.get_indexer(pd.Index(pairs["gene"].astype(object)))
+
+        def matrix(values: NDArray[Any], used: Any = slice(None)) -> sparse.csr_matrix:
+            shape = (len(self._cells), len(self._genes))
+            return sparse.csr_matrix((values[used], (cell[used], gene[used])), shape=shape)
+
+        layers = {mask: matrix(np.ones(len(pairs), np.uint8))}
+        for name, column in values.items():
+            if column.dtype == bool:
+                layers[f"{prefix}_{name}"] = matrix(column.astype(np.uint8), column)
+            else:
+                layers[f"{prefix}_{name}"] = matrix(column.astype(np.float32))
+        return layers
+
+
+def _scored(
+    dataset: Dataset, scores: str | Path | pd.DataFrame | pa.Table
+) -> tuple[pd.DataFrame, str, str, dict[str, NDArray[Any]]]:
+    """Arguments of :meth:`_Pairs.layers` for checked scores."""
+    if isinstance(scores, str | Path):
+        table, origin, problems = read_predictions(scores)
+        subject = str(scores)
+    else:
+        table, origin, problems = as_table(scores), None, []
+        subject = f"scores for {dataset.id}"
+    pairs = dataset.pairs(None if origin is None else origin.split)
+    names = table.column_names
+    if origin is None and names.count("cell_id") == names.count("gene") == 1:
+        at = pair_positions(table, pairs)
+        pairs = pairs.iloc[np.unique(at[at >= 0])]  # any pairs may be scored
+    checked = check_predictions(
+        table,
+        pairs,
+        dataset.patterns,
+        origin=origin,
+        expected=None if origin is None else expected_origin(dataset, origin.split),
+        dtypes=_FLOATS,
+    )
+    if problems or checked.scores is None:
+        raise PredictionError(subject, [*problems, *checked.problems])
+    return pairs, "scored", "score", dict(zip(dataset.patterns, checked.scores.T, strict=True))

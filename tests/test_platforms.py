@@ -1,0 +1,726 @@
+"""Folders as Xenium and MERSCOPE write them become tables, every molecule accounted for.
+
+The real molecules are a Xenium crop (as SpatialData) and a part of a MERSCOPE slide (csv); the
+native folders are written from them after the documented columns.
+"""
+
+import gzip
+from pathlib import Path
+
+import geopandas
+import h5py
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import shapely
+from shapely import MultiPolygon, Polygon, box
+
+from gpattern_bench.curate import blocks
+from gpattern_bench.curate.build import curate
+from gpattern_bench.curate.merscope import read_merscope
+from gpattern_bench.curate.recipe import Recipe
+from gpattern_bench.curate.rules import apply_rules
+from gpattern_bench.curate.xenium import read_xenium
+from gpattern_bench.dataset import Dataset
+from gpattern_bench.errors import SourceError
+from gpattern_bench.methods import get_method
+from gpattern_bench.predict import predict_cells
+
+FOUR = ("nuclear", "nuclear_edge", "cytoplasmic", "cell_edge")
+XENIUM = Recipe(format="xenium", patterns=FOUR, controls="NegControl|BLANK|antisense", split="test")
+MERSCOPE = Recipe(format="merscope", patterns=FOUR, controls="blank", split="test")
+CELLS = {"a": box(0, 0, 10, 10), "b": box(10, 0, 20, 10), "c": box(0, 30, 10, 40)}
+NAMES = ("fov", "cell_id", "gene")
+READERS = {"xenium": read_xenium, "merscope": read_merscope}
+
+
+def pieces(platform, folder, tile=0.0, **options):
+    """All pieces of an export; checks what every reader promises about them."""
+    scratch = folder.parent / f"{folder.name}-scratch"
+    scratch.mkdir(exist_ok=True)
+    found = list(READERS[platform](folder, scratch, tile=tile, **options))
+    fovs = [piece.cells["fov"].unique().tolist() for piece in found]
+    names = [fov for of_piece in fovs for fov in of_piece]
+    assert names == sorted(set(names))
+    for piece, of_piece in zip(found, fovs, strict=True):
+        assert set(piece.molecules["fov"].unique()) <= set(of_piece)
+        assert not set(piece.molecules) & {"overlaps_nucleus", "nucleus_distance", "qv"}
+    return found
+
+
+def whole(found):
+    """Molecules, cells and drops of all pieces together."""
+    molecules = pd.concat(
+        [piece.molecules.astype(dict.fromkeys(NAMES, str)) for piece in found],
+        ignore_index=True,
+    )
+    cells = pd.concat([piece.cells for piece in found]).set_index("cell_id")
+    dropped: dict[str, dict[str, int]] = {}
+    for piece in found:
+        for table, reasons in piece.dropped.items():
+            for reason, rows in reasons.items():
+                of_table = dropped.setdefault(table, {})
+                of_table[reason] = of_table.get(reason, 0) + rows
+    return molecules, cells, {k: {r: n for r, n in v.items() if n} for k, v in dropped.items()}
+
+
+def outline(cells, name):
+    return cells.loc[name, "cell_boundary"]
+
+
+def same(found, expected):
+    """Equal but for the order of rows within a field of view and the last digits."""
+    (molecules, cells, dropped), (molecules2, cells2, dropped2) = whole(found), whole(expected)
+    keys = ["fov", "cell_id", "gene", "x", "y"]
+    one, other = (m.sort_values(keys, ignore_index=True) for m in (molecules, molecules2))
+    pd.testing.assert_frame_equal(one, other, check_dtype=False)
+    assert (cells["fov"].sort_index() == cells2["fov"].sort_index()).all()
+    for name in ("cell_boundary", "nucleus_boundary"):
+        shapes, shapes2 = (c.sort_index()[name].to_numpy(object) for c in (cells, cells2))
+        alike = shapely.equals_exact(shapes, shapes2, 5e-4)  # csv rounds float32
+        assert (alike | (shapely.is_missing(shapes) & shapely.is_missing(shapes2))).all()
+    assert dropped == dropped2
+
+
+# Xenium -------------------------------------------------------------------------------------------
+
+
+def vertices(outlines, **more):
+    """A table of boundaries from (cell, outline): one ring after the other."""
+    rows = [
+        (name, label, x, y)
+        for name, shape in outlines
+        for label, ring in enumerate(shapely.get_exterior_ring(shapely.get_parts(shape)), 1)
+        for x, y in shapely.get_coordinates(ring).tolist()
+    ]
+    frame = pd.DataFrame(rows, columns=["cell_id", "label_id", "vertex_x", "vertex_y"])
+    return frame.astype({"vertex_x": "float32", "vertex_y": "float32"}).assign(**more)
+
+
+def transcripts(rows, **more):
+    """A table of transcripts from (cell, gene, x, y)."""
+    frame = pd.DataFrame(rows, columns=["cell_id", "feature_name", "x_location", "y_location"])
+    frame = frame.assign(transcript_id=range(len(frame)), overlaps_nucleus=0, z_location=3.5, qv=40)
+    numbers = ("x_location", "y_location", "z_location", "qv")
+    return frame.astype(dict.fromkeys(numbers, "float32")).assign(**more)
+
+
+def write_xenium(folder, molecules, cells, nuclei=None, ending=".parquet"):
+    folder.mkdir(parents=True)
+    tables = {"transcripts": molecules, "cell_boundaries": cells, "nucleus_boundaries": nuclei}
+    for name, table in tables.items():
+        if table is not None and ending == ".parquet":
+            table = pa.Table.from_pandas(table, preserve_index=False)
+            pq.write_table(table, folder / f"{name}.parquet")
+        elif table is not None:
+            with gzip.open(folder / f"{name}{ending}", "wt") as file:
+                table.to_csv(file, index=False)
+    return folder
+
+
+INSIDE = [("a", "G1", 1, 1), ("a", "G2", 2, 2), ("b", "G1", 11, 1), ("c", "G2", 1, 31)]
+
+
+@pytest.fixture
+def small(tmp_path):
+    return write_xenium(tmp_path / "outs", transcripts(INSIDE), vertices(CELLS.items()))
+
+
+@pytest.fixture(scope="session")
+def crop(shared):
+    """Molecules, cells and nuclei of the Xenium crop."""
+    zarr = pytest.importorskip("zarr", reason="reading the crop needs zarr (extra: spatial)")
+    folder = shared / "xenium_breast" / "bt_small_data.zarr"
+
+    def outlines(element):
+        group = zarr.open_group(str(folder / "shapes" / element), mode="r")
+        arrays = [np.asarray(group[name][:]) for name in ("coords", "offset0", "offset1", "Index")]
+        kind = shapely.GeometryType.POLYGON
+        shapes = shapely.from_ragged_array(kind, arrays[0], tuple(arrays[1:3]))
+        return dict(zip([str(name) for name in arrays[3]], shapes, strict=True))
+
+    cells, nuclei = outlines("cell_boundaries"), outlines("nucleus_boundaries")
+    table = pq.read_table(folder / "points/transcripts/points.parquet").to_pandas()
+    molecules = pd.DataFrame(
+        {
+            "transcript_id": table["transcript_id"],
+            "cell_id": table["cell_boundaries"].astype(str).replace("", "UNASSIGNED"),
+            "overlaps_nucleus": table["overlaps_nucleus"],
+            "feature_name": table["feature_name"].astype(str),
+            "x_location": table["x"],
+            "y_location": table["y"],
+            "z_location": (table["transcript_id"] % 160 / 10).astype("float32"),  # um, made up
+            "qv": table["qv"],
+        }
+    )
+    return molecules, cells, {name: shape for name, shape in nuclei.items() if name in cells}
+
+
+@pytest.fixture
+def outs(crop, tmp_path):
+    molecules, cells, nuclei = crop
+    cells, nuclei = vertices(cells.items()), vertices(nuclei.items())
+    return write_xenium(tmp_path / "outs", molecules, cells, nuclei)
+
+
+def test_the_xenium_crop_is_read_molecule_by_molecule(crop, outs):
+    source, outlines, nuclei = crop
+    molecules, cells, dropped = whole(pieces("xenium", outs))
+    good = source["qv"] >= 20
+    expected = source[good & (source["cell_id"] != "UNASSIGNED")]
+    assert (len(source), len(expected), len(cells)) == (11_773, 5_629, 27)
+    assert dropped == {
+        "molecules": {
+            "quality (qv) below 20": int((~good).sum()),
+            "outside every cell": int((good & (source["cell_id"] == "UNASSIGNED")).sum()),
+        },
+        "cells": {},
+    }
+    columns = {"x_location": "x", "y_location": "y", "z_location": "z", "feature_name": "gene"}
+    expected = expected.rename(columns=columns)[["cell_id", "gene", "x", "y", "z"]]
+    pd.testing.assert_frame_equal(
+        molecules.drop(columns="fov"), expected.reset_index(drop=True), check_dtype=False
+    )
+    assert molecules["x"].dtype == np.float32
+    assert set(cells["fov"]) == {"0"}
+    for name, shape in outlines.items():
+        assert shapely.equals_exact(outline(cells, name), shape, 1e-3)
+        assert shapely.equals_exact(cells.loc[name, "nucleus_boundary"], nuclei[name], 1e-3)
+
+
+def test_the_xenium_crop_becomes_a_dataset_that_can_be_predicted(outs, tmp_path):
+    recipe = XENIUM.model_copy(update={"path": "outs", "split": "fov", "tile_um": 30.0})
+    folder = curate(recipe, tmp_path, tmp_path / "made", name="crop", version="1.0.0")
+    dataset = Dataset(folder)
+    dataset.verify()
+    assert dataset.counts["cells"] == 27
+    assert dataset.counts["molecules"] == 5_625
+    assert dataset.manifest["dropped"]["molecules"]["control target"] == 4
+    assert dataset.splits == ("train", "val", "test")
+    assert not [gene for gene in dataset.genes if gene.startswith(("NegControl", "BLANK"))]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "outs"]  # no scratch left
+    scores = predict_cells(get_method("sprawl"), dataset.iter_cells())
+    assert len(scores) == dataset.counts["pairs"]
+    assert np.isfinite(scores[list(FOUR)].to_numpy()).all()
+
+
+def test_other_ways_of_writing_the_same_xenium_export_are_read_alike(crop, outs, tmp_path):
+    molecules, cells, nuclei = crop
+    expected = pieces("xenium", outs)
+    cells, nuclei = vertices(cells.items()), vertices(nuclei.items())
+    as_csv = write_xenium(tmp_path / "csv", molecules, cells, nuclei, ending=".csv.gz")
+    same(pieces("xenium", as_csv), expected)
+    numbers = [
+        table.assign(cell_id=table["cell_id"].replace("UNASSIGNED", "-1").astype("int32"))
+        for table in (molecules, cells, nuclei)
+    ]
+    same(pieces("xenium", write_xenium(tmp_path / "int", *numbers)), expected)
+    text = ("cell_id", "feature_name")
+    coded = [
+        table.assign(**{name: table[name].str.encode("utf-8") for name in text if name in table})
+        for table in (molecules, cells, nuclei)
+    ]
+    same(pieces("xenium", write_xenium(tmp_path / "bytes", *coded)), expected)
+    assert pq.read_schema(tmp_path / "bytes/transcripts.parquet").field("cell_id").type == "binary"
+    same(pieces("xenium", write_xenium(tmp_path / "run/outs", *numbers).parent), expected)
+
+
+def test_blocks_of_any_size_give_the_same_pieces(outs, monkeypatch):
+    expected = pieces("xenium", outs, tile=30)
+    assert len(expected) > 5
+    monkeypatch.setattr(blocks, "_ROWS", 100)
+    same(pieces("xenium", outs, tile=30), expected)
+
+
+def test_tiles_hold_the_centroids_of_their_cells(outs):
+    molecules, cells, _ = whole(pieces("xenium", outs, tile=25))
+    untiled, cells0, _ = whole(pieces("xenium", outs))
+    xy = np.array([outline(cells, name).centroid.coords[0] for name in cells.index]) // 25
+    expected = [f"x{x:03.0f}y{y:03.0f}" for x, y in xy - xy.min(axis=0)]
+    assert cells["fov"].tolist() == expected
+    assert (molecules["fov"] == cells["fov"].loc[molecules["cell_id"]].to_numpy()).all()
+    assert set(cells.index) == set(cells0.index)
+    assert len(molecules) == len(untiled)
+
+
+def test_what_tells_the_compartment_of_a_xenium_molecule_changes_nothing(crop, outs, tmp_path):
+    molecules, cells, nuclei = crop
+    rng = np.random.Generator(np.random.Philox(1))
+    shuffled = molecules.assign(
+        overlaps_nucleus=rng.integers(0, 2, len(molecules)), nucleus_distance=rng.random()
+    )
+    cells, nuclei = vertices(cells.items()), vertices(nuclei.items())
+    other = write_xenium(tmp_path / "other", shuffled, cells, nuclei)
+    same(pieces("xenium", other), pieces("xenium", outs))
+
+
+def test_a_cell_lies_in_the_fov_of_most_of_its_molecules(tmp_path):
+    rows = [("a", "G", 1, 1)] * 3 + [("b", "G", 11, 1)] * 2 + [("c", "G", 1, 31)]
+    names = ["K10", "K10", "K9", "K9", "K10", "K9"]  # b: one each, the first as text counts
+    table = transcripts(rows, fov_name=names)
+    folder = write_xenium(tmp_path / "outs", table, vertices(CELLS.items()))
+    found = pieces("xenium", folder, tile=5)
+    assert [piece.cells["cell_id"].tolist() for piece in found] == [["a", "b"], ["c"]]
+    molecules, cells, _ = whole(found)
+    assert cells["fov"].to_dict() == {"a": "K10", "b": "K10", "c": "K9"}
+    assert molecules["fov"].tolist() == ["K10"] * 5 + ["K9"]
+    names[2] = None
+    broken = transcripts(rows, fov_name=names)
+    with pytest.raises(SourceError, match="1 molecules name no field of view"):
+        pieces("xenium", write_xenium(tmp_path / "broken", broken, vertices(CELLS.items())))
+
+
+def test_molecules_of_low_or_no_quality_are_counted(tmp_path):
+    table = transcripts(INSIDE, qv=[20.0, 19.99, np.nan, 40.0])
+    folder = write_xenium(tmp_path / "outs", table, vertices(CELLS.items()))
+    molecules, _, dropped = whole(pieces("xenium", folder))
+    assert molecules["cell_id"].tolist() == ["a", "c"]
+    assert dropped["molecules"] == {"quality (qv) below 20": 2}
+    assert dropped["cells"] == {"without molecules": 1}
+    molecules, _, dropped = whole(pieces("xenium", folder, min_qv=10))
+    assert dropped["molecules"] == {"quality (qv) below 10": 1}
+
+
+def test_targets_that_are_no_genes_are_controls_whatever_their_name(tmp_path):
+    table = transcripts(INSIDE, is_gene=[True, False, True, True])
+    folder = write_xenium(tmp_path / "outs", table, vertices(CELLS.items()))
+    molecules, _, dropped = whole(pieces("xenium", folder))
+    assert molecules["gene"].tolist() == ["G1", "G1", "G2"]
+    assert dropped["molecules"] == {"control target": 1}
+
+
+def test_molecules_of_no_cell_or_of_an_unknown_one_are_counted(tmp_path):
+    strays = [("UNASSIGNED", "G", 1, 1), ("-1", "G", 1, 1), (None, "G", 1, 1), ("", "G", 1, 1)]
+    unknown = [("z", "G", 1, 1)] * 2
+    table = transcripts([*INSIDE, *strays, *unknown])
+    folder = write_xenium(tmp_path / "outs", table, vertices(CELLS.items()))
+    molecules, cells, dropped = whole(pieces("xenium", folder))
+    assert len(molecules) == len(INSIDE)
+    assert sorted(cells.index) == ["a", "b", "c"]
+    assert dropped["molecules"] == {"outside every cell": 4, "cell without an outline": 2}
+
+
+def test_several_polygons_of_a_cell_are_one_outline(tmp_path):
+    nuclei = [("a", MultiPolygon([box(1, 1, 3, 3), box(5, 5, 7, 7)])), ("b", box(12, 2, 14, 4))]
+    cells = [("a", CELLS["a"]), ("b", MultiPolygon([box(10, 0, 20, 4), box(12, 6, 20, 10)]))]
+    folder = write_xenium(
+        tmp_path / "outs", transcripts(INSIDE[:3]), vertices(cells), vertices(nuclei)
+    )
+    _, found, _ = whole(pieces("xenium", folder))
+    for name, shape in cells:
+        assert outline(found, name).equals(shape)
+    for name, shape in nuclei:
+        assert found.loc[name, "nucleus_boundary"].equals(shape)
+    assert found.loc["b", "nucleus_boundary"].geom_type == "Polygon"
+
+
+def test_a_missing_nucleus_is_none_and_one_of_no_cell_is_not_needed(tmp_path):
+    nuclei = vertices([("b", box(12, 2, 14, 4)), ("z", box(1, 1, 2, 2))])
+    folder = write_xenium(tmp_path / "outs", transcripts(INSIDE), vertices(CELLS.items()), nuclei)
+    _, cells, _ = whole(pieces("xenium", folder))
+    assert cells["nucleus_boundary"].map(lambda shape: shape is None).to_dict() == {
+        "a": True,
+        "b": False,
+        "c": True,
+    }
+    (folder / "nucleus_boundaries.parquet").unlink()
+    _, cells, _ = whole(pieces("xenium", folder))
+    assert [*cells["nucleus_boundary"]] == [None] * 3
+
+
+def test_outlines_that_are_not_valid_are_repaired_or_counted(tmp_path):
+    outlines = [
+        ("tie", Polygon([(0, 0), (4, 4), (4, 0), (0, 4)])),  # crosses itself: two wings
+        ("ok", box(10, 0, 20, 10)),
+    ]
+    broken = pd.concat(
+        [
+            vertices(outlines),
+            pd.DataFrame(
+                [
+                    *[("line", 1, 0, 0), ("line", 1, 5, 5), ("line", 1, 0, 0)],
+                    *[("nan", 1, 0, 0), ("nan", 1, np.nan, 5), ("nan", 1, 5, 0), ("nan", 1, 0, 0)],
+                    *[("flat", 1, 0, 0), ("flat", 1, 3, 3), ("flat", 1, 6, 6), ("flat", 1, 0, 0)],
+                    *[("open", 1, 30, 0), ("open", 1, 34, 0), ("open", 1, 30, 4)],
+                ],
+                columns=["cell_id", "label_id", "vertex_x", "vertex_y"],
+            ),
+        ]
+    )
+    names = ["tie", "ok", "line", "nan", "flat", "open"]
+    table = transcripts([(name, "G", 1, 1) for name in names])
+    found = pieces("xenium", write_xenium(tmp_path / "outs", table, broken))
+    tables = [apply_rules(piece, XENIUM) for piece in found]
+    assert len(tables) == 1
+    kept = tables[0].cells.to_pandas().set_index("cell_id")["cell_boundary"]
+    assert sorted(kept.index) == ["ok", "open", "tie"]
+    areas = {name: shapely.from_wkb(wkb).area for name, wkb in kept.items()}
+    assert areas == pytest.approx({"ok": 100, "open": 8, "tie": 8})
+    assert tables[0].dropped["cells"] == {"without an outline": 3}
+    assert tables[0].dropped["molecules"] == {"cell without an outline": 3}
+
+
+def test_coordinates_that_are_not_finite_are_counted_by_the_rules(tmp_path):
+    table = transcripts([("a", "G", np.nan, 1), ("a", "G", 1, np.inf), ("a", "G", 1, 1)])
+    folder = write_xenium(tmp_path / "outs", table, vertices(CELLS.items()))
+    tables = [apply_rules(piece, XENIUM) for piece in pieces("xenium", folder)]
+    assert tables[0].molecules.num_rows == 1
+    assert tables[0].dropped["molecules"] == {"coordinate not finite": 2}
+
+
+@pytest.mark.parametrize(
+    ("file", "column"),
+    [
+        ("transcripts", "cell_id"),
+        ("transcripts", "qv"),
+        ("transcripts", "z_location"),
+        ("cell_boundaries", "vertex_x"),
+        ("cell_boundaries", "cell_id"),
+    ],
+)
+def test_a_missing_column_is_named_with_those_that_are_there(small, file, column):
+    path = small / f"{file}.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(column), path)
+    with pytest.raises(SourceError, match=rf"{file}.parquet lacks the columns {column}; it has "):
+        pieces("xenium", small)
+
+
+def test_what_is_no_xenium_export_is_refused(small, tmp_path):
+    with pytest.raises(SourceError, match="expected the outs folder"):
+        pieces("xenium", tmp_path / "absent")
+    (small / "cell_boundaries.parquet").rename(small / "gone")
+    with pytest.raises(SourceError, match=r"no cell_boundaries.parquet or cell_boundaries.csv.gz"):
+        pieces("xenium", small)
+    (small / "gone").rename(small / "cell_boundaries.parquet")
+    path = small / "transcripts.parquet"
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(SourceError, match=r"transcripts.parquet cannot be read as a table"):
+        pieces("xenium", small)
+
+
+def test_text_where_numbers_belong_is_refused(tmp_path):
+    table = transcripts(INSIDE, x_location=["1", "x", "3", "4"])
+    folder = write_xenium(tmp_path / "outs", table, vertices(CELLS.items()))
+    with pytest.raises(SourceError, match=r"transcripts.parquet cannot be read as a table"):
+        pieces("xenium", folder)
+
+
+def test_an_export_without_rows_is_refused(tmp_path):
+    none, cells = transcripts(INSIDE)[:0], vertices(CELLS.items())
+    with pytest.raises(SourceError, match="no molecule lies in a cell"):
+        pieces("xenium", write_xenium(tmp_path / "no-molecules", none, cells))
+    with pytest.raises(SourceError, match="has no vertices"):
+        pieces("xenium", write_xenium(tmp_path / "no-cells", transcripts(INSIDE), cells[:0]))
+    other = transcripts([("z", "G", 1, 1), ("UNASSIGNED", "G", 1, 1)])
+    with pytest.raises(SourceError, match=r"no molecule lies in a cell.*'outside every cell': 1"):
+        pieces("xenium", write_xenium(tmp_path / "other", other, cells))
+    nameless = cells.assign(cell_id=[None, *cells["cell_id"][1:]])
+    with pytest.raises(SourceError, match="1 vertices name no cell_id"):
+        pieces("xenium", write_xenium(tmp_path / "nameless", transcripts(INSIDE), nameless))
+
+
+# MERSCOPE -----------------------------------------------------------------------------------------
+
+
+def detected(rows, **more):
+    """A table of detected transcripts from (gene, x, y), columns as documented."""
+    frame = pd.DataFrame(rows, columns=["gene", "global_x", "global_y"])
+    frame = frame.assign(
+        barcode_id=0, global_z=range(len(frame)), x=0.5, y=0.5, transcript_id="ENST0"
+    )
+    return frame.assign(**more)
+
+
+def write_merscope(folder, molecules, outlines, hdf5=False):
+    """`outlines`: rows of (cell, plane, outline)."""
+    folder.mkdir(parents=True)
+    molecules.to_csv(folder / "detected_transcripts.csv")  # the first column has no name
+    if not hdf5:
+        frame = pd.DataFrame(outlines, columns=["EntityID", "ZIndex", "Geometry"])
+        frame["Geometry"] = shapely.to_wkb(frame["Geometry"].to_numpy(object))
+        frame = frame.assign(ID=range(len(frame)), Type="cell", ZLevel=1.5 * (frame["ZIndex"] + 1))
+        pq.write_table(pa.Table.from_pandas(frame), folder / "cell_boundaries.parquet")
+        return folder
+    (folder / "cell_boundaries").mkdir()
+    for i, fov in enumerate(("0", "1")):
+        with h5py.File(folder / f"cell_boundaries/feature_data_{fov}.hdf5", "w") as file:
+            file.create_group("featuredata")
+            for name, plane, shape in outlines:
+                if sum(map(ord, str(name))) % 2 == i:  # a cell's planes are in one file
+                    group = file.require_group(f"featuredata/{name}/zIndex_{plane}")
+                    file[f"featuredata/{name}"].attrs["z"] = 0
+                    for k, ring in enumerate(shapely.get_exterior_ring(shapely.get_parts(shape))):
+                        xy = shapely.get_coordinates(ring)
+                        group.create_dataset(f"p_{k}/coordinates", data=xy[None])
+    return folder
+
+
+FLAT = [(name, z, shape) for name, shape in CELLS.items() for z in range(3)]
+DETECTED = [("G1", 1, 1), ("G2", 2, 2), ("G1", 11, 1), ("G2", 1, 31), ("G1", 5, 20)]
+
+
+@pytest.fixture(scope="session")
+def brain(shared):
+    """Molecules and outlines (cell, plane, outline) of the part of a MERSCOPE slide."""
+    folder = shared / "merscope_mouse_brain"
+    molecules = pd.read_csv(folder / "vizgen_transcripts.gz").assign(barcode_id=0, x=0.0, y=0.0)
+    outlines = []
+    for plane in (0, 1):
+        path = folder / "cell_boundaries" / f"z{plane}_polygons.gz"
+        table = pd.read_csv(path, dtype={"poly_ID": str})
+        for name, group in table.groupby("poly_ID", sort=False):
+            corners = group[["x", "y"]].to_numpy() * [1, -1]  # y is negated in this extract
+            outlines.append((name, plane, Polygon(corners)))
+    return molecules, outlines
+
+
+def lower_plane(outlines):
+    first = pd.DataFrame(outlines, columns=["cell", "plane", "shape"]).sort_values("plane")
+    return first.drop_duplicates("cell").set_index("cell")["shape"]
+
+
+@pytest.mark.parametrize("hdf5", [False, True])
+def test_the_merscope_slide_is_assigned_like_geopandas_does(brain, tmp_path, hdf5):
+    source, outlines = brain
+    found = pieces("merscope", write_merscope(tmp_path / "region", source, outlines, hdf5))
+    molecules, cells, dropped = whole(found)
+    chosen = lower_plane(outlines)
+    assert len(chosen) == 505
+    frame = geopandas.GeoDataFrame(geometry=shapely.make_valid(chosen.to_numpy()))
+    points = geopandas.points_from_xy(source["global_x"], source["global_y"])
+    points = geopandas.GeoDataFrame(source, geometry=points)
+    joined = points.sjoin(frame, predicate="intersects")
+    assert not joined.index.has_duplicates
+    assert len(molecules) == len(joined) == 31_775
+    expected = joined.assign(cell_id=chosen.index[joined["index_right"]])
+    expected = expected.groupby(["cell_id", "gene"]).size()
+    assert molecules.groupby(["cell_id", "gene"]).size().to_dict() == expected.to_dict()
+    assert dropped["molecules"] == {"outside every cell": len(source) - len(joined)}
+    assert dropped["cells"] == {"without molecules": 505 - len(cells)}
+    for name in cells.index:
+        assert shapely.equals_exact(outline(cells, name), chosen[name], 1e-9)
+    assert "z" not in molecules  # global_z numbers the planes
+    assert set(cells["nucleus_boundary"]) == {None}
+
+
+def test_a_cell_id_in_the_csv_counts_and_gives_the_same(brain, tmp_path):
+    source, outlines = brain
+    expected = pieces("merscope", write_merscope(tmp_path / "without", source, outlines), tile=50)
+    molecules, _, _ = whole(expected)
+    key = ["global_x", "global_y", "gene"]
+    named = molecules.rename(columns={"x": "global_x", "y": "global_y"})[[*key, "cell_id"]]
+    table = source.merge(named.drop_duplicates(key), how="left", on=key).fillna({"cell_id": "-1"})
+    with_ids = write_merscope(tmp_path / "with", table, outlines)
+    assert table["cell_id"].str.len().max() > 30  # longer than 64 bit hold
+    same(pieces("merscope", with_ids, tile=50), expected)
+    assert len(expected) > 20
+
+
+def test_the_merscope_slide_becomes_a_dataset_that_can_be_predicted(brain, tmp_path):
+    write_merscope(tmp_path / "region", *brain)
+    recipe = MERSCOPE.model_copy(update={"path": "region", "split": "fov", "tile_um": 100.0})
+    folder = curate(recipe, tmp_path, tmp_path / "made", name="brain", version="1.0.0")
+    dataset = Dataset(folder)
+    dataset.verify()
+    assert dataset.splits == ("train", "val", "test")
+    assert not [gene for gene in dataset.genes if gene.lower().startswith("blank")]
+    assert dataset.manifest["dropped"]["molecules"]["control target"] > 0
+    scores = predict_cells(get_method("molecule_count"), dataset.iter_cells("test"))
+    assert len(scores) == dataset.manifest["counts"]["splits"]["test"]["pairs"]
+
+
+def test_csv_blocks_of_any_size_give_the_same_pieces(brain, tmp_path, monkeypatch):
+    folder = write_merscope(tmp_path / "region", *brain)
+    expected = pieces("merscope", folder, tile=50)
+    monkeypatch.setattr(blocks, "_BYTES", 10_000)
+    same(pieces("merscope", folder, tile=50), expected)
+
+
+@pytest.mark.parametrize("hdf5", [False, True])
+def test_of_a_cells_planes_the_middle_one_counts(tmp_path, hdf5):
+    def square(plane):
+        return box(plane, 0, 10 + plane, 10)
+
+    outlines = [("odd", z, square(z)) for z in (0, 1, 2, 3, 4)]
+    outlines += [("even", z, shapely.affinity.translate(square(z), 30)) for z in (5, 3, 4, 6)]
+    outlines += [("one", 6, shapely.affinity.translate(square(6), 60))]
+    outlines += [
+        ("hollow", 0, Polygon()),
+        ("hollow", 1, Polygon()),
+        ("hollow", 2, box(90, 0, 99, 9)),
+    ]
+    rows = [("G", 5, 5), ("G", 38, 5), ("G", 70, 5), ("G", 95, 5)]
+    found = pieces("merscope", write_merscope(tmp_path / "r", detected(rows), outlines, hdf5))
+    _, cells, _ = whole(found)
+    left = {name: outline(cells, name).bounds[0] for name in cells.index}
+    assert left == {"odd": 2, "even": 34, "one": 66, "hollow": 90}
+
+
+@pytest.mark.parametrize("hdf5", [False, True])
+def test_parts_of_one_plane_are_one_outline(tmp_path, hdf5):
+    shape = MultiPolygon([box(0, 0, 4, 4), box(6, 0, 9, 4)])
+    rows = [("G", 1, 1), ("G", 7, 1), ("G", 5, 1)]
+    folder = write_merscope(tmp_path / "r", detected(rows), [("a", 0, shape)], hdf5)
+    molecules, cells, dropped = whole(pieces("merscope", folder))
+    assert outline(cells, "a").equals(shape)
+    assert molecules["x"].tolist() == [1, 7]
+    assert dropped["molecules"] == {"outside every cell": 1}
+
+
+def test_rows_of_one_plane_are_one_outline_too(tmp_path):
+    rows = [(1, 0, box(0, 0, 4, 4)), (1, 0, box(6, 0, 9, 4)), (2, 0, box(20, 0, 24, 4))]
+    folder = write_merscope(tmp_path / "r", detected([("G", 1, 1), ("G", 22, 1)]), rows)
+    _, cells, _ = whole(pieces("merscope", folder))
+    assert outline(cells, "1").equals(MultiPolygon([box(0, 0, 4, 4), box(6, 0, 9, 4)]))
+    assert outline(cells, "2").geom_type == "Polygon"
+
+
+def test_the_fov_of_the_csv_is_used(tmp_path):
+    table = detected(DETECTED, fov=[10, 9, 9, 9, 3])
+    found = pieces("merscope", write_merscope(tmp_path / "r", table, FLAT), tile=5)
+    molecules, cells, _ = whole(found)
+    assert cells["fov"].to_dict() == {"a": "10", "b": "9", "c": "9"}  # a: one each
+    assert molecules["fov"].tolist() == ["10", "10", "9", "9"]
+    assert [piece.cells["fov"].iloc[0] for piece in found] == ["10", "9"]
+
+
+def test_cell_ids_of_no_cell_and_of_unknown_ones_are_counted(tmp_path):
+    table = detected(DETECTED, cell_id=["a", "-1", "b", "z", None])
+    molecules, _, dropped = whole(pieces("merscope", write_merscope(tmp_path / "r", table, FLAT)))
+    assert molecules["cell_id"].tolist() == ["a", "b"]
+    assert dropped["molecules"] == {"outside every cell": 2, "cell without an outline": 1}
+    assert dropped["cells"] == {"without molecules": 1}
+
+
+def test_a_named_cell_keeps_molecules_beyond_the_chosen_plane(tmp_path):
+    table = detected(DETECTED, cell_id=["a"] * 5)
+    molecules, _, _ = whole(pieces("merscope", write_merscope(tmp_path / "r", table, FLAT)))
+    assert len(molecules) == 5
+
+
+@pytest.mark.parametrize("lost", [np.nan, np.inf])
+def test_merscope_coordinates_that_are_not_finite_are_counted(tmp_path, lost):
+    table = detected([*DETECTED, ("G1", lost, 1), ("G1", 1, lost)])
+    molecules, _, dropped = whole(pieces("merscope", write_merscope(tmp_path / "r", table, FLAT)))
+    assert len(molecules) == 4
+    assert dropped["molecules"] == {"coordinate not finite": 2, "outside every cell": 1}
+
+
+def test_a_molecule_without_a_gene_is_counted_by_the_rules(tmp_path):
+    table = detected([("", 1, 1), ("NA", 2, 2), ("nan", 3, 3)])
+    found = pieces("merscope", write_merscope(tmp_path / "r", table, FLAT))
+    tables = [apply_rules(piece, MERSCOPE) for piece in found]
+    assert tables[0].molecules["gene"].to_pylist() == ["NA", "nan"]  # names of genes, not missing
+    assert tables[0].dropped["molecules"] == {"without a gene": 1}
+
+
+def test_molecules_go_to_self_crossing_cells_as_repaired(tmp_path):
+    tie = Polygon([(0, 0), (4, 4), (4, 0), (0, 4)])
+    rows = [("G", 3.5, 2), ("G", 0.5, 2), ("G", 2, 3)]
+    folder = write_merscope(tmp_path / "r", detected(rows), [("tie", 0, tie)])
+    tables = [apply_rules(piece, MERSCOPE) for piece in pieces("merscope", folder)]
+    assert tables[0].molecules.num_rows == 2
+    assert shapely.from_wkb(tables[0].cells["cell_boundary"][0].as_py()).area == pytest.approx(8)
+
+
+def test_files_without_features_are_empty_fields_of_view(tmp_path):
+    folder = write_merscope(tmp_path / "r", detected(DETECTED), FLAT, hdf5=True)
+    with h5py.File(folder / "cell_boundaries/feature_data_7.hdf5", "w") as file:
+        file["other"] = 1
+    assert len(whole(pieces("merscope", folder))[1]) == 3
+    for path in (folder / "cell_boundaries").iterdir():
+        with h5py.File(path, "a") as file:
+            file.pop("featuredata", None)
+    with pytest.raises(SourceError, match=r"none of the 3 files .* has cells"):
+        pieces("merscope", folder)
+
+
+def test_hdf5_of_another_layout_is_refused(tmp_path):
+    folder = write_merscope(tmp_path / "r", detected(DETECTED), FLAT, hdf5=True)
+    with h5py.File(folder / "cell_boundaries/feature_data_0.hdf5", "a") as file:
+        file["featuredata/x/zIndex_0/p_0/points"] = np.zeros((3, 2))
+    with pytest.raises(SourceError, match=r"feature_data_0.hdf5 cannot be read as MERSCOPE"):
+        pieces("merscope", folder)
+    (folder / "cell_boundaries/feature_data_0.hdf5").write_bytes(b"<html>")
+    with pytest.raises(SourceError, match=r"feature_data_0.hdf5 cannot be read as MERSCOPE"):
+        pieces("merscope", folder)
+
+
+def test_what_is_no_merscope_export_is_refused(tmp_path):
+    with pytest.raises(SourceError, match="expected the output folder of a MERSCOPE run"):
+        pieces("merscope", tmp_path / "absent")
+    folder = write_merscope(tmp_path / "r", detected(DETECTED), FLAT)
+    (folder / "cell_boundaries.parquet").unlink()
+    with pytest.raises(SourceError, match=r"no boundaries; expected cell_boundaries.parquet"):
+        pieces("merscope", folder)
+    (folder / "detected_transcripts.csv").unlink()
+    with pytest.raises(SourceError, match=r"no detected_transcripts.csv"):
+        pieces("merscope", folder)
+
+
+@pytest.mark.parametrize("column", ["EntityID", "ZIndex", "Geometry"])
+def test_boundaries_without_a_column_are_refused(tmp_path, column):
+    folder = write_merscope(tmp_path / "r", detected(DETECTED), FLAT)
+    path = folder / "cell_boundaries.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(column), path)
+    with pytest.raises(SourceError, match=f"lacks the columns {column}; it has .*, ID, "):
+        pieces("merscope", folder)
+
+
+def test_boundaries_that_are_no_geometry_are_refused(tmp_path):
+    folder = write_merscope(tmp_path / "r", detected(DETECTED), FLAT)
+    path = folder / "cell_boundaries.parquet"
+    table = pq.read_table(path)
+    at = table.column_names.index("Geometry")
+    pq.write_table(table.set_column(at, "Geometry", pa.array([b"x" * 90] * len(table))), path)
+    with pytest.raises(SourceError, match="cannot be read as a MERSCOPE export"):
+        pieces("merscope", folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        (",gene,global_x\n0,G,1\n", "lacks the columns global_y; it has , gene, global_x"),
+        ("<html><body>no</body></html>\n", "lacks the columns gene, global_x, global_y"),
+        ("", "cannot be read as a table"),
+        ("gene,global_x,global_y\nG,1,1\nG,1\n", "Expected 3 columns, got 2"),
+        ("gene,global_x,global_y\nG,1,1\nG,one,1\n", "invalid value 'one'"),
+        ("gene,global_x,global_y\n", "no molecule lies in a cell"),
+        ("gene,global_x,global_y\nG,900,900\n", "'outside every cell': 1"),
+    ],
+)
+def test_a_csv_that_is_not_as_documented_is_refused(tmp_path, text, match):
+    folder = write_merscope(tmp_path / "r", detected(DETECTED), FLAT)
+    (folder / "detected_transcripts.csv").write_text(text)
+    with pytest.raises(SourceError, match=match):
+        pieces("merscope", folder)
+
+
+def test_a_truncated_gzip_is_refused(brain, tmp_path):
+    folder = write_merscope(tmp_path / "r", *brain)
+    path = folder / "detected_transcripts.csv"
+    packed = gzip.compress(path.read_bytes())
+    path.unlink()
+    Path(f"{path}.gz").write_bytes(packed)
+    assert len(whole(pieces("merscope", folder))[0]) == 31_775
+    Path(f"{path}.gz").write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(SourceError, match=r"detected_transcripts.csv.gz cannot be read"):
+        pieces("merscope", folder)
+
+
+@pytest.mark.parametrize("platform", ["xenium", "merscope"])
+def test_a_wrong_unit_is_warned_about(platform, tmp_path, caplog):
+    """Pixels of 0.1 um taken for um: cells of 1,000."""
+    large = {name: shapely.affinity.scale(s, 100, 100, origin=(0, 0)) for name, s in CELLS.items()}
+    rows = [(cell, gene, x * 100, y * 100) for cell, gene, x, y in INSIDE]
+    if platform == "xenium":
+        write_xenium(tmp_path / "r", transcripts(rows), vertices(large.items()))
+    else:
+        outlines = [(name, 0, shape) for name, shape in large.items()]
+        write_merscope(tmp_path / "r", detected([row[1:] for row in rows]), outlines)
+    recipe = Recipe(format=platform, path="r", patterns=FOUR, split="test")
+    folder = curate(recipe, tmp_path, tmp_path / "made", name="own", version="0.0.0")
+    assert "3 of 3 cells have a diameter outside 3-200 um" in caplog.text
+    assert Dataset(folder).manifest["warnings"]
