@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
 from gpattern_bench.storage import codes_into, dictionary_codes, read_fovs, read_table
+
+if TYPE_CHECKING:
+    from gpattern_bench.geometry import CellGeometry
 
 __all__ = ["Cell", "Cells", "read_cells"]
 
@@ -66,6 +69,13 @@ class Cell:
     def counts(self) -> NDArray[np.int64]:
         """(g,) molecules of each gene present."""
         return self._present[1]
+
+    @cached_property
+    def geometry(self) -> CellGeometry:
+        """Where the molecules lie with respect to the outlines; one for all genes and methods."""
+        from gpattern_bench.geometry import CellGeometry  # numba, only for who asks
+
+        return CellGeometry(self.xy, self.boundary, self.nucleus)
 
 
 class _StoredCell(Cell):

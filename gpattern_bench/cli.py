@@ -509,6 +509,25 @@ def run(
         typer.echo(str(file))
 
 
+@app.command()
+def features(
+    method: Annotated[
+        str, typer.Argument(metavar="METHOD", help="bento, ella, locfish, locfish_2018, sprawl.")
+    ],
+    tables: Annotated[str, typer.Argument(metavar="TABLES", help="Name, or a folder of tables.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Parquet file to write.")],
+    unit_um: Annotated[
+        float | None,
+        typer.Option(help="um per unit in which to compute, such as the source's pixel size."),
+    ] = None,
+) -> None:
+    """Write a method's raw features: one row per pair (ELLA: per gene and kernel)."""
+    from gpattern_bench.dataset import load_dataset
+    from gpattern_bench.features import write_features
+
+    typer.echo(str(write_features(method, load_dataset(tables), out, unit_um=unit_um)))
+
+
 _File = Annotated[Path, typer.Argument(metavar="FILE", help="A prediction file.")]
 
 

@@ -15,6 +15,12 @@ METHODS = {
     "gene_prior": "gpattern_bench.methods.controls:GenePrior",
     "molecule_count": "gpattern_bench.methods.controls:MoleculeCount",
     "oracle": "gpattern_bench.methods.controls:Oracle",
+    "bento": "gpattern_bench.methods.bento:Bento",
+    "ella": "gpattern_bench.methods.ella:Ella",
+    "ella_robust": "gpattern_bench.methods.ella:EllaRobust",
+    "locfish": "gpattern_bench.methods.locfish:Locfish",
+    "locfish_2018": "gpattern_bench.methods.locfish:Locfish2018",
+    "locfish_unsupervised": "gpattern_bench.methods.locfish:LocfishUnsupervised",
     "sprawl": "gpattern_bench.methods.sprawl:Sprawl",
 }
 """Name -> ``module:class`` of every method that ships with the package."""

@@ -1,26 +1,44 @@
-"""SPRAWL's peripheral and central scores (Bierman et al., eLife 2024) and the paper's mapping.
+"""SPRAWL's scores (Bierman et al., eLife 2024), their sums over cells and the paper's mapping.
 
 A gene is peripheral in a cell if its molecules rank among those nearest to the outline, central
 if among those nearest to the middle; under the null the genes are shuffled over the molecules.
-The null variance of the median rank is written in closed form.
+The null variance of the median rank is written in closed form, its tail summed exactly. The
+punctate and the radial score are in :mod:`gpattern_bench.methods.sprawl_random`.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
+import pandas as pd
+from numba import njit
 from numpy.typing import NDArray
 from scipy.special import expit
-from scipy.stats import rankdata
+from scipy.stats import false_discovery_control, norm
 
 from gpattern_bench.cells import Cell, Cells
-from gpattern_bench.geometry import exterior_vertices, outline_distance
+from gpattern_bench.geometry import exterior_vertices, mean_ranks
 from gpattern_bench.methods.base import About, Scores, Untrained
+from gpattern_bench.methods.sprawl_random import DRAW_VARIANCE, ObservedDraws, pair_scores
 
-__all__ = ["Sprawl", "median_rank_scores", "median_rank_variance", "pattern_scores"]
+__all__ = [
+    "STATISTICS",
+    "Sprawl",
+    "aggregate",
+    "cell_features",
+    "features",
+    "median_rank_p",
+    "median_rank_scores",
+    "median_rank_variance",
+    "pattern_scores",
+    "peripheral_central",
+]
 
 _Floats = NDArray[np.float64]
+
+STATISTICS = ("peripheral", "central", "punctate", "radial")
 
 _TAU = 1.96  # two-sided 5 % point of the normal: "significant" in the paper's mapping
 
@@ -62,12 +80,15 @@ def peripheral_central(cell: Cell) -> tuple[_Floats, _Floats]:
     Distances are to the exterior ring of the outline, and to the mean of its vertices with the
     closing one counted twice, as upstream does.
     """
-    middle = exterior_vertices(cell.boundary).mean(axis=0)
-    to_middle = np.square(cell.xy - middle).sum(axis=1)
+    to_middle = np.square(cell.xy - _middle(cell)).sum(axis=1)
     return (
-        median_rank_scores(outline_distance(cell.xy, cell.boundary), cell.gene),
+        _median_scores(cell.geometry.boundary_rank, cell.gene),
         median_rank_scores(to_middle, cell.gene),
     )
+
+
+def _middle(cell: Cell) -> _Floats:
+    return np.asarray(exterior_vertices(cell.boundary).mean(axis=0))
 
 
 def median_rank_scores(distance: _Floats, gene: NDArray[np.int32]) -> _Floats:
@@ -76,12 +97,13 @@ def median_rank_scores(distance: _Floats, gene: NDArray[np.int32]) -> _Floats:
     ``S = ((n + 1) / 2 - M) / ((n - 1) / 2)``, with M the median of the gene's ranks among all n
     molecules of the cell. Tied distances share their mean rank, so that the result does not
     depend on the order of the molecules; upstream breaks ties by chance, which moves M by up to
-    3.5 ranks on its reference cells.
+    4 ranks on its reference cells.
 
     Parameters
     ----------
     distance : numpy.ndarray
-        (n,) of the molecules, any unit.
+        (n,) of the molecules, any unit. In a cell of several slices, each molecule's is to the
+        outline, or the middle, of its own slice; the ranks are over all of them.
     gene : numpy.ndarray
         (n,) codes of their genes.
 
@@ -95,10 +117,13 @@ def median_rank_scores(distance: _Floats, gene: NDArray[np.int32]) -> _Floats:
     >>> median_rank_scores(np.array([0.1, 0.2, 0.8, 0.9]), np.array([0, 0, 1, 1])).round(3)
     array([ 0.667, -0.667])
     """
-    n = len(distance)
+    return _median_scores(mean_ranks(distance), gene)
+
+
+def _median_scores(rank: _Floats, gene: NDArray[np.int32]) -> _Floats:
+    n = len(rank)
     if n == 1:
         return np.zeros(1)
-    rank = rankdata(distance)
     order = np.lexsort((rank, gene))
     starts = np.flatnonzero(np.diff(gene[order], prepend=-1))
     counts = np.diff(starts, append=n)
@@ -122,6 +147,204 @@ def median_rank_variance(m: NDArray[np.integer], n: int) -> _Floats:
     m = np.asarray(m, dtype=np.float64)
     odd = (n + 1) * (n - m) / ((m + 2) * (n - 1.0) ** 2)
     return np.where(m % 2 == 1, odd, odd * m / (m + 1))
+
+
+def median_rank_p(score: _Floats, m: NDArray[np.integer], n: int) -> _Floats:
+    """Exact two-sided p of scores of genes with m of a cell's n molecules, genes shuffled.
+
+    ``2 P(M <= x)``, at most 1, with x the median rank or its mirror image ``n + 1 - x``, whichever
+    is less, and M the median of m ranks drawn without replacement out of n distinct ones. For odd
+    m it is at most x if (m + 1) / 2 or more of the ranks are, a hypergeometric tail; for even m
+    the two middle ranks decide. Where molecules tie, a median between two ranks counts as the
+    lower. Sums of positive terms only: right to about ten digits however small.
+
+    Parameters
+    ----------
+    score : numpy.ndarray
+        (g,) of :func:`median_rank_scores`.
+    m : numpy.ndarray
+        (g,) molecules of each gene.
+    n : int
+        Molecules of the cell.
+
+    Examples
+    --------
+    The lowest of five ranks, one of ten ways to draw two of them, and their middle:
+
+    >>> median_rank_p(np.array([1.0, 0.75, 0.0]), np.array([1, 2, 1]), 5).tolist()
+    [0.4, 0.2, 1.0]
+    """
+    quadrupled = np.rint(2 * (n + 1) - 2 * (n - 1) * np.asarray(score)).astype(np.int64)
+    result: _Floats = _two_sided(quadrupled, np.asarray(m, np.int64), n)
+    return result
+
+
+@njit(cache=True, nogil=True)
+def _two_sided(quadrupled: Any, m: Any, n: Any) -> Any:
+    p = np.empty(len(m))
+    for g in range(len(m)):
+        lower = min(quadrupled[g], 4 * (n + 1) - quadrupled[g])
+        half = (m[g] + 1) // 2
+        if m[g] % 2:
+            here, above = _hypergeometric(n, lower // 4, m[g], half)
+        else:
+            # Of the middle ranks a < b, with a + b <= s, the lower is at most k = (s - 1) // 2:
+            # either b is too, or b exceeds k by no more than a falls short of it (and 1 if s is
+            # even).
+            twice = lower // 2
+            k = (twice - 1) // 2
+            here, above = _hypergeometric(n, k, m[g], half)
+            if here > 0.0:
+                here *= _not_beyond(half, k, n - k, twice - 2 * k - 1)
+        p[g] = min(1.0, 2 * (here + above))
+    return p
+
+
+@njit(cache=True, nogil=True)
+def _hypergeometric(n: Any, k: Any, m: Any, h: Any) -> Any:
+    """Probabilities that h, and that more, of m numbers drawn out of 1..n are at most k."""
+    mode = (m + 1) * (k + 1) // (n + 2)
+    total = above = here = 0.0
+    term = 1.0  # relative to that of the mode; from there downwards, then upwards
+    for i in range(mode, max(0, m - n + k) - 1, -1):
+        total += term
+        above += term if i > h else 0.0
+        here += term if i == h else 0.0
+        term *= i * (n - k - m + i) / ((k - i + 1.0) * (m - i + 1.0))
+    term = 1.0
+    for i in range(mode + 1, min(m, k) + 1):
+        term *= (k - i + 1.0) * (m - i + 1.0) / (i * (n - k - m + i))
+        total += term
+        above += term if i > h else 0.0
+        here += term if i == h else 0.0
+    return here / total, above / total
+
+
+@njit(cache=True, nogil=True)
+def _not_beyond(half: Any, low: Any, high: Any, more: Any) -> Any:
+    """P(second <= first + more) of two gaps.
+
+    The first is from the largest of `half` numbers drawn out of 1..low up to low, the second
+    from 1 up to the smallest of `half` drawn out of 1..high.
+    """
+    beyond = 1.0 - half / high  # P(second > t), from t = 0
+    for t in range(more):
+        beyond *= max(0.0, 1.0 - half / (high - t - 1.0))
+    found, gap = 0.0, half / low  # P(first = t)
+    for t in range(low - half + 1):
+        found += gap * (1.0 - beyond)
+        if gap < 1e-20 * found:
+            break
+        gap *= (low - t - half) / max(1.0, low - t - 1.0)
+        beyond *= max(0.0, 1.0 - half / max(1.0, high - t - more - 1.0))
+    return found
+
+
+def cell_features(
+    cell: Cell, *, seed: int = 0, obs_draws: ObservedDraws = "expected"
+) -> dict[str, NDArray[Any]]:
+    """Statistics of one cell: arrays (g,), rows as ``cell.genes``; see :func:`features`."""
+    peripheral, central = peripheral_central(cell)
+    middle = _middle(cell)
+    pairs = pair_scores(
+        cell.xy, cell.gene, middle, seed=seed, name=cell.cell_id, obs_draws=obs_draws
+    )
+    n = len(cell.gene)
+    variance = median_rank_variance(cell.counts, n)
+    by_chance = np.where(cell.counts > 1, DRAW_VARIANCE, np.nan)
+    return {
+        "n_molecules": cell.counts,
+        "peripheral": peripheral,
+        "central": central,
+        "punctate": pairs.punctate,
+        "radial": pairs.radial,
+        "var_peripheral": variance,
+        "var_central": variance,
+        "var_punctate": by_chance,
+        "var_radial": by_chance,
+        "p_peripheral": median_rank_p(peripheral, cell.counts, n),
+        "p_central": median_rank_p(central, cell.counts, n),
+    }
+
+
+def features(
+    cells: Cells,
+    *,
+    unit_um: float = 1.0,  # noqa: ARG001 - all four are free of units
+    seed: int = 0,
+    obs_draws: ObservedDraws = "expected",
+) -> Iterator[pd.DataFrame]:
+    """Yield the statistics of each cell: one frame per cell, one row per gene present.
+
+    Parameters
+    ----------
+    cells : Cells
+        What to compute them of.
+    unit_um : float
+        Without effect, here as with every method: ranks and shares have no unit.
+    seed : int
+        Of the draws of punctate and radial; with the cell's id it decides them.
+    obs_draws : {1, "expected"}
+        See :func:`gpattern_bench.methods.sprawl_random.pair_scores`.
+
+    Yields
+    ------
+    pandas.DataFrame
+        - ``cell_id``, ``gene``: the pair; ``n_molecules`` of it.
+        - ``peripheral``, ``central``, ``punctate``, ``radial``: scores in [-1, 1], 0 expected of
+          shuffled genes; punctate and radial are NaN for one molecule.
+        - ``var_*``: their variances under shuffled genes; of punctate and radial that of a single
+          draw, which their expected values stay below.
+        - ``p_peripheral``, ``p_central``: exact two-sided p, see :func:`median_rank_p`.
+    """
+    names = np.array(cells.genes, dtype=object)
+    for cell in cells:
+        pairs = {"cell_id": cell.cell_id, "gene": names[cell.genes]}
+        yield pd.DataFrame(pairs | cell_features(cell, seed=seed, obs_draws=obs_draws))
+
+
+def aggregate(frame: pd.DataFrame, by: str | Sequence[str]) -> pd.DataFrame:
+    """Sum the evidence of pairs over cells, gene by gene or by any other columns.
+
+    ``z = sum of scores / sqrt(sum of variances)`` is normal for many pairs (Lyapunov). Pairs
+    without a score are left out. A group whose variances are all 0 (its genes are all that their
+    cells have) is no evidence: z and p are NaN and it does not count among the tests.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        Rows of :func:`features`, with the columns of `by` joined to it (a cell type, say).
+    by : str or sequence of str
+        What to group by: ``"gene"``, ``["gene", "cell_type"]``.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per group and statistic: the columns of `by`, ``statistic``, ``n_cells``,
+        ``median_molecules``, ``median_score``, ``z``, ``p`` (two-sided) and ``p_adjusted``
+        (Benjamini and Hochberg, over the groups of the statistic).
+    """
+    keys = [by] if isinstance(by, str) else list(by)
+    return pd.concat(
+        [_summed(frame.dropna(subset=name), keys, name) for name in STATISTICS], ignore_index=True
+    )
+
+
+def _summed(rows: pd.DataFrame, keys: list[str], name: str) -> pd.DataFrame:
+    groups = rows.groupby(keys, observed=True)
+    found = groups.agg(
+        n_cells=("cell_id", "nunique"),
+        median_molecules=("n_molecules", "median"),
+        median_score=(name, "median"),
+        z=(name, "sum"),
+        variance=(f"var_{name}", "sum"),
+    )
+    found.insert(0, "statistic", name)
+    found["z"] /= np.sqrt(found["variance"].where(found["variance"] > 0))
+    found["p"] = 2 * norm.sf(found["z"].abs())
+    known = found["p"].notna()
+    found.loc[known, "p_adjusted"] = false_discovery_control(found.loc[known, "p"])
+    return found.drop(columns="variance").reset_index()
 
 
 def pattern_scores(z_peripheral: _Floats, z_central: _Floats) -> dict[str, _Floats]:

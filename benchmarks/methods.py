@@ -1,0 +1,232 @@
+"""Time the baselines' features and scores per pair, on real cells and on a CosMx-like draw.
+
+Real: 15 U-2 OS cells (2,000 pairs) on which the upstream programs were timed on such a machine;
+their figures are in UPSTREAM_MS, milliseconds per pair (ELLA: processor time per gene), and are
+quoted, not measured again. They need GPATTERN_BENCH_MIRROR and are left out without it. Drawn: the
+first cells of a simulated CosMx release. One fresh process per row, kernels compiled before; the
+best of the repeats. The last line is one JSON object.
+
+Rerun: `python benchmarks/methods.py [--quick]`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import resource
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from time import perf_counter, process_time
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from gpattern_bench import load_dataset
+from gpattern_bench.cells import Cell
+from gpattern_bench.curate.recipe import Recipe
+from gpattern_bench.curate.rules import apply_rules
+from gpattern_bench.curate.simulate import simulate_like
+from gpattern_bench.curate.write import write_dataset
+from gpattern_bench.dataset import Dataset
+from gpattern_bench.fetch import MIRROR
+from gpattern_bench.methods import get_method
+
+UPSTREAM_MS = {
+    "bento features, as shipped": 67.0,
+    "bento features, one process": 29.0,
+    "sprawl peripheral": 3.47,
+    "sprawl punctate": 251.0,
+    "sprawl radial": 302.0,
+    "ella fit, 2024": 55_000.0,
+    "ella fit, current": 27.0,
+    "locfish features": 634.0,
+    "locfish features, without protrusion": 94.0,
+}
+AIMS = {
+    "bento features, as shipped": 150,
+    "bento features, one process": 100,
+    "sprawl peripheral": 20,
+    "sprawl punctate": 300,
+    "sprawl radial": 300,
+    "ella fit, 2024": 5_000,
+    "ella fit, current": 5,
+    "locfish features": 500,
+    "locfish features, without protrusion": 100,
+}
+METHODS_TIMED = ("bento", "ella", "ella_robust", "locfish", "locfish_unsupervised", "sprawl")
+
+
+def bento(cells: list[Cell]) -> None:
+    """All 13 features."""
+    from gpattern_bench.methods.bento import bento_features
+
+    for cell in cells:
+        bento_features(cell)
+
+
+def peripheral(cells: list[Cell]) -> None:
+    """Peripheral scores, distances included."""
+    from gpattern_bench.methods.sprawl import median_rank_scores
+
+    for cell in cells:
+        median_rank_scores(cell.geometry.boundary_distance, cell.gene)
+
+
+def punctate_radial(cells: list[Cell]) -> None:
+    """Punctate and radial scores, which share their draws: each is charged with both."""
+    from gpattern_bench.methods.sprawl_random import pair_scores
+
+    for cell in cells:
+        pair_scores(cell.xy, cell.gene, np.zeros(2), seed=0, name=cell.cell_id)
+
+
+def ella(cells: list[Cell]) -> None:
+    """Fit 22 kernels to every gene, registration included."""
+    from gpattern_bench.methods.ella_model import fit_kernels
+    from gpattern_bench.methods.ella_radii import relative_radius
+
+    gene = np.concatenate([cell.gene for cell in cells])
+    order = np.argsort(gene, kind="stable")
+    radius = np.concatenate([relative_radius(cell) for cell in cells])[order]
+    starts = np.searchsorted(gene[order], np.arange(gene.max() + 2))
+    fit_kernels(radius, starts)
+
+
+def locfish(cells: list[Cell]) -> None:
+    """All 41 features."""
+    from gpattern_bench.methods.bigfish import bigfish_features
+
+    for cell in cells:
+        bigfish_features(cell)
+
+
+FEATURES: dict[str, Callable[[list[Cell]], None]] = {
+    "bento features": bento,
+    "sprawl peripheral": peripheral,
+    "sprawl punctate": punctate_radial,
+    "sprawl radial": punctate_radial,
+    "ella fit": ella,
+    "locfish features": locfish,
+}
+
+
+def main() -> None:
+    """Run the parts, print their tables, and all figures as JSON in the last line."""
+    parser = argparse.ArgumentParser(description="Benchmark of the methods.")
+    parser.add_argument("--quick", action="store_true", help="few cells, one repeat")
+    options = parser.parse_args()
+    n_cells, repeats = (60, 1) if options.quick else (3000, 3)
+    found: dict[str, list[dict[str, Any]]] = {"real": [], "drawn": [], "scores": []}
+    if os.environ.get(MIRROR):
+        found["real"] = [row for name in FEATURES for row in fresh(real, name, repeats)]
+    else:
+        print(f"{MIRROR} is not set: real cells are left out\n")
+    with tempfile.TemporaryDirectory() as name:
+        folder = draw(Path(name), n_cells)
+        for name in dict.fromkeys(FEATURES):
+            found["drawn"] += fresh(drawn, name, folder, 1)
+        for name in METHODS_TIMED:
+            found["scores"] += fresh(scored, name, folder)
+    for rows in found.values():
+        if rows:
+            print(tabulate(rows, "keys", tablefmt="github", floatfmt=".3g", intfmt=","), "\n")
+    print(json.dumps(found))
+
+
+def fresh(function: Callable[..., list[dict[str, Any]]], *args: Any) -> list[dict[str, Any]]:
+    """Call a function in a process of its own that has done nothing before."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
+
+
+def best(compute: Callable[[list[Cell]], None], dataset: Dataset, repeats: int) -> dict[str, Any]:
+    """Least seconds by the clock and of the processor, on cells that nothing was computed of."""
+    compute(list(islice(dataset.iter_cells(), 1)))  # compiles, or reads what was compiled
+    clock, cpu = [], []
+    for _ in range(repeats):
+        cells = list(dataset.iter_cells())
+        began = perf_counter(), process_time()
+        compute(cells)
+        clock.append(perf_counter() - began[0])
+        cpu.append(process_time() - began[1])
+    pairs = sum(len(cell.genes) for cell in cells)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {"pairs": pairs, "seconds": min(clock), "cpu_s": min(cpu), "peak_gib": peak}
+
+
+def real(name: str, repeats: int) -> list[dict[str, Any]]:
+    """Features of the U-2 OS cells, against the upstream programs."""
+    dataset = load_dataset("u2os_sample" if name.startswith(("sprawl", "ella")) else "u2os_gold")
+    cost = best(FEATURES[name], dataset, repeats)
+    units = len(dataset.genes) if name == "ella fit" else cost["pairs"]
+    ours = 1000 * cost["cpu_s"] / units
+    return [
+        {
+            "what": what,
+            "per": "gene" if name == "ella fit" else "pair",
+            "ours_ms": ours,
+            "upstream_ms": upstream,
+            "ratio": upstream / ours,
+            "aim": AIMS[what],
+        }
+        for what, upstream in UPSTREAM_MS.items()
+        if what.startswith(name)
+    ]
+
+
+def draw(folder: Path, n_cells: int) -> Path:
+    """Tables of the first cells of a simulated CosMx release."""
+    piece = next(simulate_like("cosmx_lung", 1))
+    cells = piece.cells.iloc[:n_cells]
+    kept = {
+        name: frame[frame["cell_id"].isin(cells["cell_id"])]
+        for name, frame in (("molecules", piece.molecules), ("labels", piece.labels))
+    }
+    patterns = ("cytoplasmic", "membrane", "nuclear")
+    recipe = Recipe(format="simulated", patterns=patterns, split="test")
+    tables = apply_rules(replace(piece, cells=cells, **kept), recipe)
+    return write_dataset([tables], folder / "drawn", name="drawn", version="1.0.0", recipe=recipe)
+
+
+def drawn(name: str, folder: Path, repeats: int) -> list[dict[str, Any]]:
+    """Features of drawn cells."""
+    cost = best(FEATURES[name], Dataset(folder), repeats)
+    return [{"what": name, **cost, "pairs_per_s": cost["pairs"] / cost["cpu_s"]}]
+
+
+def scored(name: str, folder: Path) -> list[dict[str, Any]]:
+    """Fit a method on a tenth of the drawn cells, and score all of them."""
+    dataset = Dataset(folder)
+    names = dataset.cells(columns=["cell_id"])["cell_id"].tolist()
+    method = get_method(name)
+    began = process_time()
+    if method.about.learns:
+        method.fit(dataset.iter_cells(keep=names[::10]), 0)
+    fitted = process_time() - began
+    cells = dataset.iter_cells().without_labels()
+    next(iter(method.predict(dataset.iter_cells(keep=names[:1]).without_labels())))
+    began = process_time()
+    pairs = sum(len(scores) for _, scores in method.predict(cells))
+    seconds = process_time() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return [
+        {
+            "method": name,
+            "fit_cpu_s": fitted,
+            "pairs": pairs,
+            "predict_cpu_s": seconds,
+            "pairs_per_s": pairs / seconds,
+            "peak_gib": peak,
+        }
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""A cell laid out for big-fish's features on its outlines, without pixels."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import shapely
+from numba import njit
+from numpy.typing import NDArray
+from shapely.geometry.base import BaseGeometry
+
+from gpattern_bench.geometry import CellGeometry, contains, outline_distance
+
+__all__ = ["OPENING_UM", "RINGS", "RING_UM", "Layout", "outline_layout"]
+
+_Floats = NDArray[np.float64]
+_Bools = NDArray[np.bool_]
+_Codes = NDArray[np.int64]
+
+RING_UM = 0.5
+"""Width of the rings along the outlines of cell and nucleus."""
+
+RINGS = 6
+"""Rings along each outline; the first of the nucleus lies on both sides of it."""
+
+OPENING_UM = 3.0
+"""Radius of the disk: what it cannot reach from within the cell is a protrusion."""
+
+_STEP_UM = 0.25  # of the lattice on which areas and distances of the cell are summed, at most
+_POINTS = 2048  # in a cell, about, or more
+_ACROSS = 1024  # in a row, at most
+_ARC = 16  # segments that stand for a quarter of a circle
+_TOUCH_UM = 1e-6  # rounding of distances to constructed outlines
+
+
+class Layout(NamedTuple):
+    """A cell as the features see it: its areas and distances, and where its molecules lie.
+
+    Lengths are in pixels. A ring is one of :data:`RINGS` along the outline of the nucleus (the
+    first on both sides of it) or along that of the cell, from it inwards; code `RINGS` means none.
+
+    Attributes
+    ----------
+    area, nucleus_area, area_outside, protrusion_area : float
+        Of the cell, the nucleus, the cell without nucleus, and the protrusions.
+    expected : numpy.ndarray
+        (4,) over the cell: mean and median distance to its outline, mean and median distance to
+        the nucleus.
+    nucleus_rings, cell_rings : numpy.ndarray
+        (RINGS,) areas.
+    centroid, nucleus_centroid : numpy.ndarray
+        (2,)
+    spread : float
+        Mean squared distance of the cell's area to its centroid.
+    xy : numpy.ndarray
+        (n, 2) molecules, sorted by gene.
+    to_cell, to_nucleus : numpy.ndarray
+        (n,) distance inwards from the cell's outline, outwards from the nucleus, 0 beyond.
+    in_nucleus, protruding : numpy.ndarray
+        (n,) bool
+    nucleus_ring, cell_ring : numpy.ndarray
+        (n,) codes of rings.
+    distinct : numpy.ndarray or None
+        On pixels, (n,) bool: one molecule of a gene for each pixel that it occupies.
+    """
+
+    area: float
+    nucleus_area: float
+    area_outside: float
+    protrusion_area: float
+    expected: _Floats
+    nucleus_rings: _Floats
+    cell_rings: _Floats
+    centroid: _Floats
+    nucleus_centroid: _Floats
+    spread: float
+    xy: _Floats
+    to_cell: _Floats
+    to_nucleus: _Floats
+    in_nucleus: _Bools
+    protruding: _Bools
+    nucleus_ring: _Codes
+    cell_ring: _Codes
+    distinct: _Bools | None = None
+
+
+def outline_layout(shape: CellGeometry, unit_um: float) -> Layout:
+    """Lay a cell out on its outlines."""
+    cell, nucleus = shape.boundary_moments, shape.nucleus_moments
+    expected, nucleus_rings, cell_rings = _over_cell(shape)
+    beyond = np.where(shape.in_boundary, 0.0, shape.boundary_distance)
+    to_cell = np.where(shape.in_boundary, shape.boundary_distance, 0.0)
+    to_nucleus = np.where(shape.in_nucleus, -1.0, 1.0) * shape.nucleus_distance
+    cell_ring, nucleus_ring = _ring(to_cell), np.full(len(to_cell), RINGS)
+    cell_ring[shape.in_nucleus] = RINGS
+    nucleus_centroid = np.full(2, np.nan)
+    if nucleus is not None:
+        nucleus_ring = _ring(np.maximum(to_nucleus, 0.0))
+        nucleus_ring[to_nucleus <= -RING_UM] = RINGS
+        nucleus_centroid = nucleus.centroid / unit_um
+    outside = shape.boundary
+    if shape.nucleus is not None:
+        outside = shapely.difference(outside, shape.nucleus)
+    protruding, protrusion_area = _protrusions(shape, outside, to_cell, beyond)
+    pixel = unit_um**2
+    return Layout(
+        area=cell.area / pixel,
+        nucleus_area=0.0 if nucleus is None else nucleus.area / pixel,
+        area_outside=outside.area / pixel,
+        protrusion_area=protrusion_area / pixel,
+        expected=expected / unit_um,
+        nucleus_rings=nucleus_rings / pixel,
+        cell_rings=cell_rings / pixel,
+        centroid=cell.centroid / unit_um,
+        nucleus_centroid=nucleus_centroid,
+        spread=float(np.trace(cell.second)) / pixel,
+        xy=shape.xy / unit_um,
+        to_cell=to_cell / unit_um,
+        to_nucleus=np.maximum(to_nucleus, 0.0) / unit_um,
+        in_nucleus=shape.in_nucleus,
+        protruding=protruding,
+        nucleus_ring=nucleus_ring,
+        cell_ring=cell_ring,
+    )
+
+
+def _ring(distance: _Floats) -> _Codes:
+    return np.minimum(distance / RING_UM, RINGS).astype(np.int64)
+
+
+def _protrusions(
+    shape: CellGeometry, outside: BaseGeometry, to_cell: _Floats, beyond: _Floats
+) -> tuple[_Bools, float]:
+    """Which molecules outside the nucleus no disk within the cell reaches; area of such places.
+
+    A molecule so far `beyond` the outline counts as on it.
+    """
+    parts = shapely.get_parts(shape.boundary)
+    filled = shapely.union_all(shapely.polygons(shapely.get_exterior_ring(parts)))
+    reached = shapely.buffer(filled, -OPENING_UM, quad_segs=_ARC)  # by centres of disks
+    lost = shapely.difference(outside, shapely.buffer(reached, OPENING_UM, quad_segs=_ARC))
+    near = np.flatnonzero((to_cell < OPENING_UM) & ~shape.in_nucleus)
+    protruding = np.zeros(len(to_cell), np.bool_)
+    if reached.is_empty:
+        protruding[near] = True
+    else:
+        away = outline_distance(shape.xy[near], reached)
+        protruding[near] = away > OPENING_UM + beyond[near] + _TOUCH_UM
+    return protruding, float(lost.area)
+
+
+def _over_cell(shape: CellGeometry) -> tuple[_Floats, _Floats, _Floats]:
+    """Mean and median distances (4,), areas of the nucleus' and of the cell's rings (RINGS,).
+
+    Summed over a lattice whose points stand for squares. A square at distance d inside the edge
+    of a region counts by d / step + 1/2, between 0 and 1: exact for edges along the lattice, and
+    far better than counting points for others.
+    """
+    low_x, low_y, high_x, high_y = shapely.bounds(shape.boundary)
+    step = min(_STEP_UM, np.sqrt(shape.boundary_moments.area / _POINTS))
+    step = max(step, max(high_x - low_x, high_y - low_y) / _ACROSS)
+    x = np.arange(low_x - step / 2, high_x + step, step)
+    y = np.arange(low_y - step / 2, high_y + step, step)
+    lattice = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+    inwards = _signed(lattice, shape.boundary)
+    near = inwards > -step / 2
+    inwards, lattice = inwards[near], lattice[near]
+    nucleus = shape.nucleus
+    outwards = np.full(len(lattice), np.inf) if nucleus is None else -_signed(lattice, nucleus)
+
+    whole = _beyond(inwards, outwards, 0.0, -np.inf, step)
+    limits = RING_UM * np.arange(RINGS + 1)
+    inner = np.array([_beyond(inwards, outwards, d, 0.0, step) for d in limits])
+    limits[0] = -RING_UM
+    outer = np.array([_beyond(inwards, outwards, 0.0, d, step) for d in limits])
+    weight = np.clip(inwards / step + 0.5, 0.0, 1.0)
+    weight /= weight.sum()
+    expected = np.full(4, np.nan)
+    expected[0] = (weight * np.maximum(inwards, 0.0)).sum()
+    expected[1] = _half(inwards, outwards, True, whole / 2, step)
+    if nucleus is not None:
+        expected[2] = (weight * np.maximum(outwards, 0.0)).sum()
+        expected[3] = _half(inwards, outwards, False, whole / 2, step)
+    return expected, -np.diff(outer), -np.diff(inner)
+
+
+def _signed(xy: _Floats, outline: BaseGeometry) -> _Floats:
+    return np.where(contains(xy, outline), 1.0, -1.0) * outline_distance(xy, outline)
+
+
+@njit(cache=True, nogil=True)
+def _beyond(inwards: Any, outwards: Any, deep: Any, far: Any, step: Any) -> Any:
+    """Area at least so deep within one outline and so far outside another."""
+    total = 0.0
+    for i in range(len(inwards)):
+        u, v = (inwards[i] - deep) / step + 0.5, (outwards[i] - far) / step + 0.5
+        if u > 0.0 and v > 0.0:
+            total += min(u, 1.0) * min(v, 1.0)
+    return total * step * step
+
+
+@njit(cache=True, nogil=True)
+def _half(inwards: Any, outwards: Any, cell: Any, area: Any, step: Any) -> Any:
+    """Depth in the cell, or distance from the nucleus, beyond which so much area lies."""
+    low, high = 0.0, np.max(inwards) if cell else np.max(outwards)
+    while high - low > 1e-4 * step:
+        middle = (low + high) / 2
+        if cell:
+            beyond = _beyond(inwards, outwards, middle, -np.inf, step)
+        else:
+            beyond = _beyond(inwards, outwards, 0.0, middle, step)
+        if beyond > area:
+            low = middle
+        else:
+            high = middle
+    return low

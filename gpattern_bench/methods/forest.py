@@ -1,0 +1,249 @@
+"""Forests of decision trees on features of pairs, kept as flat arrays instead of pickles.
+
+scikit-learn grows the trees; what is stored and predicted from are arrays of nodes, so that a model
+file runs no code when it is read and does not depend on scikit-learn's version.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from multiprocessing import parent_process
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from gpattern_bench.cells import Cell, Cells
+from gpattern_bench.errors import MethodError
+from gpattern_bench.files import replacing
+from gpattern_bench.methods.base import Scores
+
+__all__ = ["LIMIT", "Forest", "forest_scores", "labelled_pairs", "pair_batches"]
+
+LIMIT = 50_000
+"""Pairs that a forest is fitted on at most: a larger train split is subsampled, seeded."""
+
+_Featurize = Callable[[Cell], NDArray[np.float64]]
+
+_BATCH = 4096  # pairs scored together, so that each tree is read from memory once
+
+
+class Forest(NamedTuple):
+    """A forest for several labels at once.
+
+    A pair takes, at each node, the left child if its feature (float32) is at most the threshold,
+    and the side that the node says if it is NaN; its scores are the means over trees of the labels'
+    shares in the leaves that it ends in.
+
+    Attributes
+    ----------
+    root : numpy.ndarray
+        (t,) int32 first node of each tree.
+    feature : numpy.ndarray
+        (m,) int16 column that the node asks for; -1 at leaves.
+    threshold : numpy.ndarray
+        (m,) float32.
+    left, right : numpy.ndarray
+        (m,) int32 children; at leaves, `left` is the row of `share`.
+    missing_left : numpy.ndarray
+        (m,) bool: where NaN goes.
+    share : numpy.ndarray
+        (l, C) float32 shares of the labels in the leaves.
+    """
+
+    root: NDArray[np.int32]
+    feature: NDArray[np.int16]
+    threshold: NDArray[np.float32]
+    left: NDArray[np.int32]
+    right: NDArray[np.int32]
+    missing_left: NDArray[np.bool_]
+    share: NDArray[np.float32]
+
+    @classmethod
+    def fit(
+        cls,
+        features: NDArray[np.floating[Any]],
+        labels: NDArray[np.bool_],
+        seed: int,
+        *,
+        trees: int = 300,
+        min_leaf: int = 5,
+        random_splits: bool = False,
+    ) -> Forest:
+        """Grow a forest; the same seed gives the same forest.
+
+        Parameters
+        ----------
+        features : numpy.ndarray
+            (n, F), NaN where a feature is missing.
+        labels : numpy.ndarray
+            (n, C) bool, any number of them True in a row.
+        seed : int
+        trees : int
+        min_leaf : int
+            Pairs in a leaf, at least.
+        random_splits : bool
+            Draw thresholds at random (extremely randomised trees, on all pairs) instead of
+            searching the best (random forest, each tree on a bootstrap sample).
+        """
+        from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
+
+        varies = np.flatnonzero(labels.any(axis=0) & ~labels.all(axis=0))
+        kind = ExtraTreesClassifier if random_splits else RandomForestClassifier
+        grown = kind(
+            n_estimators=trees,
+            min_samples_leaf=min_leaf,
+            random_state=int(np.random.Generator(np.random.Philox(seed)).integers(2**32)),
+            # worker processes share the cores; the trees are the same on any number of threads
+            n_jobs=-1 if parent_process() is None else 1,
+        )
+        # a label that all or no pairs have teaches nothing: one tree is grown in vain then
+        target = labels[:, varies] if len(varies) else labels[:, :1]
+        grown.fit(_single(features), target[:, 0] if target.shape[1] == 1 else target)
+        return _flat([tree.tree_ for tree in grown.estimators_], varies, labels[0])
+
+    def predict(self, features: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+        """Score pairs (n, F): (n, C) in [0, 1]."""
+        sums = np.zeros((len(features), self.share.shape[1]))
+        _add_shares(_single(features), *self, sums)
+        return (sums / len(self.root)).astype(np.float32)
+
+    def save(self, path: Path) -> None:
+        """Write the arrays to an ``.npz`` file."""
+        with replacing(path) as beside, beside.open("wb") as file:
+            np.savez_compressed(file, **self._asdict())
+
+    @classmethod
+    def load(cls, path: Path) -> Forest:
+        """Read what :meth:`save` wrote.
+
+        Raises
+        ------
+        ValueError
+            The file holds no forest.
+        """
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                return cls(**{name: arrays[name] for name in cls._fields})
+        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} holds no forest: {error}") from error
+
+
+def labelled_pairs(
+    train: Cells, featurize: _Featurize, seed: int, limit: int = LIMIT
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Features (n, F) and labels (n, C) of labelled pairs, all of them or a seeded sample.
+
+    Parameters
+    ----------
+    train : Cells
+        With labels.
+    featurize : callable
+        Gives the features (g, F) of the genes present in a cell.
+    seed : int
+        Of the sample.
+    limit : int
+        Most pairs to take. Cells of which none was drawn are not featurized.
+
+    Raises
+    ------
+    MethodError
+        No pair is labelled.
+    """
+    total = sum(int(cell.labelled.sum()) for cell in train if cell.labelled is not None)
+    if total == 0:
+        raise MethodError("a forest needs labelled pairs, and no pair of the training cells is one")
+    taken = np.ones(total, np.bool_)
+    if total > limit:
+        draws = np.random.Generator(np.random.Philox(seed)).random(total)
+        taken = draws < np.partition(draws, limit)[limit]
+    features, labels, seen = [], [], 0
+    for cell in train:
+        if cell.labels is None or cell.labelled is None:
+            continue
+        rows = np.flatnonzero(cell.labelled)
+        wanted = rows[taken[seen : seen + len(rows)]]
+        seen += len(rows)
+        if len(wanted):
+            features.append(featurize(cell)[wanted])
+            labels.append(cell.labels[wanted])
+    return np.concatenate(features), np.concatenate(labels)
+
+
+def forest_scores(cells: Cells, featurize: _Featurize, forest: Forest) -> Scores:
+    """Score every pair of some cells, a few thousand at a time."""
+    for batch in pair_batches(cells):
+        scores = forest.predict(np.concatenate([featurize(cell) for cell in batch]))
+        ends = np.cumsum([len(cell.genes) for cell in batch])
+        yield from zip(batch, np.split(scores, ends[:-1]), strict=True)
+
+
+def pair_batches(cells: Cells) -> Iterator[list[Cell]]:
+    """Cells in their order, in lists of a few thousand pairs."""
+    batch: list[Cell] = []
+    pairs = 0
+    for cell in cells:
+        batch.append(cell)
+        pairs += len(cell.genes)
+        if pairs >= _BATCH:
+            yield batch
+            batch, pairs = [], 0
+    if batch:
+        yield batch
+
+
+def _single(features: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    return np.ascontiguousarray(features, np.float32)
+
+
+def _flat(trees: list[Any], varies: NDArray[np.intp], labels: NDArray[np.bool_]) -> Forest:
+    """The arrays of scikit-learn's trees; labels that do not vary are those of any pair."""
+    sizes = np.array([tree.node_count for tree in trees])
+    root = np.cumsum(sizes) - sizes
+
+    def joined(name: str) -> NDArray[Any]:
+        return np.concatenate([getattr(tree, name) for tree in trees])
+
+    leaf = joined("children_left") < 0
+    left, right = (
+        joined(name) + np.repeat(root, sizes) for name in ("children_left", "children_right")
+    )
+    left[leaf] = np.arange(leaf.sum())
+    right[leaf] = 0
+    share = np.tile(labels.astype(np.float32), (int(leaf.sum()), 1))
+    if len(varies):
+        share[:, varies] = np.concatenate([tree.value for tree in trees])[leaf, :, 1]
+    threshold = joined("threshold")
+    rounded = threshold.astype(np.float32)
+    # x <= threshold for a float32 x is x <= the largest float32 that is not above it
+    rounded = np.where(rounded > threshold, np.nextafter(rounded, np.float32(-np.inf)), rounded)
+    return Forest(
+        root=root.astype(np.int32),
+        feature=np.where(leaf, -1, joined("feature")).astype(np.int16),
+        threshold=np.where(leaf, np.float32(0), rounded),
+        left=left.astype(np.int32),
+        right=right.astype(np.int32),
+        missing_left=joined("missing_go_to_left").astype(np.bool_) & ~leaf,
+        share=share,
+    )
+
+
+@njit(cache=True, nogil=True)
+def _add_shares(
+    features: Any, root: Any, feature: Any, threshold: Any, left: Any, right: Any,
+    missing_left: Any, share: Any, sums: Any,
+) -> None:  # fmt: skip
+    """Add the shares of the leaf of each tree that each pair ends in; tree by tree."""
+    for first in root:
+        for i in range(len(features)):
+            node = first
+            while feature[node] >= 0:
+                x = features[i, feature[node]]
+                go_left = missing_left[node] if np.isnan(x) else x <= threshold[node]
+                node = left[node] if go_left else right[node]
+            for c in range(share.shape[1]):
+                sums[i, c] += share[left[node], c]

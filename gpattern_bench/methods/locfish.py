@@ -1,0 +1,289 @@
+"""locFISH: features of RNA localisation, and patterns learnt from them with labels or by clusters.
+
+The first locFISH (Samacoits et al., Nature Communications 2018) became big-fish (Imbert et al.,
+RNA 2022), whose features are taken here; neither has a trained classifier to take over.
+``docs/methods/locfish.md`` has what was chosen and why.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numba import njit
+from numpy.typing import NDArray
+
+from gpattern_bench.cells import Cell, Cells
+from gpattern_bench.files import replacing
+from gpattern_bench.methods.base import About, Scores
+from gpattern_bench.methods.bigfish import BIGFISH_FEATURES, UNIT_UM, bigfish_features
+from gpattern_bench.methods.forest import Forest, forest_scores, labelled_pairs
+from gpattern_bench.methods.samacoits import SAMACOITS_FEATURES, samacoits_features
+
+__all__ = [
+    "SAMPLE",
+    "Clusters",
+    "Locfish",
+    "Locfish2018",
+    "LocfishUnsupervised",
+    "features",
+    "features_2018",
+]
+
+_Floats = NDArray[np.float64]
+
+SAMPLE = 3000
+"""Pairs that t-SNE embeds at most: a larger train split is subsampled, seeded."""
+
+_CLUSTERS = 8  # the paper's number for its pooled simulations
+_PERPLEXITY = 30.0
+_NEIGHBOURS = 10  # training pairs whose clusters a new pair shares in
+
+# Numbers of molecules and areas say how much there is, not where: they are not learnt from.
+_AMOUNTS = {name for name in BIGFISH_FEATURES if name.startswith("nb_") or "area" in name}
+_PLACES = [k for k, name in enumerate(BIGFISH_FEATURES) if name not in _AMOUNTS]
+
+_FOREST, _STATE = "forest.npz", "clusters.npz"
+
+
+def features(
+    cells: Cells, *, unit_um: float = UNIT_UM, which: Literal["bigfish", "2018"] = "bigfish"
+) -> Iterator[pd.DataFrame]:
+    """Features of every pair, cell by cell.
+
+    Parameters
+    ----------
+    cells : Cells
+    unit_um : float
+        Length of a pixel: the unit of areas (and of distances, in the set of 2018).
+    which : {"bigfish", "2018"}
+        big-fish's 41, on outlines, or the 21 of 2018, on pixels.
+
+    Yields
+    ------
+    pandas.DataFrame
+        ``cell_id``, ``gene``, ``n_molecules`` and the columns of :data:`BIGFISH_FEATURES` or
+        :data:`SAMACOITS_FEATURES`. NaN: see :func:`bigfish_features`, :func:`samacoits_features`.
+    """
+    columns = BIGFISH_FEATURES if which == "bigfish" else SAMACOITS_FEATURES
+    compute = bigfish_features if which == "bigfish" else samacoits_features
+    names = np.array(cells.genes, dtype=object)
+    for cell in cells:
+        frame = pd.DataFrame(compute(cell, unit_um=unit_um), columns=list(columns))
+        frame.insert(0, "cell_id", cell.cell_id)
+        frame.insert(1, "gene", names[cell.genes])
+        frame.insert(2, "n_molecules", cell.counts)
+        yield frame
+
+
+def features_2018(cells: Cells, *, unit_um: float = UNIT_UM) -> Iterator[pd.DataFrame]:
+    """Features of every pair, the set of 2018 (:func:`features`)."""
+    return features(cells, unit_um=unit_um, which="2018")
+
+
+class Locfish:
+    """A random forest on big-fish's features, fitted on the labels of the cells it is given."""
+
+    about: ClassVar = About(
+        name="locfish",
+        label="locFISH",
+        kind="baseline",
+        summary=(
+            "big-fish's features of distances, rings, protrusions and spread, and a random forest "
+            "on them, fitted on the training cells."
+        ),
+        reference="Imbert et al., RNA 2022, doi:10.1261/rna.079073.121",
+        inputs=("coordinates", "gene", "cell outline", "nucleus outline"),
+        learns=True,
+    )
+
+    def fit(self, train: Cells, seed: int) -> None:
+        """Grow the forest on the labelled pairs, or on a seeded sample of them."""
+        self._forest = Forest.fit(*labelled_pairs(train, self._features, seed), seed)
+
+    def save(self, folder: Path) -> None:
+        """Write the forest's arrays."""
+        self._forest.save(folder / _FOREST)
+
+    def load(self, folder: Path) -> None:
+        """Read them."""
+        self._forest = Forest.load(folder / _FOREST)
+
+    def predict(self, cells: Cells) -> Scores:
+        """Score each pair by the mean share of each pattern in the leaves that it ends in."""
+        return forest_scores(cells, self._features, self._forest)
+
+    @staticmethod
+    def _features(cell: Cell) -> _Floats:
+        return bigfish_features(cell)[:, _PLACES]
+
+
+class Locfish2018(Locfish):
+    """The same forest on the 21 features of the first locFISH."""
+
+    about: ClassVar = About(
+        name="locfish_2018",
+        label="locFISH (2018 features)",
+        kind="baseline",
+        summary=(
+            "The 21 features of 2018: quantiles of distances, openings, a weighted Ripley "
+            "function; and a random forest on them, fitted on the training cells."
+        ),
+        reference="Samacoits et al., Nature Communications 2018, doi:10.1038/s41467-018-06868-w",
+        inputs=Locfish.about.inputs,
+        learns=True,
+    )
+
+    @staticmethod
+    def _features(cell: Cell) -> _Floats:
+        return samacoits_features(cell)
+
+
+class LocfishUnsupervised:
+    """Clusters of pairs in a t-SNE of big-fish's features, named by the labels they hold."""
+
+    about: ClassVar = About(
+        name="locfish_unsupervised",
+        label="locFISH (t-SNE + k-means)",
+        kind="baseline",
+        summary=(
+            "t-SNE and k-means of big-fish's features of the training pairs; a pair is scored by "
+            "the patterns of the clusters that the training pairs nearest to it are in."
+        ),
+        reference="Samacoits et al., Nature Communications 2018, doi:10.1038/s41467-018-06868-w",
+        inputs=Locfish.about.inputs,
+        learns=True,
+    )
+
+    def fit(self, train: Cells, seed: int) -> None:
+        """Cluster the labelled pairs, or a seeded sample of them, and name the clusters."""
+        sample = labelled_pairs(train, Locfish._features, seed, SAMPLE)
+        self._clusters = Clusters.fit(*sample, seed)
+
+    def save(self, folder: Path) -> None:
+        """Write the clusters' arrays."""
+        self._clusters.save(folder / _STATE)
+
+    def load(self, folder: Path) -> None:
+        """Read them."""
+        self._clusters = Clusters.load(folder / _STATE)
+
+    def predict(self, cells: Cells) -> Scores:
+        """Score each pair by the clusters of the training pairs nearest to it."""
+        for cell in cells:
+            yield cell, self._clusters.predict(Locfish._features(cell))
+
+
+class Clusters(NamedTuple):
+    """Clusters of training pairs, which new pairs share in by their nearest neighbours.
+
+    The embedding finds the clusters and is not kept: t-SNE has no place for new pairs in it. They
+    are compared with the training pairs in the features themselves, z-scored, where a missing
+    one counts as the training mean.
+
+    Attributes
+    ----------
+    mean, scale : numpy.ndarray
+        (F,) of the training pairs.
+    point : numpy.ndarray
+        (n, F) float32 z-scored features of the training pairs.
+    cluster : numpy.ndarray
+        (n,) int32 cluster of each.
+    share : numpy.ndarray
+        (k, C) shares of the patterns in the clusters, drawn to those of all training pairs, which
+        count as one pair.
+    """
+
+    mean: _Floats
+    scale: _Floats
+    point: NDArray[np.float32]
+    cluster: NDArray[np.int32]
+    share: _Floats
+
+    @classmethod
+    def fit(cls, features: _Floats, labels: NDArray[np.bool_], seed: int) -> Clusters:
+        """Cluster pairs (n, F) and name the clusters by labels (n, C)."""
+        known = np.isfinite(features)
+        count = np.maximum(known.sum(axis=0), 1)
+        mean = np.where(known, features, 0.0).sum(axis=0) / count
+        spread = np.sqrt(np.square(np.where(known, features - mean, 0.0)).sum(axis=0) / count)
+        scale = np.where(spread > 0, spread, 1.0)
+        point = _scored(features, mean, scale)
+        cluster = _clusters(point, seed)
+        sizes = np.bincount(cluster)
+        positive = np.stack([np.bincount(cluster, column) for column in labels.T], axis=1)
+        share = (positive + labels.mean(axis=0)) / (sizes[:, None] + 1)
+        return cls(mean, scale, point, cluster, share)
+
+    def predict(self, features: _Floats) -> NDArray[np.float32]:
+        """Score pairs (m, F): (m, C) in [0, 1]."""
+        near = _nearest(_scored(features, self.mean, self.scale), self.point, _NEIGHBOURS)
+        return np.asarray(self.share[self.cluster[near]].mean(axis=1), np.float32)
+
+    def save(self, path: Path) -> None:
+        """Write the arrays to an ``.npz`` file."""
+        with replacing(path) as beside, beside.open("wb") as file:
+            np.savez_compressed(file, **self._asdict())
+
+    @classmethod
+    def load(cls, path: Path) -> Clusters:
+        """Read what :meth:`save` wrote.
+
+        Raises
+        ------
+        ValueError
+            The file holds no clusters.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return cls(**{name: arrays[name] for name in cls._fields})
+        except (zipfile.BadZipFile, EOFError, KeyError, ValueError) as error:
+            raise ValueError(f"{path} holds no clusters: {error}") from error
+
+
+def _scored(features: _Floats, mean: _Floats, scale: _Floats) -> NDArray[np.float32]:
+    scores = (features - mean) / scale
+    return np.where(np.isfinite(scores), scores, 0.0).astype(np.float32)
+
+
+def _clusters(point: NDArray[np.float32], seed: int) -> NDArray[np.int32]:
+    """k-means in a t-SNE of points (n, F): (n,) int32; each its own if they are that few."""
+    n = len(point)
+    if n <= _CLUSTERS:
+        return np.arange(n, dtype=np.int32)
+    from sklearn.cluster import KMeans
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):  # the order in which threads add up would show in the embedding
+        perplexity = min(_PERPLEXITY, (n - 1) / 3)
+        plane = TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(point)
+        found = KMeans(_CLUSTERS, n_init=10, random_state=seed).fit_predict(plane)
+    return np.asarray(found, np.int32)
+
+
+@njit(cache=True, nogil=True)
+def _nearest(queries: Any, points: Any, k: Any) -> Any:
+    """The k points nearest to each query, (m, k); all of them if there are fewer."""
+    k = min(k, len(points))
+    out = np.empty((len(queries), k), np.int64)
+    for q in range(len(queries)):
+        distance = np.full(k, np.inf)
+        at = np.full(k, -1)
+        for p in range(len(points)):
+            d = 0.0
+            for f in range(points.shape[1]):
+                step = queries[q, f] - points[p, f]
+                d += step * step
+            if d < distance[k - 1]:
+                i = k - 1
+                while i > 0 and distance[i - 1] > d:
+                    distance[i], at[i] = distance[i - 1], at[i - 1]
+                    i -= 1
+                distance[i], at[i] = d, p
+        out[q] = at
+    return out

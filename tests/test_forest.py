@@ -1,0 +1,126 @@
+"""Flat forests give scikit-learn's probabilities; samples of the training pairs are seeded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import shapely
+from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
+
+from gpattern_bench.cells import Cell
+from gpattern_bench.errors import MethodError
+from gpattern_bench.methods.forest import Forest, labelled_pairs, pair_batches
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(400, 6))
+Y = np.stack([X[:, 0] > 0.3 * X[:, 1], X[:, 2] * X[:, 3] > 0, X[:, 4] > 1], axis=1)
+HOLES = np.where(RNG.random(X.shape) < 0.15, np.nan, X)
+SQUARE = shapely.box(0, 0, 1, 1)
+
+
+def state(seed: int) -> int:
+    return int(np.random.Generator(np.random.Philox(seed)).integers(2**32))
+
+
+class TestForest:
+    @pytest.mark.parametrize("train", [X, HOLES], ids=["complete", "with NaN"])
+    @pytest.mark.parametrize("random_splits", [False, True])
+    def test_probabilities_are_scikit_learns(self, train, random_splits):
+        forest = Forest.fit(train, Y, 5, trees=20, random_splits=random_splits)
+        kind = ExtraTreesClassifier if random_splits else RandomForestClassifier
+        theirs = kind(20, min_samples_leaf=5, random_state=state(5)).fit(train.astype("f4"), Y)
+        for asked in (RNG.normal(size=(300, 6)), HOLES):
+            expected = [p[:, 1] for p in theirs.predict_proba(asked.astype("f4"))]
+            found = forest.predict(asked)
+            assert found.dtype == np.float32
+            np.testing.assert_allclose(found, np.stack(expected, axis=1), rtol=0, atol=1e-6)
+
+    def test_one_label(self):
+        forest = Forest.fit(X, Y[:, :1], 1, trees=10)
+        theirs = RandomForestClassifier(10, min_samples_leaf=5, random_state=state(1))
+        expected = theirs.fit(X.astype("f4"), Y[:, 0]).predict_proba(X.astype("f4"))[:, 1]
+        np.testing.assert_allclose(forest.predict(X)[:, 0], expected, rtol=0, atol=1e-6)
+
+    def test_labels_that_do_not_vary_are_given_to_every_pair(self):
+        labels = np.stack([Y[:, 0], np.ones(400, bool), np.zeros(400, bool)], axis=1)
+        scores = Forest.fit(X, labels, 0, trees=5).predict(X)
+        assert (scores[:, 1] == 1).all()
+        assert (scores[:, 2] == 0).all()
+        assert np.unique(scores[:, 0]).size > 10
+        assert (Forest.fit(X, labels[:, 1:], 0, trees=5).predict(HOLES) == [1, 0]).all()
+
+    def test_the_seed_decides(self, tmp_path):
+        files = [tmp_path / f"{k}.npz" for k in range(3)]
+        for path, seed in zip(files, (7, 7, 8), strict=True):
+            Forest.fit(X, Y, seed, trees=5).save(path)
+        first, same, other = (path.read_bytes() for path in files)
+        assert first == same != other
+
+    def test_saved_forests_load(self, tmp_path):
+        forest = Forest.fit(HOLES, Y, 0, trees=5)
+        forest.save(tmp_path / "forest.npz")
+        loaded = Forest.load(tmp_path / "forest.npz")
+        np.testing.assert_array_equal(loaded.predict(HOLES), forest.predict(HOLES))
+
+    def test_a_file_that_holds_no_forest_is_refused(self, tmp_path):
+        (tmp_path / "text.npz").write_text("PK\x03\x04 and then nothing", encoding="utf-8")
+        np.savez(tmp_path / "other.npz", root=np.zeros(1))
+        np.savez(tmp_path / "objects.npz", **{n: np.array([{}]) for n in Forest._fields})
+        np.save(tmp_path / "array.npy", np.zeros(9))
+        forest = tmp_path / "torn.npz"
+        Forest.fit(X, Y, 0, trees=5).save(forest)
+        forest.write_bytes(forest.read_bytes()[:-100])
+        for name in ("text.npz", "other.npz", "objects.npz", "array.npy", "torn.npz"):
+            with pytest.raises(ValueError):
+                Forest.load(tmp_path / name)
+        with pytest.raises(FileNotFoundError):
+            Forest.load(tmp_path / "none.npz")
+
+
+@dataclass
+class ManyCells:
+    """Cells in memory, of 10 pairs each, every other pair labelled."""
+
+    count: int
+    labelled: bool = True
+
+    def __iter__(self):
+        gene = np.arange(10, dtype=np.int32)
+        for k in range(self.count):
+            shown = np.arange(10) % 2 == 0 if self.labelled else np.zeros(10, bool)
+            labels = np.stack([shown & (gene < 4)], axis=1)
+            xy = np.full((10, 2), float(k))
+            yield Cell(str(k), "f", xy, gene, SQUARE, None, labels, shown)
+
+
+def numbered(cell: Cell) -> np.ndarray:
+    return np.stack([cell.xy[:, 0], cell.genes], axis=1)
+
+
+class TestPairs:
+    def test_all_labelled_pairs_are_taken_where_they_fit(self):
+        features, labels = labelled_pairs(ManyCells(3), numbered, 0)
+        assert features.tolist() == [[k, g] for k in range(3) for g in range(0, 10, 2)]
+        assert labels[:, 0].tolist() == [g < 4 for _, g in features]
+
+    def test_a_sample_has_the_size_asked_for_and_depends_on_the_seed(self):
+        some, labels = labelled_pairs(ManyCells(40), numbered, 1, limit=60)
+        assert len(np.unique(some, axis=0)) == 60
+        assert labels[:, 0].tolist() == [g < 4 for _, g in some]
+        same, _ = labelled_pairs(ManyCells(40), numbered, 1, limit=60)
+        other, _ = labelled_pairs(ManyCells(40), numbered, 2, limit=60)
+        assert some.tolist() == same.tolist() != other.tolist()
+
+    def test_no_labelled_pair_is_an_error(self):
+        with pytest.raises(MethodError, match="no pair of the training cells"):
+            labelled_pairs(ManyCells(3, labelled=False), numbered, 0)
+
+    def test_batches_hold_every_cell_once_in_order(self):
+        batches = list(pair_batches(ManyCells(1000)))
+        assert [cell.cell_id for batch in batches for cell in batch] == [
+            str(k) for k in range(1000)
+        ]
+        assert [len(batch) for batch in batches] == [410, 410, 180]
+        assert list(pair_batches(ManyCells(0))) == []
