@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from gpattern_bench import load_dataset
-from gpattern_bench.curate.build import build, export_tables
+from gpattern_bench.curate.build import build, curate, export_tables
 from gpattern_bench.dataset import Dataset
-from gpattern_bench.errors import ChecksumError, FetchError, TableError
+from gpattern_bench.errors import ChecksumError, FetchError, SourceError, TableError
 from gpattern_bench.files import file_sha256
 from gpattern_bench.registry import Entry, Tables, find_entry
 
@@ -130,3 +130,11 @@ def test_manifest_tells_where_the_tables_come_from(mirror: Path, tmp_path: Path)
     assert {file["checksum"] for file in manifest["source"]} == {"published"}
     for key in ("title", "release", "licence", "terms", "citation"):
         assert manifest[key] == getattr(entry, key)
+
+
+def test_a_labelled_dataset_whose_file_has_no_labels_is_an_error(mirror: Path, tmp_path: Path):
+    # The file of `u2os_sample` has no layers of labels, as the file of `u2os` must have.
+    recipe = find_entry("u2os_sample").recipe
+    with pytest.raises(SourceError, match=r"merfish_sample\.h5ad has no labels of cell_edge"):
+        curate(recipe, mirror, tmp_path / "u2os", name="u2os", version="1.0.0", labelled=True)
+    assert list(tmp_path.iterdir()) == []

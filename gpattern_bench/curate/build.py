@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from tqdm import tqdm
 
 from gpattern_bench.curate.recipe import Recipe
+from gpattern_bench.curate.release import Release
 from gpattern_bench.curate.rules import apply_rules
 from gpattern_bench.curate.write import MANIFEST, new_folder, write_dataset
-from gpattern_bench.errors import ChecksumError, FetchError, TableError
+from gpattern_bench.errors import ChecksumError, FetchError, SourceError, TableError
 from gpattern_bench.fetch import CACHE, fetch, fetch_tables, provenance
 from gpattern_bench.files import file_sha256
 from gpattern_bench.registry import Entry, Tables
@@ -84,6 +86,7 @@ def build(entry: Entry, root: Path, *, download: bool = True) -> Path:
             version=entry.version,
             about=about,
             pinned=entry.content_sha256,
+            labelled=bool(entry.published) or "labelled_pairs" in entry.counts,
         )
 
 
@@ -110,19 +113,32 @@ def curate(
     version: str,
     about: Mapping[str, Any] | None = None,
     pinned: Mapping[str, str] | None = None,
+    labelled: bool = False,
 ) -> Path:
     """Read a source release, apply the rules and write the tables, field of view by field of view.
 
     Parameters and errors are those of :meth:`Recipe.read`, :func:`apply_rules` and
-    :func:`write_dataset`.
+    :func:`write_dataset`; besides, `labelled` makes a release without labels a SourceError.
     """
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
-        pieces = (apply_rules(piece, recipe) for piece in recipe.read(sources, Path(scratch)))
+        pieces = recipe.read(sources, Path(scratch))
+        # disable=None: a bar on a terminal only
+        bar = tqdm(pieces, desc=name, unit=" fields of view", disable=None)
+        tables = (apply_rules(_checked(piece, recipe, labelled), recipe) for piece in bar)
         return write_dataset(
-            pieces, folder, name=name, version=version, recipe=recipe, about=about, pinned=pinned
+            tables, folder, name=name, version=version, recipe=recipe, about=about, pinned=pinned
         )
+
+
+def _checked(piece: Release, recipe: Recipe, labelled: bool) -> Release:
+    if labelled and piece.labels is None:
+        raise SourceError(
+            f"{recipe.path} has no labels of {', '.join(recipe.patterns)}, which this dataset is "
+            "for: the publisher's file is not the one that the registry expects"
+        )
+    return piece
 
 
 def export_tables(folder: Path, out: Path) -> str:
