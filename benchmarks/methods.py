@@ -129,7 +129,7 @@ def main() -> None:
     else:
         print(f"{MIRROR} is not set: real cells are left out\n")
     with tempfile.TemporaryDirectory() as name:
-        folder = draw(Path(name), n_cells)
+        folder = fresh(draw, Path(name), n_cells)  # not here: children count the parent's memory
         for name in dict.fromkeys(FEATURES):
             found["drawn"] += fresh(drawn, name, folder, 1)
         for name in METHODS_TIMED:
@@ -140,7 +140,7 @@ def main() -> None:
     print(json.dumps(found))
 
 
-def fresh(function: Callable[..., list[dict[str, Any]]], *args: Any) -> list[dict[str, Any]]:
+def fresh(function: Callable[..., Any], *args: Any) -> Any:
     """Call a function in a process of its own that has done nothing before."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *args).result()

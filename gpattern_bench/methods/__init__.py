@@ -16,6 +16,8 @@ METHODS = {
     "molecule_count": "gpattern_bench.methods.controls:MoleculeCount",
     "oracle": "gpattern_bench.methods.controls:Oracle",
     "bento": "gpattern_bench.methods.bento:Bento",
+    "boosted": "gpattern_bench.methods.boosted:Boosted",
+    "boosted_gene": "gpattern_bench.methods.boosted:BoostedGene",
     "ella": "gpattern_bench.methods.ella:Ella",
     "ella_robust": "gpattern_bench.methods.ella:EllaRobust",
     "locfish": "gpattern_bench.methods.locfish:Locfish",

@@ -108,9 +108,40 @@ class Forest(NamedTuple):
 
     def predict(self, features: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
         """Score pairs (n, F): (n, C) in [0, 1]."""
+        return (self.sums(features) / len(self.root)).astype(np.float32)
+
+    def sums(self, features: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """Sums over trees (n, C) of what is in the leaves that pairs (n, F) end in."""
         sums = np.zeros((len(features), self.share.shape[1]))
         _add_shares(_single(features), *self, sums)
-        return (sums / len(self.root)).astype(np.float32)
+        return sums
+
+    @classmethod
+    def of_nodes(
+        cls,
+        root: NDArray[Any],
+        leaf: NDArray[np.bool_],
+        feature: NDArray[Any],
+        threshold: NDArray[Any],
+        left: NDArray[Any],
+        right: NDArray[Any],
+        missing_left: NDArray[Any],
+        share: NDArray[np.float32],
+    ) -> Forest:
+        """Put together nodes (m,) that ask ``x <= threshold``; rows of `share` are the leaves'."""
+        rounded = threshold.astype(np.float32)
+        # x <= threshold for a float32 x is x <= the largest float32 that is not above it
+        rounded = np.where(rounded > threshold, np.nextafter(rounded, np.float32(-np.inf)), rounded)
+        row = np.cumsum(leaf) - 1
+        return cls(
+            root=root.astype(np.int32),
+            feature=np.where(leaf, -1, feature).astype(np.int16),
+            threshold=np.where(leaf, np.float32(0), rounded),
+            left=np.where(leaf, row, left).astype(np.int32),
+            right=np.where(leaf, 0, right).astype(np.int32),
+            missing_left=missing_left.astype(np.bool_) & ~leaf,
+            share=share,
+        )
 
     def save(self, path: Path) -> None:
         """Write the arrays to an ``.npz`` file."""
@@ -212,24 +243,13 @@ def _flat(trees: list[Any], varies: NDArray[np.intp], labels: NDArray[np.bool_])
     left, right = (
         joined(name) + np.repeat(root, sizes) for name in ("children_left", "children_right")
     )
-    left[leaf] = np.arange(leaf.sum())
-    right[leaf] = 0
     share = np.tile(labels.astype(np.float32), (int(leaf.sum()), 1))
     if len(varies):
         share[:, varies] = np.concatenate([tree.value for tree in trees])[leaf, :, 1]
-    threshold = joined("threshold")
-    rounded = threshold.astype(np.float32)
-    # x <= threshold for a float32 x is x <= the largest float32 that is not above it
-    rounded = np.where(rounded > threshold, np.nextafter(rounded, np.float32(-np.inf)), rounded)
-    return Forest(
-        root=root.astype(np.int32),
-        feature=np.where(leaf, -1, joined("feature")).astype(np.int16),
-        threshold=np.where(leaf, np.float32(0), rounded),
-        left=left.astype(np.int32),
-        right=right.astype(np.int32),
-        missing_left=joined("missing_go_to_left").astype(np.bool_) & ~leaf,
-        share=share,
-    )
+    return Forest.of_nodes(
+        root, leaf, joined("feature"), joined("threshold"), left, right,
+        joined("missing_go_to_left"), share,
+    )  # fmt: skip
 
 
 @njit(cache=True, nogil=True)

@@ -1,0 +1,271 @@
+"""Gradient-boosted and extremely randomised trees on the features of all baselines together.
+
+Scores are the mean of both kinds of trees, calibrated on training cells that the trees had not
+seen. Trees are kept as flat arrays (:mod:`gpattern_bench.methods.forest`), never as pickles.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit, logit
+
+from gpattern_bench.cells import Cell, Cells
+from gpattern_bench.files import write_text
+from gpattern_bench.methods.base import About, Scores
+from gpattern_bench.methods.forest import Forest, labelled_pairs, pair_batches
+from gpattern_bench.methods.pair_features import PAIR_FEATURES, pair_features
+
+__all__ = ["Boosted", "BoostedGene"]
+
+_Floats = NDArray[np.float64]
+
+_FOLDS = 3  # of cells, for the calibration and the gene shares
+_TREES = 200
+_ROUNDS = 150
+_STATE = "state.json"
+_SMALL = 1e-6
+
+
+class Boosted:
+    """Trees on the features of :mod:`gpattern_bench.methods.pair_features`; no gene identity."""
+
+    about: ClassVar = About(
+        name="boosted",
+        label="Boosted trees",
+        kind="model",
+        summary=(
+            "Gradient-boosted and extremely randomised trees on the features of Bento, big-fish "
+            "and SPRAWL and on quantiles of the molecules' places, fitted on the training cells."
+        ),
+        reference="this package",
+        inputs=("coordinates", "gene", "cell outline", "nucleus outline"),
+        learns=True,
+    )
+    _by_gene: ClassVar[bool] = False
+
+    def fit(self, train: Cells, seed: int) -> None:
+        """Grow the trees on the labelled pairs, or on a seeded sample of 50,000 of them.
+
+        The cells are dealt into three folds; trees grown on two of them score the third, and a
+        logistic curve per pattern is fitted to these scores.
+        """
+        features, labels, gene, cell = _gather(train, seed)
+        fold = _folds(cell, seed)
+        shares = _GeneShares(labels, gene, len(train.genes)) if self._by_gene else None
+        columns = features
+        if shares is not None:  # a pair's share is that of the other folds
+            known = np.empty(labels.shape)
+            for k in range(_FOLDS):
+                others = _GeneShares(labels[fold != k], gene[fold != k], len(train.genes))
+                known[fold == k] = others.table[gene[fold == k]]
+            columns = np.column_stack([features, logit(known)])
+            self._share = dict(zip(train.genes, shares.table.tolist(), strict=True))
+            self._unseen = shares.overall.tolist()
+        unseen = np.zeros(labels.shape, np.float64)
+        for k in range(_FOLDS):
+            held = fold == k
+            if held.all() or not held.any():
+                continue
+            grown = _Trees.fit(columns[~held], labels[~held], seed)
+            unseen[held] = grown.predict(columns[held])
+        self._curves = [_curve(unseen[:, c], labels[:, c]) for c in range(labels.shape[1])]
+        self._trees = _Trees.fit(columns, labels, seed)
+
+    def save(self, folder: Path) -> None:
+        """Write the trees as arrays; calibration and importance of the features as JSON."""
+        self._trees.random.save(folder / "random_trees.npz")
+        self._trees.boosted.save(folder / "boosted_trees.npz")
+        state = {
+            "baseline": self._trees.baseline,
+            "curves": self._curves,
+            "importance": self.importance(),
+        }
+        if self._by_gene:
+            state |= {"share": self._share, "unseen": self._unseen}
+        write_text(folder / _STATE, json.dumps(state, indent=1) + "\n")
+
+    def load(self, folder: Path) -> None:
+        """Read them."""
+        state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        self._trees = _Trees(
+            Forest.load(folder / "random_trees.npz"),
+            Forest.load(folder / "boosted_trees.npz"),
+            state["baseline"],
+            state["importance"],
+        )
+        self._curves = state["curves"]
+        if self._by_gene:
+            self._share, self._unseen = state["share"], state["unseen"]
+
+    def importance(self) -> dict[str, float]:
+        """Share of the boosted trees' gain that each feature brings, largest first."""
+        return self._trees.importance
+
+    def predict(self, cells: Cells) -> Scores:
+        """Score each pair."""
+        table = None
+        if self._by_gene:
+            table = logit([self._share.get(gene, self._unseen) for gene in cells.genes])
+        slope, offset = np.array(self._curves).T
+        for batch in pair_batches(cells):
+            columns = np.concatenate([_columns(cell, table) for cell in batch])
+            raw = logit(np.clip(self._trees.predict(columns), _SMALL, 1 - _SMALL))
+            scores = expit(slope * raw + offset).astype(np.float32)
+            ends = np.cumsum([len(cell.genes) for cell in batch])
+            yield from zip(batch, np.split(scores, ends[:-1]), strict=True)
+
+
+class BoostedGene(Boosted):
+    """The same trees, which also see how often the gene has each pattern in other cells."""
+
+    about: ClassVar = About(
+        name="boosted_gene",
+        label="Boosted trees + gene prior",
+        kind="model",
+        summary=(
+            "Boosted trees that also see how often the gene has each pattern in other training "
+            "cells."
+        ),
+        reference="this package",
+        inputs=Boosted.about.inputs,
+        learns=True,
+    )
+    _by_gene: ClassVar[bool] = True
+
+
+class _Trees(NamedTuple):
+    """Both kinds of trees, grown on the same pairs."""
+
+    random: Forest
+    boosted: Forest
+    baseline: list[float]
+    importance: dict[str, float]
+
+    @classmethod
+    def fit(cls, features: _Floats, labels: NDArray[np.bool_], seed: int) -> _Trees:
+        # NaN as a number far below all others: extra trees of older scikit-learn refuse NaN
+        x = np.nan_to_num(features.astype(np.float32), nan=_MISSING)
+        random = Forest.fit(x, labels, seed, trees=_TREES, min_leaf=2, random_splits=True)
+        parts, baseline = [], []
+        gain = np.zeros(x.shape[1])
+        for c in range(labels.shape[1]):
+            nodes, start = _boost(x, labels[:, c], seed)
+            parts.append(nodes)
+            baseline.append(start)
+            for tree in nodes:
+                inner = tree[tree["is_leaf"] == 0]
+                np.add.at(gain, inner["feature_idx"], np.maximum(inner["gain"], 0))
+        names = [
+            *PAIR_FEATURES,
+            *(f"gene_share_{c}" for c in range(x.shape[1] - len(PAIR_FEATURES))),
+        ]
+        order = np.argsort(-gain, kind="stable")
+        shares = gain / max(gain.sum(), _SMALL)
+        importance = {names[k]: round(float(shares[k]), 6) for k in order}
+        return cls(random, _joined(parts), baseline, importance)
+
+    def predict(self, features: _Floats) -> _Floats:
+        """Score pairs (n, F): (n, C), the mean of both kinds."""
+        x = np.nan_to_num(features.astype(np.float32), nan=_MISSING)
+        boosted = expit(self.boosted.sums(x) + np.array(self.baseline))
+        return np.asarray((self.random.predict(x) + boosted) / 2)
+
+
+_MISSING = -99.0
+
+
+def _boost(x: NDArray[np.float32], y: NDArray[np.bool_], seed: int) -> tuple[list[Any], float]:
+    """Nodes of the boosted trees of one pattern, and the log-odds that they start from."""
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    if y.all() or not y.any():  # nothing to learn: log-odds of the share, drawn towards a half
+        return [], float(logit((y.sum() + 0.5) / (len(y) + 1)))
+    model = HistGradientBoostingClassifier(
+        learning_rate=0.05,
+        max_iter=_ROUNDS,
+        max_leaf_nodes=8,
+        min_samples_leaf=min(20, max(5, len(y) // 25)),
+        l2_regularization=5.0,
+        max_features=0.3,
+        early_stopping=False,
+        random_state=int(np.random.Generator(np.random.Philox(seed)).integers(2**32)),
+    )
+    model.fit(x, y)
+    return [step[0].nodes for step in model._predictors], float(model._baseline_prediction.item())
+
+
+def _joined(patterns: list[list[Any]]) -> Forest:
+    """Trees of several patterns as one: a leaf adds to the log-odds of its own pattern."""
+    trees = [(tree, c) for c, nodes in enumerate(patterns) for tree in nodes]
+    sizes = np.array([len(tree) for tree, _ in trees], dtype=np.int64)
+    if not len(sizes):
+        leaf, none = np.ones(1, np.bool_), np.zeros(1)
+        share = np.zeros((1, len(patterns)), np.float32)
+        return Forest.of_nodes(none, leaf, none, none, none, none, none, share)
+    nodes = np.concatenate([tree for tree, _ in trees])
+    first = np.cumsum(sizes) - sizes
+    leaf = nodes["is_leaf"] == 1
+    pattern = np.repeat([c for _, c in trees], sizes)[leaf]
+    share = np.zeros((int(leaf.sum()), len(patterns)), np.float32)
+    share[np.arange(len(share)), pattern] = nodes["value"][leaf]
+    left, right = (
+        nodes[side].astype(np.int64) + np.repeat(first, sizes) for side in ("left", "right")
+    )
+    return Forest.of_nodes(
+        first, leaf, nodes["feature_idx"], nodes["num_threshold"], left, right,
+        nodes["missing_go_to_left"], share,
+    )  # fmt: skip
+
+
+class _GeneShares:
+    """Share of each gene's pairs that has each pattern; few pairs are drawn to the share of all."""
+
+    def __init__(self, labels: NDArray[np.bool_], gene: NDArray[np.int64], n_genes: int) -> None:
+        pairs = np.bincount(gene, minlength=n_genes)
+        sums = np.stack([np.bincount(gene, y, n_genes) for y in labels.T.astype(float)], axis=1)
+        self.overall = (labels.sum(axis=0) + 0.5) / (len(labels) + 1)
+        self.table = (sums + self.overall) / (pairs[:, None] + 1)
+
+
+def _gather(
+    train: Cells, seed: int
+) -> tuple[_Floats, NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
+    """Features, labels, gene and cell of the labelled pairs, or of a sample of them."""
+    seen = iter(range(1 << 62))
+
+    def featurize(cell: Cell) -> _Floats:
+        return np.column_stack(
+            [pair_features(cell), cell.genes, np.full(len(cell.genes), next(seen))]
+        )
+
+    table, labels = labelled_pairs(train, featurize, seed)
+    return table[:, :-2], labels, table[:, -2].astype(np.int64), table[:, -1].astype(np.int64)
+
+
+def _folds(cell: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    draws = np.random.Generator(np.random.Philox(seed)).random(int(cell.max()) + 1)
+    return np.asarray((np.argsort(np.argsort(draws)) % _FOLDS)[cell])
+
+
+def _columns(cell: Cell, table: _Floats | None) -> _Floats:
+    features = pair_features(cell)
+    return features if table is None else np.column_stack([features, table[cell.genes]])
+
+
+def _curve(score: _Floats, label: NDArray[np.bool_]) -> tuple[float, float]:
+    """Slope and offset of the logistic curve from a score's log-odds to a label (Platt)."""
+    from sklearn.linear_model import LogisticRegression
+
+    if label.all() or not label.any():
+        return 1.0, 0.0
+    raw = logit(np.clip(score, _SMALL, 1 - _SMALL))[:, None]
+    model = LogisticRegression(C=10.0).fit(raw, label)
+    slope = float(model.coef_.item())
+    if slope <= 0:  # scores that tell nothing must not be turned round
+        return 1.0, 0.0
+    return slope, float(model.intercept_.item())

@@ -1,0 +1,115 @@
+"""What boosted trees know of a pair (:mod:`gpattern_bench.methods.boosted`), free of units.
+
+Bento's and big-fish's features, SPRAWL's z-scores, and the distribution of the molecules over the
+cell: quantiles of where they lie between its middle, its nucleus and its outline, as shares of the
+cell's size and as ranks among all molecules of the cell. Ranks do not change with the density of
+RNA, which falls from the middle of a cell to its rim, nor with the technology.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from gpattern_bench.cells import Cell
+from gpattern_bench.geometry import mean_ranks
+from gpattern_bench.methods.bento import BENTO_FEATURES, bento_features
+from gpattern_bench.methods.bigfish import BIGFISH_FEATURES, bigfish_features
+from gpattern_bench.methods.sprawl import median_rank_variance, peripheral_central
+
+__all__ = ["PAIR_FEATURES", "pair_features"]
+
+_Floats = NDArray[np.float64]
+
+_QUANTILES = np.array([0.05, 0.25, 0.5, 0.75, 0.95])
+_PLACES = ("depth", "from_nucleus", "between", "radius")
+_COLUMNS = (*_PLACES, *(f"{name}_rank" for name in ("depth", "from_nucleus", "radius")))
+# Numbers of molecules and areas say which gene and which cell it is, not where the molecules lie.
+_BIGFISH = [
+    k for k, name in enumerate(BIGFISH_FEATURES) if not name.startswith(("nb_", "cell_", "nuc_"))
+]
+
+PAIR_FEATURES = (
+    *(f"bento_{name}" for name in BENTO_FEATURES),
+    *(f"bigfish_{BIGFISH_FEATURES[k]}" for k in _BIGFISH),
+    "sprawl_peripheral_z",
+    "sprawl_central_z",
+    *(
+        f"{name}_{part}"
+        for name in _COLUMNS
+        for part in ("q05", "q25", "q50", "q75", "q95", "mean")
+    ),
+    "log_molecules",
+    "share_of_cell",
+)
+"""Columns of :func:`pair_features`, in order."""
+
+
+def pair_features(cell: Cell) -> _Floats:
+    """Features (g, F) of the genes present, rows as ``cell.genes``.
+
+    Lengths of ``depth`` (from the outline, positive inside) and ``from_nucleus`` (positive
+    outside) are shares of the radius of a disk as large as the cell; ``between`` runs from -1 deep
+    in the nucleus over 0 on its outline to 1 on the cell's; ``radius`` is the share of the way
+    from the nucleus' centroid to the outline. NaN: what needs a nucleus where there is none, and
+    what Bento and big-fish leave undefined.
+    """
+    n = len(cell.gene)
+    peripheral, central = peripheral_central(cell)
+    deviation = np.sqrt(median_rank_variance(cell.counts, n))
+    spread = np.where(deviation > 0, deviation, np.inf)  # all of a cell's molecules: no evidence
+    places = _places(cell)
+    starts = np.append(0, np.cumsum(cell.counts))
+    return np.column_stack(
+        [
+            bento_features(cell),
+            bigfish_features(cell)[:, _BIGFISH],
+            peripheral / spread,
+            central / spread,
+            _summaries(places, starts, _QUANTILES),
+            np.log(cell.counts),
+            cell.counts / n,
+        ]
+    )
+
+
+def _places(cell: Cell) -> _Floats:
+    """Where each molecule lies (n, 7), in the order of :data:`_COLUMNS`."""
+    geometry, n = cell.geometry, len(cell.gene)
+    size = np.sqrt(geometry.boundary_moments.area / np.pi)
+    depth = np.where(geometry.in_boundary, 1, -1) * geometry.boundary_distance / size
+    radius = np.minimum(geometry.relative_radius, 1)
+    nucleus = between = nucleus_rank = np.full(n, np.nan)
+    if geometry.nucleus_moments is not None:
+        inside, distance = geometry.in_nucleus, geometry.nucleus_distance
+        own = np.sqrt(geometry.nucleus_moments.area / np.pi)
+        nucleus = np.where(inside, -1, 1) * distance / size
+        outwards = distance / np.maximum(distance + geometry.boundary_distance, 1e-9)
+        between = np.where(inside, -np.minimum(distance / own, 1), outwards)
+        nucleus_rank = mean_ranks(nucleus) / n
+    ranks = [mean_ranks(depth) / n, nucleus_rank, mean_ranks(radius) / n]
+    return np.column_stack([depth, nucleus, between, radius, *ranks])
+
+
+@njit(cache=True, nogil=True)
+def _summaries(values: Any, starts: Any, quantiles: Any) -> Any:
+    """Quantiles and mean of each column over each gene's molecules: (g, columns * parts)."""
+    parts = len(quantiles) + 1
+    out = np.empty((len(starts) - 1, values.shape[1] * parts))
+    for g in range(len(starts) - 1):
+        m = starts[g + 1] - starts[g]
+        for k in range(values.shape[1]):
+            held = np.sort(values[starts[g] : starts[g + 1], k])
+            total = 0.0
+            for value in held:
+                total += value
+            for q in range(len(quantiles)):
+                at = quantiles[q] * (m - 1)
+                low = int(at)
+                high = min(low + 1, m - 1)
+                out[g, k * parts + q] = held[low] + (at - low) * (held[high] - held[low])
+            out[g, k * parts + parts - 1] = total / m
+    return out
