@@ -273,7 +273,7 @@ def small(tmp_path_factory) -> Dataset:
     recipe = Recipe(format="simulated", patterns=PATTERNS, patternless="keep")
     folder = tmp_path_factory.mktemp("data") / "small"
     tables = apply_rules(release, recipe)
-    return Dataset(write_dataset(tables, folder, name="small", version="1.0.0", recipe=recipe))
+    return Dataset(write_dataset([tables], folder, name="small", version="1.0.0", recipe=recipe))
 
 
 class TestMethod:

@@ -87,7 +87,7 @@ def build(folder, seed=7, mean_molecules=80, membrane=False) -> Dataset:
         patterns = ("nuclear", "membrane", "cytoplasmic")
     recipe = Recipe(format="simulated", patterns=patterns, patternless="keep")
     tables = apply_rules(release, recipe)
-    return Dataset(write_dataset(tables, folder, name="small", version="1.0.0", recipe=recipe))
+    return Dataset(write_dataset([tables], folder, name="small", version="1.0.0", recipe=recipe))
 
 
 @pytest.fixture(scope="module")

@@ -413,7 +413,7 @@ def simulated(folder, n_fovs: int = 12, nuclei: bool = True) -> Dataset:
         release = replace(release, cells=release.cells.assign(nucleus_boundary=None))
     recipe = Recipe(format="simulated", patterns=PATTERNS, patternless="keep")
     tables = apply_rules(release, recipe)
-    return Dataset(write_dataset(tables, folder, name="small", version="1.0.0", recipe=recipe))
+    return Dataset(write_dataset([tables], folder, name="small", version="1.0.0", recipe=recipe))
 
 
 class TestMethods:

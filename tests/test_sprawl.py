@@ -495,7 +495,7 @@ def dataset(tmp_path_factory) -> Dataset:
     recipe = Recipe(format="simulated", patterns=PATTERNS, patternless="keep")
     tables = apply_rules(release, recipe)
     folder = tmp_path_factory.mktemp("data") / "small"
-    return Dataset(write_dataset(tables, folder, name="small", version="1.0.0", recipe=recipe))
+    return Dataset(write_dataset([tables], folder, name="small", version="1.0.0", recipe=recipe))
 
 
 class TestFeatures:
