@@ -22,7 +22,6 @@ from gpattern_bench.cli import main
 from gpattern_bench.curate import simulate
 from gpattern_bench.curate.simulate import PATTERNS
 from gpattern_bench.dataset import Dataset
-from gpattern_bench.methods import METHODS
 from gpattern_bench.predictions import write_predictions
 
 COMMANDS = ["list", "info", "cite", "datasheet", "download", "export", "verify", "curate"]
@@ -459,13 +458,13 @@ class TestDemo:
     @classmethod
     def made(cls, tmp_path_factory):
         folder = tmp_path_factory.mktemp("demo")
-        return shell("demo", "--out", "d", cwd=folder), folder / "d"
+        return shell("demo", "--out", "d", cwd=folder, timeout=600), folder / "d"
 
-    def test_shows_a_board_of_every_method(self, made):
+    def test_shows_a_board_of_controls_baselines_and_our_own(self, made):
         found, _ = made
         assert found.returncode == 0
         lines = [line for line in found.stdout.splitlines() if line.startswith("|")]
-        assert len(lines) == 2 + len(METHODS) == 7
+        assert len(lines) == 2 + 9
 
     def test_writes_what_it_shows(self, made):
         found, folder = made
