@@ -807,8 +807,8 @@ def leaderboard(
         typer.echo(str(out / "LEADERBOARD.md"))
 
 
-_DEMO = ("prevalence", "gene_prior", "molecule_count", "oracle")
-_DEMO += ("sprawl", "ella", "bento", "locfish", "boosted")
+_CONTROLS = ("prevalence", "gene_prior", "molecule_count", "oracle")
+_DEMO = (*_CONTROLS, "sprawl", "ella", "bento", "locfish", "boosted")
 
 
 @app.command()
