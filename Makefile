@@ -25,9 +25,9 @@ clean:
 .venv/installed: pyproject.toml setup.cfg
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet $(TORCH)
-	$(BIN)/pip install --quiet --editable .
+	$(BIN)/pip install --quiet --editable ".[train]"
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	$(BIN)/pip install --quiet --editable ".[spatial,dev]"
+	$(BIN)/pip install --quiet --editable ".[spatial,train,dev]"
 	touch $@

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from math import isnan, nan
 from pathlib import Path
 
@@ -16,10 +16,13 @@ from scipy.stats import norm
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.errors import PredictionError
 from gpattern_bench.evaluator import Evaluator
-from gpattern_bench.files import plain, replacing, write_text
+from gpattern_bench.files import plain, write_text
 from gpattern_bench.metrics import score_pattern
+from gpattern_bench.predictions import write_tables
 
 __all__ = ["call_patterns", "summarise_genes", "val_thresholds", "write_calls"]
+
+_PIECE = 1 << 18  # pairs that are called at a time
 
 
 def val_thresholds(dataset: Dataset, predictions: str | Path | pa.Table) -> dict[str, float]:
@@ -75,15 +78,15 @@ def call_patterns(scores: pd.DataFrame, thresholds: Mapping[str, float | None]) 
     return calls
 
 
-def summarise_genes(calls: pd.DataFrame) -> pd.DataFrame:
+def summarise_genes(pieces: Iterable[pd.DataFrame]) -> pd.DataFrame:
     """Share of the cells with a gene in which it is called, per pattern, with 95 % intervals.
 
     The interval is Wilson's score interval, which takes cells as independent.
 
     Parameters
     ----------
-    calls : pandas.DataFrame
-        As :func:`call_patterns` gives.
+    pieces : iterable of pandas.DataFrame
+        As :func:`call_patterns` gives; together all pairs.
 
     Returns
     -------
@@ -91,13 +94,17 @@ def summarise_genes(calls: pd.DataFrame) -> pd.DataFrame:
         One row per gene: ``gene``, ``cells`` and, per pattern, its share and ``<pattern>_low``,
         ``<pattern>_high``.
     """
-    patterns = [name for name in calls.columns if name not in ("cell_id", "gene")]
-    groups = calls.assign(gene=calls["gene"].astype(str)).groupby("gene", sort=True)
-    n = groups.size().to_numpy(np.float64)
-    table = pd.DataFrame({"gene": list(groups.groups), "cells": n.astype(np.int64)})
+    counts = pd.DataFrame()
+    for calls in pieces:
+        here = calls.drop(columns="cell_id").astype({"gene": str})
+        summed = here.assign(cells=1).groupby("gene").sum()
+        counts = counts.add(summed, fill_value=0) if len(counts) else summed
+    counts = counts.sort_index()
+    n = counts["cells"].to_numpy(np.float64)
+    table = pd.DataFrame({"gene": list(counts.index), "cells": n.astype(np.int64)})
     z = float(norm.ppf(0.975))
-    for pattern in patterns:
-        share = groups[pattern].sum().to_numpy(np.float64) / n
+    for pattern in counts.columns.drop("cells"):
+        share = counts[pattern].to_numpy(np.float64) / n
         middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
         half = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
         table[pattern] = share
@@ -106,15 +113,23 @@ def summarise_genes(calls: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def write_calls(
-    calls: pd.DataFrame, thresholds: Mapping[str, float | None], path: Path
-) -> list[Path]:
-    """Write calls (Parquet, the thresholds in its metadata) and, beside them, genes (csv)."""
-    table = pa.Table.from_pandas(calls, preserve_index=False)
-    note = plain({"thresholds": dict(thresholds)})
-    table = table.replace_schema_metadata({b"gpattern_bench": json.dumps(note)})
-    with replacing(path) as beside:
-        pq.write_table(table, beside, compression="zstd")
+def write_calls(scores: Path, thresholds: Mapping[str, float | None], path: Path) -> list[Path]:
+    """Call the scores of a Parquet file, in pieces: calls (Parquet) and, beside them, genes (csv).
+
+    Thresholds are in the metadata of the calls. Memory does not grow with the number of pairs.
+    """
+    note = json.dumps(plain({"thresholds": dict(thresholds)}))
+
+    def called() -> Iterator[pd.DataFrame]:
+        with pq.ParquetFile(scores) as file:
+            for batch in file.iter_batches(_PIECE):
+                yield call_patterns(batch.to_pandas(), thresholds)
+
+    write_tables(
+        (pa.Table.from_pandas(calls, preserve_index=False) for calls in called()),
+        path,
+        {"gpattern_bench": note},
+    )
     genes = path.with_name(path.name.removesuffix(".parquet") + "-genes.csv")
-    write_text(genes, summarise_genes(calls).to_csv(index=False, float_format="%.6f"))
+    write_text(genes, summarise_genes(called()).to_csv(index=False, float_format="%.6f"))
     return [path, genes]

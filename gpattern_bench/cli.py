@@ -694,20 +694,15 @@ def calls(
     ] = None,
 ) -> None:
     """Turn scores into calls, by the thresholds chosen on val, and sum them up per gene."""
-    from gpattern_bench.calls import call_patterns, val_thresholds, write_calls
+    from gpattern_bench.calls import val_thresholds, write_calls
     from gpattern_bench.evaluator import Evaluator
 
     found, split = _scored_by(file, dataset)
     checked = Evaluator(found, split).check(file)
     if checked.problems:
         raise PredictionError(str(file), checked.problems)
-    import pyarrow.parquet as pq
-
-    thresholds = val_thresholds(found, val)
-    called = call_patterns(pq.read_table(file).to_pandas(), thresholds)
-    for path in write_calls(
-        called, thresholds, out or file.with_name(f"{file.stem}-calls.parquet")
-    ):
+    beside = out or file.with_name(f"{file.stem}-calls.parquet")
+    for path in write_calls(file, val_thresholds(found, val), beside):
         typer.echo(str(path))
 
 
@@ -736,10 +731,9 @@ def predict(
     ] = False,
 ) -> None:
     """Score every pair of a dataset, labelled or not, with a model that a run left."""
-    from gpattern_bench.calls import call_patterns, write_calls
+    from gpattern_bench.calls import write_calls
     from gpattern_bench.dataset import load_dataset
     from gpattern_bench.model import load_model, predict_tables
-    from gpattern_bench.predictions import write_table
 
     method, about = load_model(model)
     thresholds = about.thresholds if with_calls else None
@@ -747,11 +741,9 @@ def predict(
         raise MethodError(
             f"{model} has no thresholds for calls: it was run on a dataset without a val split"
         )
-    table = predict_tables(method, about, load_dataset(tables))
-    written = [write_table(table, out)]
+    written = [predict_tables(method, about, load_dataset(tables), out)]
     if thresholds is not None:
-        called = call_patterns(table.to_pandas(), thresholds)
-        written += write_calls(called, thresholds, out.with_name(f"{out.stem}-calls.parquet"))
+        written += write_calls(out, thresholds, out.with_name(f"{out.stem}-calls.parquet"))
     for path in written:
         typer.echo(str(path))
 
@@ -807,8 +799,44 @@ def leaderboard(
         typer.echo(str(out / "LEADERBOARD.md"))
 
 
+class _Study(StrEnum):
+    neighbours = "neighbours"
+    depths = "depths"
+    cells = "cells"
+
+
+@app.command()
+def ablation(
+    dataset: _DatasetOption = "synthetic",
+    study: Annotated[
+        list[_Study] | None, typer.Option(help="What to change; again for more. Default: all.")
+    ] = None,
+    split: Annotated[str, typer.Option(metavar="SPLIT", help="What to score.")] = "val",
+    seed: _Seed = 0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="80 training cells and 6 epochs: some minutes.")
+    ] = False,
+    as_json: _Json = False,
+) -> None:
+    """Train GPSNet with other K, depths and numbers of cells; the paper's figures beside ours."""
+    from dataclasses import asdict
+
+    from gpattern_bench.ablation import STUDIES, ablation_table, train_variants
+    from gpattern_bench.dataset import load_dataset
+
+    rows = list(
+        train_variants(
+            load_dataset(dataset), studies=study or STUDIES, split=split, seed=seed, quick=quick
+        )
+    )
+    if as_json:
+        _print_json([asdict(row) for row in rows])
+    else:
+        typer.echo(ablation_table(rows))
+
+
 _CONTROLS = ("prevalence", "gene_prior", "molecule_count", "oracle")
-_DEMO = (*_CONTROLS, "sprawl", "ella", "bento", "locfish", "boosted")
+_DEMO = (*_CONTROLS, "sprawl", "ella", "bento", "locfish", "boosted", "gpsnet")
 
 
 @app.command()
@@ -817,7 +845,7 @@ def demo(
         "demo"
     ),
 ) -> None:
-    """Run controls, baselines and boosted trees on `synthetic` (no download); show the board."""
+    """Run controls, baselines, trees and GPSNet on `synthetic` (no download); show the board."""
     from gpattern_bench.board import build_board, markdown, write_board
     from gpattern_bench.dataset import load_dataset
     from gpattern_bench.methods import get_method

@@ -6,7 +6,6 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import pandas as pd
 import pyarrow as pa
 from pydantic import TypeAdapter, ValidationError
 
@@ -16,7 +15,8 @@ from gpattern_bench.errors import MethodError
 from gpattern_bench.files import write_text
 from gpattern_bench.methods import get_method
 from gpattern_bench.methods.base import Method
-from gpattern_bench.predict import predict_cells
+from gpattern_bench.predict import predict_pieces
+from gpattern_bench.predictions import write_tables
 
 __all__ = ["Model", "load_model", "predict_tables", "save_model"]
 
@@ -79,8 +79,10 @@ def load_model(folder: Path) -> tuple[Method, Model]:
     return method, model
 
 
-def predict_tables(method: Method, model: Model, dataset: Dataset) -> pa.Table:
-    """Score every pair of a dataset, labelled or not: a table like a prediction file's.
+def predict_tables(method: Method, model: Model, dataset: Dataset, path: Path) -> Path:
+    """Score every pair of a dataset, labelled or not, into a file like a prediction file.
+
+    Memory does not grow with the number of cells, if that of the method does not.
 
     Raises
     ------
@@ -92,8 +94,10 @@ def predict_tables(method: Method, model: Model, dataset: Dataset) -> pa.Table:
             f"the model scores {', '.join(model.patterns)}; {dataset.id} is made for "
             f"{', '.join(dataset.patterns)}. Curate it with --patterns {','.join(model.patterns)}"
         )
-    scores: pd.DataFrame = predict_cells(method, dataset.iter_cells())
     wanted = schema.predictions(dataset.patterns)
-    table = pa.Table.from_pandas(scores[wanted.names], preserve_index=False).cast(wanted)
-    note = {"dataset": dataset.id, "model": asdict(model)}
-    return table.replace_schema_metadata({b"gpattern_bench_model": json.dumps(note)})
+    pieces = (
+        pa.Table.from_pandas(scores[wanted.names], schema=wanted, preserve_index=False)
+        for scores in predict_pieces(method, dataset.iter_cells())
+    )
+    note = json.dumps({"dataset": dataset.id, "model": asdict(model)})
+    return write_tables(pieces, path, {"gpattern_bench_model": note})

@@ -1,15 +1,20 @@
-"""Prediction: a method's scores of all pairs of some cells, as one table."""
+"""Prediction: a method's scores of all pairs of some cells, as one table or in pieces."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from tqdm import tqdm
 
-from gpattern_bench.cells import Cells
+from gpattern_bench.cells import Cell, Cells
 from gpattern_bench.methods.base import Method
 
-__all__ = ["predict_cells"]
+__all__ = ["predict_cells", "predict_pieces"]
+
+_PIECE = 1 << 18  # pairs of a piece, at least, but for the last
 
 
 def predict_cells(method: Method, cells: Cells) -> pd.DataFrame:
@@ -17,14 +22,30 @@ def predict_cells(method: Method, cells: Cells) -> pd.DataFrame:
 
     Labels are hidden from all methods but the positive control.
     """
+    return pd.concat(list(predict_pieces(method, cells)), ignore_index=True)
+
+
+def predict_pieces(method: Method, cells: Cells) -> Iterator[pd.DataFrame]:
+    """The same in pieces, so that memory does not grow with the number of pairs."""
     seen = cells if method.about.sees_labels else cells.without_labels()
-    ids, genes, scores = [], [], []
-    stream = method.predict(seen)
-    # disable=None: a bar on a terminal only
-    for cell, values in tqdm(stream, total=len(cells), desc=method.about.name, disable=None):
-        ids += [cell.cell_id] * len(values)
-        genes.append(cell.genes)
-        scores.append(values)
-    frame = pd.DataFrame(np.concatenate(scores), columns=list(cells.patterns))
     names = pd.Index(cells.genes)
-    return frame.assign(cell_id=ids, gene=names[np.concatenate(genes)])
+    held: list[tuple[Cell, NDArray[np.float32]]] = []
+    pairs = 0
+    # disable=None: a bar on a terminal only
+    bar = tqdm(method.predict(seen), total=len(cells), desc=method.about.name, disable=None)
+    for cell, values in bar:
+        held.append((cell, values))
+        pairs += len(values)
+        if pairs >= _PIECE:
+            yield _piece(held, names, cells.patterns)
+            held, pairs = [], 0
+    if held:
+        yield _piece(held, names, cells.patterns)
+
+
+def _piece(
+    held: list[tuple[Cell, NDArray[np.float32]]], names: pd.Index[str], patterns: tuple[str, ...]
+) -> pd.DataFrame:
+    frame = pd.DataFrame(np.concatenate([values for _, values in held]), columns=list(patterns))
+    ids = [cell.cell_id for cell, values in held for _ in range(len(values))]
+    return frame.assign(cell_id=ids, gene=names[np.concatenate([cell.genes for cell, _ in held])])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -35,6 +36,7 @@ __all__ = [
     "read_predictions",
     "write_predictions",
     "write_table",
+    "write_tables",
 ]
 
 _KEY = b"gpattern_bench"
@@ -180,6 +182,18 @@ def write_table(table: pa.Table, path: Path) -> Path:
     """Write what :func:`prediction_table` gave, whole or not at all."""
     with replacing(path) as beside:
         pq.write_table(table, beside, compression="zstd", write_page_checksum=True)
+    return path
+
+
+def write_tables(pieces: Iterable[pa.Table], path: Path, metadata: Mapping[str, str]) -> Path:
+    """Write tables of one schema (one at least) below each other, whole or not at all."""
+    stream = iter(pieces)
+    first = next(stream)
+    with replacing(path) as beside:
+        named = first.schema.with_metadata(metadata)
+        with pq.ParquetWriter(beside, named, compression="zstd", write_page_checksum=True) as file:
+            for piece in chain([first], stream):
+                file.write_table(piece.cast(named))
     return path
 
 

@@ -24,7 +24,7 @@ from gpattern_bench.dataset import Dataset
 from gpattern_bench.errors import MethodError
 from gpattern_bench.files import plain, write_text
 from gpattern_bench.methods import get_method
-from gpattern_bench.methods.base import Method
+from gpattern_bench.methods.base import Method, Network
 from gpattern_bench.model import Model, save_model
 from gpattern_bench.predict import predict_cells
 from gpattern_bench.predictions import (
@@ -125,11 +125,25 @@ def run_method(
     protocol = _protocol(method, dataset, train_on, cv)
     splits: list[str] = [split for split in ("val", "test") if split in dataset.splits]
     seconds: dict[str, float] = {}
+    trained_on = None if train_on is None else train_on.id
+    origins = [
+        Origin(dataset.name, dataset.version, split, name, seed, protocol, trained_on)
+        for split in splits
+    ]
+    folder = Path(out) / dataset.name
+    training = folder / f"{origins[0].stem('training')}.safetensors"
     began = time.perf_counter()
     if method.about.learns and protocol != "cv-cell":
         source = train_on or dataset
+        if isinstance(method, Network):
+            folder.mkdir(parents=True, exist_ok=True)
+            method.checkpoint = training
+            method.val = source.iter_cells("val") if "val" in source.splits else None
+            method.batch = 1  # as the paper measures the time of validation
         method.fit(source.iter_cells("train" if "train" in source.splits else None), seed)
         seconds["fit"] = time.perf_counter() - began
+    if os.environ.get("RANK", "0") != "0":
+        return []  # of several processes that train together, the first goes on
     scores = {}
     for split in splits:
         began = time.perf_counter()
@@ -142,16 +156,10 @@ def run_method(
     rules = method.about.rules_for
     if rules is not None and (none := [p for p in dataset.patterns if p not in rules]):
         _log.warning("%s has no rule for %s: scored 0 everywhere", name, ", ".join(none))
-    trained_on = None if train_on is None else train_on.id
-    origins = [
-        Origin(dataset.name, dataset.version, split, name, seed, protocol, trained_on)
-        for split in splits
-    ]
     tables = [  # all are checked before the first is written
         prediction_table(_counted(scores[o.split], dataset.pairs(o.split)), dataset, o)
         for o in origins
     ]
-    folder = Path(out) / dataset.name
     files = [
         write_table(table, folder / f"{origin.stem()}.parquet")
         for table, origin in zip(tables, origins, strict=True)
@@ -177,6 +185,7 @@ def run_method(
     )
     path = folder / f"{origins[0].stem('run')}.json"
     write_text(path, json.dumps(asdict(report), indent=1) + "\n")
+    training.unlink(missing_ok=True)  # a run that is done has nothing to go on from
     return files
 
 

@@ -6,6 +6,8 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,16 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"the real source files are not at {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="module")
+def brief_training() -> Iterator[None]:
+    """GPSNet is trained for one epoch: for tests of what any method must do."""
+    from gpattern_bench.methods.gpsnet.settings import TRAININGS
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TRAININGS, "small", replace(TRAININGS["small"], epochs=1))
+        yield
 
 
 @pytest.fixture

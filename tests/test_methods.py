@@ -100,6 +100,7 @@ def cell_of(xy, gene, boundary=SQUARE) -> Cell:
     return Cell("c", "f", np.asarray(xy, float), np.asarray(gene, np.int32), boundary, None)
 
 
+@pytest.mark.usefixtures("brief_training")
 class TestEveryMethod:
     @pytest.mark.parametrize("name", METHODS)
     @pytest.mark.parametrize("which", ["four", "three"])

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpattern_bench.cells import Cell, Cells
 
-__all__ = ["About", "Method", "Scores", "Untrained"]
+__all__ = ["About", "Method", "Network", "Scores", "Untrained"]
 
 Scores = Iterator[tuple[Cell, NDArray[np.float32]]]
 """Per cell, in any order: the cell and its scores (g, C), rows as ``cell.genes``."""
@@ -82,6 +82,25 @@ class Method(Protocol):
             (g, C) float32, finite and in [0, 1], rows as ``cell.genes``.
         """
         ...
+
+
+@runtime_checkable
+class Network(Protocol):
+    """What a method has beside that of :class:`Method` if it is trained for long, in epochs.
+
+    Attributes
+    ----------
+    batch : int
+        Cells that it scores together.
+    val : Cells or None
+        Labelled cells that it scores after each epoch, to report; it does not learn from them.
+    checkpoint : pathlib.Path or None
+        File that training writes after each epoch, and goes on from if it is there.
+    """
+
+    batch: int
+    val: Cells | None
+    checkpoint: Path | None
 
 
 class Untrained:

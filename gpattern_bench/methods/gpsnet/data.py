@@ -1,0 +1,155 @@
+"""What GPSNet is trained on: cells as tokens, which of them each step sees, and how."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpattern_bench.cells import Cell, Cells
+from gpattern_bench.methods.gpsnet.model import Config, Tokens, prepare, vocabulary_rows
+
+__all__ = [
+    "LabelledTokens",
+    "ahead",
+    "epoch_batches",
+    "forgetful",
+    "generator",
+    "thinned",
+    "turned",
+]
+
+_Ints = NDArray[np.int64]
+_Item = TypeVar("_Item")
+_Made = TypeVar("_Made")
+
+KEPT = 2 << 30
+"""Bytes of prepared cells that are kept between epochs; the others are prepared each time."""
+
+_GROUPED = 16  # batches whose cells are sorted by length together
+
+
+class LabelledTokens:
+    """Labelled cells of a split as tokens, kept while they fit into memory.
+
+    Attributes
+    ----------
+    cells : list of Cell
+        Those with a labelled pair.
+    lengths : numpy.ndarray
+        (N,) molecules of each.
+    labelled : list of int
+        (N,) labelled pairs of each.
+    """
+
+    def __init__(self, cells: Cells, config: Config) -> None:
+        self.cells = [c for c in cells if c.labelled is not None and c.labelled.any()]
+        self.lengths = np.array([len(c.gene) for c in self.cells], np.int64)
+        self.labelled = [0 if c.labelled is None else int(c.labelled.sum()) for c in self.cells]
+        self._config = config
+        self._rows = vocabulary_rows(config.genes, cells.genes)
+        self._kept: dict[int, Tokens] = {}
+        self._room = KEPT
+
+    def tokens(self, index: int) -> Tokens:
+        """Cell `index`, prepared now or before; from any thread."""
+        if index in self._kept:
+            return self._kept[index]
+        tokens = self.prepared(self.cells[index])
+        size = sum(t.nbytes for t in (tokens.xy, tokens.own, tokens.plan.keys, tokens.plan.bits))
+        if size <= self._room:
+            self._room -= size
+            self._kept[index] = tokens
+        return tokens
+
+    def prepared(self, cell: Cell) -> Tokens:
+        """Any cell of the same panel."""
+        return prepare(cell, self._rows, self._config)
+
+    def identity(self) -> str:
+        """Hash of the molecules, outlines and labels."""
+        digest = hashlib.sha256()
+        for cell in self.cells:
+            for shape in (cell.boundary, cell.nucleus):
+                digest.update(b"none" if shape is None else shape.wkb)
+            for values in (cell.xy, self._rows[cell.gene], cell.labels, cell.labelled):
+                digest.update(np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()
+
+
+def epoch_batches(lengths: _Ints, batch: int, seed: int, epoch: int) -> list[_Ints]:
+    """Cells of each step of an epoch: each cell once, cells of similar length together.
+
+    Parameters
+    ----------
+    lengths : numpy.ndarray
+        (N,) molecules of each cell.
+    batch : int
+        Cells in a step, at most; steps differ by one cell at most.
+    seed, epoch : int
+
+    Examples
+    --------
+    >>> sorted(len(cells) for cells in epoch_batches(np.arange(10), 4, seed=0, epoch=0))
+    [3, 3, 4]
+    """
+    rng = generator(seed, epoch, 0)
+    steps = -(-len(lengths) // batch)
+    drawn = np.array_split(rng.permutation(len(lengths)), -(-steps // _GROUPED))
+    in_order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in drawn])
+    batches = np.array_split(in_order, steps)
+    return [batches[at] for at in rng.permutation(steps)]
+
+
+def generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
+    """Random numbers of an epoch: stream 0 is that of the order, stream i + 1 that of cell i."""
+    key = np.array([seed, (epoch << 32) + stream], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key))
+
+
+def thinned(cell: Cell, rng: np.random.Generator, most: float) -> Cell:
+    """A labelled cell without some of its molecules: a share of up to `most` of them."""
+    kept = rng.random(len(cell.gene)) >= most * rng.random()
+    if not kept.any():
+        return cell
+    at = np.searchsorted(cell.genes, np.unique(cell.gene[kept]))
+    assert cell.labels is not None
+    assert cell.labelled is not None
+    return replace(
+        cell,
+        xy=cell.xy[kept],
+        gene=cell.gene[kept],
+        labels=cell.labels[at],
+        labelled=cell.labelled[at],
+    )
+
+
+def turned(cell: Tokens, rng: np.random.Generator) -> Tokens:
+    """A cell rotated by any angle and, half of the time, mirrored."""
+    angle, mirror = 2 * np.pi * rng.random(), rng.random() < 0.5
+    cos, sin = np.cos(angle), np.sin(angle)
+    return cell.turned(np.array([[cos, -sin], [-sin, -cos] if mirror else [sin, cos]]))
+
+
+def forgetful(cell: Tokens, rng: np.random.Generator, unknown: int) -> Tokens:
+    """A cell with some genes made unknown: a share between none and all."""
+    share = rng.random()
+    return cell.forgetting(rng.random(len(cell.query)) < share, unknown)
+
+
+def ahead(make: Callable[[_Item], _Made], items: Iterable[_Item], workers: int) -> Iterator[_Made]:
+    """Make something of each item in other threads, a few items ahead; results in order."""
+    waiting: deque[Future[_Made]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for item in items:
+            waiting.append(pool.submit(make, item))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

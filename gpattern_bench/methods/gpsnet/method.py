@@ -1,0 +1,231 @@
+"""GPSNet as a method: trained in all processes, saved without pickles, scores streamed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from gpattern_bench.cells import Cell, Cells
+from gpattern_bench.errors import MethodError
+from gpattern_bench.files import plain, write_text
+from gpattern_bench.methods.base import About, Scores
+from gpattern_bench.methods.gpsnet.data import ahead
+from gpattern_bench.methods.gpsnet.model import Config, GPSNet, Tokens, prepare, vocabulary_rows
+from gpattern_bench.methods.gpsnet.settings import TRAININGS, TrainingConfig
+from gpattern_bench.methods.gpsnet.train import Trained, logits, train_network
+from gpattern_bench.methods.gpsnet.weights import load_into, read_tensors, write_tensors
+
+__all__ = ["CoordinateMLP", "GPSNetMethod", "GPSNetOutlines"]
+
+_CONFIG, _TRAINING, _WEIGHTS = "config.json", "training.json", "model.safetensors"
+
+_BATCH = 8  # cells scored together
+_WINDOW = 64  # cells among which those of similar length are sought
+_MOLECULES = 2**16  # of a window and of a batch: more only if one cell has more
+
+
+class GPSNetMethod:
+    """A transformer over the molecules of a cell, the paper's model.
+
+    Parameters
+    ----------
+    preset : str
+        ``small``, which trains in minutes on a laptop, or one of the paper's: ``nih3t3``,
+        ``u2os``, ``cosmx_lung``.
+    training : TrainingConfig, optional
+        Default: the preset's.
+    val, checkpoint
+        See :class:`gpattern_bench.methods.base.Network`.
+    **changes
+        Of the preset's :class:`~gpattern_bench.methods.gpsnet.model.Config`.
+    """
+
+    about: ClassVar = About(
+        name="gpsnet",
+        label="GPSNet",
+        kind="model",
+        summary=(
+            "Transformer over the molecules of a cell with KNN-attention: a small one, with "
+            "Fourier features of the coordinates."
+        ),
+        reference="the paper of this benchmark, section 3",
+        inputs=("coordinates", "gene"),
+        learns=True,
+    )
+    own_changes: ClassVar[dict[str, Any]] = {}
+
+    def __init__(
+        self,
+        preset: str = "small",
+        *,
+        training: TrainingConfig | None = None,
+        val: Cells | None = None,
+        checkpoint: Path | None = None,
+        **changes: Any,
+    ) -> None:
+        if preset not in TRAININGS:
+            raise MethodError(f"no GPSNet named {preset!r}; known: {', '.join(TRAININGS)}")
+        self.preset = preset
+        self.training = training or TRAININGS[preset]
+        self.val = val
+        self.checkpoint = checkpoint
+        self.batch = _BATCH
+        self._changes = self.own_changes | changes
+        self._trained: Trained | None = None
+
+    def fit(self, train: Cells, seed: int) -> None:
+        """Train; see :func:`gpattern_bench.methods.gpsnet.train.train_network`."""
+        config = Config.preset(self.preset, train.genes, train.patterns, **self._changes)
+        self._trained = train_network(
+            config, self.training, train, seed, val=self.val, checkpoint=self.checkpoint
+        )
+
+    @property
+    def network(self) -> GPSNet:
+        """The network, fitted or loaded.
+
+        Raises
+        ------
+        MethodError
+            There is none yet.
+        """
+        return self._ready.network
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """Losses, and scores of val cells, by epoch."""
+        return self._ready.history
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights."""
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
+    @property
+    def _ready(self) -> Trained:
+        if self._trained is None:
+            raise MethodError(f"{self.about.name} is not fitted: call fit or load first")
+        return self._trained
+
+    def save(self, folder: Path) -> None:
+        """Write configuration and history as JSON and the weights as safetensors."""
+        trained = self._ready
+        write_text(folder / _CONFIG, trained.network.config.to_json() + "\n")
+        record = {"training": asdict(self.training), "history": plain(trained.history)}
+        write_text(folder / _TRAINING, json.dumps(record, indent=1) + "\n")
+        write_tensors(folder / _WEIGHTS, trained.network.state_dict())
+
+    def load(self, folder: Path) -> None:
+        """Read what :meth:`save` wrote.
+
+        Raises
+        ------
+        MethodError
+            A file is missing or damaged, or they do not belong together.
+        """
+        try:
+            config = Config.from_json((folder / _CONFIG).read_text(encoding="utf-8"))
+            record = json.loads((folder / _TRAINING).read_text(encoding="utf-8"))
+            training = TypeAdapter(TrainingConfig).validate_python(record["training"])
+            history = TypeAdapter(list[dict[str, int | float | None]]).validate_python(
+                record["history"]
+            )
+        except (OSError, MethodError, ValidationError, ValueError, KeyError, TypeError) as error:
+            raise MethodError(
+                f"{folder} holds no readable GPSNet ({error}); expected {_CONFIG}, {_TRAINING} and "
+                f"{_WEIGHTS} as training wrote them: copy the whole folder again, or train again"
+            ) from error
+        tensors, _ = read_tensors(folder / _WEIGHTS)
+        network = GPSNet(config)
+        load_into(network, tensors, folder / _WEIGHTS)
+        self.training = training
+        self._trained = Trained(network.eval(), history)
+
+    def predict(self, cells: Cells) -> Scores:
+        """Score cells, a few of similar length at a time; memory does not grow with their number.
+
+        A gene that is not in the vocabulary shares the embedding "unknown" with all such genes.
+
+        Raises
+        ------
+        MethodError
+            The cells have other patterns than the model, or the weights give no numbers.
+        """
+        network = self.network
+        config = network.config
+        if tuple(cells.patterns) != config.patterns:
+            raise MethodError(
+                f"this model scores {', '.join(config.patterns)}; the cells are of a dataset with "
+                f"{', '.join(cells.patterns)}: train another model for them"
+            )
+        network.to("cuda" if torch.cuda.is_available() else "cpu")
+        rows = vocabulary_rows(config.genes, cells.genes)
+
+        def prepared(cell: Cell) -> tuple[Cell, Tokens]:
+            return cell, prepare(cell, rows, config)
+
+        workers = 4 if torch.cuda.is_available() else 1
+        for window in _cut(ahead(prepared, cells, workers), _WINDOW if self.batch > 1 else 1):
+            window.sort(key=lambda item: len(item[1]))
+            for part in _cut(iter(window), self.batch):
+                tokens = [item[1] for item in part]
+                found = logits(network, tokens, self.training.bf16)
+                for (cell, _), values in zip(part, found, strict=True):
+                    scores = values.sigmoid().numpy()
+                    if not np.isfinite(scores).all():
+                        raise MethodError(
+                            f"the model gives no finite scores for cell {cell.cell_id}: its "
+                            "coordinates or the weights are damaged"
+                        )
+                    yield cell, scores
+
+
+def _cut(items: Iterator[tuple[Cell, Tokens]], most: int) -> Iterator[list[tuple[Cell, Tokens]]]:
+    """Lists of so many cells at most, and of no more than a number of molecules in all."""
+    part: list[tuple[Cell, Tokens]] = []
+    molecules = 0
+    for item in items:
+        if part and (len(part) == most or molecules + len(item[1]) > _MOLECULES):
+            yield part
+            part, molecules = [], 0
+        part.append(item)
+        molecules += len(item[1])
+    if part:
+        yield part
+
+
+class CoordinateMLP(GPSNetMethod):
+    """The same with the paper's plain MLP of the coordinates: shows what Fourier features gain."""
+
+    about: ClassVar = About(
+        name="coordinate_mlp",
+        label="GPSNet, plain coordinates",
+        kind="model",
+        summary="GPSNet as above, with the paper's MLP of the coordinates and no Fourier features.",
+        reference="the paper of this benchmark, section 3",
+        inputs=("coordinates", "gene"),
+        learns=True,
+    )
+    own_changes: ClassVar = {"fourier": 0}
+
+
+class GPSNetOutlines(GPSNetMethod):
+    """The same with points of the outlines of cell and nucleus as tokens of their own kinds."""
+
+    about: ClassVar = About(
+        name="gpsnet_outlines",
+        label="GPSNet + outlines",
+        kind="model",
+        summary="GPSNet as above, with points of the outlines of cell and nucleus as tokens.",
+        reference="this package, after the paper's section 3",
+        inputs=("coordinates", "gene", "cell outline", "nucleus outline"),
+        learns=True,
+    )
+    own_changes: ClassVar = {"outlines": True}

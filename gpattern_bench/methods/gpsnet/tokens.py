@@ -1,0 +1,239 @@
+"""What GPSNet reads: cells as tokens, in an order of their own, and batches of them.
+
+:func:`prepare` turns a cell into :class:`Tokens`, once; :func:`collate` lays cells end to end in a
+:class:`Batch`. Both run in loader workers.
+
+In the comments on shapes: L tokens and g pairs of a cell, T and G of a batch of N cells, V genes of
+the vocabulary, C patterns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import shapely
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gpattern_bench.cells import Cell
+from gpattern_bench.methods.gpsnet.plan import KNNPlan, join_plans, knn_plan
+
+if TYPE_CHECKING:
+    from gpattern_bench.methods.gpsnet.model import Config
+
+__all__ = ["Batch", "Spans", "Tokens", "collate", "prepare", "vocabulary_rows"]
+
+OUTLINE_POINTS = 48  # tokens along the outline of a cell, and of its nucleus
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """One cell as the network reads it, in an order that does not depend on the input's.
+
+    Attributes
+    ----------
+    xy : torch.Tensor
+        (L, 2) float32 micrometres, cell-centric, along the plan's curve.
+    own : torch.Tensor
+        (L,) int64: the row of `query` whose gene the molecule is of; g for a point of the cell's
+        outline and g + 1 for one of the nucleus'.
+    query : torch.Tensor
+        (g,) int64: rows in the vocabulary of the genes present, as ``cell.genes``; V is unknown.
+    plan : KNNPlan
+        Of these tokens, in this order.
+    labels, labelled : torch.Tensor or None
+        (g, C) float32 and (g,) bool, as the cell's.
+    """
+
+    xy: Tensor
+    own: Tensor
+    query: Tensor
+    plan: KNNPlan
+    labels: Tensor | None = None
+    labelled: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.xy)
+
+    def turned(self, matrix: NDArray[np.floating[Any]]) -> Tokens:
+        """The cell rotated or mirrored by an orthogonal matrix (2, 2): neighbours stay."""
+        return replace(self, xy=self.xy @ torch.as_tensor(matrix, dtype=torch.float32).T)
+
+    def forgetting(self, genes: NDArray[np.bool_], unknown: int) -> Tokens:
+        """The cell with some of its genes (g,) made unknown; `unknown` is the size of V."""
+        return replace(self, query=self.query.masked_fill(torch.from_numpy(genes), unknown))
+
+
+def vocabulary_rows(genes: Sequence[str], panel: Sequence[str]) -> NDArray[np.int64]:
+    """Rows in the vocabulary `genes` of a panel's genes; ``len(genes)`` for those unknown.
+
+    Examples
+    --------
+    >>> vocabulary_rows(["ACTB", "MYC"], ["MYC", "TP53"]).tolist()
+    [1, 2]
+    """
+    row = {gene: at for at, gene in enumerate(genes)}
+    return np.array([row.get(gene, len(genes)) for gene in panel], np.int64)
+
+
+def prepare(cell: Cell, rows: NDArray[np.int64], config: Config) -> Tokens:
+    """Turn a cell into tokens, with its neighbour plan; for loader workers, once per cell.
+
+    Molecules are sorted by position and gene first, so that the result, to the last bit, is the
+    same in whatever order they come.
+
+    Parameters
+    ----------
+    cell : Cell
+    rows : numpy.ndarray
+        Of :func:`vocabulary_rows`: the row of each gene code of the cell's panel.
+    config : Config
+    """
+    own = np.searchsorted(cell.genes, cell.gene)
+    xy = cell.xy
+    if config.outlines:
+        shapes = [cell.boundary] if cell.nucleus is None else [cell.boundary, cell.nucleus]
+        points = [_along(shape) for shape in shapes]
+        kinds = [np.full(len(p), len(cell.genes) + kind) for kind, p in enumerate(points)]
+        xy, own = np.concatenate([xy, *points]), np.concatenate([own, *kinds])
+    order = np.lexsort((own, xy[:, 1], xy[:, 0]))
+    plan = knn_plan(xy[order], config.neighbours)
+    assert plan.order is not None  # it is new
+    order = order[plan.order.numpy()]
+    return Tokens(
+        xy=torch.from_numpy(xy[order].astype(np.float32)),
+        own=torch.from_numpy(own[order].astype(np.int64)),
+        query=torch.from_numpy(rows[cell.genes]),
+        plan=plan.in_order(),
+        labels=None if cell.labels is None else torch.from_numpy(cell.labels).float(),
+        labelled=None if cell.labelled is None else torch.from_numpy(cell.labelled),
+    )
+
+
+def _along(outline: Any) -> NDArray[np.float64]:
+    """Points (n, 2) at equal steps along the exterior rings of an outline."""
+    rings = shapely.get_exterior_ring(shapely.get_parts(outline))
+    share = shapely.length(rings) / shapely.length(rings).sum()
+    counts = np.maximum(np.rint(OUTLINE_POINTS * share).astype(int), 1)
+    steps = np.concatenate([np.arange(count) / count for count in counts])
+    points = shapely.line_interpolate_point(np.repeat(rings, counts), steps, normalized=True)
+    return np.asarray(shapely.get_coordinates(points))
+
+
+@dataclass(frozen=True, eq=False)
+class Spans:
+    """How the rows of a tensor belong to the cells of a batch, one cell after the other.
+
+    Attributes
+    ----------
+    sizes : tuple of int
+        (N,) rows of each cell.
+    device : torch.device
+    """
+
+    sizes: tuple[int, ...]
+    device: torch.device
+
+    @cached_property
+    def most(self) -> int:
+        """Rows of the largest cell."""
+        return max(self.sizes)
+
+    @cached_property
+    def _slots(self) -> Tensor:
+        rows = [torch.arange(size) + at * self.most for at, size in enumerate(self.sizes)]
+        return torch.cat(rows).to(self.device)
+
+    @cached_property
+    def mask(self) -> Tensor | None:
+        """(N, 1, 1, most) bool: which rows :meth:`pad` fills; None if all."""
+        if min(self.sizes) == self.most:
+            return None
+        filled = torch.arange(self.most) < torch.tensor(self.sizes)[:, None]
+        return filled[:, None, None, :].to(self.device)
+
+    def pad(self, x: Tensor) -> Tensor:
+        """(rows, W) -> (N, most, W), zero where nothing is."""
+        padded = x.new_zeros(len(self.sizes) * self.most, x.shape[-1])
+        return padded.index_copy(0, self._slots, x).view(len(self.sizes), self.most, -1)
+
+    def unpad(self, x: Tensor) -> Tensor:
+        """(N, most, W) -> (rows, W)."""
+        return x.flatten(0, 1).index_select(0, self._slots)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Cells laid end to end.
+
+    Attributes
+    ----------
+    xy : torch.Tensor
+        (T, 2) float32 micrometres.
+    own : torch.Tensor
+        (T,) int64: the row of `query` whose gene the molecule is of; G for points of the cells'
+        outlines and G + 1 for those of the nuclei.
+    query : torch.Tensor
+        (G,) int64: rows in the vocabulary of the genes present, cell after cell.
+    plan : KNNPlan
+        Of all tokens; no cell sees another.
+    pairs, tokens : Spans
+        Rows of each cell in `query`, and in `xy`.
+    labels, labelled : torch.Tensor or None
+        (G, C) float32 and (G,) bool, if all cells have them.
+    """
+
+    xy: Tensor
+    own: Tensor
+    query: Tensor
+    plan: KNNPlan
+    pairs: Spans
+    tokens: Spans
+    labels: Tensor | None = None
+    labelled: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Copy to a device."""
+        return Batch(
+            xy=self.xy.to(device),
+            own=self.own.to(device),
+            query=self.query.to(device),
+            plan=self.plan.to(device),
+            pairs=replace(self.pairs, device=torch.device(device)),
+            tokens=replace(self.tokens, device=torch.device(device)),
+            labels=None if self.labels is None else self.labels.to(device),
+            labelled=None if self.labelled is None else self.labelled.to(device),
+        )
+
+
+def collate(cells: Sequence[Tokens]) -> Batch:
+    """Lay cells end to end; no padding, so that any sizes go together.
+
+    The caller groups cells by length, so that batches take similar time and the decoder pads
+    little.
+    """
+    pairs = tuple(len(cell.query) for cell in cells)
+    first = np.cumsum([0, *pairs])
+    own = [
+        # rows of the cell's own pairs, and beyond them the kinds of outline points
+        cell.own + torch.where(cell.own < n, int(start), int(first[-1]) - n)
+        for cell, n, start in zip(cells, pairs, first, strict=False)
+    ]
+    labels = [cell.labels for cell in cells if cell.labels is not None]
+    labelled = [cell.labelled for cell in cells if cell.labelled is not None]
+    known = len(labels) == len(labelled) == len(cells)
+    return Batch(
+        xy=torch.cat([cell.xy for cell in cells]),
+        own=torch.cat(own),
+        query=torch.cat([cell.query for cell in cells]),
+        plan=join_plans([cell.plan for cell in cells]),
+        pairs=Spans(pairs, torch.device("cpu")),
+        tokens=Spans(tuple(map(len, cells)), torch.device("cpu")),
+        labels=torch.cat(labels) if known else None,
+        labelled=torch.cat(labelled) if known else None,
+    )

@@ -1,0 +1,375 @@
+"""Training of GPSNet: the loop, and checkpoints that it goes on from.
+
+What happens in an epoch - the order of the cells, how each is turned, which genes are forgotten -
+is drawn from (seed, epoch, cell) alone. So a run that was killed goes on from its last checkpoint
+to the weights that it would have reached, to the bit, and several processes together see what one
+process would see.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - its usual name
+from tqdm import tqdm
+
+from gpattern_bench.cells import Cells
+from gpattern_bench.errors import MethodError, MissingExtraError
+from gpattern_bench.methods.gpsnet.data import (
+    LabelledTokens,
+    ahead,
+    epoch_batches,
+    forgetful,
+    generator,
+    thinned,
+    turned,
+)
+from gpattern_bench.methods.gpsnet.model import Config, GPSNet, Tokens, collate
+from gpattern_bench.methods.gpsnet.settings import TrainingConfig
+from gpattern_bench.methods.gpsnet.weights import load_into, read_tensors, write_tensors
+from gpattern_bench.metrics import exact_mean, score_pattern
+
+__all__ = ["Trained", "logits", "train_network"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What training gives.
+
+    Attributes
+    ----------
+    network : GPSNet
+        On the CPU, ready to predict.
+    history : list of dict
+        Per epoch: ``epoch``, ``loss`` per label and, with val cells, ``val_loss``, ``val_auc`` and
+        ``val_f1`` (fractions).
+    """
+
+    network: GPSNet
+    history: list[dict[str, Any]]
+
+
+def train_network(
+    config: Config,
+    training: TrainingConfig,
+    cells: Cells,
+    seed: int,
+    *,
+    val: Cells | None = None,
+    checkpoint: Path | None = None,
+) -> Trained:
+    """Train a model; in all processes together, if accelerate's launcher started several.
+
+    Parameters
+    ----------
+    config : Config
+    training : TrainingConfig
+    cells : Cells
+        With labels; all of them in every process.
+    seed : int
+        Of the first weights and of all that is drawn later.
+    val : Cells, optional
+        Scored after each epoch.
+    checkpoint : pathlib.Path, optional
+        File that is written after each epoch, and gone on from if it is there.
+
+    Returns
+    -------
+    Trained
+        The same for the same arguments, to the bit, on a CPU with as many threads.
+
+    Raises
+    ------
+    MethodError
+        There is nothing to learn from, the checkpoint is of another run, or the loss is no longer
+        a number; the last checkpoint then stays.
+    MissingExtraError
+        accelerate or safetensors is not installed.
+    """
+    trainer = _Trainer(config, training, cells, seed, val)
+    if checkpoint is not None and checkpoint.exists():
+        trainer.resume(checkpoint)
+    return trainer.run(checkpoint)
+
+
+# The loop
+
+_NATIVE = ("avx512_bf16", "amx_tile")
+
+
+def logits(network: GPSNet, cells: Sequence[Tokens], bf16: bool = False) -> list[Tensor]:
+    """Logits (g, C) float32 of each cell, on the CPU; all cells in one batch."""
+    device = next(network.parameters()).device
+    batch = collate(cells).to(device)
+    with torch.no_grad(), _precision(device, bf16):
+        out: Tensor = network(batch)
+    return list(torch.split(out.cpu(), [len(cell.query) for cell in cells]))
+
+
+def _precision(device: torch.device, bf16: bool) -> torch.autocast:
+    if device.type == "cuda":
+        able = torch.cuda.is_bf16_supported()
+    else:  # only where it is quicker: torch tells it by private functions, not in all versions
+        told = (getattr(torch.cpu, f"_is_{what}_supported", None) for what in _NATIVE)
+        able = device.type == "cpu" and any(tell is not None and tell() for tell in told)
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16 and able)
+
+
+@dataclass(eq=False)
+class _Trainer:
+    """One run of training, in each of its processes."""
+
+    config: Config
+    training: TrainingConfig
+    cells: Cells
+    seed: int
+    val: Cells | None
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        training = self.training
+        if training.patience and self.val is None:
+            raise MethodError("stopping early needs val cells: give some, or patience 0")
+        self.accelerator = _accelerator()
+        self.device = self.accelerator.device
+        self.data = LabelledTokens(self.cells, self.config)
+        self.val_data = None if self.val is None else LabelledTokens(self.val, self.config)
+        self._check_sizes()
+        self.identity = self._identity()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            self.network = GPSNet(self.config).to(self.device)
+        self.model = self.accelerator.prepare_model(self.network)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(),
+            lr=training.rate,
+            betas=training.betas,
+            weight_decay=training.weight_decay,
+        )
+
+    def _check_sizes(self) -> None:
+        processes = self.accelerator.num_processes
+        if not self.data.cells:
+            raise MethodError("GPSNet needs labelled pairs, and no training cell has one")
+        if self.val_data is not None and not self.val_data.cells:
+            raise MethodError("no val cell has a labelled pair: give other cells, or none")
+        steps = -(-len(self.data.cells) // self.training.batch)
+        if len(self.data.cells) // steps < processes:
+            raise MethodError(
+                f"{processes} processes share a step of {len(self.data.cells) // steps} cells: "
+                f"start fewer, or train in batches of {2 * processes} or more cells"
+            )
+
+    # what a run consists of
+
+    def run(self, checkpoint: Path | None) -> Trained:
+        training = self.training
+        steps = -(-len(self.data.cells) // training.batch)
+        main = self.accelerator.is_main_process
+        # disable=None: a bar on a terminal only
+        with tqdm(
+            total=training.epochs * steps,
+            initial=len(self.history) * steps,
+            desc="training",
+            unit="step",
+            disable=None if main else True,
+        ) as bar:
+            while len(self.history) < training.epochs and not self._stopped():
+                self._epoch(bar, checkpoint)
+                if checkpoint is not None and main:
+                    self._write(checkpoint)
+        if self.best:
+            self.network.load_state_dict(self.best)
+        return Trained(self.network.cpu().eval(), self.history)
+
+    def _stopped(self) -> bool:
+        if not self.training.patience or not self.history:
+            return False
+        losses = [row["val_loss"] for row in self.history]
+        return len(losses) - 1 - int(np.argmin(losses)) >= self.training.patience
+
+    def _epoch(self, bar: tqdm[Any], checkpoint: Path | None) -> None:
+        epoch, training = len(self.history), self.training
+        batches = epoch_batches(self.data.lengths, training.batch, self.seed, epoch)
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+
+        def shown(cells: NDArray[np.int64]) -> list[Tokens]:
+            return [self._shown(epoch, i) for i in cells[rank::processes].tolist()]
+
+        self.model.train()
+        total = 0.0
+        for at, tokens in enumerate(ahead(shown, batches, self._workers)):
+            step = epoch * len(batches) + at
+            for group in self.optimizer.param_groups:
+                group["lr"] = training.rate_at(step, training.epochs * len(batches))
+            pairs = sum(self.data.labelled[i] for i in batches[at])
+            loss = self._step(tokens, pairs)
+            if loss is None:
+                raise MethodError(self._lost(epoch, at, checkpoint))
+            total += loss
+            bar.update()
+        if not all(bool(torch.isfinite(p).all()) for p in self.network.parameters()):
+            raise MethodError(self._lost(epoch, len(batches) - 1, checkpoint))
+        row = {"epoch": epoch + 1, "loss": self._summed(total) / len(batches)}
+        self.history.append(row | self._validated())
+        _log.info("epoch %d: %s", epoch + 1, self.history[-1])
+        if training.patience and len(self.history) - 1 == int(
+            np.argmin([row["val_loss"] for row in self.history])
+        ):
+            self.best = {n: t.detach().cpu().clone() for n, t in self.network.state_dict().items()}
+
+    @property
+    def _workers(self) -> int:
+        return 4 if self.device.type == "cuda" else 1
+
+    def _shown(self, epoch: int, index: int) -> Tokens:
+        """A cell as this epoch shows it."""
+        rng = generator(self.seed, epoch, index + 1)
+        if rng.random() < 0.5 and self.training.thinned:
+            cell = self.data.prepared(thinned(self.data.cells[index], rng, self.training.thinned))
+        else:
+            cell = self.data.tokens(index)
+        if self.training.turned:
+            cell = turned(cell, rng)
+        if rng.random() < self.training.forgotten:
+            cell = forgetful(cell, rng, unknown=len(self.config.genes))
+        return cell
+
+    def _step(self, tokens: list[Tokens], pairs: int) -> float | None:
+        """One step on this process' cells of a batch; None if the loss is no number any more.
+
+        `pairs` counts the labelled pairs of the batch in all processes: each of them weighs the
+        same, wherever it is.
+        """
+        batch = collate(tokens).to(self.device)
+        assert batch.labels is not None
+        assert batch.labelled is not None
+        with _precision(self.device, self.training.bf16):
+            scores = self.model(batch)  # (G, C)
+        wrong = F.binary_cross_entropy_with_logits(
+            scores[batch.labelled], batch.labels[batch.labelled], reduction="sum"
+        )
+        loss = wrong / (pairs * len(self.config.patterns))
+        self.optimizer.zero_grad()
+        # gradients are averaged over processes: times their number, it is the sum
+        self.accelerator.backward(loss * self.accelerator.num_processes)
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.training.clip)
+        # the gradient is that of all processes, so that all of them stop, or none
+        if not bool(torch.isfinite(norm)):
+            return None
+        self.optimizer.step()
+        return float(loss.detach())
+
+    def _lost(self, epoch: int, step: int, checkpoint: Path | None) -> str:
+        kept = "no checkpoint was asked for"
+        if checkpoint is not None and checkpoint.exists():
+            kept = f"the last good state, after epoch {epoch}, is in {checkpoint}"
+        return (
+            f"the loss or its gradient is no finite number in epoch {epoch + 1}, step {step + 1}; "
+            f"{kept}. Train at a lower rate than {self.training.rate:g} or with a longer warm-up "
+            f"than {self.training.warmup} steps, and check the coordinates"
+        )
+
+    def _summed(self, value: float) -> float:
+        tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
+        return float(self.accelerator.reduce(tensor, "sum"))
+
+    def _validated(self) -> dict[str, float]:
+        """Loss, AUC and F1 of the val cells, of which each process scores some."""
+        from accelerate.utils import gather_object
+
+        if self.val_data is None:
+            return {}
+        data, size = self.val_data, self.training.batch
+        by_length = np.argsort(data.lengths, kind="stable")
+        mine = by_length[self.accelerator.process_index :: self.accelerator.num_processes]
+        self.network.eval()
+        parts: list[Any] = []
+        for begin in range(0, len(mine), size):
+            tokens = [data.tokens(i) for i in mine[begin : begin + size].tolist()]
+            for cell, out in zip(
+                tokens, logits(self.network, tokens, self.training.bf16), strict=True
+            ):
+                assert cell.labels is not None
+                parts.append((out[cell.labelled].numpy(), cell.labels[cell.labelled].numpy()))
+        found, true = (np.concatenate(part) for part in zip(*gather_object(parts), strict=True))
+        wrong = F.binary_cross_entropy_with_logits(torch.from_numpy(found), torch.from_numpy(true))
+        scores = torch.from_numpy(found).sigmoid().numpy()
+        each = [score_pattern(true[:, c], scores[:, c]) for c in range(true.shape[1])]
+        return {
+            "val_loss": float(wrong),
+            "val_auc": exact_mean(score.auc for score in each),
+            "val_f1": exact_mean(score.f1 for score in each),
+        }
+
+    # checkpoints
+
+    def _write(self, path: Path) -> None:
+        tensors = {f"weight.{name}": value for name, value in self.network.state_dict().items()}
+        for name, parameter in self.network.named_parameters():
+            state = self.optimizer.state[parameter]
+            tensors |= {f"adam.{key}.{name}": value for key, value in state.items()}
+        tensors |= {f"best.{name}": value for name, value in self.best.items()}
+        note = {"identity": self.identity, "history": self.history}
+        write_tensors(path, tensors, note)
+
+    def resume(self, path: Path) -> None:
+        """Go on from a checkpoint of the same run.
+
+        Raises
+        ------
+        MethodError
+            It is of another run, or damaged.
+        """
+        tensors, note = read_tensors(path)
+        if not isinstance(note, dict) or note.get("identity") != self.identity:
+            raise MethodError(
+                f"the checkpoint {path} is of another run: other cells, another seed or other "
+                "settings. Remove it to train from the beginning, or name another file"
+            )
+        load_into(self.network, _under("weight.", tensors), path)
+        for name, parameter in self.network.named_parameters():
+            self.optimizer.state[parameter] = {
+                # the step count stays on the CPU, as AdamW has it
+                key: value if key == "step" else value.to(self.device)
+                for key in ("step", "exp_avg", "exp_avg_sq")
+                for value in [tensors[f"adam.{key}.{name}"]]
+            }
+        self.best = _under("best.", tensors)
+        self.history = note["history"]
+        _log.info("%s: going on after epoch %d", path, len(self.history))
+
+    def _identity(self) -> str:
+        """Hash of all that decides the weights, but for the machine and the processes."""
+        parts = [self.config.to_json(), asdict(self.training), self.seed, self.data.identity()]
+        if self.val_data is not None:
+            parts.append(self.val_data.identity())
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _accelerator() -> Any:
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise MissingExtraError(
+            "GPSNet is trained with accelerate, which is not installed: "
+            "pip install 'gpattern-bench[train]'"
+        ) from error
+    return Accelerator(cpu=not torch.cuda.is_available())

@@ -1,0 +1,333 @@
+"""The network: what it is made of, what it does not depend on, and that it learns."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import shapely
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.utils.data import DataLoader
+
+from gpattern_bench.cells import Cell
+from gpattern_bench.errors import MethodError
+from gpattern_bench.methods.gpsnet.model import (
+    PRESETS,
+    Config,
+    GPSNet,
+    collate,
+    parameter_table,
+    prepare,
+    vocabulary_rows,
+)
+
+GENES = tuple(f"gene{i}" for i in range(12))
+PATTERNS = ("cytoplasmic", "nuclear")
+ROWS = vocabulary_rows(GENES, GENES)
+TINY = Config(GENES, PATTERNS, width=16, heads=2, encoder_depth=2, decoder_depth=2, neighbours=20)
+
+
+def cell(n=300, seed=0, nucleus=True, labels=False, genes=10):
+    """A round cell with a round nucleus; genes of even codes lie in the nucleus."""
+    rng = np.random.Generator(np.random.Philox(seed))
+    gene = np.sort(rng.integers(0, genes, n)).astype(np.int32)
+    inner = gene % 2 == 0
+    radius = np.sqrt(np.where(inner, 25 * rng.random(n), 25 + 75 * rng.random(n)))
+    angle = 2 * np.pi * rng.random(n)
+    xy = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+    disc = shapely.Point(0, 0).buffer
+    made = Cell("c", "f", np.round(xy * 1024) / 1024, gene, disc(10), disc(5) if nucleus else None)
+    if not labels:
+        return made
+    even = made.genes % 2 == 0
+    return replace(made, labels=np.stack([~even, even], axis=1), labelled=made.genes > 0)
+
+
+def network(config=TINY, seed=0):
+    torch.manual_seed(seed)
+    return GPSNet(config).eval()
+
+
+def score(model, *cells):
+    with torch.no_grad():
+        return model(collate([prepare(c, ROWS, model.config) for c in cells]))
+
+
+VARIANTS = pytest.mark.parametrize(
+    "config",
+    [
+        TINY,
+        replace(TINY, fourier=5, pooled=True),
+        replace(TINY, outlines=True),
+        replace(TINY, encoder_depth=0, outlines=True, pooled=True),
+    ],
+    ids=["paper", "fourier and pooled", "outlines", "no encoder"],
+)
+
+
+# What it does not depend on
+
+
+@VARIANTS
+@pytest.mark.parametrize("n", [15, 1500])
+def test_scores_do_not_depend_on_the_order_of_molecules_to_the_last_bit(config, n):
+    model, given = network(config), cell(n)
+    twice = replace(given, xy=np.repeat(given.xy, 2, axis=0), gene=np.repeat(given.gene, 2))
+    for one in (given, twice):  # also where molecules share a position
+        order = np.random.Generator(np.random.Philox(1)).permutation(len(one.gene))
+        shuffled = replace(one, xy=one.xy[order], gene=one.gene[order])
+        assert torch.equal(score(model, shuffled), score(model, one))
+
+
+@VARIANTS
+def test_scores_do_not_depend_on_where_the_cell_lies(config):
+    # Tables hold slide-global float32; a cell's frame is relative to the centroid in its row.
+    model, given = network(config), cell(800)
+    for shift in ([0.0, 0.0], [4096.0, -1024.0], [1000 + 1 / 1024, 8000.0]):
+        centroid = np.float32([3.25, -7.5]) + np.float32(shift)
+        there = (given.xy + np.array([3.25, -7.5]) + shift).astype(np.float32)
+        moved = replace(given, xy=there.astype(np.float64) - centroid.astype(np.float64))
+        assert torch.equal(score(model, moved), score(model, given))
+
+
+@VARIANTS
+def test_scores_do_not_depend_on_the_other_cells_of_the_batch(config):
+    model = network(config)
+    cells = [cell(n, seed=n, nucleus=n != 30) for n in (700, 30, 1, 90, 31)]
+    together = score(model, *cells)
+    apart = [score(model, one) for one in cells]
+    assert [len(s) for s in apart] == [len(c.genes) for c in cells]
+    assert torch.allclose(together, torch.cat(apart), atol=1e-5)
+
+
+def test_large_cells_are_attended_to_one_by_one_with_the_same_result(monkeypatch):
+    model, cells = network(), [cell(n, seed=n) for n in (200, 60)]
+    padded = score(model, *cells)
+    monkeypatch.setattr("gpattern_bench.methods.gpsnet.model.PADDED", 0)
+    assert torch.allclose(score(model, *cells), padded, atol=1e-6)
+
+
+# What it depends on
+
+
+@VARIANTS
+def test_scores_depend_on_positions_and_genes(config):
+    model, given = network(config), cell()
+    assert not torch.allclose(score(model, replace(given, xy=given.xy * 0.9)), score(model, given))
+    other = replace(given, gene=given.gene[::-1].copy())
+    assert not torch.allclose(score(model, other), score(model, given))
+
+
+def test_scores_depend_on_outlines_only_if_asked():
+    for config, same in ((TINY, True), (replace(TINY, outlines=True), False)):
+        model, given = network(config), cell()
+        wide = replace(given, boundary=shapely.Point(0, 0).buffer(12))
+        assert torch.equal(score(model, wide), score(model, given)) == same
+        assert torch.equal(score(model, replace(given, nucleus=None)), score(model, given)) == same
+
+
+def test_outline_tokens_lie_on_the_outlines():
+    ring = shapely.MultiPolygon([shapely.box(0, 0, 9, 9), shapely.box(20, 0, 23, 3)])
+    given = replace(cell(50), boundary=ring)
+    tokens = prepare(given, ROWS, replace(TINY, outlines=True))
+    points = shapely.points(tokens.xy.numpy())
+    g = len(given.genes)
+    outer, inner = points[tokens.own == g], points[tokens.own == g + 1]
+    assert shapely.distance(ring.boundary, outer).max() < 1e-5
+    assert shapely.distance(given.nucleus.boundary, inner).max() < 1e-5
+    assert (len(outer), len(inner), len(tokens)) == (48, 48, 146)
+    assert (shapely.get_x(outer) > 10).sum() == 12  # a quarter of the length
+
+
+def test_unknown_genes_share_an_embedding_and_differ_if_pooled():
+    given = cell()
+    rows = vocabulary_rows(GENES[:5], GENES)
+    assert rows.tolist() == [0, 1, 2, 3, 4, *[5] * 7]
+    for pooled in (False, True):
+        model = network(replace(TINY, genes=GENES[:5], pooled=pooled))
+        with torch.no_grad():
+            scores = model(collate([prepare(given, rows, model.config)]))
+        assert not torch.equal(scores[3], scores[4])
+        assert torch.allclose(scores[5], scores[6]) != pooled
+
+
+def test_rows_are_the_genes_present():
+    given = cell(40, labels=True)
+    tokens = prepare(given, ROWS, TINY)
+    assert tokens.query.tolist() == given.genes.tolist()
+    assert score(network(), given).shape == (len(given.genes), 2)
+    own = given.genes[tokens.own.numpy()]
+    found = sorted(zip(tokens.xy.numpy().tolist(), own.tolist(), strict=True))
+    assert found == sorted(zip(given.xy.tolist(), given.gene.tolist(), strict=True))
+    batch = collate([tokens, prepare(cell(70, seed=1, labels=True), ROWS, TINY)])
+    assert batch.labels[: len(given.genes)].numpy().astype(bool).tolist() == given.labels.tolist()
+    assert batch.labelled[: len(given.genes)].tolist() == given.labelled.tolist()
+    assert collate([tokens, prepare(cell(70), ROWS, TINY)]).labels is None
+
+
+def test_augmentations_turn_cells_and_forget_genes():
+    tokens = prepare(cell(), ROWS, TINY)
+    quarter = tokens.turned(np.array([[0.0, -1.0], [1.0, 0.0]]))
+    assert torch.equal(quarter.xy, torch.stack([-tokens.xy[:, 1], tokens.xy[:, 0]], dim=1))
+    assert quarter.plan is tokens.plan
+    forgot = tokens.forgetting(np.arange(10) < 3, len(GENES))
+    assert forgot.query.tolist() == [12, 12, 12, *range(3, 10)]
+
+
+# Training it
+
+
+def test_it_learns_patterns_of_positions():
+    config = replace(TINY, fourier=8, pooled=True)
+    torch.manual_seed(0)
+    model = GPSNet(config)
+    batch = collate([prepare(cell(n, seed=n, labels=True), ROWS, config) for n in (200, 250, 300)])
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(40):
+        loss = binary_cross_entropy_with_logits(model(batch), batch.labels)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    assert losses[0] > 0.5
+    assert losses[-1] < 0.1
+
+
+@pytest.mark.parametrize("outlines", [False, True])
+def test_checkpointing_changes_nothing_but_memory(outlines):
+    gradients = []
+    for checkpointing in (False, True):
+        config = replace(TINY, pooled=True, outlines=outlines, checkpointing=checkpointing)
+        model = network(config).train()
+        batch = collate([prepare(cell(n), ROWS, config) for n in (100, 400)])
+        model(batch).square().sum().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    assert all(g is not None for g in gradients[0].values())
+    for name, gradient in gradients[0].items():
+        assert torch.equal(gradient, gradients[1][name]), name
+
+
+def test_bfloat16_is_close():
+    model, given = network(replace(TINY, pooled=True)), cell()
+    with torch.autocast("cpu", torch.bfloat16):
+        low = score(model, given)
+    assert low.dtype == torch.float32
+    assert torch.allclose(low, score(model, given), atol=0.05)
+
+
+def test_plans_are_made_in_loader_workers():
+    cells = _Prepared([cell(n, labels=True) for n in (60, 400)])
+    loader = DataLoader(
+        cells, batch_size=2, collate_fn=collate, num_workers=1, multiprocessing_context="spawn"
+    )
+    (batch,) = loader
+    model = network()
+    here = collate([cells[0], cells[1]])
+    with torch.no_grad():
+        assert torch.equal(model(batch), model(here))
+        assert torch.equal(model(batch.to("cpu")), model(here))
+    assert torch.equal(batch.labels, here.labels)
+
+
+class _Prepared:
+    def __init__(self, cells):
+        self.cells = cells
+
+    def __len__(self):
+        return len(self.cells)
+
+    def __getitem__(self, index):
+        return prepare(self.cells[index], ROWS, TINY)
+
+
+# What it is made of
+
+
+@pytest.mark.parametrize(
+    ("name", "encoder", "decoder", "checkpointing"),
+    [("nih3t3", 4, 8, True), ("u2os", 4, 8, False), ("cosmx_lung", 6, 12, False)],
+)
+def test_presets_are_those_of_the_papers_table_3(name, encoder, decoder, checkpointing):
+    expected = Config(
+        GENES,
+        PATTERNS,
+        width=768,
+        heads=12,
+        encoder_depth=encoder,
+        decoder_depth=decoder,
+        mlp_ratio=4,
+        neighbours=256,
+        fourier=0,
+        pooled=False,
+        outlines=False,
+        checkpointing=checkpointing,
+    )
+    assert Config.preset(name, GENES, PATTERNS) == expected
+
+
+def test_layers_have_as_many_parameters_as_plain_ones():
+    with torch.device("meta"):
+        model = GPSNet(Config.preset("u2os", GENES, PATTERNS))
+
+    def size(module):
+        return sum(p.numel() for p in module.parameters())
+
+    width = 768
+    mlp = 8 * width**2 + 5 * width  # with biases
+    assert size(model.encoder[0]) == 4 * width**2 + mlp + 2 * width
+    assert size(model.decoder[0]) == 8 * width**2 + mlp + 3 * width
+    assert len(model.encoder) == 4
+    assert len(model.decoder) == 8
+
+
+def test_sizes_are_printed_beside_the_papers():
+    text = parameter_table()
+    assert [name for name in PRESETS if name in text] == ["nih3t3", "u2os", "cosmx_lung"]
+    assert text.count("130 M") == 2
+    assert text.count("187 M") == 1
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_configurations_survive_json(name):
+    config = Config.preset(name, GENES, PATTERNS, neighbours=7)
+    assert Config.from_json(config.to_json()) == config
+    assert json.loads(config.to_json())["neighbours"] == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("nonsense", "Expecting value"),
+        ("3", "not iterable"),
+        ("{}", "width"),
+        (TINY.to_json().replace('"width": 16', '"width": "16"'), "kind: width"),
+        (TINY.to_json().replace('"width": 16', '"width": 16, "depth": 3'), "kind: depth"),
+        (TINY.to_json().replace('"heads": 2', '"heads": 3'), "3 heads do not divide"),
+        (TINY.to_json().replace('"gene1"', '"gene0"'), "twice"),
+    ],
+)
+def test_other_json_is_refused(text, told):
+    with pytest.raises(MethodError, match=told):
+        Config.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"neighbours": 0}, "neighbours is 0"),
+        ({"decoder_depth": 0}, "decoder_depth is 0"),
+        ({"patterns": ()}, "no patterns"),
+    ],
+)
+def test_impossible_networks_are_refused(changes, told):
+    with pytest.raises(MethodError, match=told):
+        replace(TINY, **changes)
+
+
+def test_an_unknown_preset_is_an_error_with_the_known_ones():
+    with pytest.raises(MethodError, match="small"):
+        Config.preset("tiny", GENES, PATTERNS)

@@ -1,0 +1,451 @@
+"""Training of GPSNet: batches, seeds, going on after kill -9, two processes, a lost loss."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import accelerate
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpattern_bench.cells import Cells
+from gpattern_bench.curate.recipe import Recipe
+from gpattern_bench.curate.rules import apply_rules
+from gpattern_bench.curate.simulate import PATTERNS, simulate
+from gpattern_bench.curate.write import write_dataset
+from gpattern_bench.dataset import Dataset
+from gpattern_bench.errors import MethodError
+from gpattern_bench.methods.gpsnet import data
+from gpattern_bench.methods.gpsnet.data import (
+    LabelledTokens,
+    ahead,
+    epoch_batches,
+    forgetful,
+    generator,
+    thinned,
+    turned,
+)
+from gpattern_bench.methods.gpsnet.model import PRESETS, Config, GPSNet
+from gpattern_bench.methods.gpsnet.settings import TRAININGS, TrainingConfig
+from gpattern_bench.methods.gpsnet.train import train_network
+from gpattern_bench.methods.gpsnet.weights import read_tensors
+
+TRAINING = TrainingConfig(
+    epochs=3, rate=3e-3, warmup=3, decay=True, bf16=False, turned=True, thinned=0.5, forgotten=0.3
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """As in the processes that are started here: the same bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Dataset:
+    release = simulate(7, n_fovs=10, cells_per_fov=2, n_genes=8, mean_molecules=40)
+    recipe = Recipe(format="simulated", patterns=PATTERNS, patternless="keep")
+    folder = tmp_path_factory.mktemp("data") / "tiny"
+    tables = apply_rules(release, recipe)
+    return Dataset(write_dataset([tables], folder, name="tiny", version="1.0.0", recipe=recipe))
+
+
+def config_of(cells: Cells) -> Config:
+    return Config.preset(
+        "small", cells.genes, cells.patterns, width=8, heads=2, encoder_depth=1, decoder_depth=1,
+        neighbours=8, fourier=4,
+    )  # fmt: skip
+
+
+def trained(dataset, training=TRAINING, seed=0, **more):
+    cells = dataset.iter_cells("train")
+    return train_network(config_of(cells), training, cells, seed, **more)
+
+
+def weights(network: GPSNet) -> dict[str, bytes]:
+    return {name: value.numpy().tobytes() for name, value in network.state_dict().items()}
+
+
+class TestSettings:
+    def test_the_paper_s_are_those_of_its_table_3(self):
+        rows = {
+            name: (t.epochs, t.batch, t.warmup) for name, t in TRAININGS.items() if name != "small"
+        }
+        assert rows == {"nih3t3": (10, 4, 1000), "u2os": (5, 4, 1000), "cosmx_lung": (10, 64, 5000)}
+        for name in rows:
+            t = TRAININGS[name]
+            assert (t.rate, t.weight_decay, t.betas, t.clip) == (1e-5, 0.03, (0.9, 0.9), 1.0)
+            assert (t.bf16, t.decay, t.patience, t.turned) == (True, False, 0, False)
+        assert set(TRAININGS) == set(PRESETS)
+
+    def test_the_rate_warms_up_then_stays_or_falls(self):
+        constant = TrainingConfig(epochs=1, rate=2.0, warmup=4)
+        assert [constant.rate_at(step, 100) for step in (0, 1, 3, 4, 99)] == [0.5, 1, 2, 2, 2]
+        falling = replace(constant, decay=True)
+        rates = [falling.rate_at(step, 100) for step in range(100)]
+        assert rates[:4] == [0.5, 1, 1.5, 2]
+        assert (np.diff(rates[4:]) < 0).all()
+        assert rates[52] == pytest.approx(1.0)
+        assert 0 < rates[-1] < 0.01
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [{"epochs": 0}, {"batch": 0}, {"rate": 0.0}, {"clip": float("nan")}, {"forgotten": 1.5}],
+    )
+    def test_those_that_make_no_sense_are_refused(self, wrong):
+        with pytest.raises(MethodError, match=next(iter(wrong))):
+            replace(TRAINING, **wrong)
+
+
+class TestBatches:
+    @given(st.integers(1, 200), st.integers(1, 40), st.integers(0, 5), st.integers(0, 5))
+    def test_each_cell_once_in_steps_of_nearly_one_size(self, n, batch, seed, epoch):
+        lengths = np.arange(n) % 7
+        steps = epoch_batches(lengths, batch, seed, epoch)
+        assert sorted(np.concatenate(steps).tolist()) == list(range(n))
+        sizes = [len(step) for step in steps]
+        assert max(sizes) <= batch
+        assert max(sizes) - min(sizes) <= 1
+        again = epoch_batches(lengths, batch, seed, epoch)
+        assert all((a == b).all() for a, b in zip(steps, again, strict=True))
+
+    def test_cells_of_a_step_are_of_similar_length(self):
+        lengths = np.random.Generator(np.random.Philox(1)).integers(1, 1000, 640)
+        spread = np.mean([np.ptp(lengths[step]) for step in epoch_batches(lengths, 8, 0, 0)])
+        assert spread < 100
+
+    def test_epochs_and_seeds_differ(self):
+        orders = {
+            tuple(np.concatenate(epoch_batches(np.ones(50), 4, seed, epoch)).tolist())
+            for seed in range(3)
+            for epoch in range(3)
+        }
+        assert len(orders) == 9
+
+    def test_work_is_done_ahead_and_comes_in_order(self):
+        begun = []
+
+        def slow_at_first(i):
+            begun.append(i)
+            time.sleep(0.05 if i == 0 else 0)
+            return i * i
+
+        stream = ahead(slow_at_first, iter(range(10)), workers=2)
+        assert next(stream) == 0
+        assert 2 < len(begun) < 10
+        assert list(stream) == [i * i for i in range(1, 10)]
+
+    def test_what_fails_ahead_fails_here(self):
+        with pytest.raises(ZeroDivisionError):
+            list(ahead(lambda i: 1 // i, [1, 0, 1], workers=1))
+
+
+class TestAugmentation:
+    def test_turning_keeps_distances_and_mirrors_half_of_the_time(self, tiny):
+        cells = tiny.iter_cells("train")
+        cell = LabelledTokens(cells, config_of(cells)).tokens(0)
+        mirrored, angles = 0, []
+        for epoch in range(200):
+            new = turned(cell, generator(0, epoch, 1))
+            matrix = torch.linalg.lstsq(cell.xy, new.xy).solution
+            torch.testing.assert_close(matrix @ matrix.T, torch.eye(2), atol=1e-4, rtol=0)
+            mirrored += float(torch.linalg.det(matrix)) < 0
+            angles.append(float(torch.atan2(matrix[0, 1], matrix[0, 0])))
+        assert 70 < mirrored < 130
+        assert np.histogram(angles, 4, (-np.pi, np.pi))[0].min() > 25
+
+    def test_thinning_takes_molecules_and_the_labels_of_absent_genes(self, tiny):
+        cell = next(iter(tiny.iter_cells("train")))
+        whole = {tuple(at): gene for at, gene in zip(cell.xy, cell.gene, strict=True)}
+        labels = dict(zip(cell.genes.tolist(), cell.labels.tolist(), strict=True))
+        shares = []
+        for epoch in range(100):
+            less = thinned(cell, generator(0, epoch, 1), 0.6)
+            shares.append(len(less.gene) / len(cell.gene))
+            assert all(whole[tuple(at)] == g for at, g in zip(less.xy, less.gene, strict=True))
+            assert dict(zip(less.genes.tolist(), less.labels.tolist(), strict=True)) == {
+                gene: labels[gene] for gene in less.genes.tolist()
+            }
+            assert len(less.labelled) == len(less.genes)
+        assert 0.25 < min(shares) < 0.5
+        assert max(shares) > 0.9
+
+    def test_a_cell_is_never_left_empty(self, tiny):
+        cell = next(iter(tiny.iter_cells("train")))
+        lone = thinned(cell, generator(0, 0, 1), 0.0)
+        rng = generator(1, 0, 0)
+        for _ in range(50):
+            lone = thinned(lone, rng, 1.0)
+            assert len(lone.gene) >= 1
+        assert len(lone.gene) < 5
+
+    def test_forgetting_makes_any_share_of_the_genes_unknown(self, tiny):
+        cells = tiny.iter_cells("train")
+        cell = LabelledTokens(cells, config_of(cells)).tokens(0)
+        shares = []
+        for epoch in range(200):
+            query = forgetful(cell, generator(0, epoch, 1), unknown=8).query
+            assert ((query == cell.query) | (query == 8)).all()
+            shares.append(float((query == 8).float().mean()))
+        assert min(shares) < 0.1
+        assert max(shares) > 0.9
+        assert 0.4 < np.mean(shares) < 0.6
+
+    def test_the_unknown_embedding_is_learnt_from_it_only(self, tiny):
+        before = trained_rows(tiny, forgotten=0.0)
+        after = trained_rows(tiny, forgotten=1.0)
+        assert before == pytest.approx(0, abs=1e-7)
+        assert after > 1e-3
+
+
+def trained_rows(dataset, forgotten) -> float:
+    """How far training moves the "unknown" row of the genes' embedding."""
+    cells = dataset.iter_cells("train")
+    training = replace(TRAINING, epochs=1, weight_decay=0.0, forgotten=forgotten)
+    torch.manual_seed(0)
+    first = GPSNet(config_of(cells)).gene.weight[len(cells.genes)].detach()
+    found = trained(dataset, training).network.gene.weight[len(cells.genes)].detach()
+    return float((found - first).abs().max())
+
+
+class TestSeeds:
+    def test_the_seed_decides_the_weights_to_the_bit(self, tiny):
+        torch.manual_seed(5)
+        state = torch.get_rng_state()
+        first, again, other = (weights(trained(tiny, seed=s).network) for s in (1, 1, 2))
+        assert first == again != other
+        assert torch.equal(torch.get_rng_state(), state), "the caller's random numbers were used"
+
+    def test_cells_that_do_not_fit_into_memory_are_prepared_again(self, tiny, monkeypatch):
+        kept = weights(trained(tiny).network)
+        monkeypatch.setattr(data, "KEPT", 0)
+        assert weights(trained(tiny).network) == kept
+
+    def test_memory_of_prepared_cells_is_bounded(self, tiny, monkeypatch):
+        monkeypatch.setattr(data, "KEPT", 3000)
+        cells = tiny.iter_cells("train")
+        tokens = LabelledTokens(cells, config_of(cells))
+        sizes = [len(tokens.tokens(i)) for i in range(len(tokens.cells))]
+        assert 0 < sum(tokens.tokens(i) is tokens.tokens(i) for i in range(len(sizes))) < len(sizes)
+
+    def test_it_learns_and_says_how(self, tiny):
+        result = trained(tiny, replace(TRAINING, epochs=6), val=tiny.iter_cells("val"))
+        assert [row["epoch"] for row in result.history] == [1, 2, 3, 4, 5, 6]
+        assert result.history[-1]["loss"] < result.history[0]["loss"]
+        assert all(0 <= row["val_auc"] <= 1 and row["val_loss"] > 0 for row in result.history)
+        assert not result.network.training
+
+
+class TestRefusals:
+    def test_without_labels(self, tiny):
+        cells = tiny.iter_cells("train").without_labels()
+        with pytest.raises(MethodError, match="labelled pairs"):
+            train_network(config_of(cells), TRAINING, cells, 0)
+
+    def test_early_stopping_without_val_cells(self, tiny):
+        with pytest.raises(MethodError, match="val cells"):
+            trained(tiny, replace(TRAINING, patience=2))
+
+
+class TestEarlyStopping:
+    def test_it_stops_and_takes_the_best_epoch(self, tiny, tmp_path):
+        # a rate at which this soon gets worse
+        training = replace(TRAINING, epochs=40, rate=0.1, decay=False, patience=2)
+        path, val = tmp_path / "state.safetensors", tiny.iter_cells("val")
+        result = trained(tiny, training, val=val, checkpoint=path)
+        losses = [row["val_loss"] for row in result.history]
+        best = int(np.argmin(losses))
+        assert len(losses) == best + 1 + training.patience < 40
+        same = trained(tiny, replace(training, epochs=best + 1, patience=0))
+        assert weights(result.network) == weights(same.network)
+        again = trained(tiny, training, val=val, checkpoint=path)
+        assert again.history == result.history
+        assert weights(again.network) == weights(result.network)
+
+
+class TestLostLoss:
+    def test_it_stops_and_the_last_good_checkpoint_stays(self, tiny, tmp_path, monkeypatch):
+        steps = 4  # of an epoch
+        rates = TrainingConfig.rate_at
+        monkeypatch.setattr(
+            TrainingConfig,
+            "rate_at",
+            lambda self, step, of: rates(self, step, of) if step < steps else 1e30,
+        )
+        path = tmp_path / "state.safetensors"
+        with pytest.raises(MethodError, match="no finite number in epoch 2") as caught:
+            trained(tiny, checkpoint=path)
+        assert f"after epoch 1, is in {path}" in str(caught.value)
+        assert "lower rate than 0.003" in str(caught.value)
+        tensors, note = read_tensors(path)
+        assert len(note["history"]) == 1
+        assert all(torch.isfinite(value).all() for value in tensors.values())
+        monkeypatch.undo()
+        assert len(trained(tiny, checkpoint=path).history) == 3
+
+    def test_without_a_checkpoint_it_says_so(self, tiny):
+        with pytest.raises(MethodError, match="no checkpoint was asked for"):
+            trained(tiny, replace(TRAINING, rate=1e30, warmup=0))
+
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState, debug_launcher
+
+torch.set_num_threads(1)
+from gpattern_bench.dataset import Dataset
+from gpattern_bench.methods.gpsnet import train
+from gpattern_bench.methods.gpsnet.model import Config
+from gpattern_bench.methods.gpsnet.settings import TrainingConfig
+from gpattern_bench.methods.gpsnet.weights import write_tensors
+
+
+def main(settings):
+    dataset, out = Dataset(Path(settings["dataset"])), Path(settings["out"])
+    shown, show = [], train._Trainer._shown
+
+    def noted(self, epoch, index):
+        shown.append([epoch, self.data.cells[index].cell_id])
+        return show(self, epoch, index)
+
+    train._Trainer._shown = noted
+    result = train.train_network(
+        Config.from_json(settings["config"]),
+        TrainingConfig(**settings["training"]),
+        dataset.iter_cells("train"),
+        0,
+        val=dataset.iter_cells("val"),
+        checkpoint=out / "state.safetensors",
+    )
+    rank = PartialState().process_index
+    write_tensors(out / f"{rank}.safetensors", result.network.state_dict())
+    (out / f"{rank}.json").write_text(json.dumps({"history": result.history, "shown": shown}))
+
+
+settings = json.loads(sys.argv[1])
+if settings["processes"] > 1:
+    debug_launcher(main, (settings,), settings["processes"])
+else:
+    main(settings)
+"""
+
+
+def start(dataset, out: Path, training: TrainingConfig, processes: int = 1) -> subprocess.Popen:
+    """Train in new processes, one thread each, with val cells and a checkpoint."""
+    settings = {
+        "dataset": str(dataset.folder),
+        "out": str(out),
+        "config": config_of(dataset.iter_cells("train")).to_json(),
+        "training": asdict(training),
+        "processes": processes,
+    }
+    script = out / "script.py"
+    script.write_text(SCRIPT)
+    root = Path(__file__).resolve().parents[1]
+    return subprocess.Popen(
+        [sys.executable, str(script), json.dumps(settings)],
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+class TestGoingOn:
+    def test_after_kill_9_the_weights_are_the_same_to_the_bit(self, tiny, tmp_path):
+        training, val = replace(TRAINING, epochs=12), tiny.iter_cells("val")
+        path = tmp_path / "state.safetensors"
+        process = start(tiny, tmp_path, training)
+        while not path.exists() or len(read_tensors(path)[1]["history"]) < 3:
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert 3 <= len(read_tensors(path)[1]["history"]) < 12
+        resumed = trained(tiny, training, val=val, checkpoint=path)
+        whole = trained(tiny, training, val=val)
+        assert weights(resumed.network) == weights(whole.network)
+        assert resumed.history == whole.history
+
+    def test_it_does_not_begin_again(self, tiny, tmp_path, monkeypatch):
+        path = tmp_path / "state.safetensors"
+        result = trained(tiny, checkpoint=path)
+        before = path.stat().st_mtime_ns
+        monkeypatch.setattr(LabelledTokens, "tokens", None)  # not a cell is asked for
+        again = trained(tiny, checkpoint=path)
+        assert weights(again.network) == weights(result.network)
+        assert path.stat().st_mtime_ns == before
+        assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+    @pytest.mark.parametrize("other", ["seed", "training", "cells", "val"])
+    def test_another_run_s_checkpoint_is_refused(self, tiny, tmp_path, other):
+        path = tmp_path / "state.safetensors"
+        trained(tiny, replace(TRAINING, epochs=1), checkpoint=path)
+        before = path.read_bytes()
+        cells = tiny.iter_cells("train", keep=tiny.cells("train")["cell_id"].tolist()[1:])
+        full = tiny.iter_cells("train")
+        training = replace(TRAINING, epochs=1, rate=1e-3 if other == "training" else TRAINING.rate)
+        with pytest.raises(MethodError, match="another run"):
+            train_network(
+                config_of(full),
+                training,
+                cells if other == "cells" else full,
+                1 if other == "seed" else 0,
+                val=tiny.iter_cells("val") if other == "val" else None,
+                checkpoint=path,
+            )
+        assert path.read_bytes() == before
+
+    @pytest.mark.parametrize("damage", ["cut", "garbage", "empty"])
+    def test_a_damaged_one_is_refused(self, tiny, tmp_path, damage):
+        path = tmp_path / "state.safetensors"
+        trained(tiny, replace(TRAINING, epochs=1), checkpoint=path)
+        whole = path.read_bytes()
+        bad = {"cut": whole[: len(whole) // 2], "garbage": b"<html>" * 99, "empty": b""}
+        path.write_bytes(bad[damage])
+        with pytest.raises(MethodError, match="no readable weights"):
+            trained(tiny, replace(TRAINING, epochs=1), checkpoint=path)
+
+
+class TestTwoProcesses:
+    def test_they_do_together_what_one_does(self, tiny, tmp_path):
+        training = replace(TRAINING, decay=False)
+        process = start(tiny, tmp_path, training, processes=2)
+        alone = trained(tiny, training, val=tiny.iter_cells("val"))
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+        parts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+
+        cells = tiny.cells("train")["cell_id"].tolist()
+        once = sorted([epoch, cell] for epoch in range(training.epochs) for cell in cells)
+        assert sorted(parts[0]["shown"] + parts[1]["shown"]) == once
+        assert len(parts[0]["shown"]) == len(parts[1]["shown"])
+        assert parts[0]["history"] == parts[1]["history"]
+        for ours, theirs in zip(parts[0]["history"], alone.history, strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-4)
+        written = [tmp_path / f"{rank}.safetensors" for rank in (0, 1)]
+        assert written[0].read_bytes() == written[1].read_bytes()
+        found = read_tensors(written[0])[0]
+        for name, value in alone.network.state_dict().items():
+            torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
+
+    def test_too_few_cells_for_them(self, tiny, monkeypatch):
+        monkeypatch.setattr(accelerate.Accelerator, "num_processes", 5)
+        with pytest.raises(MethodError, match="5 processes share a step of 4 cells"):
+            trained(tiny)
