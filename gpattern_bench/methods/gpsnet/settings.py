@@ -90,14 +90,15 @@ TRAININGS = {
     "u2os": TrainingConfig(epochs=5),
     "cosmx_lung": TrainingConfig(epochs=10, batch=64, warmup=5000),
     "small": TrainingConfig(
-        epochs=24,
+        epochs=12,
         rate=3e-3,
         warmup=200,
         decay=True,
         betas=(0.9, 0.99),
         bf16=False,
         turned=True,
-        forgotten=0.1,
+        thinned=0.5,
+        forgotten=0.3,
     ),
 }
 """For each of :data:`gpattern_bench.methods.gpsnet.model.PRESETS`; the paper's by its table 3."""

@@ -1,0 +1,56 @@
+"""The command line, ``gpattern-bench``: a thin layer over the library.
+
+Exit codes: 0 fine; 1 the check failed (validate, verify, leaderboard --check); 2 wrong usage or
+unreadable input. Libraries are imported by the commands, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Annotated
+
+import typer
+
+from gpattern_bench import __version__
+from gpattern_bench.cli.options import app
+from gpattern_bench.errors import GPatternBenchError
+
+# Each adds its commands to the application, in this order.
+from gpattern_bench.cli import data, curate, methods, scores, board  # isort: skip # noqa: F401
+
+__all__ = ["app", "main"]
+
+_debug = False
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _global(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of errors.")] = False,
+    version: Annotated[  # noqa: ARG001 - its callback does the work
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    global _debug
+    _debug = debug
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+
+
+def main() -> None:
+    """Run the command line; errors of this package become one paragraph on stderr."""
+    try:
+        app()
+    except (GPatternBenchError, OSError) as error:
+        if _debug:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)

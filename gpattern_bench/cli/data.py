@@ -1,0 +1,202 @@
+"""Commands about datasets: what there is, where it comes from, and copies of it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gpattern_bench.cli.options import (
+    FOUR_PATTERNS,
+    THREE_PATTERNS,
+    Json,
+    Name,
+    app,
+    print_json,
+    print_rows,
+    tell,
+)
+from gpattern_bench.errors import TableError
+
+
+@app.command("list")
+def list_(as_json: Json = False) -> None:
+    """List the datasets: what the registry says, and what is in the cache."""
+    from gpattern_bench.dataset import Dataset
+    from gpattern_bench.fetch import cache_root
+    from gpattern_bench.registry import registry
+
+    keys = ("molecules", "cells", "genes", "molecules_per_cell", "patterns")
+    rows: list[dict[str, Any]] = []
+    for entry in registry():
+        folder = cache_root() / entry.name / entry.version
+        cached, counts = "no", {}
+        if (folder / "manifest.json").is_file():
+            try:
+                dataset = Dataset(folder)
+                cached, counts = "yes", dict(dataset.counts)
+                counts["molecules_per_cell"] = round(counts["molecules"] / counts["cells"])
+                counts["patterns"] = len(dataset.patterns)
+            except TableError:
+                cached = "broken: see verify"
+        row: dict[str, Any] = {"dataset": entry.id, "technology": entry.technology}
+        for key in keys:
+            published, here = entry.published.get(key), counts.get(key, entry.counts.get(key))
+            row[key.replace("_", " ")] = published if here is None else here
+            if published is not None and here not in (None, published):
+                row[key.replace("_", " ")] = f"{here:,} (published {published:,})"
+        rows.append(row | {"cached": cached})
+    if as_json:
+        print_json(rows)
+        return
+    print_rows([{k: f"{v:,}" if isinstance(v, int) else v for k, v in row.items()} for row in rows])
+    typer.echo(
+        "\nCounts are those of the cached tables, else the registry's or, for datasets of the "
+        "paper's table 1, the published ones."
+    )
+
+
+@app.command()
+def info(name: Name, as_json: Json = False) -> None:
+    """Show what is known of a dataset; fetches nothing."""
+    from gpattern_bench.dataset import Dataset
+    from gpattern_bench.fetch import cache_root
+    from gpattern_bench.registry import find_entry
+
+    if (Path(name) / "manifest.json").is_file():
+        facts: dict[str, Any] = dict(Dataset(Path(name)).manifest)
+        facts.pop("genes")
+    else:
+        entry = find_entry(name)
+        facts = entry.model_dump(mode="json")
+        facts["folder"] = str(cache_root() / entry.name / entry.version)
+    if as_json:
+        print_json(facts)
+        return
+    import yaml
+
+    typer.echo(yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=100), nl=False)
+
+
+@app.command()
+def download(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Datasets to make.")],
+) -> None:
+    """Fetch and curate datasets into the cache."""
+    from gpattern_bench.dataset import load_dataset
+    from gpattern_bench.datasheet import table1_check
+
+    for name in names:
+        dataset = load_dataset(name)
+        typer.echo(f"{dataset.id}\t{dataset.folder}")
+        check = table1_check(dataset.manifest)
+        if check:
+            typer.echo("Table 1 check:")
+            print_rows(check)
+
+
+@app.command()
+def cite(name: Name) -> None:
+    """Show what to cite for a dataset, its licence and where it comes from."""
+    from gpattern_bench.registry import find_entry
+
+    entry = find_entry(name)
+    for what in ("citation", "release", "licence", "terms"):
+        typer.echo(f"{what}: {getattr(entry, what)}")
+    for address in dict.fromkeys(file.urls[0] for file in entry.files):
+        typer.echo(f"address: {address}")
+
+
+@app.command("datasheet")
+def datasheet_(
+    name: Name,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write it there instead of showing it.")
+    ] = None,
+) -> None:
+    """Describe a dataset in Markdown: counts, table 1 check, quantiles, drops, provenance."""
+    from gpattern_bench.dataset import load_dataset
+    from gpattern_bench.datasheet import datasheet
+    from gpattern_bench.files import write_text
+
+    text = datasheet(load_dataset(name))
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        write_text(out, text)
+
+
+@app.command()
+def export(
+    name: Name,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to make.")],
+) -> None:
+    """Write a dataset's finished tables, verified, for any address to serve."""
+    from gpattern_bench.curate.build import export_tables
+    from gpattern_bench.dataset import load_dataset
+
+    dataset = load_dataset(name, verify=True)
+    digest = export_tables(dataset.folder, out)
+    typer.echo(
+        f"{dataset.id} in {out}. Its entry in a registry, once an address serves the folder:"
+    )
+    typer.echo(f"  tables: {{urls: [ADDRESS], sha256: {digest}}}")
+
+
+class _Like(StrEnum):
+    synthetic = "synthetic"
+    nih3t3 = "nih3t3"
+    u2os = "u2os"
+    cosmx_lung = "cosmx_lung"
+
+
+class _As(StrEnum):
+    tables = "tables"
+    bento_h5ad = "bento-h5ad"
+    cosmx = "cosmx"
+
+
+@app.command("simulate")
+def simulate_(
+    like: Annotated[_Like, typer.Option(metavar="NAME", help="Dataset that it is like in size.")],
+    out: Annotated[Path, typer.Option("--out", metavar="PATH", help="What to make.")],
+    form: Annotated[
+        _As, typer.Option("--as", help="Tables, or a source release in one of the formats.")
+    ] = _As.tables,
+    seed: Annotated[int, typer.Option(min=0, help="Seed.")] = 0,
+) -> None:
+    """Draw a release of known patterns, at the size of one of the paper's datasets."""
+    from gpattern_bench.curate.build import curate as make
+    from gpattern_bench.curate.recipe import Recipe
+    from gpattern_bench.curate.releases import write_bento_h5ad, write_cosmx
+    from gpattern_bench.curate.simulate import simulate_like
+
+    patterns = THREE_PATTERNS if like is _Like.cosmx_lung else FOUR_PATTERNS
+    if form is _As.tables:
+        recipe = Recipe(
+            format="simulated", like=like.value, patterns=tuple(patterns.split(",")), seed=seed
+        )
+        make(recipe, Path(), out, name=f"{like.value}_simulated", version="0.0.0")
+        tell(out)
+        return
+    pieces = simulate_like(like.value, seed)
+    if form is _As.cosmx:
+        write_cosmx(pieces, out)
+    else:
+        write_bento_h5ad(pieces, out, patterns.split(","))
+    typer.echo(str(out))
+
+
+@app.command()
+def verify(name: Name) -> None:
+    """Check a dataset's files, hashes and rules, and that no split knows another."""
+    from gpattern_bench.dataset import load_dataset
+
+    try:
+        dataset = load_dataset(name, verify=True)
+    except TableError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+    typer.echo(f"{dataset.id}: files, hashes, rules and splits are fine ({dataset.folder})")

@@ -1,0 +1,132 @@
+"""Commands that train methods and score cells."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gpattern_bench.cli.options import DatasetOption, Json, Name, Seed, app, print_json
+from gpattern_bench.errors import MethodError
+
+
+class _Cv(StrEnum):
+    cell = "cell"
+
+
+@app.command()
+def run(
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="Name of a method.")],
+    dataset: DatasetOption,
+    train_on: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Fit on this dataset instead.")
+    ] = None,
+    cv: Annotated[
+        _Cv | None, typer.Option(help="Out of fold by cell, without a train split.")
+    ] = None,
+    seed: Seed = 0,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder; default runs/METHOD.")
+    ] = None,
+) -> None:
+    """Fit a method, and write prediction files for val and test, with what the run cost."""
+    from gpattern_bench.dataset import load_dataset
+    from gpattern_bench.run import run_method
+
+    files = run_method(
+        method,
+        load_dataset(dataset),
+        out or Path("runs") / method,
+        train_on=load_dataset(train_on) if train_on else None,
+        cv=cv is not None,
+        seed=seed,
+    )
+    for file in files:
+        typer.echo(str(file))
+
+
+@app.command()
+def features(
+    method: Annotated[
+        str, typer.Argument(metavar="METHOD", help="bento, ella, locfish, locfish_2018, sprawl.")
+    ],
+    tables: Annotated[str, typer.Argument(metavar="TABLES", help="Name, or a folder of tables.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Parquet file to write.")],
+    unit_um: Annotated[
+        float | None,
+        typer.Option(help="um per unit in which to compute, such as the source's pixel size."),
+    ] = None,
+) -> None:
+    """Write a method's raw features: one row per pair (ELLA: per gene and kernel)."""
+    from gpattern_bench.dataset import load_dataset
+    from gpattern_bench.features import write_features
+
+    typer.echo(str(write_features(method, load_dataset(tables), out, unit_um=unit_um)))
+
+
+@app.command()
+def predict(
+    tables: Name,
+    model: Annotated[
+        Path, typer.Option(metavar="DIR", help="A model-... folder that `run` wrote.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Parquet file of scores.")],
+    with_calls: Annotated[
+        bool,
+        typer.Option("--calls", help="Also write calls, by the model's thresholds, and genes."),
+    ] = False,
+) -> None:
+    """Score every pair of a dataset, labelled or not, with a model that a run left."""
+    from gpattern_bench.calls import write_calls
+    from gpattern_bench.dataset import load_dataset
+    from gpattern_bench.model import load_model, predict_tables
+
+    method, about = load_model(model)
+    thresholds = about.thresholds if with_calls else None
+    if with_calls and thresholds is None:
+        raise MethodError(
+            f"{model} has no thresholds for calls: it was run on a dataset without a val split"
+        )
+    written = [predict_tables(method, about, load_dataset(tables), out)]
+    if thresholds is not None:
+        written += write_calls(out, thresholds, out.with_name(f"{out.stem}-calls.parquet"))
+    for path in written:
+        typer.echo(str(path))
+
+
+class _Study(StrEnum):
+    neighbours = "neighbours"
+    depths = "depths"
+    cells = "cells"
+
+
+@app.command()
+def ablation(
+    dataset: DatasetOption = "synthetic",
+    study: Annotated[
+        list[_Study] | None, typer.Option(help="What to change; again for more. Default: all.")
+    ] = None,
+    split: Annotated[str, typer.Option(metavar="SPLIT", help="What to score.")] = "val",
+    seed: Seed = 0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="80 training cells and 6 epochs: some minutes.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train GPSNet with other K, depths and numbers of cells; the paper's figures beside ours."""
+    from dataclasses import asdict
+
+    from gpattern_bench.ablation import STUDIES, ablation_table, train_variants
+    from gpattern_bench.dataset import load_dataset
+
+    rows = list(
+        train_variants(
+            load_dataset(dataset), studies=study or STUDIES, split=split, seed=seed, quick=quick
+        )
+    )
+    if as_json:
+        print_json([asdict(row) for row in rows])
+    else:
+        typer.echo(ablation_table(rows))

@@ -1,0 +1,54 @@
+"""What commands share: the application, options, and how results are printed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+FOUR_PATTERNS = "cell_edge,cytoplasmic,nuclear,nuclear_edge"
+THREE_PATTERNS = "cytoplasmic,membrane,nuclear"
+
+app = typer.Typer(
+    help="Benchmark of gene spatial pattern classification in subcellular spatial transcriptomics.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name, name@version, or a folder.")]
+DatasetOption = Annotated[
+    str, typer.Option("--dataset", metavar="NAME", help="Name, name@version, or a folder.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed.")]
+File = Annotated[Path, typer.Argument(metavar="FILE", help="A prediction file.")]
+
+
+def print_rows(rows: list[dict[str, Any]]) -> None:
+    """Print a table."""
+    from tabulate import tabulate
+
+    typer.echo(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".6f", missingval="-"))
+
+
+def print_json(value: Any) -> None:
+    """Print JSON, NaN as null."""
+    import json
+
+    from gpattern_bench.files import plain
+
+    typer.echo(json.dumps(plain(value), indent=1, ensure_ascii=False))
+
+
+def tell(folder: Path) -> None:
+    """Say what is in a folder of tables, and what was left out of it."""
+    from gpattern_bench.dataset import Dataset
+
+    dataset = Dataset(folder)
+    typer.echo(f"{dataset!r} in {folder}")
+    for table, reasons in dataset.manifest["dropped"].items():
+        for reason, rows in reasons.items():
+            typer.echo(f"  dropped from {table}: {rows:,} ({reason})")
