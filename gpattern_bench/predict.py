@@ -9,12 +9,12 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from gpattern_bench.cells import Cell, Cells
+from gpattern_bench.cells import Cells
 from gpattern_bench.methods.base import Method
 
 __all__ = ["predict_cells", "predict_pieces"]
 
-_PIECE = 1 << 18  # pairs of a piece, at least, but for the last
+_PIECE = 1 << 16  # pairs of a piece, at least, but for the last
 
 
 def predict_cells(method: Method, cells: Cells) -> pd.DataFrame:
@@ -29,12 +29,12 @@ def predict_pieces(method: Method, cells: Cells) -> Iterator[pd.DataFrame]:
     """The same in pieces, so that memory does not grow with the number of pairs."""
     seen = cells if method.about.sees_labels else cells.without_labels()
     names = pd.Index(cells.genes)
-    held: list[tuple[Cell, NDArray[np.float32]]] = []
+    held: list[tuple[str, NDArray[np.int32], NDArray[np.float32]]] = []
     pairs = 0
     # disable=None: a bar on a terminal only
     bar = tqdm(method.predict(seen), total=len(cells), desc=method.about.name, disable=None)
     for cell, values in bar:
-        held.append((cell, values))
+        held.append((cell.cell_id, cell.genes, values))
         pairs += len(values)
         if pairs >= _PIECE:
             yield _piece(held, names, cells.patterns)
@@ -44,8 +44,13 @@ def predict_pieces(method: Method, cells: Cells) -> Iterator[pd.DataFrame]:
 
 
 def _piece(
-    held: list[tuple[Cell, NDArray[np.float32]]], names: pd.Index[str], patterns: tuple[str, ...]
+    held: list[tuple[str, NDArray[np.int32], NDArray[np.float32]]],
+    names: pd.Index[str],
+    patterns: tuple[str, ...],
 ) -> pd.DataFrame:
-    frame = pd.DataFrame(np.concatenate([values for _, values in held]), columns=list(patterns))
-    ids = [cell.cell_id for cell, values in held for _ in range(len(values))]
-    return frame.assign(cell_id=ids, gene=names[np.concatenate([cell.genes for cell, _ in held])])
+    ids, genes, scores = zip(*held, strict=True)
+    frame = pd.DataFrame(np.concatenate(scores), columns=list(patterns))
+    return frame.assign(
+        cell_id=np.repeat(np.array(ids, object), [len(part) for part in genes]),
+        gene=names[np.concatenate(genes)],
+    )
