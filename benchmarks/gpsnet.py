@@ -387,6 +387,16 @@ class Straightforward(torch.nn.Module):
         return part.out(out[0].transpose(0, 1).flatten(1))
 
 
+def in_bfloat16(way: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """The same, in bfloat16 where torch has it."""
+
+    def run() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return way()
+
+    return run
+
+
 @torch.no_grad()
 def whole_model(preset: str, n: int, genes: int) -> dict[str, Any]:
     """Inference of one cell, its plan or its neighbours included."""
@@ -408,6 +418,7 @@ def whole_model(preset: str, n: int, genes: int) -> dict[str, Any]:
         "GPSNet": lambda: model(collate([prepare(cell, rows, config)])),
         "GPSNet, bfloat16": lambda: logits(model, [prepare(cell, rows, config)], bf16=True)[0],
         "straightforward": rival,
+        "straightforward, bfloat16": in_bfloat16(rival),
     }
     seconds, values = best(ways, 1)
     present = len(cell.genes)
