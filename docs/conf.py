@@ -62,9 +62,15 @@ def _stay_inside(app: Any, docname: str, source: list[str]) -> None:
         if target.is_relative_to(docs):
             return link[0]
         page = _PAGES.get(target.relative_to(docs.parent).as_posix())
-        return link["text"] if page is None else f"[{link['text']}]({os.path.relpath(docs / page, here)})"
+        return (
+            link["text"]
+            if page is None
+            else f"[{link['text']}]({os.path.relpath(docs / page, here)})"
+        )
 
-    source[0] = re.sub(r"\[(?P<text>[^\]\n]*)\]\((?P<path>\.\./[^)\s#]*)[^)\s]*\)", inward, source[0])
+    source[0] = re.sub(
+        r"\[(?P<text>[^\]\n]*)\]\((?P<path>\.\./[^)\s#]*)[^)\s]*\)", inward, source[0]
+    )
 
 
 def setup(app: Any) -> None:
