@@ -38,18 +38,8 @@ html_static_path = ["_static"]
 html_copy_source = False
 html_show_sourcelink = False
 
-
-def _plain_docstring(
-    app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]
-) -> None:
-    """Leave out what docstrings inherit from the standard library: it is not ours to print."""
-    del app, options
-    inherited = what == "class" and obj.__doc__ in (dict.__doc__, Exception.__doc__)
-    if inherited and name.startswith("gpattern_bench"):
-        lines.clear()
-
-
 _PAGES = {"leaderboard/LEADERBOARD.md": "board.md"}  # what lies outside docs/, as a page
+_UPWARD = re.compile(r"\[(?P<text>[^\]\n]*)\]\((?P<path>\.\./[^)\s#]*)[^)\s]*\)")
 
 
 def _stay_inside(app: Any, docname: str, source: list[str]) -> None:
@@ -62,18 +52,12 @@ def _stay_inside(app: Any, docname: str, source: list[str]) -> None:
         if target.is_relative_to(docs):
             return link[0]
         page = _PAGES.get(target.relative_to(docs.parent).as_posix())
-        return (
-            link["text"]
-            if page is None
-            else f"[{link['text']}]({os.path.relpath(docs / page, here)})"
-        )
+        text = link["text"]
+        return text if page is None else f"[{text}]({os.path.relpath(docs / page, here)})"
 
-    source[0] = re.sub(
-        r"\[(?P<text>[^\]\n]*)\]\((?P<path>\.\./[^)\s#]*)[^)\s]*\)", inward, source[0]
-    )
+    source[0] = _UPWARD.sub(inward, source[0])
 
 
 def setup(app: Any) -> None:
-    """Attach the hooks above."""
+    """Attach the hook above."""
     app.connect("source-read", _stay_inside)
-    app.connect("autodoc-process-docstring", _plain_docstring)
