@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TORCH := torch==2.13.0
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: .venv/installed
 	$(BIN)/gpattern-bench demo
@@ -19,8 +19,12 @@ lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site, in docs/_build; warnings are errors.
+docs: .venv/installed-dev
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build
+
 clean:
-	rm -rf .venv build dist demo runs *.egg-info
+	rm -rf .venv build dist demo runs docs/_build *.egg-info
 
 .venv/installed: pyproject.toml setup.cfg
 	$(PYTHON) -m venv .venv
@@ -29,5 +33,5 @@ clean:
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	$(BIN)/pip install --quiet --editable ".[spatial,train,dev]"
+	$(BIN)/pip install --quiet --editable ".[spatial,train,docs,dev]"
 	touch $@

@@ -1,0 +1,272 @@
+"""README and docs: their Python runs, commands exist, links lead somewhere, the site builds."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+import typer.main
+
+from gpattern_bench import list_datasets
+from gpattern_bench.cli import app
+from gpattern_bench.methods import METHODS
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    + [page for page in DOCS.rglob("*.md") if "_build" not in page.parts]
+)
+TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
+FENCED = re.compile(r"^```(?P<language>[^\n]*)\n(?P<code>.*?)^```", re.DOTALL | re.MULTILINE)
+
+PENDING = {"submit"}  # quoted before they are there; checked like the others once they are
+
+
+def python_of(text: str) -> str:
+    """The Python of a page as one program, each line where it is on the page."""
+    program = ""
+    for block in FENCED.finditer(text):
+        if block["language"].strip() == "python":
+            line = text.count("\n", 0, block.start("code"))
+            program += "\n" * (line - program.count("\n")) + block["code"]
+    return program
+
+
+@pytest.mark.parametrize("page", [page for page in TEXTS if python_of(TEXTS[page])])
+@pytest.mark.usefixtures("socket_disabled", "brief_training")
+def test_python_runs_as_printed(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(python_of(TEXTS[page]), page, "exec"), {"__name__": "page"})
+    if page == "README.md":
+        assert (tmp_path / "test-seed0.parquet").is_file()
+
+
+def test_pages_that_must_have_python_have_it() -> None:
+    for page in ("README.md", "docs/quickstart.md", "docs/how-it-is-built.md", "docs/faq.md"):
+        assert python_of(TEXTS[page]), page
+
+
+# Command lines
+
+
+def command_lines(text: str) -> Iterator[str]:
+    """Whole command lines: in fenced or indented blocks."""
+    blocks = [block["code"] for block in FENCED.finditer(text) if block["language"] != "python"]
+    blocks += re.findall(r"^    (?=gpattern-bench )(.*)", FENCED.sub("", text), re.MULTILINE)
+    for block in blocks:
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line.removeprefix("$ "), comments=True)
+            while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+                words = words[1:]
+            if words and words[0] == "gpattern-bench":
+                yield shlex.join(words[1:])
+
+
+def mentions(text: str) -> Iterator[str]:
+    """Command lines in running text: with gaps, and perhaps without the program's name."""
+    for code in re.findall(r"(?<!`)`([^`]+)`(?!`)", FENCED.sub("", text)):
+        words = code.split()
+        if words[0] == "gpattern-bench" and len(words) > 1:
+            yield " ".join(words[1:])
+        elif words[0] in COMMANDS and any(word.startswith("--") for word in words):
+            yield code
+
+
+def find_command(words: list[str]) -> tuple[Any, list[str]]:
+    """The command that words name, and what follows its name; None if there is none."""
+    command, rest = PROGRAM, list(words)
+    while rest and hasattr(command, "commands") and not rest[0].startswith("-"):
+        command = command.commands.get(rest.pop(0))
+    return command, rest
+
+
+def unknown_options(command: Any, words: list[str]) -> list[str]:
+    """Options that a command, or a group's commands, do not have."""
+    options = [*command.params]
+    for one in getattr(command, "commands", {}).values():
+        options += one.params
+    known = {name for option in options for name in (*option.opts, *option.secondary_opts)}
+    given = [word.partition("=")[0].rstrip(".,;") for word in words if word.startswith("--")]
+    return [name for name in given if name not in known | {"--help"}]
+
+
+PROGRAM: Any = typer.main.get_command(app)
+COMMANDS = set(PROGRAM.commands)
+
+
+def not_there_yet(line: str) -> bool:
+    name = line.split()[0]
+    return name in PENDING and name not in COMMANDS
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_command_lines_are_complete(page: str) -> None:
+    for line in command_lines(TEXTS[page]):
+        if not_there_yet(line):
+            continue
+        command, rest = find_command(shlex.split(line))
+        assert command is not None, f"no such command: {line}"
+        try:
+            command.make_context(command.name, rest)
+        except Exception as error:  # noqa: BLE001 - whatever the parser finds
+            pytest.fail(f"gpattern-bench {line}: {error!r}")
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_commands_in_the_text_exist(page: str) -> None:
+    for line in mentions(TEXTS[page]):
+        if not_there_yet(line):
+            continue
+        command, rest = find_command(line.split())
+        assert command is not None, f"no such command: {line}"
+        assert unknown_options(command, rest) == [], line
+
+
+def test_a_wrong_command_line_is_noticed() -> None:
+    page = "```\n$ A=1 gpattern-bench nope x\ngpattern-bench run a \\\n  --dataset d # why\n```\n"
+    assert list(command_lines(page)) == ["nope x", "run a --dataset d"]
+    assert find_command(["nope"])[0] is None
+    command, rest = find_command(["curate", "xenium", "--out", "x", "--nope"])
+    assert unknown_options(command, rest) == ["--nope"]
+    assert list(mentions("see `gpattern-bench\nlist`, `predict --calls` and `predict`")) == [
+        "list",
+        "predict --calls",
+    ]
+
+
+# What the pages must name, and where they lead
+
+
+def test_every_method_and_dataset_is_described() -> None:
+    assert [name for name in METHODS if f"`{name}`" not in TEXTS["docs/methods.md"]] == []
+    for page in ("README.md", "docs/data.md"):
+        assert [name for name in list_datasets() if f"`{name}`" not in TEXTS[page]] == [], page
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_links_in_the_repository_lead_somewhere(page: str) -> None:
+    targets = re.findall(r"\]\(([^)\s]+)\)", FENCED.sub("", TEXTS[page]))
+    here = (ROOT / page).parent
+    gone = [
+        target
+        for target in targets
+        if not urlsplit(target).scheme
+        and urlsplit(target).path
+        and not (here / urlsplit(target).path).exists()
+    ]
+    assert gone == []
+
+
+# The site
+
+
+class _Html(HTMLParser):
+    """What a page loads, where it links to, and the places in it that can be linked to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.assets: list[str] = []
+        self.links: list[str] = []
+        self.places: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {name: value for name, value in attrs if value is not None}
+        if "id" in values:
+            self.places.add(values["id"])
+        if tag == "a" and "href" in values:
+            self.links.append(values["href"])
+        elif tag == "link" and values.get("rel") not in ("index", "search", "next", "prev"):
+            self.assets.append(values.get("href", ""))
+        elif "src" in values:
+            self.assets.append(values["src"])
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built with warnings as errors."""
+    needed = ("sphinx", "myst_parser", "numpydoc")
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        pytest.skip(f"the site needs {', '.join(missing)}: pip install gpattern-bench[docs]")
+    out = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
+    command += ["-d", str(out / "doctrees"), str(DOCS), str(out / "html")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return out / "html"
+
+
+@pytest.fixture(scope="module")
+def parsed(site: Path) -> dict[Path, _Html]:
+    found = {}
+    for path in sorted(site.rglob("*.html")):
+        found[path] = _Html()
+        found[path].feed(path.read_text(encoding="utf-8"))
+    return found
+
+
+class TestSite:
+    def test_every_page_is_there(self, site: Path) -> None:
+        pages = [page.relative_to(DOCS) for page in PAGES if page.is_relative_to(DOCS)]
+        assert [p for p in pages if not (site / p).with_suffix(".html").is_file()] == []
+
+    def test_nothing_comes_from_elsewhere(self, site: Path, parsed: dict[Path, _Html]) -> None:
+        for path, page in parsed.items():
+            for asset in page.assets:
+                address = urlsplit(asset)
+                assert (address.scheme, address.netloc) == ("", ""), f"{path.name}: {asset}"
+                assert (path.parent / unquote(address.path)).is_file(), f"{path.name}: {asset}"
+        for style in site.rglob("*.css"):
+            text = style.read_text(encoding="utf-8")
+            assert not re.search(r"(@import|url\()[^;)]*//", text), style.name
+
+    def test_internal_links_resolve(self, site: Path, parsed: dict[Path, _Html]) -> None:
+        broken = []
+        for path, page in parsed.items():
+            for link in page.links:
+                address = urlsplit(link)
+                if address.scheme or address.netloc:
+                    continue
+                relative = path.parent / unquote(address.path) if address.path else path
+                target = Path(os.path.normpath(relative))
+                place = unquote(address.fragment)
+                known = parsed[target].places if target in parsed else set()
+                if not target.is_file() or (place and target in parsed and place not in known):
+                    broken.append(f"{path.relative_to(site)}: {link}")
+        assert broken == []
+
+    def test_the_public_names_are_in_the_reference(self, parsed: dict[Path, _Html]) -> None:
+        import gpattern_bench
+        from gpattern_bench import errors
+        from gpattern_bench.methods import gpsnet
+
+        names = {f"gpattern_bench.{name}" for name in gpattern_bench.__all__}
+        names |= {f"gpattern_bench.errors.{name}" for name in errors.__all__}
+        names |= {f"gpattern_bench.methods.gpsnet.{name}" for name in gpsnet.__all__}
+        names |= {
+            "gpattern_bench.cells.Cell",
+            "gpattern_bench.cells.Cells",
+            "gpattern_bench.dataset.Dataset",
+            "gpattern_bench.evaluator.Result",
+            "gpattern_bench.methods.METHODS",
+            "gpattern_bench.methods.base.About",
+            "gpattern_bench.methods.base.Method",
+            "gpattern_bench.methods.get_method",
+            "gpattern_bench.predictions.write_predictions",
+            "gpattern_bench.run.run_method",
+        }
+        api = next(page for path, page in parsed.items() if path.name == "api.html")
+        assert names - api.places == {"gpattern_bench.__version__"}
