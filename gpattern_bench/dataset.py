@@ -184,9 +184,12 @@ class Dataset:
         """Cells of a split, outlines as shapely geometries in slide-global micrometres."""
         return read_cells(self.folder, self.fovs(split), columns)
 
-    def pairs(self, split: str | None = None) -> pd.DataFrame:
-        """The pairs to predict, cell_id and gene: the labelled ones or, without labels, all."""
-        table = "labels" if self.has_labels else "molecules"
+    def pairs(self, split: str | None = None, *, labelled: bool = True) -> pd.DataFrame:
+        """The pairs to predict, cell_id and gene: the labelled ones or, without labels, all.
+
+        With ``labelled=False`` all of them in either case.
+        """
+        table = "labels" if self.has_labels and labelled else "molecules"
         frame: pd.DataFrame = self._read(table, split, ["cell_id", "gene"]).to_pandas()
         return frame.drop_duplicates(ignore_index=True)
 

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy import sparse
 
 from gpattern_bench.cells import read_cells
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.errors import MissingExtraError, PredictionError
+from gpattern_bench.model import is_model_output
 from gpattern_bench.predictions import (
     as_table,
     check_predictions,
@@ -228,13 +230,17 @@ def _scored(
     dataset: Dataset, scores: str | Path | pd.DataFrame | pa.Table
 ) -> tuple[pd.DataFrame, str, str, dict[str, NDArray[Any]]]:
     """Arguments of :meth:`_Pairs.layers` for checked scores."""
-    if isinstance(scores, str | Path):
+    problems: list[str] = []
+    if isinstance(scores, str | Path) and is_model_output(Path(scores)):
+        table, origin = pq.read_table(scores), None
+        subject = str(scores)
+    elif isinstance(scores, str | Path):
         table, origin, problems = read_predictions(scores)
         subject = str(scores)
     else:
-        table, origin, problems = as_table(scores), None, []
+        table, origin = as_table(scores), None
         subject = f"scores for {dataset.id}"
-    pairs = dataset.pairs(None if origin is None else origin.split)
+    pairs = dataset.pairs(labelled=False) if origin is None else dataset.pairs(origin.split)
     names = table.column_names
     if origin is None and names.count("cell_id") == names.count("gene") == 1:
         at = pair_positions(table, pairs)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
 from gpattern_bench import __version__, schema
@@ -18,9 +19,10 @@ from gpattern_bench.methods.base import Method
 from gpattern_bench.predict import predict_pieces
 from gpattern_bench.predictions import write_tables
 
-__all__ = ["Model", "load_model", "predict_tables", "save_model"]
+__all__ = ["Model", "is_model_output", "load_model", "predict_tables", "save_model"]
 
 _MODEL = "model.json"
+_NOTE = "gpattern_bench_model"
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ def predict_tables(method: Method, model: Model, dataset: Dataset, path: Path) -
     if tuple(model.patterns) != dataset.patterns:
         raise MethodError(
             f"the model scores {', '.join(model.patterns)}; {dataset.id} is made for "
-            f"{', '.join(dataset.patterns)}. Curate it with --patterns {','.join(model.patterns)}"
+            f"{', '.join(dataset.patterns)}: use a model trained for those. Only tables without "
+            f"labels can be made for others: curate them with --patterns {','.join(model.patterns)}"
         )
     wanted = schema.predictions(dataset.patterns)
     pieces = (
@@ -100,4 +103,13 @@ def predict_tables(method: Method, model: Model, dataset: Dataset, path: Path) -
         for scores in predict_pieces(method, dataset.iter_cells())
     )
     note = json.dumps({"dataset": dataset.id, "model": asdict(model)})
-    return write_tables(pieces, path, {"gpattern_bench_model": note})
+    return write_tables(pieces, path, {_NOTE: note})
+
+
+def is_model_output(path: Path) -> bool:
+    """Whether a file is what :func:`predict_tables` wrote."""
+    try:
+        metadata = pq.read_schema(path).metadata
+    except (OSError, pa.ArrowException):
+        return False
+    return metadata is not None and _NOTE.encode() in metadata

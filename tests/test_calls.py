@@ -136,7 +136,7 @@ def test_other_patterns_are_refused(runs: Path, tmp_path: Path) -> None:
         [apply_rules(release, recipe)], tmp_path / "own", name="own", version="1.0.0", recipe=recipe
     )
     method, model = load_model(runs / "sprawl/synthetic/model-seed0")
-    with pytest.raises(MethodError, match="Curate it with --patterns cell_edge,cytoplasmic"):
+    with pytest.raises(MethodError, match="curate them with --patterns cell_edge,cytoplasmic"):
         predict_tables(method, model, Dataset(folder), tmp_path / "scores.parquet")
     assert not (tmp_path / "scores.parquet").exists()
 

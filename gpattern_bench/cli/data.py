@@ -18,7 +18,7 @@ from gpattern_bench.cli.options import (
     print_rows,
     tell,
 )
-from gpattern_bench.errors import TableError
+from gpattern_bench.errors import GPatternBenchError, TableError
 
 
 @app.command("list")
@@ -102,6 +102,11 @@ def cite(name: Name) -> None:
     """Show what to cite for a dataset, its licence and where it comes from."""
     from gpattern_bench.registry import find_entry
 
+    if (Path(name) / "manifest.json").is_file():
+        raise GPatternBenchError(
+            f"{name} is a folder of tables that was curated here: cite what its source asks for, "
+            f"see `gpattern-bench info {name}`, and this package (CITATION.cff)"
+        )
     entry = find_entry(name)
     for what in ("citation", "release", "licence", "terms"):
         typer.echo(f"{what}: {getattr(entry, what)}")
