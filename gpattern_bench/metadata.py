@@ -21,6 +21,7 @@ __all__ = [
     "placeholders",
     "schema_drift",
     "schema_text",
+    "write_schema",
 ]
 
 METADATA, SCHEMA = "submission.yaml", "schema.json"
@@ -29,20 +30,24 @@ _STEM = r"(test|val)-seed(\d+)[A-Za-z0-9_.-]*"
 _FILE = rf"^predictions/[A-Za-z0-9_][A-Za-z0-9_.-]*/{_STEM}\.parquet$"
 
 
-def placeholders(value: Any, name: str = "") -> list[str]:
-    """Keys, such as ``authors.0``, whose text is still of the form ``<what to write here>``."""
+def placeholders(value: Any, name: str = "") -> dict[str, str]:
+    """Texts that are still of the form ``<what to write here>``, by their keys.
+
+    >>> placeholders({"label": "Mine", "authors": ["<First Author>"]})
+    {'authors.0': '<First Author>'}
+    """
     if isinstance(value, str):
-        return [name] if _PLACEHOLDER.fullmatch(value) else []
+        return {name: value} if _PLACEHOLDER.fullmatch(value) else {}
     items: Any = ()
     if isinstance(value, dict):
         items = value.items()
     elif isinstance(value, list):
         items = enumerate(value)
-    return [
-        found
+    return {
+        where: text
         for key, item in items
-        for found in placeholders(item, f"{name}.{key}" if name else str(key))
-    ]
+        for where, text in placeholders(item, f"{name}.{key}" if name else str(key)).items()
+    }
 
 
 def _filled(text: str) -> str:
@@ -207,6 +212,11 @@ def schema_drift(submissions: Path) -> list[str]:
         return [f"{path} is missing"]
     same = path.read_bytes() == schema_text().encode()
     return [] if same else [f"{path} is not the schema of this version"]
+
+
+def write_schema(submissions: Path) -> None:
+    """Write ``schema.json`` beside the submissions."""
+    write_text(submissions / SCHEMA, schema_text())
 
 
 def _dumped(values: dict[str, Any]) -> str:

@@ -119,7 +119,7 @@ def _metadata(to: Path, problems: list[str]) -> tuple[Metadata | None, str]:
         write_text(path, template.read_text(encoding="utf-8"))
         problems.append(f"{path} was not there: it is now a copy of the template")
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    unfilled: list[str] = []
+    unfilled: dict[str, str] = {}
     try:
         values: Any = yaml.safe_load(text)
         if name in METHODS:
@@ -128,14 +128,14 @@ def _metadata(to: Path, problems: list[str]) -> tuple[Metadata | None, str]:
             files = TypeAdapter(tuple[PredictionFile, ...]).validate_python(listed)
             return Metadata.of(about).with_files(files), ""
         unfilled = placeholders(values)
-        problems += [f"{path}: {key}: fill it in" for key in unfilled]
+        problems += [f"{path}: {key}: replace {hint} with yours" for key, hint in unfilled.items()]
         metadata = Metadata.model_validate(values)
     except ValidationError as error:
         problems += [
-            f"{path}: {where}: {found['msg']}"
+            f"{path}: {_where(found)}: {found['msg']}"
             + f", got {str(found['input'])[:80]!r}" * (found["type"] != "missing")
             for found in error.errors()
-            if (where := ".".join(map(str, found["loc"])) or "the file") not in unfilled
+            if not any(f"{key}.".startswith(f"{_where(found)}.") for key in unfilled)
         ]
         return None, text
     except (yaml.YAMLError, AttributeError, ValueError) as error:
@@ -146,6 +146,10 @@ def _metadata(to: Path, problems: list[str]) -> tuple[Metadata | None, str]:
             f"{path}: method is {metadata.method!r}, expected the folder's name {name!r}"
         )
     return metadata, text
+
+
+def _where(error: Any) -> str:
+    return ".".join(map(str, error["loc"])) or "the file"
 
 
 def _checked(

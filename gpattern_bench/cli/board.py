@@ -28,8 +28,7 @@ def leaderboard(
     """Make LEADERBOARD.md and leaderboard.json from the submissions' stored results."""
     from gpattern_bench.board import build_board, drift, read_reported, unpinned_labels, write_board
     from gpattern_bench.copies import flag_copies
-    from gpattern_bench.files import write_text
-    from gpattern_bench.metadata import SCHEMA, schema_drift, schema_text
+    from gpattern_bench.metadata import schema_drift, write_schema
     from gpattern_bench.submission import read_submissions, results_text
 
     found = read_submissions(submissions)
@@ -66,7 +65,7 @@ def leaderboard(
         typer.echo("the board is what the submissions give")
     else:
         write_board(board, out)
-        write_text(submissions / SCHEMA, schema_text())
+        write_schema(submissions)
         typer.echo(str(out / "LEADERBOARD.md"))
 
 
@@ -102,18 +101,21 @@ def demo(
 ) -> None:
     """Run controls, baselines, trees and GPSNet on `synthetic` (no download); show the board."""
     from gpattern_bench.board import build_board, markdown, write_board
+    from gpattern_bench.copies import flag_copies
     from gpattern_bench.dataset import load_dataset
-    from gpattern_bench.methods import get_method
+    from gpattern_bench.metadata import write_schema
     from gpattern_bench.run import run_method
-    from gpattern_bench.submission import Metadata, read_submissions
+    from gpattern_bench.submission import read_submissions
+    from gpattern_bench.submit import submit_run
 
     dataset = load_dataset("synthetic")
     for name in _DEMO:
-        folder = out / "submissions" / name
-        Metadata.of(get_method(name).about).write(folder)
-        run_method(name, dataset, folder / "predictions")
-    for submission in read_submissions(out / "submissions"):
-        submission.write_results(submission.rescored()[0])
+        run_method(name, dataset, out / "runs" / name)
+        submit_run(out / "runs" / name, out / "submissions" / name)
+    write_schema(out / "submissions")
+    scored = [(made, made.rescored()[0]) for made in read_submissions(out / "submissions")]
+    for (made, _), results in zip(scored, flag_copies(scored), strict=True):
+        made.write_results(results)
     board = build_board(read_submissions(out / "submissions"))
     write_board(board, out / "leaderboard")
     typer.echo(markdown(board))
