@@ -282,6 +282,78 @@ class TestRows:
             assert (row["seconds"], row["device"]) == (run["seconds"]["test"], run["device"])
 
 
+class TestMarks:
+    def cells(self, column: str, *found: Submission, reported=()) -> list[str]:
+        """A column of the only table."""
+        header, _, *rows = table_rows(markdown(build_board(found, reported)))
+        at = [name.strip() for name in header].index(column)
+        return [row[at].strip() for row in rows[: len(found)]]
+
+    def test_best_and_second_best_candidates_of_each_metric(self):
+        scores = {"a": 0.9, "b": 0.7, "c": 0.5, "d": 1.0}
+        found = [submitted(entry(m, score=s), method=m) for m, s in scores.items()]
+        found[3] = submitted(entry("d", score=1.0), method="d", kind="control", inputs=["labels"])
+        for metric in ("AUC", "ACC"):
+            expected = ["100.00", "**90.00**", "<u>70.00</u>", "50.00"]
+            assert self.cells(metric, *found) == expected
+        assert self.cells("F1", *found)[1] == "**90.00** [40.0, 60.0]"
+
+    def test_equal_values_share_the_mark(self):
+        scores = {"a": 0.9, "b": 0.9, "c": 0.5}
+        found = [submitted(entry(m, score=s), method=m) for m, s in scores.items()]
+        assert self.cells("AUC", *found) == ["**90.00**", "**90.00**", "<u>50.00</u>"]
+
+    def test_undefined_values_have_none(self):
+        found = [submitted(entry("a", score=None), method="a"), submitted(entry("b"), method="b")]
+        assert self.cells("AUC", *found) == ["**50.00**", "-"]
+
+    def test_what_the_run_measured(self):
+        values = {"fit_seconds": 12.34, "parameters": 3_100_000, "date": "2026-01-02"}
+        found = submitted(entry(**values), entry(seed=1, **values | {"date": "2026-01-03"}))
+        row = build_board([found])["tables"][0]["rows"][0]
+        assert {key: row[key] for key in values} == values | {"date": "2026-01-03"}
+        assert self.cells("Training", found) == ["12.3 s"]
+        assert self.cells("Validation", found) == ["1.0 s"]
+        assert self.cells("Parameters", found) == ["3,100,000"]
+        assert self.cells("Date", found) == ["2026-01-03"]
+        assert self.cells("Status", found) == ["measured"]
+
+    def test_results_of_older_versions_lack_some(self):
+        found = submitted(entry())
+        row = build_board([found])["tables"][0]["rows"][0]
+        assert [row[k] for k in ("fit_seconds", "parameters", "date", "robustness")] == [None] * 4
+        assert row["flags"] == []
+        for column in ("Training", "Parameters", "Date"):
+            assert self.cells(column, found) == ["-"]
+
+    def test_robust_is_a_column_if_any_row_has_it(self):
+        robust = entry(robustness={"f1_worst_drop": 0.0123, "largest_change": 0.5})
+        a, b = submitted(robust, method="a"), submitted(entry(), method="b")
+        assert self.cells("Robust", a, b) == ["1.2", "-"]
+        with pytest.raises(ValueError, match="Robust"):
+            self.cells("Robust", b)
+
+    def test_the_times_of_the_paper_stand_beside_ours(self):
+        reported = read_reported(REPOSITORY / "leaderboard")
+        found = [
+            submitted(entry(dataset="nih3t3_gold"), method="locfish", label="locFISH"),
+            submitted(entry(dataset="nih3t3_gold"), method="mine", label="Mine"),
+        ]
+        assert self.cells("Paper", *found, reported=reported) == ["13 min 20 s", "-"]
+        with pytest.raises(ValueError, match="Paper"):
+            self.cells("Paper", submitted(entry(dataset="synthetic")), reported=reported)
+
+    def test_superseded_ones_are_marked_and_withdrawn_ones_not_shown(self):
+        found = [
+            submitted(entry(), method="a", status="superseded"),
+            submitted(entry(), method="b", status="withdrawn"),
+        ]
+        [table] = build_board(found)["tables"]
+        assert [row["method"] for row in table["rows"]] == ["a"]
+        assert "| A (superseded)" in markdown(build_board(found))
+        assert build_board(found[1:])["tables"] == []
+
+
 class TestTables:
     def test_protocols_never_share_one(self):
         entries = [
