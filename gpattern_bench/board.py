@@ -189,6 +189,7 @@ def _row(about: Metadata, entries: list[Score]) -> dict[str, Any]:
         "kind": about.kind,
         "status": "measured",
         "submission_status": about.status,
+        "labels_used": None if about.trained_on is None else list(about.trained_on),
         "inputs": list(about.inputs),
         "no_rule_for": [] if rules is None else [p for p in patterns if p not in rules],
         "seeds": sorted(entry["seed"] for entry in entries),
@@ -439,6 +440,8 @@ def _method(row: dict[str, Any], marks: list[str]) -> str:
     name = _escaped(row["label"]) + (" (control)" if row["kind"] == "control" else "")
     if row["submission_status"] == "superseded":
         name += " (superseded)"
+    if "val" in (row["labels_used"] or ()):
+        name += " (uses val)"
     if row["trained_on"]:
         name += f" (fitted on {row['trained_on']})"
     if row["no_rule_for"]:

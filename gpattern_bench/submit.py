@@ -241,7 +241,12 @@ def _written(sources: list[Path], to: Path, metadata: Metadata, previous: str) -
         write_text(new / METADATA, metadata.text(previous))
         if to.is_dir():
             to.replace(old)
-        new.replace(to)
+        try:
+            new.replace(to)
+        except OSError:
+            if old.is_dir():
+                old.replace(to)
+            raise
     return metadata
 
 

@@ -343,6 +343,11 @@ class TestMarks:
         with pytest.raises(ValueError, match="Paper"):
             self.cells("Paper", submitted(entry(dataset="synthetic")), reported=reported)
 
+    def test_labels_of_val_that_were_used_are_told(self):
+        board = build_board([submitted(entry(), trained_on=["train", "val"])])
+        assert board["tables"][0]["rows"][0]["labels_used"] == ["train", "val"]
+        assert "| M (uses val)" in markdown(board)
+
     def test_superseded_ones_are_marked_and_withdrawn_ones_not_shown(self):
         found = [
             submitted(entry(), method="a", status="superseded"),

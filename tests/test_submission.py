@@ -23,6 +23,7 @@ from gpattern_bench.copies import flag_copies
 from gpattern_bench.errors import ChecksumError, FetchError, SubmissionError
 from gpattern_bench.metadata import Metadata, placeholders, schema_text
 from gpattern_bench.predictions import write_predictions
+from gpattern_bench.run import run_method
 from gpattern_bench.submission import LARGEST, Submission, read_submissions
 from gpattern_bench.submit import listed_files, submit_run
 
@@ -256,6 +257,22 @@ class TestSubmit:
         shutil.copy(here / "submissions/my_method/submission.yaml", here / "submissions/other")
         with pytest.raises(SubmissionError, match="'my_method', expected those of 'other'"):
             submit_run(here / "runs" / "my_method", here / "submissions" / "other")
+
+    def test_the_oracle_on_real_data(self, here, monkeypatch):
+        dataset = load_dataset("synthetic")
+        run_method("oracle", dataset, here / "runs" / "oracle")
+        submit_run(here / "runs" / "oracle", here / "submissions" / "oracle")
+        curation = dataset.manifest["curation"] | {"format": "bento-h5ad"}
+        monkeypatch.setitem(dataset.manifest, "curation", curation)
+        monkeypatch.setattr("gpattern_bench.submit.load_dataset", lambda name: dataset)
+        with pytest.raises(SubmissionError, match="those of real data are never committed"):
+            submit_run(here / "runs" / "oracle", here / "submissions" / "oracle")
+
+    def test_metadata_of_an_older_version_of_a_method_that_ships_is_renewed(self, here):
+        run_method("sprawl", load_dataset("synthetic"), here / "submissions/sprawl/predictions")
+        (here / "submissions/sprawl/submission.yaml").write_text("method: sprawl\nlabel: SPRAWL\n")
+        submit_run(here / "submissions/sprawl/predictions", here / "submissions" / "sprawl")
+        assert len(read_submissions(here / "submissions")) == 2
 
     def test_another_name(self, here):
         folder = here / "runs" / "my_method" / "synthetic"
