@@ -65,9 +65,9 @@ share a table; methods that learn nothing score the same under each way and stan
 their dataset. Of the candidates the **best** and the <u>second best</u> of a column are marked.
 *Validation* is the time of the prediction of the test split and *Training* that of the fit, both
 measured on the device that `leaderboard.json` names, as are the number of parameters and the date.
-*Paper* is the validation time that the paper gives for its own release. *Robust* is the worst drop
-of F1, in points, when cells are changed in ways that keep their labels. A person should look at
-what has a ⚠.
+*Paper* is the validation time, and the training time where there is one, that the paper gives for
+its own release. *Robust* is the worst drop of F1, in points, when cells are changed in ways that
+keep their labels. A person should look at what has a ⚠.
 """
 
 
@@ -367,9 +367,10 @@ def _emphasis(rows: list[dict[str, Any]], metric: str) -> list[str]:
 
 
 def _reported_times(dataset: str, reported: Sequence[_Reported]) -> dict[str, str]:
-    """The paper's times of validation, by method, where it reports a dataset of the same kind."""
+    """The paper's times, by method, where it reports a dataset of the same kind."""
     return {
         row["method"].rstrip(" ¹²³"): row["time"]
+        + (f" (training {training})" if (training := row.get("training")) else "")
         for table in reported
         if dataset in table.get("datasets", [])
         for row in table["rows"]

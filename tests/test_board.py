@@ -338,8 +338,10 @@ class TestMarks:
         found = [
             submitted(entry(dataset="nih3t3_gold"), method="locfish", label="locFISH"),
             submitted(entry(dataset="nih3t3_gold"), method="mine", label="Mine"),
+            submitted(entry(dataset="nih3t3_gold"), method="net", label="GPSNet"),
         ]
-        assert self.cells("Paper", *found, reported=reported) == ["13 min 20 s", "-"]
+        times = self.cells("Paper", *found, reported=reported)
+        assert times == ["13 min 20 s", "-", "15 s (training ~5 min)"]
         with pytest.raises(ValueError, match="Paper"):
             self.cells("Paper", submitted(entry(dataset="synthetic")), reported=reported)
 
