@@ -8,7 +8,7 @@ from base64 import b64decode
 from collections.abc import Iterable, Sequence
 from math import isnan
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import numpy as np
 import yaml
@@ -34,6 +34,13 @@ __all__ = [
 ]
 
 _METRICS = ("auc_macro", "acc_macro", "f1_macro", "f1_val_macro", "ap_macro", "accuracy_subset")
+_SHOWN = {
+    "auc_macro": "AUC",
+    "acc_macro": "ACC",
+    "f1_macro": "F1",
+    "f1_val_macro": "F1 (val)",
+    "ap_macro": "AP",
+}
 _PROTOCOLS = {
     "fit": "fitted on its own train split",
     "untrained": "by methods that learn nothing",
@@ -55,8 +62,12 @@ none. In brackets: 95 % intervals of a bootstrap over fields of view (docs/metri
 one *tie* group cannot be told apart by F1 from the best of the group. ± is the sample standard
 deviation over seeds. Rows of different dataset versions, or of different ways of fitting, never
 share a table; methods that learn nothing score the same under each way and stand in every table of
-their dataset. Time is the prediction of the test split, measured on the device that
-`leaderboard.json` names.
+their dataset. Of the candidates the **best** and the <u>second best</u> of a column are marked.
+*Validation* is the time of the prediction of the test split and *Training* that of the fit, both
+measured on the device that `leaderboard.json` names, as are the number of parameters and the date.
+*Paper* is the validation time, and the training time where there is one, that the paper gives for
+its own release. *Robust* is the worst drop of F1, in points, when cells are changed in ways that
+keep their labels. A person should look at what has a ⚠.
 """
 
 
@@ -68,12 +79,14 @@ class _ReportedRow(TypedDict):
     acc: str | None
     f1: str | None
     time: str | None
+    training: NotRequired[str | None]
 
 
 class _Reported(TypedDict):
     """A dataset of the paper's table 2."""
 
     dataset: str
+    datasets: NotRequired[list[str]]  # those of ours of the same kind
     rows: list[_ReportedRow]
     notes: list[str]
 
@@ -86,7 +99,8 @@ def build_board(
     Parameters
     ----------
     submissions : sequence of Submission
-        With results that belong to their files (:meth:`Submission.stale`).
+        With results that belong to their files (:meth:`Submission.stale`). Withdrawn ones are
+        left out.
     reported : sequence of _Reported
         Rows of the paper's table 2: never mixed with measured ones.
 
@@ -95,7 +109,12 @@ def build_board(
     dict
         What ``leaderboard.json`` holds; metrics are fractions, null = undefined.
     """
-    scores = [(sub.metadata, score) for sub in submissions for score in sub.results]
+    scores = [
+        (sub.metadata, score)
+        for sub in submissions
+        if sub.metadata.status != "withdrawn"
+        for score in sub.results
+    ]
     versions = {(score["dataset"], score["version"]) for _, score in scores}
     tables = []
     for dataset, version in sorted(versions):
@@ -162,18 +181,30 @@ def _row(about: Metadata, entries: list[Score]) -> dict[str, Any]:
     }
     patterns = list(metrics[0]["per_pattern"])
     rules = about.rules_for
-    seconds = [entry["seconds"] for entry in entries if entry["seconds"] is not None]
+    entries = sorted(entries, key=lambda entry: entry["seed"])
+    robust = [found for entry in entries if (found := entry.get("robustness"))]
     return {
         "method": about.method,
         "label": about.label,
         "kind": about.kind,
         "status": "measured",
+        "submission_status": about.status,
+        "labels_used": None if about.trained_on is None else list(about.trained_on),
         "inputs": list(about.inputs),
         "no_rule_for": [] if rules is None else [p for p in patterns if p not in rules],
         "seeds": sorted(entry["seed"] for entry in entries),
         "trained_on": entries[0]["trained_on"],
-        "seconds": plain(exact_mean(seconds)),
+        "seconds": _mean_of(entry["seconds"] for entry in entries),
+        "fit_seconds": _mean_of(entry.get("fit_seconds") for entry in entries),
         "device": entries[0]["device"],
+        "parameters": _first(entry.get("parameters") for entry in entries),
+        "date": max((date for entry in entries if (date := entry.get("date"))), default=None),
+        "robustness": {
+            key: max(found[key] for found in robust) for key in ("f1_worst_drop", "largest_change")
+        }
+        if robust
+        else None,
+        "flags": sorted({flag for entry in entries for flag in entry.get("flags", [])}),
         **means,
         "per_pattern": {
             pattern: {
@@ -185,6 +216,15 @@ def _row(about: Metadata, entries: list[Score]) -> dict[str, Any]:
             for pattern in patterns
         },
     }
+
+
+def _mean_of(values: Iterable[float | None]) -> float | None:
+    mean: float | None = plain(exact_mean([value for value in values if value is not None]))
+    return mean
+
+
+def _first(values: Iterable[int | None]) -> int | None:
+    return next((value for value in values if value is not None), None)
 
 
 def _replicates(entries: list[Score]) -> NDArray[np.float64]:
@@ -239,30 +279,16 @@ def _ranked(
 def markdown(board: dict[str, Any]) -> str:
     """``LEADERBOARD.md`` of a board."""
     parts = [_HEADER]
-    headers = [
-        "Rank", "Tie", "Method", "AUC", "ACC", "F1", "F1 (val)", "AP", "Lift", "Looks at", "Seeds",
-    ]  # fmt: skip
     for table in board["tables"]:
         marks: list[str] = []
-        rows = [
-            [
-                "" if row["rank"] is None else row["rank"],
-                row["tie_group"] or "",
-                _method(row, marks),
-                *(_with_interval(row, f"{m}_macro") for m in ("auc", "acc", "f1", "f1_val", "ap")),
-                _percent(row["lift_f1"], signed=True) + _interval(row["lift_f1_ci"], signed=True),
-                ", ".join(row["inputs"]) or "nothing",
-                len(row["seeds"]),
-                "-" if row["seconds"] is None else f"{row['seconds']:.1f} s",
-            ]
-            for row in table["rows"]
-        ]
+        columns = _columns(table, _reported_times(table["dataset"], board["reported"]), marks)
+        rows = [[column[i] for column in columns.values()] for i in range(len(table["rows"]))]
         parts.append(
             f"## {table['dataset']}@{table['version']}: {_PROTOCOLS[table['protocol']]}\n\n"
             f"Test split, {table['n']:,} pairs, floor of F1 {_percent(table['floor'])}; labels "
             f"`{table['labels_sha256'][:12]}`. Intervals rest on {table['n_clusters']} clusters "
             f"({table['clusters']}). All rows are measured.\n\n"
-            + _table(rows, [*headers, "Time"])
+            + _table(rows, list(columns))
             + "".join(f"\n{mark}" for mark in marks)
             + ("\n" if marks else "")
         )
@@ -274,17 +300,82 @@ def markdown(board: dict[str, Any]) -> str:
         )
     for reported in board["reported"]:
         rows = [
-            [row["method"], *(row[m] or "-" for m in ("auc", "acc", "f1", "time")), "reported"]
+            [
+                row["method"],
+                *(row.get(m) or "-" for m in ("auc", "acc", "f1", "training", "time")),
+                "reported",
+            ]
             for row in reported["rows"]
         ]
         notes = "".join(f"\n{note}" for note in reported.get("notes", ()))
         parts.append(
             f"### {reported['dataset']}\n\n"
-            + _table(rows, ["Method", "AUC", "ACC", "F1", "Validation time", "Status"])
+            + _table(rows, ["Method", "AUC", "ACC", "F1", "Training", "Validation", "Status"])
             + notes
             + ("\n" if notes else "")
         )
     return "\n".join(parts)
+
+
+def _columns(
+    table: dict[str, Any], reported: dict[str, str], marks: list[str]
+) -> dict[str, list[str]]:
+    """Columns of a table by their headers; what the rows need to be explained goes to `marks`."""
+    found = table["rows"]
+    columns = {
+        "Rank": ["" if row["rank"] is None else str(row["rank"]) for row in found],
+        "Tie": [str(row["tie_group"] or "") for row in found],
+        "Method": [_method(row, marks) for row in found],
+    }
+    for metric, header in _SHOWN.items():
+        emphasis = _emphasis(found, metric)
+        columns[header] = [
+            _with_interval(row, metric, form) for row, form in zip(found, emphasis, strict=True)
+        ]
+    columns |= {
+        "Lift": [
+            _percent(row["lift_f1"], signed=True) + _interval(row["lift_f1_ci"], signed=True)
+            for row in found
+        ],
+        "Training": [_seconds(row["fit_seconds"]) for row in found],
+        "Validation": [_seconds(row["seconds"]) for row in found],
+    }
+    if reported:
+        columns["Paper"] = [reported.get(row["label"], "-") for row in found]
+    columns["Parameters"] = [
+        "-" if row["parameters"] is None else f"{row['parameters']:,}" for row in found
+    ]
+    if any(row["robustness"] for row in found):
+        columns["Robust"] = [
+            f"{100 * row['robustness']['f1_worst_drop']:.1f}" if row["robustness"] else "-"
+            for row in found
+        ]
+    return columns | {
+        "Looks at": [", ".join(row["inputs"]) or "nothing" for row in found],
+        "Seeds": [str(len(row["seeds"])) for row in found],
+        "Date": [row["date"] or "-" for row in found],
+        "Status": [row["status"] for row in found],
+    }
+
+
+def _emphasis(rows: list[dict[str, Any]], metric: str) -> list[str]:
+    """How each row's value is written: the best candidate bold, the second best underlined."""
+    values = [None if row["rank"] is None else row[metric] for row in rows]
+    best = sorted({value for value in values if value is not None}, reverse=True)
+    forms = dict(zip(best, ("**{}**", "<u>{}</u>"), strict=False))
+    return ["{}" if value is None else forms.get(value, "{}") for value in values]
+
+
+def _reported_times(dataset: str, reported: Sequence[_Reported]) -> dict[str, str]:
+    """The paper's times, by method, where it reports a dataset of the same kind."""
+    return {
+        row["method"].rstrip(" ¹²³"): row["time"]
+        + (f" (training {training})" if (training := row.get("training")) else "")
+        for table in reported
+        if dataset in table.get("datasets", [])
+        for row in table["rows"]
+        if row["time"]
+    }
 
 
 def write_board(board: dict[str, Any], folder: Path) -> None:
@@ -333,6 +424,7 @@ def read_reported(folder: Path) -> list[_Reported]:
 
 
 def _texts(board: dict[str, Any]) -> dict[str, str]:
+    """Every file of the board, by its name: what is written and what `drift` compares."""
     return {
         "LEADERBOARD.md": markdown(board),
         "leaderboard.json": json.dumps(board, indent=1, ensure_ascii=False) + "\n",
@@ -347,12 +439,19 @@ def _table(rows: list[list[Any]], headers: list[str]) -> str:
 
 def _method(row: dict[str, Any], marks: list[str]) -> str:
     name = _escaped(row["label"]) + (" (control)" if row["kind"] == "control" else "")
+    if row["submission_status"] == "superseded":
+        name += " (superseded)"
+    if "val" in (row["labels_used"] or ()):
+        name += " (uses val)"
     if row["trained_on"]:
         name += f" (fitted on {row['trained_on']})"
     if row["no_rule_for"]:
-        sign = "†" * (len(marks) + 1)
+        sign = "†" * (1 + sum(mark.startswith("†") for mark in marks))
         marks.append(f"{sign} No rule for {', '.join(row['no_rule_for'])}: scored 0 there.")
         name += f" {sign}"
+    if row["flags"]:
+        marks.append(f"⚠ {_escaped(row['label'])}: {_escaped('; '.join(row['flags']))}.")
+        name += " ⚠"
     return name
 
 
@@ -368,11 +467,11 @@ def _percent(value: float | None, *, signed: bool = False) -> str:
     return f"{100 * value:+.2f}" if signed else f"{100 * value:.2f}"
 
 
-def _with_interval(row: dict[str, Any], metric: str) -> str:
+def _with_interval(row: dict[str, Any], metric: str, form: str) -> str:
     text = _percent(row[metric])
     if "std" in row and row["std"][metric] is not None:
         text += f" ± {_percent(row['std'][metric])}"
-    return text + _interval(row["ci"].get(metric))
+    return form.format(text) + _interval(row["ci"].get(metric))
 
 
 def _interval(ci: list[float | None] | None, *, signed: bool = False) -> str:
@@ -380,6 +479,10 @@ def _interval(ci: list[float | None] | None, *, signed: bool = False) -> str:
         return ""
     form = "+.1f" if signed else ".1f"
     return f" [{100 * ci[0]:{form}}, {100 * ci[1]:{form}}]"
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f} s"
 
 
 def _number(value: float | None) -> float:

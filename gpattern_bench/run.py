@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -9,8 +10,10 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +26,7 @@ from gpattern_bench.cells import Cells
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.errors import MethodError
 from gpattern_bench.files import plain, write_text
-from gpattern_bench.methods import get_method
+from gpattern_bench.methods import METHODS, get_method
 from gpattern_bench.methods.base import Method, Network
 from gpattern_bench.model import Model, save_model
 from gpattern_bench.predict import predict_cells
@@ -62,7 +65,12 @@ class Run:
     peak_rss_mib : float
         Largest memory of the process so far, MiB.
     device : str
-        Processor and cores.
+        Processor and cores, and the GPU if one was used.
+    parameters : int or None
+        What the method says that it learnt, in numbers: its attribute ``parameters``, if any.
+    date : str or None
+        Day on which it ended, UTC, ISO 8601. Reports of older versions lack this and the number
+        of parameters.
     package_version : str
     """
 
@@ -76,11 +84,13 @@ class Run:
     cells: dict[str, int]
     peak_rss_mib: float
     device: str
+    parameters: int | None = None
+    date: str | None = None
     package_version: str = __version__
 
 
 def run_method(
-    name: str,
+    method: str | Method,
     dataset: Dataset,
     out: str | Path,
     *,
@@ -97,8 +107,9 @@ def run_method(
 
     Parameters
     ----------
-    name : str
-        A method of :data:`gpattern_bench.methods.METHODS`.
+    method : str or Method
+        A name of :data:`gpattern_bench.methods.METHODS`, or a method of your own, not fitted yet
+        (``submissions/_template/run.py``): what it costs is measured in the same way.
     dataset : Dataset
         What to predict.
     out : str or pathlib.Path
@@ -117,11 +128,13 @@ def run_method(
     Raises
     ------
     MethodError
-        The method cannot be fitted as asked; the text says what to do instead.
+        The method cannot be fitted as asked, or has the name of one that ships with the package;
+        the text says what to do instead.
     """
     if seed < 0:
         raise MethodError(f"expected a seed of 0 or more, got {seed}")
-    method = get_method(name)
+    name, make = _named(method)
+    method = make()
     protocol = _protocol(method, dataset, train_on, cv)
     splits: list[str] = [split for split in ("val", "test") if split in dataset.splits]
     seconds: dict[str, float] = {}
@@ -148,7 +161,11 @@ def run_method(
     for split in splits:
         began = time.perf_counter()
         if protocol == "cv-cell":
-            folds = [_out_of_fold(name, *fold, seed) for fold in _folds(dataset, split, seed)]
+            folds = []
+            for train, held_out in _folds(dataset, split, seed):
+                method = make()  # for each fold: nothing of another is left in it
+                method.fit(train, seed)
+                folds.append(predict_cells(method, held_out))
             scores[split] = pd.concat(folds, ignore_index=True)
         else:
             scores[split] = predict_cells(method, dataset.iter_cells(split))
@@ -182,11 +199,23 @@ def run_method(
         cells={split: len(dataset.iter_cells(split)) for split in splits},
         peak_rss_mib=round(_peak_rss_mib(), 1),
         device=_device(),
+        parameters=_parameters(method),
+        date=datetime.now(UTC).date().isoformat(),
     )
     path = folder / f"{origins[0].stem('run')}.json"
     write_text(path, json.dumps(asdict(report), indent=1) + "\n")
     training.unlink(missing_ok=True)  # a run that is done has nothing to go on from
     return files
+
+
+def _named(method: str | Method) -> tuple[str, Callable[[], Method]]:
+    """Name of a method, and what makes it anew, not fitted."""
+    if isinstance(method, str):
+        return method, partial(get_method, method)
+    name = method.about.name
+    if name in METHODS and not isinstance(method, type(get_method(name))):
+        raise MethodError(f"{name} is the name of a method of this package: choose another")
+    return name, partial(copy.deepcopy, method)
 
 
 def _protocol(method: Method, dataset: Dataset, train_on: Dataset | None, cv: bool) -> Protocol:
@@ -250,12 +279,6 @@ def _folds(dataset: Dataset, split: str, seed: int) -> Iterator[tuple[Cells, Cel
         yield dataset.iter_cells(split, keep=train), dataset.iter_cells(split, keep=held_out)
 
 
-def _out_of_fold(name: str, train: Cells, held_out: Cells, seed: int) -> pd.DataFrame:
-    method = get_method(name)  # a new one for each fold: nothing of another is left in it
-    method.fit(train, seed)
-    return predict_cells(method, held_out)
-
-
 def _counted(scores: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     """The rows of the pairs that count, in their order."""
     table = pa.Table.from_pandas(scores[["cell_id", "gene"]], preserve_index=False)
@@ -269,5 +292,14 @@ def _peak_rss_mib() -> float:
     return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)  # bytes there, KiB elsewhere
 
 
+def _parameters(method: Method) -> int | None:
+    found = getattr(method, "parameters", None)
+    return None if found is None else int(found)
+
+
 def _device() -> str:
-    return f"CPU {platform.machine()}, {os.cpu_count()} cores"
+    device = f"CPU {platform.machine()}, {os.cpu_count()} cores"
+    torch = sys.modules.get("torch")  # whoever uses a GPU has imported it
+    if torch is not None and torch.cuda.is_initialized():
+        device += f"; GPU {torch.cuda.get_device_name()}"
+    return device

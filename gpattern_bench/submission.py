@@ -5,91 +5,39 @@ from __future__ import annotations
 import json
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, NotRequired, cast
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-)
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from gpattern_bench.dataset import Dataset, load_dataset
-from gpattern_bench.errors import FetchError, SubmissionError, UnknownDatasetError
+from gpattern_bench.errors import (
+    ChecksumError,
+    FetchError,
+    SubmissionError,
+    UnknownDatasetError,
+)
 from gpattern_bench.evaluator import Evaluator
+from gpattern_bench.fetch import cache_root, fetch
 from gpattern_bench.files import file_sha256, plain, write_text
-from gpattern_bench.methods.base import About
+from gpattern_bench.metadata import METADATA, Metadata, PredictionFile
 from gpattern_bench.predictions import Origin, Protocol, read_origin, read_predictions
+from gpattern_bench.registry import SourceFile
 from gpattern_bench.uncertainty import REPLICATES
 
-__all__ = ["Metadata", "Score", "Submission", "read_submissions", "results_text"]
+__all__ = ["LARGEST", "Metadata", "Score", "Submission", "read_submissions", "results_text"]
 
-_METADATA, _RESULTS = "submission.yaml", "results.json"
+LARGEST = 20 << 20
+"""Bytes of a prediction file above which it belongs at an address, not into the repository."""
+SUSPICIOUS_AUC = 0.999
+_RESULTS = "results.json"
 _FILE = r"predictions/[^/]+/(test|val)-seed\d+[^/]*\.parquet"
 _OLD_RESULTS = "; if an older version wrote it, delete it and run leaderboard --rescore"
-
-
-class Metadata(BaseModel):
-    """What a submission says of its method (``submission.yaml``); unknown keys are errors.
-
-    Attributes
-    ----------
-    method : str
-        Name of the folder and of the method in the prediction files.
-    label, summary : str
-        As shown on the board; one sentence.
-    kind : {"control", "baseline", "model"}
-    authors : tuple of str
-    reference, code, licence : str
-        Paper or preprint; where the code is; its licence.
-    inputs : tuple of str
-        What the method looks at.
-    rules_for : tuple of str or None
-        Patterns that the method has a rule for, where it lacks some; the board marks the others.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    method: str = Field(pattern="^[a-z][a-z0-9_]*$")
-    label: str
-    kind: Literal["control", "baseline", "model"]
-    summary: str
-    authors: tuple[str, ...] = Field(min_length=1)
-    reference: str
-    code: str
-    licence: str
-    inputs: tuple[Literal["coordinates", "gene", "cell outline", "nucleus outline", "labels"], ...]
-    rules_for: tuple[str, ...] | None = None
-
-    @classmethod
-    def of(cls, about: About) -> Metadata:
-        """Metadata of a method that ships with this package."""
-        return cls.model_validate(
-            {
-                "method": about.name,
-                "label": about.label,
-                "kind": about.kind,
-                "summary": about.summary,
-                "authors": ("The gpattern-bench developers",),
-                "reference": about.reference,
-                "code": "gpattern_bench/methods",
-                "licence": "MIT",
-                "inputs": about.inputs,
-                "rules_for": about.rules_for,
-            }
-        )
-
-    def write(self, folder: Path) -> None:
-        """Write ``submission.yaml`` into a folder."""
-        values = self.model_dump(mode="json", exclude_none=True)
-        write_text(folder / _METADATA, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 class Metrics(TypedDict):
@@ -109,6 +57,19 @@ class Metrics(TypedDict):
     clusters: str
 
 
+class Robustness(TypedDict):
+    """What ``robustness-seed<k>.json`` says of a prediction file; further keys are left out.
+
+    ``f1_worst_drop`` is the largest loss of macro F1 under a change of the cells, a fraction;
+    ``largest_change`` the largest change of any score.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="ignore")  # type: ignore[misc]
+
+    f1_worst_drop: float
+    largest_change: float
+
+
 def _decodes(text: str) -> str:
     if len(b64decode(text, validate=True)) != 4 * REPLICATES:
         raise ValueError(f"expected {REPLICATES} values of 4 bytes")
@@ -120,9 +81,11 @@ class Score(TypedDict):
 
     ``predictions`` is its path in the submission, ``sha256`` the hashes of it and of the val file
     beside it, ``labels_sha256`` the content hash of the labels that it was scored on; ``seconds``
-    and ``device`` come from the run, where there is one; ``metrics`` is the evaluator's result;
-    ``f1_replicates`` are the bootstrap replicates of its macro F1 (base64 of little-endian
-    float32), from which the board tells which methods are tied.
+    (of the prediction of test), ``fit_seconds``, ``device``, ``parameters`` and ``date`` come from
+    the run, where there is one; ``metrics`` is the evaluator's result; ``f1_replicates`` are the
+    bootstrap replicates of its macro F1 (base64 of little-endian float32), from which the board
+    tells which methods are tied; ``robustness`` is what the file of that name says, where there
+    is one; ``flags`` say what is suspicious. Results of older versions lack some.
     """
 
     predictions: str
@@ -135,10 +98,15 @@ class Score(TypedDict):
     labels_sha256: str
     trained_on: str | None
     seconds: float | None
+    fit_seconds: NotRequired[float | None]
     device: str | None
+    parameters: NotRequired[int | None]
+    date: NotRequired[str | None]
     metrics: Metrics
     f1_replicates: Annotated[str, AfterValidator(_decodes)]
     degrees_of_freedom: int
+    robustness: NotRequired[Robustness | None]
+    flags: NotRequired[list[str]]
 
 
 @dataclass(frozen=True)
@@ -157,31 +125,73 @@ class Submission:
     metadata: Metadata
     results: list[Score]
 
-    def test_files(self) -> Iterator[Path]:
-        """Prediction files of test splits, in sorted order."""
-        yield from sorted((self.folder / "predictions").glob("*/test-seed*.parquet"))
+    def test_files(self) -> list[str]:
+        """Names of the prediction files of test splits, here or at an address, sorted."""
+        here = (self.folder / "predictions").glob("*/test-seed*.parquet")
+        afar = [file.path for file in self.metadata.files if file.url and "/test-" in file.path]
+        return sorted({path.relative_to(self.folder).as_posix() for path in here}.union(afar))
+
+    def path(self, name: str) -> Path:
+        """Where a prediction file is; fetched into the cache, and checked, if it is elsewhere.
+
+        Raises
+        ------
+        FetchError
+            Its address does not give it, or gives other bytes.
+        """
+        listed = self._listed.get(name)
+        if listed is None or listed.url is None or (self.folder / name).exists():
+            return self.folder / name
+        file = SourceFile(
+            path=f"submissions/{self.metadata.method}/{name}",
+            urls=(listed.url,),
+            bytes=listed.bytes,
+            sha256=listed.sha256,
+        )
+        return fetch(file, cache_root())
 
     def stale(self) -> list[str]:
         """Ways in which the stored results do not belong to the prediction files that are there."""
         stored = {entry["predictions"]: entry for entry in self.results}
-        present = {self._relative(path): path for path in self.test_files()}
+        present = self.test_files()
         problems = []
-        for name in sorted(stored.keys() | present.keys()):
+        for name in sorted(stored.keys() | set(present)):
             if name not in present:
                 problems.append(f"{name}: results are stored, the prediction file is gone")
             elif name not in stored:
                 problems.append(f"{name}: not scored yet")
-            elif _hashes(present[name]) != stored[name]["sha256"]:
+            elif self._hashes(name) != stored[name]["sha256"]:
                 problems.append(f"{name}: changed since it was scored")
-        strange = [
-            path
-            for path in self.folder.rglob("*.parquet")
-            if not re.fullmatch(_FILE, self._relative(path))
-        ]
-        problems += [
-            f"{self._relative(path)}: not where or named as a prediction file of test or val is"
-            for path in sorted(strange)
-        ]
+        return [f"{self.folder.name}/{text}" for text in problems]
+
+    def unlisted(self) -> list[str]:
+        """Ways in which the prediction files are not those that ``submission.yaml`` lists."""
+        here = {path.relative_to(self.folder).as_posix(): path for path in self._parquets()}
+        problems = []
+        for name in sorted(here.keys() | self._listed.keys()):
+            listed = self._listed.get(name)
+            if name not in here:
+                if listed is not None and listed.url is None:
+                    problems.append(f"{name}: {METADATA} lists it, and it is gone")
+            elif not re.fullmatch(_FILE, name):
+                problems.append(f"{name}: not where or named as a prediction file of test or val")
+            elif listed is None:
+                problems.append(f"{name}: {METADATA} does not list it; run gpattern-bench submit")
+            elif not (path := here[name]).is_file() or (
+                (size := path.stat().st_size, sha256 := file_sha256(path))
+                != (listed.bytes, listed.sha256)
+            ):
+                got = f"{size:,} bytes, {sha256[:12]}" if path.is_file() else "a folder"
+                problems.append(
+                    f"{name}: {METADATA} lists {listed.bytes:,} bytes, SHA-256 "
+                    f"{listed.sha256[:12]}, got {got}; run gpattern-bench submit again"
+                )
+            elif size > LARGEST:
+                problems.append(
+                    f"{name}: {size:,} bytes are too many for the repository (at most "
+                    f"{LARGEST:,}); publish it, add its address as `url` to its entry in "
+                    f"{METADATA}, and remove it here"
+                )
         return [f"{self.folder.name}/{text}" for text in problems]
 
     def rescored(self) -> tuple[list[Score], list[str]]:
@@ -190,9 +200,10 @@ class Submission:
         Returns
         -------
         results : list of Score
-            New entries; those of datasets that cannot be had here stay as stored.
+            New entries; those of datasets that cannot be had here stay as stored, as do those of
+            files whose address does not answer.
         skipped : list of str
-            Prediction files whose dataset cannot be had here.
+            Prediction files that were not scored for one of these reasons.
 
         Raises
         ------
@@ -200,11 +211,24 @@ class Submission:
             A prediction file is of another method, or its name is not what its metadata says.
         PredictionError
             A prediction file is wrong.
+        FetchError
+            The address of a file that was never scored does not give it, or gives other bytes.
         """
         stored = {entry["predictions"]: entry for entry in self.results}
         results, skipped = [], []
-        for path in self.test_files():
-            name = self._relative(path)
+        for name in self.test_files():
+            known = stored.get(name)
+            try:
+                path = self.path(name)
+                val = self._val(name)
+            except ChecksumError:
+                raise
+            except FetchError:
+                if known is None or known["sha256"] != self._hashes(name):
+                    raise
+                skipped.append(f"{self.folder.name}/{name}")
+                results.append(known)
+                continue
             origin = read_origin(path)
             if origin is None:
                 read_predictions(path)  # says so if the file cannot be read at all
@@ -214,7 +238,7 @@ class Submission:
                 problem = f"expected predictions of {self.metadata.method!r}, got method "
                 raise SubmissionError(str(path), [problem + repr(origin.method)])
             named = f"{origin.dataset}/{origin.stem('test')}.parquet"
-            if origin.split != "test" or f"{path.parent.name}/{path.name}" != named:
+            if origin.split != "test" or name != f"predictions/{named}":
                 problem = (
                     f"its metadata says split {origin.split}, seed {origin.seed}, protocol "
                     f"{origin.protocol}: expected split test and the name {named}"
@@ -223,17 +247,79 @@ class Submission:
             dataset = _obtained(origin)
             if dataset is None:
                 skipped.append(f"{self.folder.name}/{name}")
-                results += [stored[name]] if name in stored else []
+                results += [known] if known is not None else []
             else:
-                results.append(_score(path, name, origin, dataset))
+                results.append(self._score(name, path, val, origin, dataset))
         return results, skipped
 
     def write_results(self, results: Sequence[Score]) -> None:
         """Write ``results.json``."""
         write_text(self.folder / _RESULTS, results_text(results))
 
-    def _relative(self, path: Path) -> str:
-        return path.relative_to(self.folder).as_posix()
+    @cached_property
+    def _listed(self) -> dict[str, PredictionFile]:
+        return {file.path: file for file in self.metadata.files}
+
+    def _parquets(self) -> list[Path]:
+        return sorted(self.folder.rglob("*.parquet"))
+
+    def _val(self, name: str) -> Path | None:
+        """The val file of the same run as a test file."""
+        val = _val_name(name)
+        path = self.path(val)
+        return path if path.is_file() else None
+
+    def _hashes(self, name: str) -> dict[str, str]:
+        """SHA-256 of a test prediction file and of the val file of the same run."""
+        hashes = {}
+        for what, each in (("test", name), ("val", _val_name(name))):
+            path, listed = self.folder / each, self._listed.get(each)
+            if path.is_file():
+                hashes[what] = file_sha256(path)
+            elif listed is not None and listed.url is not None:
+                hashes[what] = listed.sha256
+        return hashes
+
+    def _score(
+        self, name: str, path: Path, val: Path | None, origin: Origin, dataset: Dataset
+    ) -> Score:
+        if (
+            val is not None
+            and (found := read_origin(val))
+            and found != replace(origin, split="val")
+        ):
+            problem = f"expected the metadata of {path.name} with split val; run the method again"
+            raise SubmissionError(str(val), [problem])
+        result = Evaluator(dataset, origin.split).eval(path, val)
+        beside = self.folder / "predictions" / origin.dataset
+        cost = _cost(beside / f"{origin.stem('run')}.json", origin.split)
+        replicates = result.replicates["f1_macro"].astype("<f4").tobytes()
+        return {
+            "predictions": name,
+            "sha256": self._hashes(name),
+            "dataset": origin.dataset,
+            "version": origin.version,
+            "split": origin.split,
+            "protocol": origin.protocol,
+            "seed": origin.seed,
+            "labels_sha256": dataset.labels_sha256,
+            "trained_on": origin.trained_on,
+            "seconds": cost["seconds"],
+            "fit_seconds": cost["fit_seconds"],
+            "device": cost["device"],
+            "parameters": cost["parameters"],
+            "date": cost["date"],
+            "metrics": cast("Metrics", result),
+            "f1_replicates": b64encode(replicates).decode(),
+            "degrees_of_freedom": result.degrees_of_freedom,
+            "robustness": _robustness(beside / f"{origin.stem('robustness')}.json"),
+            "flags": self._too_good(result["auc_macro"]),
+        }
+
+    def _too_good(self, auc: float) -> list[str]:
+        if "labels" in self.metadata.inputs or not auc > SUSPICIOUS_AUC:
+            return []
+        return [f"AUC above {100 * SUSPICIOUS_AUC:.1f} %"]
 
 
 def read_submissions(folder: Path) -> list[Submission]:
@@ -247,11 +333,11 @@ def read_submissions(folder: Path) -> list[Submission]:
     submissions, problems = [], []
     if not folder.is_dir():
         raise SubmissionError(str(folder), ["no such folder; name the folder of submissions"])
-    for path in sorted(child / _METADATA for child in folder.iterdir() if child.is_dir()):
+    for path in sorted(child / METADATA for child in folder.iterdir() if child.is_dir()):
         if path.parent.name.startswith(("_", ".")):
             continue
         if not path.is_file():
-            problems.append(f"{path.parent} has no file {_METADATA}: copy one and change it")
+            problems.append(f"{path.parent} has no file {METADATA}: copy one and change it")
             continue
         try:
             metadata = Metadata.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
@@ -260,9 +346,10 @@ def read_submissions(folder: Path) -> list[Submission]:
             results = TypeAdapter(list[Score]).validate_json(text)
         except ValidationError as error:
             problems += [
-                f"{path.parent / (_RESULTS if error.title.startswith('list') else _METADATA)}: "
-                f"{'.'.join(map(str, found['loc'])) or 'the file'}: {found['msg']}, "
-                f"got {str(found['input'])[:80]!r}" + _OLD_RESULTS * error.title.startswith("list")
+                f"{path.parent / (_RESULTS if error.title.startswith('list') else METADATA)}: "
+                f"{'.'.join(map(str, found['loc'])) or 'the file'}: {found['msg']}"
+                + f", got {str(found['input'])[:80]!r}" * (found["type"] != "missing")
+                + _OLD_RESULTS * error.title.startswith("list")
                 for found in error.errors()
             ]
             continue
@@ -288,47 +375,51 @@ def _obtained(origin: Origin) -> Dataset | None:
         return None
 
 
-def _score(path: Path, name: str, origin: Origin, dataset: Dataset) -> Score:
-    val = path.with_name(origin.stem("val") + ".parquet")
-    if val.is_file() and (found := read_origin(val)) and found != replace(origin, split="val"):
-        problem = f"expected the metadata of {path.name} with split val; run the method again"
-        raise SubmissionError(str(val), [problem])
-    result = Evaluator(dataset, origin.split).eval(path, val if val.is_file() else None)
-    seconds, device = _cost(path.with_name(origin.stem("run") + ".json"), origin.split)
-    return {
-        "predictions": name,
-        "sha256": _hashes(path),
-        "dataset": origin.dataset,
-        "version": origin.version,
-        "split": origin.split,
-        "protocol": origin.protocol,
-        "seed": origin.seed,
-        "labels_sha256": dataset.labels_sha256,
-        "trained_on": origin.trained_on,
-        "seconds": seconds,
-        "device": device,
-        "metrics": cast("Metrics", result),
-        "f1_replicates": b64encode(result.replicates["f1_macro"].astype("<f4").tobytes()).decode(),
-        "degrees_of_freedom": result.degrees_of_freedom,
-    }
+class _Cost(TypedDict):
+    """What the board takes of the report of a run: measured by it, never typed."""
+
+    seconds: float | None
+    fit_seconds: float | None
+    device: str | None
+    parameters: int | None
+    date: str | None
 
 
-def _cost(report: Path, split: str) -> tuple[float | None, str | None]:
-    """Seconds and device of a run, measured by `run` and never typed; None without a report."""
+def _cost(report: Path, split: str) -> _Cost:
+    """What a run cost; all None without a report, some in the reports of older versions."""
     if not report.is_file():
-        return None, None
+        return dict.fromkeys(_Cost.__annotations__)  # type: ignore[return-value]
     try:
         run = json.loads(report.read_text(encoding="utf-8"))
-        return float(run["seconds"][split]), str(run["device"])
-    except (ValueError, KeyError, TypeError) as error:
+        return TypeAdapter(_Cost).validate_python(
+            {
+                "seconds": run["seconds"][split],
+                "fit_seconds": run["seconds"].get("fit"),
+                "device": run["device"],
+                "parameters": run.get("parameters"),
+                "date": run.get("date"),
+            }
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         problem = f"not the report of a run ({error!r}); run the method again"
         raise SubmissionError(str(report), [problem]) from error
 
 
-def _hashes(path: Path) -> dict[str, str]:
-    """SHA-256 of a test prediction file and of the val file of the same run."""
-    val = path.with_name("val" + path.name.removeprefix("test"))
-    return {p.stem.split("-")[0]: file_sha256(p) for p in (path, val) if p.is_file()}
+def _robustness(report: Path) -> Robustness | None:
+    """What `gpattern-bench robustness` found for a prediction file, where it was run."""
+    if not report.is_file():
+        return None
+    try:
+        return TypeAdapter(Robustness).validate_json(report.read_bytes())
+    except ValueError as error:
+        problem = f"not a report of robustness ({error}); run gpattern-bench robustness again"
+        raise SubmissionError(str(report), [problem]) from error
+
+
+def _val_name(name: str) -> str:
+    """Name of the val file beside a test file."""
+    folder, _, file = name.rpartition("/")
+    return f"{folder}/val{file.removeprefix('test')}"
 
 
 def results_text(results: Sequence[Score]) -> str:

@@ -20,10 +20,12 @@ from gpattern_bench.board import build_board, drift, markdown, read_reported, wr
 from gpattern_bench.cli import main
 from gpattern_bench.errors import SubmissionError
 from gpattern_bench.files import plain
+from gpattern_bench.metadata import write_schema
 from gpattern_bench.methods import METHODS, get_method
 from gpattern_bench.predictions import write_predictions
 from gpattern_bench.run import run_method
 from gpattern_bench.submission import Metadata, Submission, read_submissions
+from gpattern_bench.submit import submit_run
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 METRICS = ("auc_macro", "acc_macro", "f1_macro", "ap_macro", "accuracy_subset")
@@ -37,9 +39,9 @@ def made(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     dataset = load_dataset("synthetic")
     for name in QUICK:
-        submission = folder / "submissions" / name
-        Metadata.of(get_method(name).about).write(submission)
-        run_method(name, dataset, submission / "predictions")
+        run_method(name, dataset, folder / "runs" / name)
+        submit_run(folder / "runs" / name, folder / "submissions" / name)
+    write_schema(folder / "submissions")
     for submission in read_submissions(folder / "submissions"):
         submission.write_results(submission.rescored()[0])
     reported = REPOSITORY / "leaderboard" / "reported.yaml"
@@ -116,6 +118,9 @@ def about(method: str = "m", **values) -> Metadata:
         "code": "none",
         "licence": "MIT",
         "inputs": ["coordinates"],
+        "contact": "a@example.org",
+        "trained_on": ["train"],
+        "deterministic": True,
     }
     return Metadata.model_validate(base | values)
 
@@ -275,6 +280,85 @@ class TestRows:
             folder = here / "submissions" / row["method"] / "predictions" / "synthetic"
             run = json.loads((folder / "run-seed0.json").read_text())
             assert (row["seconds"], row["device"]) == (run["seconds"]["test"], run["device"])
+
+
+class TestMarks:
+    def cells(self, column: str, *found: Submission, reported=()) -> list[str]:
+        """A column of the only table."""
+        header, _, *rows = table_rows(markdown(build_board(found, reported)))
+        at = [name.strip() for name in header].index(column)
+        return [row[at].strip() for row in rows[: len(found)]]
+
+    def test_best_and_second_best_candidates_of_each_metric(self):
+        scores = {"a": 0.9, "b": 0.7, "c": 0.5, "d": 1.0}
+        found = [submitted(entry(m, score=s), method=m) for m, s in scores.items()]
+        found[3] = submitted(entry("d", score=1.0), method="d", kind="control", inputs=["labels"])
+        for metric in ("AUC", "ACC"):
+            expected = ["100.00", "**90.00**", "<u>70.00</u>", "50.00"]
+            assert self.cells(metric, *found) == expected
+        assert self.cells("F1", *found)[1] == "**90.00** [40.0, 60.0]"
+
+    def test_equal_values_share_the_mark(self):
+        scores = {"a": 0.9, "b": 0.9, "c": 0.5}
+        found = [submitted(entry(m, score=s), method=m) for m, s in scores.items()]
+        assert self.cells("AUC", *found) == ["**90.00**", "**90.00**", "<u>50.00</u>"]
+
+    def test_undefined_values_have_none(self):
+        found = [submitted(entry("a", score=None), method="a"), submitted(entry("b"), method="b")]
+        assert self.cells("AUC", *found) == ["**50.00**", "-"]
+
+    def test_what_the_run_measured(self):
+        values = {"fit_seconds": 12.34, "parameters": 3_100_000, "date": "2026-01-02"}
+        found = submitted(entry(**values), entry(seed=1, **values | {"date": "2026-01-03"}))
+        row = build_board([found])["tables"][0]["rows"][0]
+        assert {key: row[key] for key in values} == values | {"date": "2026-01-03"}
+        assert self.cells("Training", found) == ["12.3 s"]
+        assert self.cells("Validation", found) == ["1.0 s"]
+        assert self.cells("Parameters", found) == ["3,100,000"]
+        assert self.cells("Date", found) == ["2026-01-03"]
+        assert self.cells("Status", found) == ["measured"]
+
+    def test_results_of_older_versions_lack_some(self):
+        found = submitted(entry())
+        row = build_board([found])["tables"][0]["rows"][0]
+        assert [row[k] for k in ("fit_seconds", "parameters", "date", "robustness")] == [None] * 4
+        assert row["flags"] == []
+        for column in ("Training", "Parameters", "Date"):
+            assert self.cells(column, found) == ["-"]
+
+    def test_robust_is_a_column_if_any_row_has_it(self):
+        robust = entry(robustness={"f1_worst_drop": 0.0123, "largest_change": 0.5})
+        a, b = submitted(robust, method="a"), submitted(entry(), method="b")
+        assert self.cells("Robust", a, b) == ["1.2", "-"]
+        with pytest.raises(ValueError, match="Robust"):
+            self.cells("Robust", b)
+
+    def test_the_times_of_the_paper_stand_beside_ours(self):
+        reported = read_reported(REPOSITORY / "leaderboard")
+        found = [
+            submitted(entry(dataset="nih3t3_gold"), method="locfish", label="locFISH"),
+            submitted(entry(dataset="nih3t3_gold"), method="mine", label="Mine"),
+            submitted(entry(dataset="nih3t3_gold"), method="net", label="GPSNet"),
+        ]
+        times = self.cells("Paper", *found, reported=reported)
+        assert times == ["13 min 20 s", "-", "15 s (training ~5 min)"]
+        with pytest.raises(ValueError, match="Paper"):
+            self.cells("Paper", submitted(entry(dataset="synthetic")), reported=reported)
+
+    def test_labels_of_val_that_were_used_are_told(self):
+        board = build_board([submitted(entry(), trained_on=["train", "val"])])
+        assert board["tables"][0]["rows"][0]["labels_used"] == ["train", "val"]
+        assert "| M (uses val)" in markdown(board)
+
+    def test_superseded_ones_are_marked_and_withdrawn_ones_not_shown(self):
+        found = [
+            submitted(entry(), method="a", status="superseded"),
+            submitted(entry(), method="b", status="withdrawn"),
+        ]
+        [table] = build_board(found)["tables"]
+        assert [row["method"] for row in table["rows"]] == ["a"]
+        assert "| A (superseded)" in markdown(build_board(found))
+        assert build_board(found[1:])["tables"] == []
 
 
 class TestTables:
@@ -537,8 +621,8 @@ class TestMetadata:
         found = {
             s.metadata.method: s.metadata for s in read_submissions(REPOSITORY / "submissions")
         }
-        for name in METHODS:
-            assert found[name] == Metadata.of(get_method(name).about)
+        for name in found.keys() & METHODS.keys():
+            assert found[name].with_files(()) == Metadata.of(get_method(name).about)
 
 
 def test_drift_names_what_differs(tmp_path):

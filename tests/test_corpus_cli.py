@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from test_predictions import CORPUS, folder_instead, of_bytes, of_metadata, of_table, put
 
 from gpattern_bench import load_dataset
@@ -23,8 +24,10 @@ from gpattern_bench.curate.rules import apply_rules
 from gpattern_bench.curate.simulate import PATTERNS, simulate
 from gpattern_bench.curate.write import write_dataset
 from gpattern_bench.dataset import Dataset
+from gpattern_bench.metadata import write_schema
 from gpattern_bench.predictions import write_predictions
 from gpattern_bench.submission import Metadata, read_submissions
+from gpattern_bench.submit import listed_files
 
 GIB = 2**30
 
@@ -291,6 +294,9 @@ def made(tmp_path_factory) -> Path:
                 "code": "none",
                 "licence": "MIT",
                 "inputs": ["coordinates"],
+                "contact": "a@example.org",
+                "trained_on": ["train"],
+                "deterministic": True,
             }
         ).write(home)
         for split in splits:
@@ -298,10 +304,18 @@ def made(tmp_path_factory) -> Path:
             scores = pairs.assign(**{p: rng.random(len(pairs)) for p in dataset.patterns})
             path = home / "predictions" / "synthetic" / f"{split}-seed0.parquet"
             write_predictions(path, scores, dataset, split, method=method)
+        listed(home)
+    write_schema(folder / "submissions")
     for submission in read_submissions(folder / "submissions"):
         submission.write_results(submission.rescored()[0])
     write_board(build_board(read_submissions(folder / "submissions")), folder / "leaderboard")
     return folder
+
+
+def listed(home: Path) -> None:
+    """List the files that are there in submission.yaml."""
+    metadata = Metadata.model_validate(yaml.safe_load((home / "submission.yaml").read_text()))
+    metadata.with_files(tuple(listed_files(home))).write(home)
 
 
 @pytest.fixture
@@ -612,6 +626,7 @@ def test_submissions_as_they_were_pass(cli, here):
 
 def test_no_val_file_is_fine_once_scored_so(cli, here):
     of_val(here / "submissions" / "mine").unlink()
+    listed(here / "submissions" / "mine")
     assert cli("leaderboard", "--rescore")[0] == 0
     assert cli("leaderboard", "--check", "--rescore") == (0, "")
 

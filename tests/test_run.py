@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -222,6 +223,53 @@ class TestReport:
         report = json.loads((tmp_path / "gold" / "run-seed0.json").read_text())
         assert report["trained_on"] is None
         assert set(report["seconds"]) == {"test"}
+
+
+class TestOwnMethods:
+    """Methods that the package does not know."""
+
+    class Mine(Spy):
+        about = About("mine", "Mine", "model", "Looks.", "none", ("coordinates",), learns=True)
+        parameters = np.int64(7)
+
+    def test_are_measured_in_the_same_way(self, made, tmp_path):
+        files = run_method(self.Mine(), made["whole"], tmp_path, seed=3)
+        assert [origin(path).method for path in files] == ["mine", "mine"]
+        report = json.loads((tmp_path / "whole" / "run-seed3.json").read_text())
+        assert set(report["seconds"]) == {"fit", "val", "test"}
+        assert report["parameters"] == 7
+        assert date.fromisoformat(report["date"])
+
+    def test_are_not_fitted_themselves(self, made, tmp_path):
+        mine = self.Mine()
+        run_method(mine, made["whole"], tmp_path)
+        run_method(mine, made["gold"], tmp_path, cv=True)
+        assert mine.fits == []
+
+    def test_see_no_labels(self, made, tmp_path):
+        seen = []
+
+        class Curious(self.Mine):
+            def predict(self, cells):
+                for cell in cells:
+                    seen.append((cell.labels, cell.labelled))
+                    yield cell, self.scores(cell, len(cells.patterns))
+
+        run_method(Curious(), made["whole"], tmp_path)
+        assert set(seen) == {(None, None)}
+
+    def test_cannot_have_the_name_of_one_that_ships(self, made, tmp_path):
+        class Sprawl(Spy):
+            about = About("sprawl", "S", "model", "Looks.", "none", (), learns=True)
+
+        with pytest.raises(MethodError, match="sprawl is the name of a method of this package"):
+            run_method(Sprawl(), made["whole"], tmp_path)
+        assert listing(tmp_path) == []
+
+    def test_one_without_parameters_has_null(self, made, tmp_path):
+        run_method("sprawl", made["gold"], tmp_path)
+        report = json.loads((tmp_path / "gold" / "run-seed0.json").read_text())
+        assert report["parameters"] is None
 
 
 class TestProtocols:

@@ -27,28 +27,35 @@ def leaderboard(
 ) -> None:
     """Make LEADERBOARD.md and leaderboard.json from the submissions' stored results."""
     from gpattern_bench.board import build_board, drift, read_reported, unpinned_labels, write_board
+    from gpattern_bench.copies import flag_copies
+    from gpattern_bench.metadata import schema_drift, write_schema
     from gpattern_bench.submission import read_submissions, results_text
 
     found = read_submissions(submissions)
-    problems = []
+    problems = [text for submission in found for text in submission.unlisted()]
     if rescore:
-        skipped, scored = [], 0
+        scored, skipped = [], 0
         for submission in found:
             results, missing = submission.rescored()
-            skipped += missing
-            scored += len(list(submission.test_files())) - len(missing)
+            skipped += len(missing)
+            scored.append((submission, results))
+        for (submission, _), results in zip(scored, flag_copies(scored), strict=True):
             if results_text(results) != results_text(submission.results):
                 if check:
                     problems.append(f"{submission.folder.name}: scores differ from results.json")
-                else:
+                elif not submission.unlisted():  # what is scored is what is listed
                     submission.write_results(results)
-        typer.echo(f"scored {scored} prediction files; {len(skipped)} skipped, dataset not here")
+        total = sum(len(submission.test_files()) for submission in found)
+        typer.echo(
+            f"scored {total - skipped} prediction files; {skipped} skipped, "
+            "the dataset or the file is not here"
+        )
         found = found if check else read_submissions(submissions)
     problems += [text for submission in found for text in submission.stale()]
     problems += unpinned_labels(found)
     board = build_board(found, read_reported(out))
     if not problems and check:
-        problems = drift(board, out)
+        problems = drift(board, out) + schema_drift(submissions)
     if problems:
         for problem in problems:
             typer.echo(f"error: {problem}", err=True)
@@ -58,7 +65,28 @@ def leaderboard(
         typer.echo("the board is what the submissions give")
     else:
         write_board(board, out)
+        write_schema(submissions)
         typer.echo(str(out / "LEADERBOARD.md"))
+
+
+@app.command()
+def submit(
+    run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="What `run --out` was given.")],
+    to: Annotated[Path, typer.Option(metavar="DIR", help="Folder: submissions/NAME.")],
+) -> None:
+    """Make or update a submission from a run: checks everything, writes all of it or nothing."""
+    from gpattern_bench.submission import LARGEST
+    from gpattern_bench.submit import submit_run
+
+    metadata = submit_run(run, to)
+    typer.echo(f"{to}: {len(metadata.files)} prediction files are listed")
+    for file in metadata.files:
+        if file.bytes > LARGEST and file.url is None:
+            typer.echo(
+                f"{file.path} has {file.bytes:,} bytes, too many for the repository: publish it, "
+                "add its address as `url` to its entry in submission.yaml, and remove it here"
+            )
+    typer.echo("next: gpattern-bench leaderboard --rescore, then commit the folder and the board")
 
 
 _CONTROLS = ("prevalence", "gene_prior", "molecule_count", "oracle")
@@ -73,18 +101,21 @@ def demo(
 ) -> None:
     """Run controls, baselines, trees and GPSNet on `synthetic` (no download); show the board."""
     from gpattern_bench.board import build_board, markdown, write_board
+    from gpattern_bench.copies import flag_copies
     from gpattern_bench.dataset import load_dataset
-    from gpattern_bench.methods import get_method
+    from gpattern_bench.metadata import write_schema
     from gpattern_bench.run import run_method
-    from gpattern_bench.submission import Metadata, read_submissions
+    from gpattern_bench.submission import read_submissions
+    from gpattern_bench.submit import submit_run
 
     dataset = load_dataset("synthetic")
     for name in _DEMO:
-        folder = out / "submissions" / name
-        Metadata.of(get_method(name).about).write(folder)
-        run_method(name, dataset, folder / "predictions")
-    for submission in read_submissions(out / "submissions"):
-        submission.write_results(submission.rescored()[0])
+        run_method(name, dataset, out / "runs" / name)
+        submit_run(out / "runs" / name, out / "submissions" / name)
+    write_schema(out / "submissions")
+    scored = [(made, made.rescored()[0]) for made in read_submissions(out / "submissions")]
+    for (made, _), results in zip(scored, flag_copies(scored), strict=True):
+        made.write_results(results)
     board = build_board(read_submissions(out / "submissions"))
     write_board(board, out / "leaderboard")
     typer.echo(markdown(board))

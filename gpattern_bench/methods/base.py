@@ -56,7 +56,10 @@ class About:
 
 
 class Method(Protocol):
-    """A method: ``fit`` or ``load``, then ``predict``; the same seed gives the same scores."""
+    """A method: ``fit`` or ``load``, then ``predict``; the same seed gives the same scores.
+
+    If it has an attribute ``parameters``, the number of values that it learnt, a run records it.
+    """
 
     about: ClassVar[About]
 

@@ -1,0 +1,224 @@
+"""Metadata of a submission: ``submission.yaml``, its rules, and its JSON Schema."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from gpattern_bench.files import write_text
+from gpattern_bench.methods.base import About
+
+__all__ = [
+    "METADATA",
+    "SCHEMA",
+    "Metadata",
+    "PredictionFile",
+    "placeholders",
+    "schema_drift",
+    "schema_text",
+    "write_schema",
+]
+
+METADATA, SCHEMA = "submission.yaml", "schema.json"
+_PLACEHOLDER = re.compile(r"\s*<[^<>]+>\s*")
+_STEM = r"(test|val)-seed(\d+)[A-Za-z0-9_.-]*"
+_FILE = rf"^predictions/[A-Za-z0-9_][A-Za-z0-9_.-]*/{_STEM}\.parquet$"
+
+
+def placeholders(value: Any, name: str = "") -> dict[str, str]:
+    """Texts that are still of the form ``<what to write here>``, by their keys.
+
+    >>> placeholders({"label": "Mine", "authors": ["<First Author>"]})
+    {'authors.0': '<First Author>'}
+    """
+    if isinstance(value, str):
+        return {name: value} if _PLACEHOLDER.fullmatch(value) else {}
+    items: Any = ()
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value)
+    return {
+        where: text
+        for key, item in items
+        for where, text in placeholders(item, f"{name}.{key}" if name else str(key)).items()
+    }
+
+
+def _filled(text: str) -> str:
+    if not text.strip() or _PLACEHOLDER.fullmatch(text):
+        raise ValueError("expected your text instead of the template's placeholder")
+    return text
+
+
+_Text = Annotated[str, Field(min_length=1), AfterValidator(_filled)]
+_TrainedOn = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*(@[A-Za-z0-9_.-]+)?$")]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PredictionFile(_Frozen):
+    """A prediction file of a submission: what its bytes are and, if not beside it, where."""
+
+    path: str = Field(pattern=_FILE, description="Below the submission's folder.")
+    bytes: int = Field(ge=1, description="Size.")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="Hash of the bytes.")
+    url: str | None = Field(
+        default=None,
+        pattern="^https?://",
+        description="Address that gives the file, where it is too large for the repository.",
+    )
+
+    @property
+    def seed(self) -> int:
+        """The seed in its name."""
+        return int(re.findall(r"-seed(\d+)", self.path)[-1])
+
+
+class Metadata(_Frozen):
+    """What a submission says of its method; unknown keys are errors.
+
+    Its parameters, times, hardware and date are not here: the run measures them.
+    """
+
+    method: str = Field(
+        pattern="^[a-z][a-z0-9_]*$",
+        description="Name of the folder and of the method in the prediction files.",
+    )
+    label: _Text = Field(description="Name on the board.")
+    kind: Literal["control", "baseline", "model"] = Field(
+        description="Controls cannot see positions (or see the labels); the rest is ranked."
+    )
+    status: Literal["active", "superseded", "withdrawn"] = Field(
+        "active", description="Superseded ones are marked on the board, withdrawn ones not shown."
+    )
+    summary: _Text = Field(description="What it does, in one sentence.")
+    authors: tuple[_Text, ...] = Field(min_length=1, description="Who made it.")
+    contact: _Text = Field(description="Where questions go: an address or a page.")
+    reference: _Text = Field(description="Paper or preprint.")
+    code: _Text = Field(description="Where the code is.")
+    licence: _Text = Field(description="Licence of the code.")
+    inputs: tuple[
+        Literal["coordinates", "gene", "cell outline", "nucleus outline", "labels"], ...
+    ] = Field(description="What the method looks at when it predicts.")
+    trained_on: tuple[_TrainedOn, ...] | None = Field(
+        description="Of train, val, simulated and names of other datasets; null: learns nothing."
+    )
+    external_data: _Text | None = Field(
+        None, description="Data or weights from outside the benchmark that it uses; null: none."
+    )
+    deterministic: bool = Field(description="Whether the same seed gives the same scores.")
+    rules_for: tuple[str, ...] | None = Field(
+        None,
+        description="Patterns that it has a rule for, where it lacks some; the board marks them.",
+    )
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (), description="Seeds of the prediction files; written by `submit`."
+    )
+    files: tuple[PredictionFile, ...] = Field(
+        (), description="The prediction files; written by `submit`, checked whenever it is read."
+    )
+
+    @field_validator("trained_on")
+    @classmethod
+    def _never_on_test(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if names is not None and "test" in names:
+            raise ValueError("the labels of test are never trained on")
+        if names == ():
+            raise ValueError("expected what it was fitted on, or null if it learns nothing")
+        return names
+
+    @model_validator(mode="after")
+    def _files_agree(self) -> Self:
+        paths = [file.path for file in self.files]
+        if twice := sorted({path for path in paths if paths.count(path) > 1}):
+            raise ValueError(f"files: listed more than once: {', '.join(twice)}; run submit again")
+        seeds = sorted({file.seed for file in self.files})
+        if seeds != sorted(self.seeds):
+            raise ValueError(
+                f"seeds: expected those of the files, {seeds}, got {sorted(self.seeds)}; run "
+                "submit again"
+            )
+        return self
+
+    @classmethod
+    def of(cls, about: About) -> Metadata:
+        """Metadata of a method that ships with this package, without files."""
+        return cls.model_validate(
+            {
+                "method": about.name,
+                "label": about.label,
+                "kind": about.kind,
+                "summary": about.summary,
+                "authors": ("The gpattern-bench developers",),
+                "contact": "the issues of this repository",
+                "reference": about.reference,
+                "code": "gpattern_bench/methods",
+                "licence": "MIT",
+                "inputs": about.inputs,
+                "trained_on": ("train",) if about.learns else None,
+                "deterministic": True,
+                "rules_for": about.rules_for,
+            }
+        )
+
+    def with_files(self, files: tuple[PredictionFile, ...]) -> Metadata:
+        """The same with another list of files, and their seeds."""
+        ordered = tuple(sorted(files, key=lambda file: file.path))
+        seeds = tuple(sorted({file.seed for file in ordered}))
+        return self.model_copy(update={"files": ordered, "seeds": seeds})
+
+    def write(self, folder: Path) -> None:
+        """Write ``submission.yaml`` into a folder."""
+        write_text(folder / METADATA, self.text())
+
+    def text(self, previous: str = "") -> str:
+        """``submission.yaml``; all of `previous` stays, comments too, if only files changed."""
+        values = self.model_dump(mode="json")
+        for file in values["files"]:
+            if file["url"] is None:
+                del file["url"]
+        kept = re.sub(r"^(seeds|files):.*\n(?:[ -].*\n)*", "", previous, flags=re.MULTILINE)
+        tail = {key: values[key] for key in ("seeds", "files")}
+        text = kept.rstrip("\n") + "\n" + _dumped(tail)
+        try:
+            if previous and Metadata.model_validate(yaml.safe_load(text)) == self:
+                return text
+        except (yaml.YAMLError, ValueError):
+            pass
+        return _dumped(values)
+
+
+def schema_text() -> str:
+    """``schema.json``: the JSON Schema of ``submission.yaml``, for editors and other tools."""
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **Metadata.model_json_schema(),
+    }
+    return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
+
+
+def schema_drift(submissions: Path) -> list[str]:
+    """Ways in which ``schema.json`` beside the submissions differs from the model."""
+    path = submissions / SCHEMA
+    if not path.is_file():
+        return [f"{path} is missing"]
+    same = path.read_bytes() == schema_text().encode()
+    return [] if same else [f"{path} is not the schema of this version"]
+
+
+def write_schema(submissions: Path) -> None:
+    """Write ``schema.json`` beside the submissions."""
+    write_text(submissions / SCHEMA, schema_text())
+
+
+def _dumped(values: dict[str, Any]) -> str:
+    text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return text

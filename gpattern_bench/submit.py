@@ -1,0 +1,263 @@
+"""Submitting: from a run to a submission's folder, all of it or nothing."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from gpattern_bench.dataset import Dataset, load_dataset
+from gpattern_bench.errors import GPatternBenchError, PredictionError, SubmissionError
+from gpattern_bench.files import file_sha256, write_text
+from gpattern_bench.metadata import METADATA, Metadata, PredictionFile, placeholders
+from gpattern_bench.methods import METHODS, get_method
+from gpattern_bench.predictions import (
+    Origin,
+    check_predictions,
+    expected_origin,
+    read_origin,
+    read_predictions,
+)
+from gpattern_bench.run import Run
+
+__all__ = ["listed_files", "submit_run"]
+
+_PATTERN = "*/{}-seed*.parquet"
+
+
+def listed_files(folder: Path, known: tuple[PredictionFile, ...] = ()) -> list[PredictionFile]:
+    """The prediction files of a submission's folder, and those of `known` that are elsewhere."""
+    found = {
+        (path := file.relative_to(folder).as_posix()): PredictionFile(
+            path=path, bytes=file.stat().st_size, sha256=file_sha256(file)
+        )
+        for what in ("test", "val")
+        for file in sorted((folder / "predictions").glob(_PATTERN.format(what)))
+    }
+    afar = {file.path: file for file in known if file.url is not None}
+    return list((afar | found).values())
+
+
+def submit_run(run: Path, to: Path) -> Metadata:
+    """Copy a run's prediction files and reports into a submission, and list them there.
+
+    ``submission.yaml`` is that of the package for a method that ships with it. For others it is
+    the one in the folder, with its list of files renewed; where there is none yet, the template is
+    put there, and what must be filled in is told. Files of earlier runs stay.
+
+    Parameters
+    ----------
+    run : pathlib.Path
+        What ``run_method`` or ``gpattern-bench run --out`` was given: ``<dataset>/...`` below it.
+    to : pathlib.Path
+        The submission, named as the method.
+
+    Returns
+    -------
+    Metadata
+        As written.
+
+    Raises
+    ------
+    SubmissionError
+        With every problem; the folder stays as it was.
+    """
+    files = [file for what in ("test", "val") for file in sorted(run.glob(_PATTERN.format(what)))]
+    problems: list[str] = []
+    if not any(file.name.startswith("test-") for file in files):
+        problems.append(
+            f"{run} has no prediction files <dataset>/test-seed<k>.parquet; name the folder that "
+            "was given to `gpattern-bench run --out` or to run_method"
+        )
+    metadata, previous = _metadata(to, problems)
+    reports: list[Path] = []
+    datasets: dict[str, Dataset | str] = {}
+    for file in files:
+        origin = _checked(file, to.name, datasets, problems)
+        if origin is None or origin.split != "test":
+            continue
+        dataset = datasets[f"{origin.dataset}@{origin.version}"]
+        if isinstance(dataset, Dataset):
+            _beside(file, origin, dataset, problems)
+            real = dataset.manifest["curation"]["format"] != "simulated"
+            if metadata is not None and "labels" in metadata.inputs and real:
+                problems.append(
+                    f"{file}: {to.name} shows the labels, and those of real data are never "
+                    "committed; submit a run on simulated data"
+                )
+        for what in ("run", "robustness"):
+            report = file.with_name(f"{origin.stem(what)}.json")
+            reports += [report] if report.is_file() else []
+    if metadata is not None:
+        staying = {f"predictions/{file.parent.name}/{file.name}" for file in files}
+        problems += [
+            f"{to / file.path}: not the bytes that {METADATA} lists; submit its run again"
+            for file in metadata.files
+            if file.path not in staying
+            and file.url is None
+            and not ((to / file.path).is_file() and file_sha256(to / file.path) == file.sha256)
+        ]
+    if problems or metadata is None:
+        raise SubmissionError(str(to), problems)
+    return _written([*files, *reports], to, metadata, previous)
+
+
+def _metadata(to: Path, problems: list[str]) -> tuple[Metadata | None, str]:
+    """What is known of the method, and the text of its ``submission.yaml``."""
+    path = to / METADATA
+    name = to.name
+    if not path.is_file() and name not in METHODS:
+        template = to.parent / "_template" / METADATA
+        if not template.is_file():
+            problems.append(f"{path} is missing, and there is no template at {template}")
+            return None, ""
+        write_text(path, template.read_text(encoding="utf-8"))
+        problems.append(f"{path} was not there: it is now a copy of the template")
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    unfilled: dict[str, str] = {}
+    try:
+        values: Any = yaml.safe_load(text)
+        if name in METHODS:
+            about = get_method(name).about
+            listed = (values or {}).get("files") or []
+            files = TypeAdapter(tuple[PredictionFile, ...]).validate_python(listed)
+            return Metadata.of(about).with_files(files), ""
+        unfilled = placeholders(values)
+        problems += [f"{path}: {key}: replace {hint} with yours" for key, hint in unfilled.items()]
+        metadata = Metadata.model_validate(values)
+    except ValidationError as error:
+        problems += [
+            f"{path}: {_where(found)}: {found['msg']}"
+            + f", got {str(found['input'])[:80]!r}" * (found["type"] != "missing")
+            for found in error.errors()
+            if not any(f"{key}.".startswith(f"{_where(found)}.") for key in unfilled)
+        ]
+        return None, text
+    except (yaml.YAMLError, AttributeError, ValueError) as error:
+        problems.append(f"{path}: cannot be read: {error}")
+        return None, text
+    if metadata.method != name:
+        problems.append(
+            f"{path}: method is {metadata.method!r}, expected the folder's name {name!r}"
+        )
+    return metadata, text
+
+
+def _where(error: Any) -> str:
+    return ".".join(map(str, error["loc"])) or "the file"
+
+
+def _checked(
+    file: Path, method: str, datasets: dict[str, Dataset | str], problems: list[str]
+) -> Origin | None:
+    """Where a prediction file belongs, if it says so; what is wrong with it goes to `problems`."""
+    origin = read_origin(file)
+    if origin is None:
+        try:
+            read_predictions(file)
+            problems.append(f"{file}: no readable metadata; write it with write_predictions")
+        except PredictionError as error:
+            problems += [f"{file}: {problem}" for problem in error.problems]
+        return None
+    if origin.method != method:
+        problems.append(
+            f"{file}: predictions of {origin.method!r}, expected those of {method!r}, the folder's "
+            "name"
+        )
+    named = f"{origin.dataset}/{origin.stem()}.parquet"
+    if f"{file.parent.name}/{file.name}" != named:
+        problems.append(f"{file}: its metadata gives it the name {named}")
+    known = f"{origin.dataset}@{origin.version}"
+    if known not in datasets:
+        try:
+            datasets[known] = load_dataset(known)
+        except GPatternBenchError as error:
+            datasets[known] = str(error)
+            problems.append(f"{file}: it cannot be checked without the dataset: {error}")
+    dataset = datasets[known]
+    if isinstance(dataset, str):
+        return origin
+    if origin.split not in dataset.splits:
+        problems.append(f"{file}: {known} has no split {origin.split}")
+        return origin
+    try:
+        table, _, unreadable = read_predictions(file)
+    except PredictionError as error:
+        problems += [f"{file}: {problem}" for problem in error.problems]
+        return origin
+    checked = check_predictions(
+        table,
+        dataset.pairs(origin.split),
+        dataset.patterns,
+        origin=origin,
+        expected=expected_origin(dataset, origin.split),
+    )
+    problems += [f"{file}: {problem}" for problem in [*unreadable, *checked.problems]]
+    return origin
+
+
+def _beside(file: Path, origin: Origin, dataset: Dataset, problems: list[str]) -> None:
+    """What must lie beside a test file: that of val, and a report that belongs to it."""
+    val = file.with_name(f"{origin.stem('val')}.parquet")
+    if "val" in dataset.splits:
+        if not val.is_file():
+            problems.append(f"{val} is missing: predict the val split too")
+        elif (other := read_origin(val)) and other != replace(origin, split="val"):
+            problems.append(f"{val}: its metadata is not that of {file.name} with split val")
+    report = file.with_name(f"{origin.stem('run')}.json")
+    if not report.is_file():
+        return  # nothing was measured: the board shows none
+    try:
+        made = TypeAdapter(Run).validate_json(report.read_bytes())
+    except ValidationError as error:
+        found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        problems.append(f"{report}: not the report of a run ({found}); run the method again")
+        return
+    problems += [
+        f"{report}: {key} is {getattr(made, key)!r}, {file.name} says {getattr(origin, key)!r}"
+        for key in ("method", "dataset", "version", "seed", "protocol", "trained_on")
+        if getattr(made, key) != getattr(origin, key)
+    ]
+
+
+def _written(sources: list[Path], to: Path, metadata: Metadata, previous: str) -> Metadata:
+    """Make the new folder beside the old one, and let it take its place."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{to.name}-", dir=to.parent) as beside:
+        new, old = Path(beside) / "new", Path(beside) / "old"
+        new.mkdir()
+        if to.is_dir():
+            shutil.copytree(to, new, dirs_exist_ok=True)
+        for source in sources:
+            target = new / "predictions" / source.parent.name / source.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+        metadata = metadata.with_files(tuple(_kept_afar(new, metadata)))
+        write_text(new / METADATA, metadata.text(previous))
+        if to.is_dir():
+            to.replace(old)
+        try:
+            new.replace(to)
+        except OSError:
+            if old.is_dir():
+                old.replace(to)
+            raise
+    return metadata
+
+
+def _kept_afar(new: Path, metadata: Metadata) -> list[PredictionFile]:
+    """The list of files; one that is at its address, unchanged, is not kept here as well."""
+    known = {file.path: file for file in metadata.files if file.url is not None}
+    files = []
+    for file in listed_files(new, metadata.files):
+        afar = known.get(file.path)
+        if afar is not None and (afar.bytes, afar.sha256) == (file.bytes, file.sha256):
+            (new / file.path).unlink(missing_ok=True)
+            file = afar
+        files.append(file)
+    return files
