@@ -21,12 +21,14 @@ from pydantic import (
 )
 from typing_extensions import TypedDict
 
+from gpattern_bench.curves import Curves, curves
 from gpattern_bench.dataset import Dataset, load_dataset
 from gpattern_bench.errors import FetchError, SubmissionError, UnknownDatasetError
 from gpattern_bench.evaluator import Evaluator
 from gpattern_bench.files import file_sha256, plain, write_text
 from gpattern_bench.methods.base import About
 from gpattern_bench.predictions import Origin, Protocol, read_origin, read_predictions
+from gpattern_bench.strata import parts
 from gpattern_bench.uncertainty import REPLICATES
 
 __all__ = ["Metadata", "Score", "Submission", "read_submissions", "results_text"]
@@ -121,8 +123,9 @@ class Score(TypedDict):
     ``predictions`` is its path in the submission, ``sha256`` the hashes of it and of the val file
     beside it, ``labels_sha256`` the content hash of the labels that it was scored on; ``seconds``
     and ``device`` come from the run, where there is one; ``metrics`` is the evaluator's result;
-    ``f1_replicates`` are the bootstrap replicates of its macro F1 (base64 of little-endian
-    float32), from which the board tells which methods are tied.
+    ``curves`` is what the board's page draws; ``f1_replicates`` are the bootstrap replicates of
+    its macro F1 (base64 of little-endian float32), from which the board tells which methods are
+    tied.
     """
 
     predictions: str
@@ -137,6 +140,7 @@ class Score(TypedDict):
     seconds: float | None
     device: str | None
     metrics: Metrics
+    curves: Curves
     f1_replicates: Annotated[str, AfterValidator(_decodes)]
     degrees_of_freedom: int
 
@@ -293,7 +297,8 @@ def _score(path: Path, name: str, origin: Origin, dataset: Dataset) -> Score:
     if val.is_file() and (found := read_origin(val)) and found != replace(origin, split="val"):
         problem = f"expected the metadata of {path.name} with split val; run the method again"
         raise SubmissionError(str(val), [problem])
-    result = Evaluator(dataset, origin.split).eval(path, val if val.is_file() else None)
+    evaluator = Evaluator(dataset, origin.split)
+    result = evaluator.eval(path, val if val.is_file() else None)
     seconds, device = _cost(path.with_name(origin.stem("run") + ".json"), origin.split)
     return {
         "predictions": name,
@@ -308,9 +313,18 @@ def _score(path: Path, name: str, origin: Origin, dataset: Dataset) -> Score:
         "seconds": seconds,
         "device": device,
         "metrics": cast("Metrics", result),
+        "curves": _curves(path, evaluator),
         "f1_replicates": b64encode(result.replicates["f1_macro"].astype("<f4").tobytes()).decode(),
         "degrees_of_freedom": result.degrees_of_freedom,
     }
+
+
+def _curves(path: Path, evaluator: Evaluator) -> Curves:
+    labels, patterns = evaluator.labels, evaluator.patterns
+    scores = evaluator.check(path).scores
+    assert scores is not None  # it has just been scored
+    truth = labels[list(patterns)].to_numpy(bool)
+    return curves(truth, scores, patterns, *parts("molecules", labels, None, evaluator.split))
 
 
 def _cost(report: Path, split: str) -> tuple[float | None, str | None]:
@@ -336,4 +350,6 @@ def results_text(results: Sequence[Score]) -> str:
     ordered = sorted(results, key=lambda entry: str(entry["predictions"]))
     # Checked as when it is read, so that keys stand in one order whichever way they came.
     checked = TypeAdapter(list[Score]).validate_python(plain(ordered))
-    return json.dumps(checked, indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(checked, indent=1, ensure_ascii=False) + "\n"
+    # Lists of numbers on one line each; no text of JSON holds a line break.
+    return re.sub(r"\[\n[-+\d.eE,\s\[\]]+\]", lambda found: " ".join(found[0].split()), text)
