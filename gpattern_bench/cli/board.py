@@ -25,8 +25,15 @@ def leaderboard(
         bool, typer.Option("--rescore", help="Score the prediction files again first.")
     ] = False,
 ) -> None:
-    """Make LEADERBOARD.md and leaderboard.json from the submissions' stored results."""
-    from gpattern_bench.board import build_board, drift, read_reported, unpinned_labels, write_board
+    """Make LEADERBOARD.md, leaderboard.json and index.html from the submissions' stored results."""
+    from gpattern_bench.board import (
+        build_board,
+        drift,
+        page,
+        read_reported,
+        unpinned_labels,
+        write_board,
+    )
     from gpattern_bench.submission import read_submissions, results_text
 
     found = read_submissions(submissions)
@@ -48,7 +55,7 @@ def leaderboard(
     problems += unpinned_labels(found)
     board = build_board(found, read_reported(out))
     if not problems and check:
-        problems = drift(board, out)
+        problems = drift(board, page(board, found), out)
     if problems:
         for problem in problems:
             typer.echo(f"error: {problem}", err=True)
@@ -57,7 +64,7 @@ def leaderboard(
     if check:
         typer.echo("the board is what the submissions give")
     else:
-        write_board(board, out)
+        write_board(board, page(board, found), out)
         typer.echo(str(out / "LEADERBOARD.md"))
 
 
@@ -72,7 +79,7 @@ def demo(
     ),
 ) -> None:
     """Run controls, baselines, trees and GPSNet on `synthetic` (no download); show the board."""
-    from gpattern_bench.board import build_board, markdown, write_board
+    from gpattern_bench.board import build_board, markdown, page, write_board
     from gpattern_bench.dataset import load_dataset
     from gpattern_bench.methods import get_method
     from gpattern_bench.run import run_method
@@ -85,7 +92,8 @@ def demo(
         run_method(name, dataset, folder / "predictions")
     for submission in read_submissions(out / "submissions"):
         submission.write_results(submission.rescored()[0])
-    board = build_board(read_submissions(out / "submissions"))
-    write_board(board, out / "leaderboard")
+    found = read_submissions(out / "submissions")
+    board = build_board(found)
+    write_board(board, page(board, found), out / "leaderboard")
     typer.echo(markdown(board))
     typer.echo(f"Prediction files and board are in {out}/")
