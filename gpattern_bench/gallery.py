@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import shapely
 from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
@@ -174,6 +173,7 @@ def _pictures(calls: dict[str, _Calls], evaluator: Evaluator) -> list[Picture]:
     dataset, labels = evaluator.dataset, evaluator.labels
     assert dataset is not None  # it was made with one
     pairs = labels[["cell_id", "gene"]].astype(str)
+    names: list[tuple[str, str]] = list(zip(pairs["cell_id"], pairs["gene"], strict=True))
     truth = labels[list(evaluator.patterns)].to_numpy(bool)
     molecules = labels["n_molecules"].to_numpy()
     cells = dataset.cells("test").set_index("cell_id")
@@ -193,15 +193,15 @@ def _pictures(calls: dict[str, _Calls], evaluator: Evaluator) -> list[Picture]:
             if left:
                 row = min(
                     left,
-                    key=lambda i: (sign * int(right[i]), -int(molecules[i]), *pairs.iloc[i]),
+                    key=lambda i: (sign * int(right[i]), -int(molecules[i]), *names[i]),
                 )
                 picked.append((row, k, easy, int(right[row]), len(voters)))
-    wanted = {pairs["cell_id"].iloc[row] for row, *_ in picked}
+    wanted = {names[row][0] for row, *_ in picked}
     drawn = {cell.cell_id: cell for cell in dataset.iter_cells("test", keep=wanted)}
     ordered = sorted(calls.items(), key=lambda item: (item[1].kind == "control", item[1].label))
     pictures = []
     for row, k, easy, agree, said in picked:
-        cell_id, gene = pairs.iloc[row]
+        cell_id, gene = names[row]
         cell = drawn[cell_id]
         of_gene = cell.gene == dataset.genes.index(gene)
         pictures.append(
@@ -213,9 +213,7 @@ def _pictures(calls: dict[str, _Calls], evaluator: Evaluator) -> list[Picture]:
                 right=agree,
                 said=said,
                 truth=tuple(truth[row].tolist()),
-                calls=tuple(
-                    Call(name, c.label, c.kind, _of_pair(c, row)) for name, c in ordered
-                ),
+                calls=tuple(Call(name, c.label, c.kind, _of_pair(c, row)) for name, c in ordered),
                 molecules=_points(cell.xy[of_gene]),
                 others=_points(cell.xy[~of_gene]),
                 boundary=_rings(cell.boundary),
@@ -234,8 +232,7 @@ def _of_pair(calls: _Calls, row: int) -> tuple[bool | None, ...]:
 
 def _points(xy: NDArray[Any]) -> _Points:
     """Positions rounded to 0.1 um, in a fixed order, each once."""
-    rounded = pd.DataFrame(np.round(xy, 1) + 0.0).drop_duplicates().sort_values([0, 1])
-    return [(float(x), float(y)) for x, y in rounded.to_numpy()]
+    return [(float(x), float(y)) for x, y in np.unique(np.round(xy, 1) + 0.0, axis=0)]
 
 
 def _rings(shape: BaseGeometry | None) -> list[_Points]:

@@ -20,6 +20,7 @@ _COLUMNS = (("f1_macro", "F1"), ("auc_macro", "AUC"), ("acc_macro", "ACC"),
 _OF_PATTERN = ("auc", "acc", "f1")
 _FEW = 5  # scores in a tenth below which no share is drawn
 _NAN = float("nan")
+_NONE = "\N{EN DASH}"
 
 
 def build_page(
@@ -72,22 +73,22 @@ def build_page(
 
 def percent(value: float | None, form: str = ".2f") -> str:
     """A fraction in per cent; a dash where it is undefined."""
-    return "–" if value is None else f"{100 * value:{form}}".replace("-", "\N{MINUS SIGN}")
+    return _NONE if value is None else f"{100 * value:{form}}".replace("-", "\N{MINUS SIGN}")
 
 
 def seconds(value: float | None) -> str:
     """A duration as people say it."""
     if value is None:
-        return "–"
+        return _NONE
     if value < 100:
-        return f"{value:.1f} s"
+        return f"{value:.2f} s" if value < 1 else f"{value:.1f} s"
     return f"{value / 60:.1f} min" if value < 6000 else f"{value / 3600:.1f} h"
 
 
 def count(value: int | None) -> str:
     """A number of parameters, to three digits."""
     if value is None:
-        return "–"
+        return _NONE
     for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
         if value >= size:
             return f"{value / size:.3g} {unit}"
@@ -143,9 +144,7 @@ def _table(
         "leader": leaders[0] if leaders else None,
         "tied": sum(r["tie_group"] == leaders[0]["tie_group"] for r in leaders) if leaders else 0,
         "control": controls[0] if controls else None,
-        "marks": {
-            metric: _marks([row[metric] for row in candidates]) for metric, _ in _COLUMNS
-        },
+        "marks": {metric: _marks([row[metric] for row in candidates]) for metric, _ in _COLUMNS},
         "pattern_marks": {
             (pattern, metric): _marks([row["per_pattern"][pattern][metric] for row in candidates])
             for pattern in patterns
