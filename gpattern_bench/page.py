@@ -110,8 +110,8 @@ def _table(
                 "parameters": None,
                 "date": None,
                 "robustness": None,
-                "flags": [],
                 **row,
+                "flags": row.get("flags") or [],
                 "style": drawn[row["method"]],
                 "by_seed": [score["metrics"]["f1_macro"] for score in scores],
             }
