@@ -161,6 +161,17 @@ class TestText:
         assert "alert" not in script
         assert text.count("<style>") == text.count("</style>") == 1
 
+    def test_no_name_brings_markup(self):
+        strange = entry(
+            0.5, dataset=HOSTILE, version=OTHERS[0], trained_on=OTHERS[1], device=HOSTILE
+        )
+        for part in (strange["metrics"], strange["curves"]):
+            part["per_pattern"] = {HOSTILE: part["per_pattern"]["inner"]}
+        text = rendered([submitted("evil", strange)])
+        for hostile in (HOSTILE, "<img", "<svg onload"):
+            assert hostile not in text
+        assert text.count("<script>") == text.count("</script>") == 1
+
     def test_every_number_of_the_tables_is_there(self, found, text):
         for table in build_board(found)["tables"]:
             for row in table["rows"]:
