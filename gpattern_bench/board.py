@@ -20,6 +20,7 @@ from typing_extensions import TypedDict
 from gpattern_bench.errors import SubmissionError
 from gpattern_bench.files import plain, write_text
 from gpattern_bench.metrics import exact_mean
+from gpattern_bench.page import build_page
 from gpattern_bench.registry import registry
 from gpattern_bench.submission import Metadata, Score, Submission
 from gpattern_bench.uncertainty import interval, tie_groups
@@ -28,6 +29,7 @@ __all__ = [
     "build_board",
     "drift",
     "markdown",
+    "page",
     "read_reported",
     "unpinned_labels",
     "write_board",
@@ -378,16 +380,21 @@ def _reported_times(dataset: str, reported: Sequence[_Reported]) -> dict[str, st
     }
 
 
-def write_board(board: dict[str, Any], folder: Path) -> None:
-    """Write ``LEADERBOARD.md`` and ``leaderboard.json``."""
-    for name, text in _texts(board).items():
+def page(board: dict[str, Any], submissions: Sequence[Submission]) -> str:
+    """``index.html`` of a board and of the submissions that it was made of."""
+    return build_page(board, submissions, _PROTOCOLS)
+
+
+def write_board(board: dict[str, Any], page: str, folder: Path) -> None:
+    """Write ``LEADERBOARD.md``, ``leaderboard.json`` and ``index.html``."""
+    for name, text in _texts(board, page).items():
         write_text(folder / name, text)
 
 
-def drift(board: dict[str, Any], folder: Path) -> list[str]:
+def drift(board: dict[str, Any], page: str, folder: Path) -> list[str]:
     """Ways in which the files of a folder differ from what the board would write."""
     problems = []
-    for name, text in _texts(board).items():
+    for name, text in _texts(board, page).items():
         path = folder / name
         if not path.is_file():
             problems.append(f"{path} is missing")
@@ -423,11 +430,12 @@ def read_reported(folder: Path) -> list[_Reported]:
         raise SubmissionError(str(path), [f"cannot be read: {error}"]) from error
 
 
-def _texts(board: dict[str, Any]) -> dict[str, str]:
+def _texts(board: dict[str, Any], page: str) -> dict[str, str]:
     """Every file of the board, by its name: what is written and what `drift` compares."""
     return {
         "LEADERBOARD.md": markdown(board),
         "leaderboard.json": json.dumps(board, indent=1, ensure_ascii=False) + "\n",
+        "index.html": page,
     }
 
 

@@ -15,6 +15,7 @@ import yaml
 from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
+from gpattern_bench.curves import Curves, curves
 from gpattern_bench.dataset import Dataset, load_dataset
 from gpattern_bench.errors import (
     ChecksumError,
@@ -28,6 +29,7 @@ from gpattern_bench.files import file_sha256, plain, write_text
 from gpattern_bench.metadata import METADATA, Metadata, PredictionFile
 from gpattern_bench.predictions import Origin, Protocol, read_origin, read_predictions
 from gpattern_bench.registry import SourceFile
+from gpattern_bench.strata import parts
 from gpattern_bench.uncertainty import REPLICATES
 
 __all__ = ["LARGEST", "Metadata", "Score", "Submission", "read_submissions", "results_text"]
@@ -82,10 +84,10 @@ class Score(TypedDict):
     ``predictions`` is its path in the submission, ``sha256`` the hashes of it and of the val file
     beside it, ``labels_sha256`` the content hash of the labels that it was scored on; ``seconds``
     (of the prediction of test), ``fit_seconds``, ``device``, ``parameters`` and ``date`` come from
-    the run, where there is one; ``metrics`` is the evaluator's result; ``f1_replicates`` are the
-    bootstrap replicates of its macro F1 (base64 of little-endian float32), from which the board
-    tells which methods are tied; ``robustness`` is what the file of that name says, where there
-    is one; ``flags`` say what is suspicious. Results of older versions lack some.
+    the run, where there is one; ``metrics`` is the evaluator's result; ``curves`` is what the
+    board's page draws; ``f1_replicates`` are the bootstrap replicates of its macro F1 (base64 of
+    little-endian float32), from which the board tells which methods are tied; ``robustness`` is
+    what the file of that name says, where there is one; ``flags`` say what is suspicious.
     """
 
     predictions: str
@@ -103,6 +105,7 @@ class Score(TypedDict):
     parameters: NotRequired[int | None]
     date: NotRequired[str | None]
     metrics: Metrics
+    curves: Curves
     f1_replicates: Annotated[str, AfterValidator(_decodes)]
     degrees_of_freedom: int
     robustness: NotRequired[Robustness | None]
@@ -290,7 +293,8 @@ class Submission:
         ):
             problem = f"expected the metadata of {path.name} with split val; run the method again"
             raise SubmissionError(str(val), [problem])
-        result = Evaluator(dataset, origin.split).eval(path, val)
+        evaluator = Evaluator(dataset, origin.split)
+        result = evaluator.eval(path, val)
         beside = self.folder / "predictions" / origin.dataset
         cost = _cost(beside / f"{origin.stem('run')}.json", origin.split)
         replicates = result.replicates["f1_macro"].astype("<f4").tobytes()
@@ -310,6 +314,7 @@ class Submission:
             "parameters": cost["parameters"],
             "date": cost["date"],
             "metrics": cast("Metrics", result),
+            "curves": _curves(path, evaluator),
             "f1_replicates": b64encode(replicates).decode(),
             "degrees_of_freedom": result.degrees_of_freedom,
             "robustness": _robustness(beside / f"{origin.stem('robustness')}.json"),
@@ -375,6 +380,14 @@ def _obtained(origin: Origin) -> Dataset | None:
         return None
 
 
+def _curves(path: Path, evaluator: Evaluator) -> Curves:
+    labels, patterns = evaluator.labels, evaluator.patterns
+    scores = evaluator.check(path).scores
+    assert scores is not None  # it has just been scored
+    truth = labels[list(patterns)].to_numpy(bool)
+    return curves(truth, scores, patterns, *parts("molecules", labels, None, evaluator.split))
+
+
 class _Cost(TypedDict):
     """What the board takes of the report of a run: measured by it, never typed."""
 
@@ -427,4 +440,6 @@ def results_text(results: Sequence[Score]) -> str:
     ordered = sorted(results, key=lambda entry: str(entry["predictions"]))
     # Checked as when it is read, so that keys stand in one order whichever way they came.
     checked = TypeAdapter(list[Score]).validate_python(plain(ordered))
-    return json.dumps(checked, indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(checked, indent=1, ensure_ascii=False) + "\n"
+    # Lists of numbers on one line each; no text of JSON holds a line break.
+    return re.sub(r"\[\n[-+\d.eE,\s\[\]]+\]", lambda found: " ".join(found[0].split()), text)

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from gpattern_bench import load_dataset
-from gpattern_bench.board import build_board, drift, markdown, read_reported, write_board
+from gpattern_bench.board import build_board, drift, markdown, page, read_reported, write_board
 from gpattern_bench.cli import main
 from gpattern_bench.errors import SubmissionError
 from gpattern_bench.files import plain
@@ -47,12 +47,9 @@ def made(tmp_path_factory) -> Path:
     reported = REPOSITORY / "leaderboard" / "reported.yaml"
     (folder / "leaderboard").mkdir()
     (folder / "leaderboard" / "reported.yaml").write_text(reported.read_text("utf-8"), "utf-8")
-    write_board(
-        build_board(
-            read_submissions(folder / "submissions"), read_reported(folder / "leaderboard")
-        ),
-        folder / "leaderboard",
-    )
+    found = read_submissions(folder / "submissions")
+    board = build_board(found, read_reported(folder / "leaderboard"))
+    write_board(board, page(board, found), folder / "leaderboard")
     return folder
 
 
@@ -87,6 +84,8 @@ def entry(method: str = "m", **values) -> dict:
     metrics = {**dict.fromkeys(METRICS, values.pop("score", 0.5)), "n": 10}
     metrics["per_pattern"] = {"inner": per_pattern, "outer": per_pattern}
     metrics |= {"ci": {"f1_macro": [0.4, 0.6]}, "n_clusters": 10, "clusters": "fov"}
+    curve = {"roc": [[0, 0], [1, 1]], "pr": [[1, 0.5]], "reliability": [[0.5, 0.5, 10]]}
+    by_bin = {"inner": 0.5, "outer": None}
     drawn = np.linspace(-0.1, 0.1, 100) + (metrics["f1_macro"] or 0)
     base = {
         "predictions": f"predictions/d/{method}.parquet",
@@ -101,6 +100,12 @@ def entry(method: str = "m", **values) -> dict:
         "seconds": 1.0,
         "device": "CPU",
         "metrics": metrics,
+        "curves": {
+            "per_pattern": {"inner": curve, "outer": curve},
+            "molecules": [
+                {"molecules": "1", "n": 10, "f1": by_bin, "auc": by_bin, "floor": by_bin}
+            ],
+        },
         "f1_replicates": b64encode(drawn.astype("<f4").tobytes()).decode(),
         "degrees_of_freedom": 9,
     }
@@ -145,10 +150,9 @@ def table_rows(text: str) -> list[list[str]]:
 class TestPure:
     def test_rebuilding_gives_the_same_bytes(self, here):
         before = {p.name: p.read_bytes() for p in (here / "leaderboard").iterdir()}
-        write_board(
-            build_board(submissions(here), read_reported(here / "leaderboard")),
-            here / "leaderboard",
-        )
+        found = submissions(here)
+        board = build_board(found, read_reported(here / "leaderboard"))
+        write_board(board, page(board, found), here / "leaderboard")
         assert {p.name: p.read_bytes() for p in (here / "leaderboard").iterdir()} == before
 
     def test_the_order_of_submissions_and_results_does_not_matter(self):
@@ -471,7 +475,7 @@ class TestDrift:
         (here / "submissions" / "sprawl" / "results.json").unlink()
         assert "test-seed0.parquet: not scored yet" in self.found(leaderboard)
 
-    @pytest.mark.parametrize("name", ["LEADERBOARD.md", "leaderboard.json"])
+    @pytest.mark.parametrize("name", ["LEADERBOARD.md", "leaderboard.json", "index.html"])
     def test_an_edited_board(self, here, leaderboard, name):
         path = here / "leaderboard" / name
         path.write_text(path.read_text("utf-8").replace("SPRAWL", "SPRAWL!"), "utf-8")
@@ -627,9 +631,10 @@ class TestMetadata:
 
 def test_drift_names_what_differs(tmp_path):
     board = build_board([submitted(entry())])
-    assert len(drift(board, tmp_path)) == 2
-    write_board(board, tmp_path)
-    assert drift(board, tmp_path) == []
+    text = page(board, [submitted(entry())])
+    assert len(drift(board, text, tmp_path)) == 3
+    write_board(board, text, tmp_path)
+    assert drift(board, text, tmp_path) == []
 
 
 def test_reported_values_are_those_of_table_2_of_the_paper():

@@ -17,7 +17,7 @@ import yaml
 from test_predictions import CORPUS, folder_instead, of_bytes, of_metadata, of_table, put
 
 from gpattern_bench import load_dataset
-from gpattern_bench.board import build_board, write_board
+from gpattern_bench.board import build_board, page, write_board
 from gpattern_bench.cli import main
 from gpattern_bench.curate.recipe import Recipe
 from gpattern_bench.curate.rules import apply_rules
@@ -308,7 +308,9 @@ def made(tmp_path_factory) -> Path:
     write_schema(folder / "submissions")
     for submission in read_submissions(folder / "submissions"):
         submission.write_results(submission.rescored()[0])
-    write_board(build_board(read_submissions(folder / "submissions")), folder / "leaderboard")
+    found = read_submissions(folder / "submissions")
+    board = build_board(found)
+    write_board(board, page(board, found), folder / "leaderboard")
     return folder
 
 

@@ -25,8 +25,15 @@ def leaderboard(
         bool, typer.Option("--rescore", help="Score the prediction files again first.")
     ] = False,
 ) -> None:
-    """Make LEADERBOARD.md and leaderboard.json from the submissions' stored results."""
-    from gpattern_bench.board import build_board, drift, read_reported, unpinned_labels, write_board
+    """Make LEADERBOARD.md, leaderboard.json and index.html from the submissions' stored results."""
+    from gpattern_bench.board import (
+        build_board,
+        drift,
+        page,
+        read_reported,
+        unpinned_labels,
+        write_board,
+    )
     from gpattern_bench.copies import flag_copies
     from gpattern_bench.metadata import schema_drift, write_schema
     from gpattern_bench.submission import read_submissions, results_text
@@ -55,7 +62,7 @@ def leaderboard(
     problems += unpinned_labels(found)
     board = build_board(found, read_reported(out))
     if not problems and check:
-        problems = drift(board, out) + schema_drift(submissions)
+        problems = drift(board, page(board, found), out) + schema_drift(submissions)
     if problems:
         for problem in problems:
             typer.echo(f"error: {problem}", err=True)
@@ -64,7 +71,7 @@ def leaderboard(
     if check:
         typer.echo("the board is what the submissions give")
     else:
-        write_board(board, out)
+        write_board(board, page(board, found), out)
         write_schema(submissions)
         typer.echo(str(out / "LEADERBOARD.md"))
 
@@ -100,7 +107,7 @@ def demo(
     ),
 ) -> None:
     """Run controls, baselines, trees and GPSNet on `synthetic` (no download); show the board."""
-    from gpattern_bench.board import build_board, markdown, write_board
+    from gpattern_bench.board import build_board, markdown, page, write_board
     from gpattern_bench.copies import flag_copies
     from gpattern_bench.dataset import load_dataset
     from gpattern_bench.metadata import write_schema
@@ -116,7 +123,8 @@ def demo(
     scored = [(made, made.rescored()[0]) for made in read_submissions(out / "submissions")]
     for (made, _), results in zip(scored, flag_copies(scored), strict=True):
         made.write_results(results)
-    board = build_board(read_submissions(out / "submissions"))
-    write_board(board, out / "leaderboard")
+    found = read_submissions(out / "submissions")
+    board = build_board(found)
+    write_board(board, page(board, found), out / "leaderboard")
     typer.echo(markdown(board))
     typer.echo(f"Prediction files and board are in {out}/")

@@ -1,0 +1,244 @@
+"""The gallery: test cells of `synthetic`, their truth beside what each method calls.
+
+Only simulated coordinates: those of real datasets are never redistributed, in pictures neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from shapely.geometry.base import BaseGeometry
+
+from gpattern_bench.dataset import load_dataset
+from gpattern_bench.errors import UnknownDatasetError
+from gpattern_bench.evaluator import Evaluator
+from gpattern_bench.submission import Score, Submission
+
+__all__ = ["Call", "Gallery", "Picture", "build_gallery"]
+
+DATASET = "synthetic"
+_PROTOCOLS = ("fit", "untrained")
+_MOLECULES = (20, 80)  # of the pairs that are shown: enough to see a pattern, few enough to see all
+
+_Points = list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Call:
+    """What one method calls a pair.
+
+    Attributes
+    ----------
+    method, label : str
+    kind : str
+    called : tuple of (bool or None)
+        Per pattern; None where the scores of all pairs are the same, so that nothing is said.
+    """
+
+    method: str
+    label: str
+    kind: str
+    called: tuple[bool | None, ...]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One pair of a cell and a gene.
+
+    Attributes
+    ----------
+    pattern : str
+        Why it was picked, with `easy`: whether most methods find this pattern or most miss it.
+    cell_id, gene : str
+    right, said : int
+        Candidates that are right about `pattern`, and that say anything of it.
+    truth : tuple of bool
+        Per pattern.
+    calls : tuple of Call
+        Candidates first, then controls, by label; none that sees the labels.
+    molecules, others : list of (float, float)
+        Positions of the gene's molecules and of the cell's others, um from the cell's centroid.
+    boundary, nucleus : list of list of (float, float)
+        Rings of the outlines; none where no nucleus was segmented.
+    """
+
+    pattern: str
+    easy: bool
+    cell_id: str
+    gene: str
+    right: int
+    said: int
+    truth: tuple[bool, ...]
+    calls: tuple[Call, ...]
+    molecules: _Points
+    others: _Points
+    boundary: list[_Points]
+    nucleus: list[_Points]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures of one dataset version.
+
+    Attributes
+    ----------
+    version : str
+    patterns : tuple of str
+    pictures : tuple of Picture
+        Per pattern one that most methods get right and one that most get wrong.
+    """
+
+    version: str
+    patterns: tuple[str, ...]
+    pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
+class _Calls:
+    """Of one method: (N, C) called, and (C,) whether it says anything."""
+
+    label: str
+    kind: str
+    called: NDArray[np.bool_]
+    says: NDArray[np.bool_]
+
+
+def build_gallery(submissions: Sequence[Submission]) -> Gallery | None:
+    """Pick pairs and gather what every method calls them.
+
+    Of each pattern, among the test pairs that have it, with 20 to 80 molecules in a cell with a
+    nucleus: the pair that most candidates find, and the one that most miss. Ties go to the pair
+    with more molecules, then to the first cell and gene; no pair is shown twice. Calls are at the
+    thresholds of the results (largest F1), of each method's first seed.
+
+    Parameters
+    ----------
+    submissions : sequence of Submission
+        With results that belong to their files.
+
+    Returns
+    -------
+    Gallery or None
+        None where nobody has predicted `synthetic`.
+    """
+    found = [
+        (score["version"], submission, score)
+        for submission in submissions
+        for score in submission.results
+        if score["dataset"] == DATASET and score["protocol"] in _PROTOCOLS
+    ]
+    if not found:
+        return None
+    newest = max((version for version, _, _ in found), key=_numbers)
+    try:
+        evaluator = Evaluator(load_dataset(f"{DATASET}@{newest}"), "test")
+    except UnknownDatasetError:
+        return None
+    first: dict[str, tuple[Submission, Score]] = {}
+    for version, submission, score in sorted(
+        found, key=lambda item: (item[1].metadata.method, item[2]["seed"])
+    ):
+        if version == newest and "labels" not in submission.metadata.inputs:
+            first.setdefault(submission.metadata.method, (submission, score))
+    calls = {
+        name: read for name, (s, score) in first.items() if (read := _called(s, score, evaluator))
+    }
+    return Gallery(newest, evaluator.patterns, tuple(_pictures(calls, evaluator)))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) if part.isdigit() else 0 for part in version.split("."))
+
+
+def _called(submission: Submission, score: Score, evaluator: Evaluator) -> _Calls | None:
+    path = submission.folder / score["predictions"]
+    scores = evaluator.check(path).scores if path.is_file() else None
+    if scores is None:
+        return None
+    called = np.zeros(scores.shape, dtype=bool)
+    for k, pattern in enumerate(evaluator.patterns):
+        threshold = score["metrics"]["per_pattern"][pattern]["threshold"]
+        if threshold is not None:
+            called[:, k] = scores[:, k] >= scores.dtype.type(threshold)
+    about = submission.metadata
+    return _Calls(about.label, about.kind, called, scores.min(axis=0) < scores.max(axis=0))
+
+
+def _pictures(calls: dict[str, _Calls], evaluator: Evaluator) -> list[Picture]:
+    dataset, labels = evaluator.dataset, evaluator.labels
+    assert dataset is not None  # it was made with one
+    pairs = labels[["cell_id", "gene"]].astype(str)
+    names: list[tuple[str, str]] = list(zip(pairs["cell_id"], pairs["gene"], strict=True))
+    truth = labels[list(evaluator.patterns)].to_numpy(bool)
+    molecules = labels["n_molecules"].to_numpy()
+    cells = dataset.cells("test").set_index("cell_id")
+    nuclei = set(cells.index[cells["nucleus_boundary"].notna()].astype(str))
+    shown = (molecules >= _MOLECULES[0]) & (molecules <= _MOLECULES[1])
+    shown &= pairs["cell_id"].isin(nuclei).to_numpy()
+    candidates = [c for c in calls.values() if c.kind != "control"]
+    picked: list[tuple[int, int, bool, int, int]] = []
+    for k in range(len(evaluator.patterns)):
+        voters = [c.called[:, k] == truth[:, k] for c in candidates if c.says[k]]
+        if not voters:
+            continue
+        right = np.sum(voters, axis=0)
+        rows = np.flatnonzero(shown & truth[:, k])
+        for sign, easy in ((-1, True), (1, False)):
+            left = [int(row) for row in rows if row not in {p[0] for p in picked}]
+            if left:
+                row = min(
+                    left,
+                    key=lambda i: (sign * int(right[i]), -int(molecules[i]), *names[i]),
+                )
+                picked.append((row, k, easy, int(right[row]), len(voters)))
+    wanted = {names[row][0] for row, *_ in picked}
+    drawn = {cell.cell_id: cell for cell in dataset.iter_cells("test", keep=wanted)}
+    ordered = sorted(calls.items(), key=lambda item: (item[1].kind == "control", item[1].label))
+    pictures = []
+    for row, k, easy, agree, said in picked:
+        cell_id, gene = names[row]
+        cell = drawn[cell_id]
+        of_gene = cell.gene == dataset.genes.index(gene)
+        pictures.append(
+            Picture(
+                pattern=evaluator.patterns[k],
+                easy=easy,
+                cell_id=cell_id,
+                gene=gene,
+                right=agree,
+                said=said,
+                truth=tuple(truth[row].tolist()),
+                calls=tuple(Call(name, c.label, c.kind, _of_pair(c, row)) for name, c in ordered),
+                molecules=_points(cell.xy[of_gene]),
+                others=_points(cell.xy[~of_gene]),
+                boundary=_rings(cell.boundary),
+                nucleus=_rings(cell.nucleus),
+            )
+        )
+    return pictures
+
+
+def _of_pair(calls: _Calls, row: int) -> tuple[bool | None, ...]:
+    return tuple(
+        bool(called) if says else None
+        for called, says in zip(calls.called[row], calls.says, strict=True)
+    )
+
+
+def _points(xy: NDArray[Any]) -> _Points:
+    """Positions rounded to 0.1 um, in a fixed order, each once."""
+    return [(float(x), float(y)) for x, y in np.unique(np.round(xy, 1) + 0.0, axis=0)]
+
+
+def _rings(shape: BaseGeometry | None) -> list[_Points]:
+    if shape is None:
+        return []
+    return [
+        [(round(x, 1) + 0.0, round(y, 1) + 0.0) for x, y in part.exterior.coords]
+        for part in shapely.get_parts(shape)
+    ]

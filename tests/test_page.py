@@ -1,0 +1,481 @@
+"""The board's page: what its text holds, and what it does in a real browser."""
+
+from __future__ import annotations
+
+import json
+import locale
+import re
+import shutil
+from base64 import b64encode
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpattern_bench import load_dataset
+from gpattern_bench.board import build_board, page, read_reported
+from gpattern_bench.charts import _spread, styles
+from gpattern_bench.gallery import build_gallery
+from gpattern_bench.methods import get_method
+from gpattern_bench.page import count, percent, seconds
+from gpattern_bench.run import run_method
+from gpattern_bench.submission import Metadata, Submission, read_submissions
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+HOSTILE = "<script>alert(1)</script>"
+OTHERS = ('"><img src=x onerror=alert(2)>', "</style></script><svg onload=alert(3)>", "{{ 7*7 }}")
+CHOSEN = "u2os_gold"
+
+
+def entry(score: float, **values) -> dict:
+    """A stored result of a dataset with two patterns."""
+    of_pattern = dict.fromkeys(("auc", "acc", "f1", "ap", "precision", "recall"), score)
+    of_pattern["floor"] = 0.4  # of the labels, the same for all
+    curve = {
+        "roc": [[0, 0], [0.5, score], [1, 1]],
+        "pr": [[0.5, score], [1, 0.5]],
+        "reliability": [[0.1, 0.2, 10], [0.9, score, 3]],
+    }
+    both, floors = {"inner": score, "outer": None}, {"inner": 0.4, "outer": None}
+    return {
+        "predictions": f"predictions/{CHOSEN}/test-seed{values.get('seed', 0)}.parquet",
+        "sha256": {},
+        "dataset": CHOSEN,
+        "version": "1.0.0",
+        "split": "test",
+        "protocol": "fit",
+        "seed": 0,
+        "labels_sha256": "a" * 64,
+        "trained_on": None,
+        "seconds": 100 * score,
+        "device": "CPU",
+        "metrics": {
+            **dict.fromkeys(
+                ("auc_macro", "acc_macro", "f1_macro", "ap_macro", "accuracy_subset"), score
+            ),
+            "n": 10,
+            "per_pattern": {"inner": of_pattern, "outer": of_pattern},
+            "ci": {"f1_macro": [score - 0.05, score + 0.05]},
+            "n_clusters": 10,
+            "clusters": "fov",
+        },
+        "curves": {
+            "per_pattern": {"inner": curve, "outer": curve},
+            "molecules": [
+                {"molecules": name, "n": 5, "f1": both, "auc": both, "floor": floors}
+                for name in ("1", "2-4")
+            ],
+        },
+        "f1_replicates": b64encode(
+            (score + np.random.default_rng(int(1000 * score)).normal(0, 0.02, 1000))
+            .astype("<f4")
+            .tobytes()
+        ).decode(),
+        "degrees_of_freedom": 9,
+    } | values
+
+
+def submitted(method: str, *entries: dict, **values) -> Submission:
+    about = {
+        "method": method,
+        "label": method.title(),
+        "kind": "model",
+        "summary": "It guesses.",
+        "authors": ["A. Author"],
+        "reference": "none",
+        "code": "none",
+        "licence": "MIT",
+        "inputs": ["coordinates"],
+    }
+    return Submission(Path(method), Metadata.model_validate(about | values), list(entries))
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> list[Submission]:
+    """Real submissions to `synthetic`, and made-up ones to another dataset."""
+    folder = tmp_path_factory.mktemp("submissions")
+    dataset = load_dataset("synthetic")
+    for name in ("gene_prior", "oracle", "sprawl"):
+        Metadata.of(get_method(name).about).write(folder / name)
+        run_method(name, dataset, folder / name / "predictions")
+    for submission in read_submissions(folder):
+        submission.write_results(submission.rescored()[0])
+    looks = ["coordinates", "gene", "nucleus outline"]
+    return [
+        *read_submissions(folder),
+        submitted("alpha", entry(0.6, seed=0), entry(0.7, seed=1), inputs=looks),
+        submitted("beta", entry(0.9)),
+        submitted(
+            "evil", entry(0.5), label=HOSTILE, summary=OTHERS[0], authors=[OTHERS[1]],
+            reference=OTHERS[2], code="javascript:alert(4)", inputs=["coordinates", "cell outline"],
+        ),
+        submitted("none_at_all", entry(0.3), kind="control", inputs=[]),
+    ]  # fmt: skip
+
+
+def rendered(submissions: list[Submission]) -> str:
+    reported = read_reported(REPOSITORY / "leaderboard")
+    return page(build_board(submissions, reported), submissions)
+
+
+@pytest.fixture(scope="module")
+def text(found) -> str:
+    return rendered(found)
+
+
+class TestText:
+    def test_it_is_a_pure_function(self, found, text):
+        turned = [replace(s, results=s.results[::-1]) for s in found[::-1]]
+        assert rendered(turned) == text
+        before = locale.setlocale(locale.LC_ALL)
+        try:
+            locale.setlocale(locale.LC_ALL, "C")
+            assert rendered(found) == text
+        finally:
+            locale.setlocale(locale.LC_ALL, before)
+
+    def test_it_asks_nothing_of_a_network(self, text):
+        assert not re.search(
+            r"""(src|href)=["']?(https?:|//)|@import|url\(|fetch\(|XMLHttp""", text
+        )
+        assert re.findall(r"<link[^>]*>", text) == ['<link rel="icon" href="data:,">']
+
+    def test_it_is_small(self, text):
+        assert len(text.encode()) < 2_000_000
+
+    def test_the_board_of_the_repository_is_small(self):
+        path = REPOSITORY / "leaderboard" / "index.html"
+        if not path.is_file():
+            pytest.skip("the package is tested without its board")
+        assert path.stat().st_size < 2_000_000
+
+    def test_no_text_brings_markup(self, text):
+        assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+        for hostile in (HOSTILE, "<img", "<svg onload", "href=javascript", 'href="javascript'):
+            assert hostile not in text
+        assert "{{ 7*7 }}" in text
+        assert text.count("<script>") == text.count("</script>") == 1
+        script = text.partition("<script>")[2].partition("</script>")[0]
+        assert "alert" not in script
+        assert text.count("<style>") == text.count("</style>") == 1
+
+    def test_no_name_brings_markup(self):
+        strange = entry(
+            0.5, dataset=HOSTILE, version=OTHERS[0], trained_on=OTHERS[1], device=HOSTILE
+        )
+        for part in (strange["metrics"], strange["curves"]):
+            part["per_pattern"] = {HOSTILE: part["per_pattern"]["inner"]}
+        text = rendered([submitted("evil", strange)])
+        for hostile in (HOSTILE, "<img", "<svg onload"):
+            assert hostile not in text
+        assert text.count("<script>") == text.count("</script>") == 1
+
+    def test_every_number_of_the_tables_is_there(self, found, text):
+        for table in build_board(found)["tables"]:
+            for row in table["rows"]:
+                assert f"{100 * row['f1_macro']:.2f}" in text
+                for values in row["per_pattern"].values():
+                    assert f"{100 * values['auc']:.2f}" in text
+
+    def test_reported_rows_have_their_notes_and_marks(self, text):
+        reported = text.partition('<section id="reported">')[2]
+        assert reported.count('<tr data-status="reported">') == 15
+        assert '<b class="best">90.22</b>' in reported
+        assert '<u class="second">67.33</u>' in reported
+        assert "so Bento is not evaluated on them" in reported
+
+    def test_optional_columns_show_where_they_are_known(self, found, text):
+        assert "Parameters</th>" not in text
+        board = build_board(found)
+        row = next(r for t in board["tables"] for r in t["rows"] if r["method"] == "beta")
+        row |= {
+            "parameters": 1_234_567,
+            "date": "2026-11-22",
+            "robustness": {"f1_worst_drop": 0.0123, "largest_change": 0.25},
+            "flags": ["AUC above 0.999"],
+        }
+        more = page(board, found)
+        for part in ("1.23 M", "2026-11-22", "1.23 <small>", "AUC above 0.999"):
+            assert part in more
+            assert part not in text
+
+    def test_an_empty_board_has_a_page(self):
+        assert "<h1>" in page(build_board([]), [])
+
+    def test_numbers(self):
+        dash, minus = "\N{EN DASH}", "\N{MINUS SIGN}"
+        assert (percent(None), percent(0.5)) == (dash, "50.00")
+        assert percent(-0.01, "+.1f") == f"{minus}1.0"
+        assert [seconds(s) for s in (None, 0.04, 4, 600)] == [dash, "0.04 s", "4.0 s", "10.0 min"]
+        assert [count(n) for n in (None, 12, 1500, 2 * 10**9)] == [dash, "12", "1.5 k", "2 G"]
+
+
+class TestGallery:
+    def test_of_each_pattern_one_easy_and_one_hard(self, found):
+        gallery = build_gallery(found)
+        labels = load_dataset("synthetic").labels("test").set_index(["cell_id", "gene"])
+        assert len({(p.cell_id, p.gene) for p in gallery.pictures}) == len(gallery.pictures)
+        for picture in gallery.pictures:
+            truth = labels.loc[(picture.cell_id, picture.gene)]
+            assert truth[picture.pattern]
+            assert [bool(truth[p]) for p in gallery.patterns] == list(picture.truth)
+            assert 20 <= truth["n_molecules"] <= 80
+            assert picture.boundary
+            assert picture.nucleus
+            assert "oracle" not in {call.method for call in picture.calls}
+        ruled = [p for p in gallery.patterns if p != "nuclear_edge"]  # of the only candidate
+        assert [(p.pattern, p.easy) for p in gallery.pictures] == [
+            (pattern, easy) for pattern in ruled for easy in (True, False)
+        ]
+        assert [p.right for p in gallery.pictures] == [1, 0] * len(ruled)
+
+    def test_what_has_no_rule_says_nothing(self, found):
+        gallery = build_gallery(found)
+        at = gallery.patterns.index("nuclear_edge")
+        for picture in gallery.pictures:
+            said = {call.method: call.called for call in picture.calls}
+            assert said["sprawl"][at] is None
+            assert None not in said["gene_prior"]
+
+    def test_there_is_none_without_predictions_of_synthetic(self, found):
+        others = [s for s in found if not s.results or s.results[0]["dataset"] == CHOSEN]
+        assert build_gallery(others) is None
+        assert 'id="gallery"' not in rendered(others)
+
+
+def test_styles_do_not_depend_on_the_order():
+    methods = [(f"m{k}", f"M{k}", "control" if k % 3 == 0 else "model") for k in range(12)]
+    assert styles(methods) == styles(methods[::-1])
+    assert len({s.classes for s in styles(methods).values()}) == 12
+
+
+def test_labels_keep_their_distance():
+    wanted = [10.0, 11.0, 12.0, 50.0, 99.0, 100.0]
+    found = _spread(wanted, 10.0, 5.0, 100.0)
+    assert all(b - a >= 9.9 for a, b in pairwise(found))
+    assert found[0] >= 5.0
+    assert found[-1] <= 100.0
+    assert found[3] == 50.0
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """The system's Chromium."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        pytest.skip("no chromium on this machine")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def address(text, tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("page") / "index.html"
+    path.write_text(text, encoding="utf-8")
+    return path.as_uri()
+
+
+@pytest.fixture
+def opened(chromium, address):
+    """Open the page; at the end nothing was asked of anybody and nothing went wrong."""
+    contexts, wrong = [], []
+
+    def open_page(**options):
+        options = {"viewport": {"width": 1280, "height": 900}} | options
+        context = chromium.new_context(**options)
+        contexts.append(context)
+
+        def route(request):
+            if request.request.url.startswith(("file:", "data:")):
+                request.continue_()
+            else:
+                wrong.append(request.request.url)
+                request.abort()
+
+        context.route("**/*", route)
+        tab = context.new_page()
+        tab.on("request", lambda r: r.url not in (address, "data:,") and wrong.append(r.url))
+        tab.on("console", lambda message: wrong.append(message.text))
+        tab.on("pageerror", lambda error: wrong.append(str(error)))
+        tab.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
+        tab.goto(address)
+        return tab
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert wrong == []
+
+
+def choose(tab, name: str) -> None:
+    tab.locator(f'#datasets input[value="{name}"]').check(force=True)
+
+
+def methods_of(tab) -> list[str]:
+    """Methods of the main table that is shown, from top to bottom."""
+    rows = tab.locator("section.table:visible table.main tbody tr:visible")
+    return rows.evaluate_all("rows => rows.map(row => row.dataset.m)")
+
+
+class TestBrowser:
+    def test_nothing_hostile_runs(self, opened):
+        tab = opened()
+        choose(tab, CHOSEN)
+        assert tab.locator("th.method a", has_text=HOSTILE).first.is_visible()
+        assert tab.locator("script").count() == 1
+
+    @pytest.mark.parametrize("key", [None, "Enter", "Space"])
+    def test_sorting(self, opened, key):
+        tab = opened()
+        choose(tab, CHOSEN)
+        table = tab.locator("section.table:visible table.main")
+        assert methods_of(tab) == ["beta", "alpha", "evil", "none_at_all"]
+
+        def press(name: str) -> str:
+            button = table.get_by_role("button", name=name, exact=True)
+            if key is None:
+                button.click()
+            else:
+                button.focus()
+                tab.keyboard.press(key)
+            return button.locator("..").get_attribute("aria-sort")
+
+        assert press("F1") == "ascending"
+        assert methods_of(tab) == ["none_at_all", "evil", "alpha", "beta"]
+        assert press("Rank") == "ascending"
+        assert methods_of(tab) == ["beta", "alpha", "evil", "none_at_all"]  # no rank is last
+        assert press("Rank") == "descending"
+        assert methods_of(tab) == ["evil", "alpha", "beta", "none_at_all"]
+        assert press("Seeds") == "descending"
+        assert methods_of(tab)[0] == "alpha"
+        states = table.locator("th[aria-sort]").evaluate_all(
+            "heads => heads.map(head => head.getAttribute('aria-sort'))"
+        )
+        assert sorted(set(states)) == ["descending", "none"]
+        assert states.count("descending") == 1
+
+    def test_every_table_sorts_by_every_column(self, opened):
+        tab = opened()
+        choose(tab, "")
+        for head in tab.locator("table.sortable th[data-sort] button").all():
+            assert head.evaluate(
+                "b => { b.click(); return b.parentElement.getAttribute('aria-sort') }"
+            ) in ("ascending", "descending")
+
+    def test_filtering_by_dataset(self, opened):
+        tab = opened()
+        assert tab.locator("section.table:visible").count() == 1
+        assert methods_of(tab)[0] == "oracle"
+        choose(tab, CHOSEN)
+        assert tab.locator("section.table:visible h2").inner_text().startswith(CHOSEN)
+        choose(tab, "")
+        assert tab.locator("section.table:visible").count() == 2
+
+    def test_filtering_by_inputs(self, opened):
+        tab = opened()
+        choose(tab, CHOSEN)
+        box = tab.locator('#inputs input[value="nucleus outline"]')
+        box.focus()
+        tab.keyboard.press("Space")
+        assert methods_of(tab) == ["beta", "evil", "none_at_all"]
+        assert tab.locator("#shown").inner_text() == "6 of 7 methods"
+        tab.locator('#inputs input[value="cell outline"]').uncheck(force=True)
+        assert methods_of(tab) == ["beta", "none_at_all"]
+        assert tab.locator('.chart .line[data-m="alpha"]:visible').count() == 0
+        tab.locator("#controls").uncheck(force=True)
+        assert methods_of(tab) == ["beta"]
+
+    def test_links_of_the_overview_show_their_table(self, opened):
+        tab = opened()
+        tab.locator(".overview a", has_text=CHOSEN).click()
+        assert tab.locator(f'section.table[data-dataset="{CHOSEN}"]').is_visible()
+
+    def test_tabs_by_keyboard(self, opened):
+        tab = opened()
+        section = tab.locator("section.table:visible")
+        section.get_by_role("tab", name="Per pattern").focus()
+        tab.keyboard.press("ArrowRight")
+        assert section.get_by_role("tab", selected=True).inner_text() == "ROC and PR"
+        assert section.get_by_role("tabpanel").locator("svg.chart").first.is_visible()
+        tab.keyboard.press("End")
+        assert section.get_by_role("tab", selected=True).inner_text() == "Time"
+        assert section.locator(".view:visible").count() == 1
+
+    def test_legends_lift_a_method(self, opened):
+        tab = opened()
+        section = tab.locator("section.table:visible")
+        section.get_by_role("tab", name="ROC and PR").click()
+        button = section.locator('.view:visible .legend li[data-m="sprawl"] button')
+        button.click()
+        assert button.get_attribute("aria-pressed") == "true"
+        lit = section.locator(".view:visible .chart.lit .line.on")
+        assert set(lit.evaluate_all("lines => lines.map(l => l.dataset.m)")) == {"sprawl"}
+        button.click()
+        assert section.locator(".lit").count() == 0
+
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    def test_the_theme(self, opened, scheme):
+        tab = opened(color_scheme=scheme)
+        ground = "getComputedStyle(document.body).backgroundColor"
+        colours = {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 24, 28)"}
+        other = "light" if scheme == "dark" else "dark"
+        assert tab.evaluate(ground) == colours[scheme]
+        button = tab.locator("#theme")
+        assert button.get_attribute("aria-pressed") == str(scheme == "dark").lower()
+        button.focus()
+        tab.keyboard.press("Enter")
+        assert tab.evaluate(ground) == colours[other]
+        assert button.get_attribute("aria-pressed") == str(other == "dark").lower()
+        tab.reload()
+        assert tab.evaluate(ground) == colours[other]  # it is remembered
+
+    @pytest.mark.parametrize("scripts", [True, False])
+    def test_a_phone_scrolls_one_way(self, opened, scripts):
+        tab = opened(viewport={"width": 375, "height": 800}, java_script_enabled=scripts)
+        if scripts:
+            choose(tab, "")
+        boxes = [tab.locator(part).bounding_box() for part in ("html", "body", "main")]
+        assert all(box["width"] <= 375 for box in boxes)
+        assert tab.evaluate("document.documentElement.scrollWidth") == 375
+
+    def test_all_is_there_without_scripts(self, opened):
+        tab = opened(java_script_enabled=False)
+        assert tab.locator("section.table:visible").count() == 2
+        assert tab.locator(".view:visible").count() == tab.locator(".view").count() == 10
+        assert tab.locator(".chart:visible").count() == tab.locator(".chart").count()
+        assert tab.locator("button:visible, input:visible").count() == 0
+        assert tab.locator(".picture:visible").count() == 6
+
+    def test_print_shows_every_view(self, opened):
+        tab = opened()
+        tab.emulate_media(media="print")
+        section = tab.locator("section.table:visible")
+        assert section.locator(".view:visible").count() == 5
+        assert (
+            tab.locator('.filters:visible, [role="tablist"]:visible, #theme:visible').count() == 0
+        )
+        assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+    def test_every_control_and_table_has_a_name(self, opened):
+        tab = opened()
+        for role in ("button", "tab", "radio", "checkbox"):
+            for control in tab.get_by_role(role).all():
+                assert (control.get_attribute("aria-label") or control.evaluate(
+                    "e => (e.labels && e.labels.length ? e.labels[0] : e).textContent.trim()"
+                ))  # fmt: skip
+        assert tab.locator('[role="region"]:not([aria-label])').count() == 0
+        assert tab.locator("svg[role=img]:not([aria-label])").count() == 0
+        ids = tab.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)")
+        assert len(ids) == len(set(ids))
+
+
+def test_results_hold_lists_of_numbers_in_one_line(found):
+    submission = next(s for s in found if s.metadata.method == "sprawl")
+    stored = (submission.folder / "results.json").read_text("utf-8")
+    assert json.loads(stored) == submission.results
+    assert not re.search(r"\[\n\s*[\d.]", stored)
