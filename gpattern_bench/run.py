@@ -35,7 +35,7 @@ from gpattern_bench.predictions import (
     write_table,
 )
 
-__all__ = ["FOLDS", "Run", "run_method"]
+__all__ = ["FOLDS", "Run", "choose_protocol", "run_method"]
 
 _log = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ def run_method(
     if seed < 0:
         raise MethodError(f"expected a seed of 0 or more, got {seed}")
     method = get_method(name)
-    protocol = _protocol(method, dataset, train_on, cv)
+    protocol = choose_protocol(method, dataset, train_on, cv)
     splits: list[str] = [split for split in ("val", "test") if split in dataset.splits]
     seconds: dict[str, float] = {}
     trained_on = None if train_on is None else train_on.id
@@ -189,7 +189,16 @@ def run_method(
     return files
 
 
-def _protocol(method: Method, dataset: Dataset, train_on: Dataset | None, cv: bool) -> Protocol:
+def choose_protocol(
+    method: Method, dataset: Dataset, train_on: Dataset | None, cv: bool
+) -> Protocol:
+    """How a method's scores of a dataset come to be.
+
+    Raises
+    ------
+    MethodError
+        It cannot be fitted so; the text says what to do instead.
+    """
     about = method.about
     if not about.learns:
         if cv or train_on is not None:
