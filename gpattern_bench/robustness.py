@@ -292,7 +292,7 @@ def measure_robustness(
         after = scores_of(
             Perturbed(cells, name, origins=origins, seed=seed, pixel_um=pixel_um(dataset))
         )
-        rows = ~np.isnan(after).any(axis=1)
+        rows = np.isfinite(after).all(axis=1)
         old, new = score(rows, before), score(rows, after)
         found[name] = Stability(
             n=int(rows.sum()),
@@ -340,7 +340,9 @@ def run_robustness(
     if method.about.sees_labels:
         raise MethodError(f"{name} shows the labels: there is nothing to perturb")
     if _SPLIT not in dataset.splits or not dataset.has_labels:
-        raise GPatternBenchError(f"robustness needs a labelled {_SPLIT} split; {dataset.id} has none")
+        raise GPatternBenchError(
+            f"robustness needs a labelled {_SPLIT} split; {dataset.id} has none"
+        )
     protocol = choose_protocol(method, dataset, train_on, cv=False)
     trained_on = None if train_on is None else train_on.id
     origin = Origin(dataset.name, dataset.version, _SPLIT, name, seed, protocol, trained_on)
@@ -370,8 +372,8 @@ def _fitted(folder: Path, name: str, source: Dataset, dataset: Dataset, seed: in
     """The model that a run left."""
     if not folder.is_dir():
         raise MethodError(
-            f"{name} must be fitted, and there is no {folder}: `gpattern-bench run {name}` with the "
-            "same --dataset, --seed and --out writes it"
+            f"{name} must be fitted, and there is no {folder}: `gpattern-bench run {name}` with "
+            "the same --dataset, --seed and --out writes it"
         )
     method, model = load_model(folder)
     said = (model.method, model.fitted_on, model.seed, tuple(model.patterns))
