@@ -151,7 +151,7 @@ def plot_splits(dataset: Dataset) -> Figure:
         for patch, colour in zip(boxes["boxes"], colours, strict=True):
             patch.set_facecolor(colour)
         axes.set_xticks(range(1, len(splits) + 1), splits)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
         axes.set_ylabel(label)
     return figure
 
@@ -188,6 +188,9 @@ def plot_patterns(dataset: Dataset) -> Figure:
     return figure
 
 
+_PANEL = 2.0  # inches, the width of a cell
+
+
 @dataclass(frozen=True)
 class _Shown:
     """One column of the figure of a cell: what says which patterns a gene has."""
@@ -206,7 +209,8 @@ def plot_cell(
     """Draw figures 5 and 8-10 of the paper: genes of one cell, and which patterns they have.
 
     A row per gene, a column for the labels and for each prediction file. Molecules have the colour
-    of the gene's pattern; two halves where it has several. Predictions are called at the
+    of the gene's pattern; two halves where it has several (of three or more the first and the
+    last; the text above has all). Predictions are called at the
     thresholds of largest F1 per pattern over the whole split, as the paper's metric is.
 
     Parameters
@@ -245,54 +249,51 @@ def plot_cell(
     codes = _shown_genes(dataset, cell, genes)
     columns = [_labels_shown(dataset, cell)]
     columns += [_predictions_shown(dataset, split, cell, Path(path)) for path in predictions]
-    size = 2.0
-    figure = Figure(
-        figsize=(size * len(columns) + 0.5, (size + 0.15) * len(codes) + 0.9), layout="constrained"
-    )
-    panels = figure.subplots(len(codes), len(columns), squeeze=False)
     left, low, right, high = cell.boundary.bounds
     margin = 0.05 * max(right - left, high - low)
+    height = _PANEL * (high - low + 2 * margin) / (right - left + 2 * margin)
+    width = max(_PANEL * len(columns) + 0.5, 3.6)
+    figure = Figure(figsize=(width, (height + 0.4) * len(codes) + 1.3), layout="constrained")
+    panels = figure.subplots(len(codes), len(columns), squeeze=False)
     for row, code in zip(panels, codes, strict=True):
         gene = dataset.genes[code]
         xy = cell.xy[cell.gene == code]
         for axes, shown in zip(row, columns, strict=True):
             _outlines(axes, cell)
-            found = shown.patterns_of.get(gene, ())
-            _molecules(axes, xy, [_pattern_colour(dataset, name) for name in found])
-            text = " + ".join(map(_words, found)) or "no pattern"
-            if gene not in shown.patterns_of:
-                text = "not labelled"
-            elif shown is not columns[0] and gene in columns[0].patterns_of:
-                same = set(found) == set(columns[0].patterns_of[gene])
-                text = f"{text} ({'right' if same else 'wrong'})"
-            axes.set_title(text, fontsize=7, pad=2, color=_BLACK)
+            found = shown.patterns_of.get(gene)
+            colours = [_pattern_colour(dataset, name) for name in found or ()]
+            _molecules(axes, xy, colours or [_BLACK if found is None else _GREY])
+            axes.set_title(_verdict(found, shown, columns[0].patterns_of.get(gene)), fontsize=7)
             axes.set_xlim(left - margin, right + margin)
             axes.set_ylim(high + margin, low - margin)  # images have y downwards
             axes.set_aspect("equal")
             axes.set_xticks([])
             axes.set_yticks([])
-            for spine in axes.spines.values():
-                spine.set_visible(False)
+            axes.spines[:].set_visible(False)
         row[0].set_ylabel(f"{gene}\n{len(xy):,} molecules")
     for axes, shown in zip(panels[0], columns, strict=True):
-        above = axes.get_title()
-        axes.set_title(f"{shown.title}\n", fontsize=9, fontweight="bold", pad=4)
-        axes.text(0.5, 1.0, above, transform=axes.transAxes, ha="center", va="bottom", fontsize=7)
+        name = axes.annotate(
+            shown.title, (0.5, 1), (0, 24), "axes fraction", textcoords="offset points", ha="center"
+        )
+        name.set_fontweight("bold")
     _scale_bar(panels[-1][0], left, high, right - left)
-    figure.suptitle(f"{dataset.id}, cell {cell.cell_id}", fontsize=10)
-    handles = [
-        Line2D([], [], color=_pattern_colour(dataset, name), marker="o", ls="", label=_words(name))
-        for name in dataset.patterns
-    ]
-    handles += [Line2D([], [], color=_GREY, marker="o", ls="", label="no pattern")]
-    handles += [
-        Line2D([], [], color=_BLACK, label="cell"),
-        Line2D([], [], color=_BLACK, ls=":", label="nucleus"),
-    ]
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=min(len(handles), 3 + len(columns))
-    )
+    title = f"{dataset.id}, cell {cell.cell_id}"
+    if predictions:
+        title += f"\ncalled at the thresholds of largest F1 on {split}"
+    figure.suptitle(title, fontsize=9)
+    handles = [Line2D([], [], color=_BLACK, label="cell")]
+    handles += [Line2D([], [], color=_BLACK, ls=":", label="nucleus")]
+    if dataset.has_labels:
+        colours_of = {_words(name): _pattern_colour(dataset, name) for name in dataset.patterns}
+        handles += [
+            Line2D([], [], color=colour, marker="o", ls="", label=label)
+            for label, colour in (colours_of | {"no pattern": _GREY}).items()
+        ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=int(width / 1.2))
     return figure
+
+
+_TRUTH = "truth"
 
 
 @_styled
@@ -319,7 +320,11 @@ def plot_ablation(rows: Sequence[Mapping[str, Any]]) -> Figure:
     panels = figure.subplots(len(studies), len(metrics), squeeze=False)
     lines: dict[str, Any] = {}
     for line, (study, found) in zip(panels, studies.items(), strict=True):
+        if study == "cells":  # a learning curve: from few to many
+            found.sort(key=lambda row: row["cells"])
+        ticks = [f"{row['cells']:,}" if study == "cells" else row["setting"] for row in found]
         at = range(len(found))
+        chosen = [k for k, row in enumerate(found) if row["setting"] == _CHOSEN.get(study)]
         for k, (axes, metric) in enumerate(zip(line, metrics, strict=True)):
             ours = [_percent(row[metric.lower()]) for row in found]
             (lines["ours"],) = axes.plot(at, ours, "o-", color=_BLACK, ms=4)
@@ -328,7 +333,11 @@ def plot_ablation(rows: Sequence[Mapping[str, Any]]) -> Figure:
                 if np.isfinite(values).any():
                     name = f"the paper, {dataset}"
                     (lines[name],) = axes.plot(at, values, f"{marker}--", color=colour, ms=4)
-            axes.set_xticks(at, [row["setting"] for row in found])
+            for place in chosen:
+                lines["the paper's choice"] = axes.axvspan(
+                    place - 0.3, place + 0.3, color=_GREY, alpha=0.35, lw=0
+                )
+            axes.set_xticks(at, ticks)
             axes.tick_params(axis="x", labelsize=7)
             axes.set_xlabel(_STUDY_LABELS.get(study, study))
             axes.set_ylabel(f"{metric} (%)")
@@ -337,6 +346,7 @@ def plot_ablation(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+_CHOSEN = {"neighbours": "256", "depths": "2:1"}
 _STUDY_LABELS = {
     "neighbours": "neighbours K",
     "depths": "encoder : decoder layers",
@@ -480,7 +490,7 @@ def _labels_shown(dataset: Dataset, cell: Cell) -> _Shown:
         return _Shown("molecules", {})
     names = np.array(dataset.patterns)
     return _Shown(
-        "truth",
+        _TRUTH,
         {
             dataset.genes[code]: tuple(names[row])
             for code, row, known in zip(cell.genes, cell.labels, cell.labelled, strict=True)
@@ -515,6 +525,18 @@ def _predictions_shown(dataset: Dataset, split: str, cell: Cell, path: Path) -> 
     )
 
 
+def _verdict(found: tuple[str, ...] | None, shown: _Shown, truth: tuple[str, ...] | None) -> str:
+    """Patterns in words and, of predictions, whether they are those of the labels."""
+    if found is None:
+        return "not labelled" if shown.patterns_of else ""
+    names = [_words(name) for name in found] or ["no pattern"]
+    lines = [" + ".join(names[i : i + 2]) for i in range(0, len(names), 2)]
+    text = " +\n".join(lines)
+    if shown.title == _TRUTH or truth is None:
+        return text
+    return f"{text} ({'right' if set(found) == set(truth) else 'wrong'})"
+
+
 def _outlines(axes: Axes, cell: Cell) -> None:
     for shape, line in ((cell.boundary, "-"), (cell.nucleus, ":")):
         for part in () if shape is None else getattr(shape, "geoms", (shape,)):
@@ -523,12 +545,12 @@ def _outlines(axes: Axes, cell: Cell) -> None:
 
 
 def _molecules(axes: Axes, xy: NDArray[np.float64], colours: Sequence[str]) -> None:
-    """Dots of one colour, or of two halves."""
-    first, last = (colours[0], colours[-1]) if colours else (_GREY, _GREY)
-    look: dict[str, Any] = {"marker": "o", "ls": "", "markeredgewidth": 0}
-    look["markersize"] = float(np.clip(24 / np.sqrt(len(xy)), 1.5, 5))
+    """Dots of one colour, or of two halves: those of the first and the last pattern."""
+    first, last = colours[0], colours[-1]
+    size = float(np.clip(24 / np.sqrt(len(xy)), 1.5, 5))
+    look: dict[str, Any] = {"marker": "o", "ls": "", "markeredgewidth": 0, "markersize": size}
     if len(colours) > 1:
-        look |= {"fillstyle": "left", "markerfacecoloralt": last}
+        look |= {"fillstyle": "left", "markerfacecoloralt": last, "markersize": max(size, 3.5)}
     axes.plot(xy[:, 0], xy[:, 1], color=first, **look)
 
 

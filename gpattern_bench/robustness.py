@@ -292,7 +292,7 @@ def measure_robustness(
         after = scores_of(
             Perturbed(cells, name, origins=origins, seed=seed, pixel_um=pixel_um(dataset))
         )
-        rows = np.isfinite(after).all(axis=1)
+        rows = np.asarray(np.isfinite(after).all(axis=1), bool)
         old, new = score(rows, before), score(rows, after)
         found[name] = Stability(
             n=int(rows.sum()),
