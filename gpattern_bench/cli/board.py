@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from gpattern_bench.cli.options import app
+from gpattern_bench.cli.options import app, examples
 
 
-@app.command()
+@app.command(epilog=examples("leaderboard --rescore", "leaderboard --check"))
 def leaderboard(
     submissions: Annotated[Path, typer.Option(metavar="DIR", help="Submissions.")] = Path(
         "submissions"
@@ -65,7 +65,7 @@ _CONTROLS = ("prevalence", "gene_prior", "molecule_count", "oracle")
 _DEMO = (*_CONTROLS, "sprawl", "ella", "bento", "locfish", "boosted", "gpsnet")
 
 
-@app.command()
+@app.command(epilog=examples("demo --out demo"))
 def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for what it makes.")] = Path(
         "demo"

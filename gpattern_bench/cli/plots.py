@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gpattern_bench.cli.options import Name, app
+from gpattern_bench.cli.options import Name, app, examples
 from gpattern_bench.errors import GPatternBenchError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _Out = Annotated[
 ]
 
 
-@plot.command("splits")
+@plot.command("splits", epilog=examples("plot splits synthetic --out splits.svg"))
 def plot_splits_(name: Name, out: _Out) -> None:
     """Draw cells, and molecules and genes per cell, of each split (figure 6)."""
     from gpattern_bench.dataset import load_dataset
@@ -34,7 +34,7 @@ def plot_splits_(name: Name, out: _Out) -> None:
     _save(plot_splits(load_dataset(name)), out)
 
 
-@plot.command("patterns")
+@plot.command("patterns", epilog=examples("plot patterns synthetic --out patterns.pdf"))
 def plot_patterns_(name: Name, out: _Out) -> None:
     """Draw the patterns of the labelled pairs of each split (figure 7)."""
     from gpattern_bench.dataset import load_dataset
@@ -43,7 +43,13 @@ def plot_patterns_(name: Name, out: _Out) -> None:
     _save(plot_patterns(load_dataset(name)), out)
 
 
-@plot.command("cell")
+@plot.command(
+    "cell",
+    epilog=examples(
+        "plot cell synthetic --out cell.svg",
+        "plot cell synthetic bento.parquet sprawl.parquet --out cell.svg",
+    ),
+)
 def plot_cell_(
     name: Name,
     out: _Out,
@@ -65,7 +71,7 @@ def plot_cell_(
     _save(plot_cell(load_dataset(name), cell, gene or (), predictions or ()), out)
 
 
-@plot.command("ablation")
+@plot.command("ablation", epilog=examples("plot ablation ablation.json --out ablation.svg"))
 def plot_ablation_(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What `ablation --json` printed.")],
     out: _Out,
@@ -84,7 +90,10 @@ def plot_ablation_(
     _save(plot_ablation(rows), out)
 
 
-@plot.command("training")
+@plot.command(
+    "training",
+    epilog=examples("plot training runs/gpsnet/synthetic/model-seed0 --out training.svg"),
+)
 def plot_training_(
     folders: Annotated[
         list[Path], typer.Argument(metavar="DIR...", help="Model folders of GPSNet.")

@@ -7,10 +7,24 @@ from typing import Annotated
 
 import typer
 
-from gpattern_bench.cli.options import DatasetOption, Json, Seed, app, print_json, print_rows
+from gpattern_bench.cli.options import (
+    DatasetOption,
+    Json,
+    Seed,
+    app,
+    examples,
+    print_json,
+    print_rows,
+)
 
 
-@app.command("robustness")
+@app.command(
+    "robustness",
+    epilog=examples(
+        "robustness sprawl --dataset synthetic",
+        "robustness bento --dataset synthetic --out runs/bento",
+    ),
+)
 def robustness_(
     method: Annotated[str, typer.Argument(metavar="METHOD", help="Name of a method.")],
     dataset: DatasetOption,
