@@ -12,6 +12,7 @@ from gpattern_bench.cli.options import FOUR_PATTERNS, THREE_PATTERNS, Seed, app,
 
 curate = typer.Typer(
     help="Turn a source release into a folder of tables, usable wherever a dataset's name is.",
+    epilog=examples("curate xenium outs --out mine", "curate cosmx --help"),
     no_args_is_help=True,
     rich_markup_mode=None,
 )

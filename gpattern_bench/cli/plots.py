@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 plot = typer.Typer(
     help="Draw a figure of the paper from data at hand: SVG, PDF or PNG.",
+    epilog=examples("plot splits synthetic --out splits.svg", "plot cell --help"),
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -54,7 +55,7 @@ def plot_cell_(
     name: Name,
     out: _Out,
     predictions: Annotated[
-        list[Path] | None, typer.Argument(metavar="[FILE]...", help="Prediction files.")
+        list[Path] | None, typer.Argument(metavar="FILE", help="Prediction files.")
     ] = None,
     cell: Annotated[
         str | None, typer.Option(metavar="ID", help="Default: one with many patterns.")
