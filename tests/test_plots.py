@@ -83,11 +83,14 @@ class TestSplits:
         labels = [axes.get_ylabel() for axes in (cells, molecules, genes)]
         assert labels == ["cells", "molecules per cell", "genes per cell"]
 
-    def test_boxes_have_the_median(self, dataset):
+    def test_boxes_have_the_quartiles_and_the_median(self, dataset):
         axes = plots.plot_splits(dataset).axes[1]
-        found = [line.get_ydata()[0] for line in axes.lines if line.get_linewidth() == 1.4]
-        splits = ("train", "val", "test")
-        assert found == [dataset.cells(split)["n_molecules"].median() for split in splits]
+        boxes = [(bar.get_y(), bar.get_y() + bar.get_height()) for bar in axes.patches]
+        medians = [line[0, 1] for line in axes.collections[1].get_segments()]
+        for k, split in enumerate(("train", "val", "test")):
+            values = dataset.cells(split)["n_molecules"]
+            assert boxes[k] == pytest.approx(tuple(values.quantile([0.25, 0.75])))
+            assert medians[k] == values.median()
 
 
 class TestPatterns:
@@ -285,14 +288,18 @@ class TestFiles:
 
 
 class TestMatplotlib:
-    def test_is_imported_when_something_is_drawn_and_pyplot_never(self):
+    def test_is_imported_when_something_is_drawn_and_pyplot_never(self, tmp_path):
         code = (
             "import sys, gpattern_bench.plots as plots, gpattern_bench as g\n"
             "assert 'matplotlib' not in sys.modules\n"
-            "plots.plot_splits(g.load_dataset('synthetic'))\n"
+            "data = g.load_dataset('synthetic')\n"
+            "for draw in (plots.plot_splits, plots.plot_patterns, plots.plot_cell):\n"
+            "    plots.save_figure(draw(data), sys.argv[1])\n"
             "assert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules\n"
         )
-        subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+        for name in ("a.svg", "a.pdf", "a.png"):
+            command = [sys.executable, "-c", code, str(tmp_path / name)]
+            subprocess.run(command, check=True, timeout=60)
 
     def test_where_it_lacks_the_extra_is_named(self, dataset, monkeypatch):
         monkeypatch.setitem(sys.modules, "matplotlib", None)
