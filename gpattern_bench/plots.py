@@ -142,7 +142,7 @@ def plot_splits(dataset: Dataset) -> Figure:
         # Not Axes.boxplot: it has pyplot choose a backend.
         quantiles = [np.quantile(table[column], (0.05, 0.25, 0.5, 0.75, 0.95)) for table in tables]
         least, first, middle, third, most = np.array(quantiles).T
-        axes.vlines(splits, least, most, color=_BLACK, lw=1)
+        axes.vlines(splits, least, most, color=_BLACK, lw=1, zorder=0.5)  # behind the boxes
         axes.bar(splits, third - first, 0.5, first, color=colours, edgecolor=_BLACK)
         at = np.arange(len(splits))
         axes.hlines(middle, at - 0.25, at + 0.25, color=_BLACK, lw=1.8)
@@ -183,7 +183,7 @@ def plot_patterns(dataset: Dataset) -> Figure:
     return figure
 
 
-_PANEL = 2.0  # inches, the width of a cell
+_PANEL = 2.0  # inches, the longer side of a cell
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ def plot_cell(
     columns += [_predictions_shown(dataset, split, cell, Path(path)) for path in predictions]
     left, low, right, high = cell.boundary.bounds
     margin = 0.05 * max(right - left, high - low)
-    height = _PANEL * (high - low + 2 * margin) / (right - left + 2 * margin)
+    height = _PANEL * min((high - low + 2 * margin) / (right - left + 2 * margin), 1.0)
     width = max(_PANEL * len(columns) + 0.5, 3.6)
     figure = Figure(figsize=(width, (height + 0.4) * len(codes) + 1.3), layout="constrained")
     panels = figure.subplots(len(codes), len(columns), squeeze=False)
@@ -277,7 +277,8 @@ def plot_cell(
         title += f"\ncalled at the thresholds of largest F1 on {split}"
     figure.suptitle(title, fontsize=9)
     handles = [Line2D([], [], color=_BLACK, label="cell")]
-    handles += [Line2D([], [], color=_BLACK, ls=":", label="nucleus")]
+    if cell.nucleus is not None:
+        handles += [Line2D([], [], color=_BLACK, ls=":", label="nucleus")]
     if dataset.has_labels:
         colours_of = {_words(name): _pattern_colour(dataset, name) for name in dataset.patterns}
         handles += [

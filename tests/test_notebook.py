@@ -70,7 +70,7 @@ class TestResult:
         assert rows[-1][0] == "macro"
 
     def test_what_is_undefined_is_named(self, evaluator):
-        truth = evaluator.labels[list(evaluator.patterns)].to_numpy(int)
+        truth = evaluator.labels[list(evaluator.patterns)].to_numpy(int).copy()
         truth[:, 0] = 0
         html = evaluator.eval({"y_true": truth, "y_pred": truth.astype(float)})._repr_html_()
         assert "undefined auc: cell_edge" in html
