@@ -72,7 +72,7 @@ def features(
 
 @app.command(
     epilog=examples(
-        "predict synthetic --model runs/bento/synthetic/model-seed0 --out scores.parquet --calls"
+        "predict synthetic --model runs/bento/synthetic/model-seed0 --out a.parquet --calls"
     )
 )
 def predict(
