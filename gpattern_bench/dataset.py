@@ -15,6 +15,7 @@ from gpattern_bench.cells import Cells, read_cells
 from gpattern_bench.curate.write import MANIFEST
 from gpattern_bench.errors import GPatternBenchError, TableError
 from gpattern_bench.fetch import cache_root
+from gpattern_bench.notebook import html_table
 from gpattern_bench.registry import find_entry, list_datasets
 from gpattern_bench.storage import read_table, read_whole
 from gpattern_bench.verify import find_problems
@@ -140,6 +141,16 @@ class Dataset:
     def __repr__(self) -> str:
         counts = self.manifest["counts"]
         return f"<Dataset {self.id}: {counts['cells']} cells, {len(self.genes)} genes>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: counts per split and the patterns."""
+        counts = self.manifest["counts"]
+        parts = [*counts["splits"].items(), ("all", counts)]
+        keys = [key for key, value in counts.items() if isinstance(value, int)]
+        rows = [[name, *(part.get(key) for key in keys)] for name, part in parts]
+        heads = ["split", *(key.replace("_", " ") for key in keys)]
+        note = f"{len(self.genes):,} genes; patterns: {', '.join(self.patterns)}"
+        return html_table(self.id, heads, rows, note if self.has_labels else f"{note}; no labels")
 
     @property
     def id(self) -> str:

@@ -17,6 +17,7 @@ from gpattern_bench import schema
 from gpattern_bench.dataset import Dataset, load_dataset
 from gpattern_bench.errors import EvaluationError, PredictionError
 from gpattern_bench.metrics import at_threshold, exact_mean, score_pattern
+from gpattern_bench.notebook import html_table
 from gpattern_bench.predictions import (
     Checked,
     as_table,
@@ -41,6 +42,7 @@ Predictions: TypeAlias = str | Path | pd.DataFrame | pa.Table | Mapping[str, Any
 
 _MACRO = {"auc_macro": "auc", "acc_macro": "acc", "f1_macro": "f1", "ap_macro": "ap"}
 _MACRO_VAL = {"f1_val_macro": "f1_val", "acc_val_macro": "acc_val"}
+_SHOWN = ("auc", "acc", "f1", "ap", "f1_val", "acc_val")
 _FLOATS = (pa.float32(), pa.float64())
 
 
@@ -78,6 +80,23 @@ class Result(dict[str, Any]):
         """Metric -> patterns for which it is not defined."""
         found: dict[str, list[str]] = self["undefined"]
         return found
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the metrics per pattern, their means and intervals."""
+        keys = [key for key in _SHOWN if f"{key}_macro" in self]
+        rows = [
+            [pattern, *(values[key] for key in keys)]
+            for pattern, values in self.per_pattern.items()
+        ]
+        rows.append(["macro", *(self[f"{key}_macro"] for key in keys)])
+        note = f"{self['n']:,} pairs; fractions"
+        if "ci" in self:
+            bounds = [self["ci"][f"{key}_macro"] for key in keys]
+            rows.append(["95 %", *(f"{low:.4f} to {high:.4f}" for low, high in bounds)])
+            note += f"; intervals over {self['n_clusters']} clusters ({self['clusters']})"
+        left_out = [f"{key}: {', '.join(names)}" for key, names in self.undefined.items()]
+        note += "".join(f"; undefined {text}" for text in left_out)
+        return html_table("Result", ["pattern", *keys], rows, note)
 
 
 class Evaluator:

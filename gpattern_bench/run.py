@@ -38,7 +38,7 @@ from gpattern_bench.predictions import (
     write_table,
 )
 
-__all__ = ["FOLDS", "Run", "run_method"]
+__all__ = ["FOLDS", "Run", "choose_protocol", "run_method"]
 
 _log = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ def run_method(
         raise MethodError(f"expected a seed of 0 or more, got {seed}")
     name, make = _named(method)
     method = make()
-    protocol = _protocol(method, dataset, train_on, cv)
+    protocol = choose_protocol(method, dataset, train_on, cv)
     splits: list[str] = [split for split in ("val", "test") if split in dataset.splits]
     seconds: dict[str, float] = {}
     trained_on = None if train_on is None else train_on.id
@@ -218,7 +218,16 @@ def _named(method: str | Method) -> tuple[str, Callable[[], Method]]:
     return name, partial(copy.deepcopy, method)
 
 
-def _protocol(method: Method, dataset: Dataset, train_on: Dataset | None, cv: bool) -> Protocol:
+def choose_protocol(
+    method: Method, dataset: Dataset, train_on: Dataset | None, cv: bool
+) -> Protocol:
+    """How a method's scores of a dataset come to be.
+
+    Raises
+    ------
+    MethodError
+        It cannot be fitted so; the text says what to do instead.
+    """
     about = method.about
     if not about.learns:
         if cv or train_on is not None:

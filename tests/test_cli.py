@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gpattern_bench import __version__, load_dataset
-from gpattern_bench.cli import main
+from gpattern_bench.cli import app, main
 from gpattern_bench.curate import simulate
 from gpattern_bench.curate.simulate import PATTERNS
 from gpattern_bench.dataset import Dataset
@@ -27,6 +28,7 @@ from gpattern_bench.predictions import write_predictions
 COMMANDS = ["list", "info", "cite", "datasheet", "download", "export", "verify", "curate"]
 COMMANDS += ["simulate", "run", "validate", "evaluate"]
 COMMANDS += ["compare", "calls", "predict", "submit", "leaderboard", "ablation", "demo"]
+COMMANDS += ["features", "robustness", "plot"]
 
 
 class Outcome:
@@ -147,6 +149,53 @@ class TestAsAPersonRunsIt:
         assert found.returncode == 0
 
 
+def helped() -> list[tuple[tuple[str, ...], str]]:
+    """Words of every command and group of commands, and the end of its help."""
+    import typer
+
+    def walk(group, words):
+        for name, command in group.commands.items():
+            yield (*words, name), command.epilog or ""
+            if hasattr(command, "commands"):
+                yield from walk(command, (*words, name))
+
+    return sorted(walk(typer.main.get_command(app), ()))
+
+
+class TestGuidance:
+    def test_alone_it_says_what_to_do_next(self, cli):
+        outcome = cli()
+        assert (outcome.code, outcome.err) == (0, "")
+        begin, _, commands = outcome.out.partition("Usage:")
+        assert begin.count("\n  gpattern-bench ") == 5
+        assert all(f"\n  {command} " in commands for command in COMMANDS)
+        assert max(map(len, begin.splitlines())) <= 100
+
+    @pytest.mark.parametrize("words", [words for words, _ in helped()], ids=" ".join)
+    def test_help_ends_with_examples_of_it(self, cli, words):
+        outcome = cli(*words, "--help")
+        assert outcome.code == 0
+        lines = outcome.out.partition("\n  Examples:\n")[2].strip().splitlines()
+        assert 1 <= len(lines) <= 2
+        prefix = " ".join(("gpattern-bench", *words))
+        assert all(f"{line.strip()} ".startswith(f"{prefix} ") for line in lines)
+        assert max(map(len, lines)) <= 100
+
+    @pytest.mark.parametrize(
+        "line",
+        [line for _, text in helped() for line in text.splitlines() if "gpattern-bench" in line],
+        ids=str.strip,
+    )
+    def test_examples_are_what_commands_take(self, line):
+        import typer
+
+        command, words = typer.main.get_command(app), shlex.split(line.partition(">")[0])[1:]
+        while hasattr(command, "commands"):
+            command = command.commands[words.pop(0)]
+        if words != ["--help"]:
+            command.make_context(command.name, words)  # raises where usage is wrong
+
+
 class TestUsage:
     @pytest.mark.parametrize(
         "args",
@@ -188,6 +237,13 @@ class TestUsage:
             (["validate", ".", "--dataset", "synthetic"], "it is a folder"),
             (["evaluate", "no.parquet", "--dataset", "synthetic"], "there is no such file"),
             (["leaderboard", "--submissions", "nope"], "no such folder"),
+            (["robustness", "nope", "--dataset", "synthetic"], "no method named 'nope'"),
+            (["robustness", "bento", "--dataset", "synthetic"], "bento must be fitted"),
+            (["plot", "splits", "nope", "--out", "a.svg"], "no dataset named 'nope'"),
+            (["plot", "splits", "synthetic", "--out", "a.gif"], "ends in .svg, .pdf, .png"),
+            (["plot", "cell", "synthetic", "no.parquet", "--out", "a.svg"], "no such file"),
+            (["plot", "ablation", "no.json", "--out", "a.svg"], "no.json"),
+            (["plot", "training", "no", "--out", "a.svg"], "no readable training curve"),
             (
                 ["curate", "bento-h5ad", "no", "--out", "o", "--name", "n", "--unit-um", "1"],
                 "no file at",
@@ -632,3 +688,43 @@ def test_simulate_writes_a_release_that_curate_reads(cli, tmp_path, monkeypatch)
     assert dataset.name == "tables"
     assert len(dataset.genes) == 3_721
     assert cli("verify", "tables").code == 0
+
+
+class TestRobustness:
+    def test_prints_a_table_and_writes_the_file_beside_the_run(self, cli, tmp_path):
+        outcome = cli("robustness", "prevalence", "--dataset", "synthetic")
+        refused(outcome, "gpattern-bench run prevalence")
+        cli("run", "prevalence", "--dataset", "synthetic")
+        outcome = cli("robustness", "prevalence", "--dataset", "synthetic")
+        assert (outcome.code, outcome.err) == (0, "")
+        assert "| rotated     | 1834 |" in outcome.out
+        path = "runs/prevalence/synthetic/robustness-seed0.json"
+        assert outcome.out.splitlines()[-1] == path
+        found = strict((tmp_path / path).read_text())
+        json_out = cli("robustness", "prevalence", "--dataset", "synthetic", "--json").out
+        assert strict(json_out) == found
+
+    def test_an_untrained_method_needs_no_run(self, cli, tmp_path):
+        outcome = cli("robustness", "sprawl", "--dataset", "synthetic", "--out", "here")
+        assert outcome.code == 0
+        assert (tmp_path / "here" / "synthetic" / "robustness-seed0.json").is_file()
+
+
+class TestPlot:
+    @pytest.mark.parametrize("kind", ["splits", "patterns", "cell"])
+    def test_of_a_dataset(self, cli, tmp_path, kind):
+        outcome = cli("plot", kind, "synthetic", "--out", "a.svg")
+        assert (outcome.code, outcome.out, outcome.err) == (0, "a.svg\n", "")
+        assert "</svg>" in (tmp_path / "a.svg").read_text()
+
+    def test_of_a_cell_with_genes_and_predictions(self, cli, good, tmp_path):
+        [cell] = load_dataset("synthetic").cells("test")["cell_id"].astype(str)[:1]
+        args = ["--cell", cell, "--gene", "G01", "--gene", "G02", "--out", "a.pdf"]
+        outcome = cli("plot", "cell", "synthetic", good, *args)
+        assert (outcome.code, outcome.err) == (0, "")
+        assert (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")
+
+    def test_of_an_ablation_that_is_no_json(self, cli, tmp_path):
+        (tmp_path / "a.json").write_text("| study |")
+        refused(cli("plot", "ablation", "a.json", "--out", "a.svg"), "a.json is not JSON")
+        assert not (tmp_path / "a.svg").exists()

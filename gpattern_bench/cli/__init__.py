@@ -17,7 +17,7 @@ from gpattern_bench.cli.options import app
 from gpattern_bench.errors import GPatternBenchError
 
 # Each adds its commands to the application, in this order.
-from gpattern_bench.cli import data, curate, methods, scores, board  # isort: skip # noqa: F401
+from gpattern_bench.cli import data, curate, methods, robustness, scores, plots, board  # isort: skip # noqa: F401
 
 __all__ = ["app", "main"]
 
@@ -30,8 +30,22 @@ def _print_version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+_WELCOME = """\
+Benchmark of gene spatial pattern classification. To begin, none of these downloads anything:
+
+  gpattern-bench demo                                  all methods on simulated cells, and a board
+  gpattern-bench run sprawl --dataset synthetic        one method, to prediction files
+  gpattern-bench evaluate runs/sprawl/synthetic/test-seed0.parquet --dataset synthetic
+  gpattern-bench plot cell synthetic --out cell.svg    a cell, its genes and their patterns
+  gpattern-bench list                                  the datasets there are
+
+`gpattern-bench COMMAND --help` ends with examples of each.
+"""
+
+
+@app.callback(invoke_without_command=True)
 def _global(
+    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of errors.")] = False,
     version: Annotated[  # noqa: ARG001 - its callback does the work
         bool,
@@ -43,6 +57,9 @@ def _global(
     global _debug
     _debug = debug
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    if context.invoked_subcommand is None:
+        typer.echo(_WELCOME)
+        typer.echo(context.get_help())
 
 
 def main() -> None:

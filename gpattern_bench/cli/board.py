@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gpattern_bench.cli.options import app
+from gpattern_bench.cli.options import app, examples
 
 
-@app.command()
+@app.command(epilog=examples("leaderboard --rescore", "leaderboard --check"))
 def leaderboard(
     submissions: Annotated[Path, typer.Option(metavar="DIR", help="Submissions.")] = Path(
         "submissions"
@@ -76,7 +77,7 @@ def leaderboard(
         typer.echo(str(out / "LEADERBOARD.md"))
 
 
-@app.command()
+@app.command(epilog=examples("submit runs/sprawl --to submissions/sprawl"))
 def submit(
     run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="What `run --out` was given.")],
     to: Annotated[Path, typer.Option(metavar="DIR", help="Folder: submissions/NAME.")],
@@ -100,7 +101,7 @@ _CONTROLS = ("prevalence", "gene_prior", "molecule_count", "oracle")
 _DEMO = (*_CONTROLS, "sprawl", "ella", "bento", "locfish", "boosted", "gpsnet")
 
 
-@app.command()
+@app.command(epilog=examples("demo --out demo"))
 def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for what it makes.")] = Path(
         "demo"
@@ -116,7 +117,11 @@ def demo(
     from gpattern_bench.submit import submit_run
 
     dataset = load_dataset("synthetic")
-    for name in _DEMO:
+    methods = list(_DEMO)
+    if not all(find_spec(name) for name in ("accelerate", "safetensors")):
+        methods.remove("gpsnet")
+        typer.echo("gpsnet is left out: pip install 'gpattern-bench[train]' to train it", err=True)
+    for name in methods:
         run_method(name, dataset, out / "runs" / name)
         submit_run(out / "runs" / name, out / "submissions" / name)
     write_schema(out / "submissions")

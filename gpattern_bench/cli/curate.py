@@ -8,10 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from gpattern_bench.cli.options import FOUR_PATTERNS, THREE_PATTERNS, Seed, app, tell
+from gpattern_bench.cli.options import FOUR_PATTERNS, THREE_PATTERNS, Seed, app, examples, tell
 
 curate = typer.Typer(
     help="Turn a source release into a folder of tables, usable wherever a dataset's name is.",
+    epilog=examples("curate xenium outs --out mine", "curate cosmx --help"),
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -51,7 +52,9 @@ _TileUm = Annotated[
 _TILE_UM = 500.0
 
 
-@curate.command("bento-h5ad")
+@curate.command(
+    "bento-h5ad", epilog=examples("curate bento-h5ad cells.h5ad --unit-um 0.103 --out mine")
+)
 def curate_bento(
     source: _Source,
     out: _Out,
@@ -78,7 +81,9 @@ def curate_bento(
     )
 
 
-@curate.command("spatialdata")
+@curate.command(
+    "spatialdata", epilog=examples("curate spatialdata sample.zarr --unit-um 0.108 --out mine")
+)
 def curate_spatialdata(
     source: _Source,
     out: _Out,
@@ -122,7 +127,7 @@ def curate_spatialdata(
     )
 
 
-@curate.command("cosmx")
+@curate.command("cosmx", epilog=examples("curate cosmx Lung5_Rep1 --unit-um 0.18 --out mine"))
 def curate_cosmx(
     source: _Source,
     out: _Out,
@@ -150,7 +155,7 @@ def curate_cosmx(
     )
 
 
-@curate.command("xenium")
+@curate.command("xenium", epilog=examples("curate xenium outs --out mine"))
 def curate_xenium(
     source: _Source,
     out: _Out,
@@ -177,7 +182,7 @@ def curate_xenium(
     )
 
 
-@curate.command("merscope")
+@curate.command("merscope", epilog=examples("curate merscope region_0 --out mine"))
 def curate_merscope(
     source: _Source,
     out: _Out,

@@ -14,6 +14,7 @@ from gpattern_bench.cli.options import (
     Json,
     Name,
     app,
+    examples,
     print_json,
     print_rows,
     tell,
@@ -21,7 +22,7 @@ from gpattern_bench.cli.options import (
 from gpattern_bench.errors import GPatternBenchError, TableError
 
 
-@app.command("list")
+@app.command("list", epilog=examples("list", "list --json"))
 def list_(as_json: Json = False) -> None:
     """List the datasets: what the registry says, and what is in the cache."""
     from gpattern_bench.dataset import Dataset
@@ -58,7 +59,7 @@ def list_(as_json: Json = False) -> None:
     )
 
 
-@app.command()
+@app.command(epilog=examples("info synthetic"))
 def info(name: Name, as_json: Json = False) -> None:
     """Show what is known of a dataset; fetches nothing."""
     from gpattern_bench.dataset import Dataset
@@ -80,7 +81,7 @@ def info(name: Name, as_json: Json = False) -> None:
     typer.echo(yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=100), nl=False)
 
 
-@app.command()
+@app.command(epilog=examples("download synthetic u2os_gold"))
 def download(
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Datasets to make.")],
 ) -> None:
@@ -97,7 +98,7 @@ def download(
             print_rows(check)
 
 
-@app.command()
+@app.command(epilog=examples("cite nih3t3_gold"))
 def cite(name: Name) -> None:
     """Show what to cite for a dataset, its licence and where it comes from."""
     from gpattern_bench.registry import find_entry
@@ -114,7 +115,9 @@ def cite(name: Name) -> None:
         typer.echo(f"address: {address}")
 
 
-@app.command("datasheet")
+@app.command(
+    "datasheet", epilog=examples("datasheet synthetic", "datasheet synthetic --out synthetic.md")
+)
 def datasheet_(
     name: Name,
     out: Annotated[
@@ -133,7 +136,7 @@ def datasheet_(
         write_text(out, text)
 
 
-@app.command()
+@app.command(epilog=examples("export synthetic --out tables/synthetic"))
 def export(
     name: Name,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to make.")],
@@ -163,7 +166,13 @@ class _As(StrEnum):
     cosmx = "cosmx"
 
 
-@app.command("simulate")
+@app.command(
+    "simulate",
+    epilog=examples(
+        "simulate --like synthetic --out mine",
+        "simulate --like cosmx_lung --as cosmx --out release",
+    ),
+)
 def simulate_(
     like: Annotated[_Like, typer.Option(metavar="NAME", help="Dataset that it is like in size.")],
     out: Annotated[Path, typer.Option("--out", metavar="PATH", help="What to make.")],
@@ -194,7 +203,7 @@ def simulate_(
     typer.echo(str(out))
 
 
-@app.command()
+@app.command(epilog=examples("verify synthetic"))
 def verify(name: Name) -> None:
     """Check a dataset's files, hashes and rules, and that no split knows another."""
     from gpattern_bench.dataset import load_dataset

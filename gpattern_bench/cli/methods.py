@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from gpattern_bench.cli.options import DatasetOption, Json, Name, Seed, app, print_json
+from gpattern_bench.cli.options import DatasetOption, Json, Name, Seed, app, examples, print_json
 from gpattern_bench.errors import MethodError
 
 
@@ -16,7 +16,11 @@ class _Cv(StrEnum):
     cell = "cell"
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "run sprawl --dataset synthetic", "run bento --dataset u2os_gold --train-on synthetic"
+    )
+)
 def run(
     method: Annotated[str, typer.Argument(metavar="METHOD", help="Name of a method.")],
     dataset: DatasetOption,
@@ -47,7 +51,7 @@ def run(
         typer.echo(str(file))
 
 
-@app.command()
+@app.command(epilog=examples("features bento synthetic --out features.parquet"))
 def features(
     method: Annotated[
         str, typer.Argument(metavar="METHOD", help="bento, ella, locfish, locfish_2018, sprawl.")
@@ -66,7 +70,11 @@ def features(
     typer.echo(str(write_features(method, load_dataset(tables), out, unit_um=unit_um)))
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "predict synthetic --model runs/bento/synthetic/model-seed0 --out a.parquet --calls"
+    )
+)
 def predict(
     tables: Name,
     model: Annotated[
@@ -102,7 +110,7 @@ class _Study(StrEnum):
     cells = "cells"
 
 
-@app.command()
+@app.command(epilog=examples("ablation --quick --study depths", "ablation --json > ablation.json"))
 def ablation(
     dataset: DatasetOption = "synthetic",
     study: Annotated[

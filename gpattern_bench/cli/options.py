@@ -12,7 +12,6 @@ THREE_PATTERNS = "cytoplasmic,membrane,nuclear"
 
 app = typer.Typer(
     help="Benchmark of gene spatial pattern classification in subcellular spatial transcriptomics.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -25,6 +24,11 @@ DatasetOption = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed.")]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A prediction file.")]
+
+
+def examples(*lines: str) -> str:
+    """Give the end of a command's help: what one may type, after ``gpattern-bench``."""
+    return "\b\nExamples:\n" + "\n".join(f"  gpattern-bench {line}" for line in lines)
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:

@@ -8,14 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpattern_bench.cli.options import DatasetOption, File, Json, app, print_json, print_rows
+from gpattern_bench.cli.options import (
+    DatasetOption,
+    File,
+    Json,
+    app,
+    examples,
+    print_json,
+    print_rows,
+)
 from gpattern_bench.errors import PredictionError
 
 if TYPE_CHECKING:
     from gpattern_bench.dataset import Dataset
 
 
-@app.command()
+@app.command(epilog=examples("validate test-seed0.parquet --dataset synthetic"))
 def validate(file: File, dataset: DatasetOption) -> None:
     """Check a prediction file, of labelled pairs or, without labels, of all: every problem."""
     from gpattern_bench.dataset import load_dataset
@@ -56,7 +64,12 @@ Val = Annotated[Path | None, typer.Option(metavar="FILE", help="The method's pre
 Replicates = Annotated[int, typer.Option(min=0, help="Bootstrap replicates; 0 = no intervals.")]
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "evaluate test-seed0.parquet --dataset synthetic --val val-seed0.parquet",
+        "evaluate test-seed0.parquet --dataset synthetic --by molecules",
+    )
+)
 def evaluate(
     file: File,
     dataset: DatasetOption,
@@ -131,7 +144,7 @@ def _with_ci(result: dict[str, Any], metric: str) -> str:
     return text
 
 
-@app.command()
+@app.command(epilog=examples("compare mine.parquet theirs.parquet"))
 def compare(
     a: Annotated[Path, typer.Argument(metavar="FILE", help="Predictions of one method.")],
     b: Annotated[Path, typer.Argument(metavar="FILE", help="Predictions of another.")],
@@ -166,7 +179,7 @@ def compare(
     typer.echo(f"\na = {a}, b = {b}; paired bootstrap over {clusters} clusters, 95 % intervals")
 
 
-@app.command()
+@app.command(epilog=examples("calls test-seed0.parquet --val val-seed0.parquet"))
 def calls(
     file: File,
     val: Annotated[Path, typer.Option(metavar="FILE", help="The method's predictions on val.")],

@@ -1,0 +1,63 @@
+"""The command that perturbs cells and scores them again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gpattern_bench.cli.options import (
+    DatasetOption,
+    Json,
+    Seed,
+    app,
+    examples,
+    print_json,
+    print_rows,
+)
+
+
+@app.command(
+    "robustness",
+    epilog=examples(
+        "robustness sprawl --dataset synthetic",
+        "robustness bento --dataset synthetic --out runs/bento",
+    ),
+)
+def robustness_(
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="Name of a method.")],
+    dataset: DatasetOption,
+    train_on: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The dataset that the run was fitted on.")
+    ] = None,
+    seed: Seed = 0,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the run; default runs/METHOD.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Score the test cells turned, moved, thinned and blurred, with the model that a run left."""
+    from dataclasses import asdict
+
+    from gpattern_bench.dataset import load_dataset
+    from gpattern_bench.robustness import run_robustness
+
+    path, found = run_robustness(
+        method,
+        load_dataset(dataset),
+        out or Path("runs") / method,
+        train_on=load_dataset(train_on) if train_on else None,
+        seed=seed,
+    )
+    if as_json:
+        print_json(asdict(found))
+        return
+    rows = [{"cells are": name} | asdict(one) for name, one in found.perturbations.items()]
+    print_rows(rows)
+    typer.echo(
+        f"\n{found.method}, test cells of {found.dataset}@{found.version} as they are: "
+        f"F1 {found.f1_macro:.6f}, AUC {found.auc_macro:.6f}"
+    )
+    typer.echo("drops: macro averages of the same pairs, as they are minus perturbed")
+    typer.echo(str(path))

@@ -1,0 +1,611 @@
+"""Figures of the paper from data at hand: splits, patterns, cells, ablations, training.
+
+Needs the extra ``[plots]``. Every function gives a ``matplotlib.figure.Figure`` that no window
+and no global state knows; :func:`save_figure` writes the same bytes for the same figure. Colours
+are those of Okabe and Ito (2008), which colour-blind people tell apart.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from gpattern_bench.cells import Cell
+from gpattern_bench.dataset import Dataset
+from gpattern_bench.errors import GPatternBenchError, MissingExtraError
+from gpattern_bench.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "SUFFIXES",
+    "plot_ablation",
+    "plot_cell",
+    "plot_patterns",
+    "plot_splits",
+    "plot_training",
+    "save_figure",
+]
+
+SUFFIXES = (".svg", ".pdf", ".png")
+"""Kinds of files that figures can be."""
+
+_BLACK, _ORANGE, _SKY, _GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+_YELLOW, _BLUE, _VERMILION, _PURPLE, _GREY = "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#BBBBBB"
+_SPLIT_COLOURS = {"train": _BLUE, "val": _ORANGE, "test": _GREEN}
+_PATTERN_COLOURS = {
+    "nuclear": _BLUE,
+    "nuclear_edge": _SKY,
+    "cytoplasmic": _ORANGE,
+    "cell_edge": _VERMILION,
+    "membrane": _VERMILION,
+}
+_OTHER_PATTERNS = (_GREEN, _PURPLE, _YELLOW)
+_LINES = (_BLUE, _VERMILION, _GREEN, _ORANGE, _PURPLE, _SKY, _BLACK)
+
+_STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same everywhere
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.hashsalt": "gpattern-bench",
+    "pdf.fonttype": 42,
+    "savefig.dpi": 200,
+}
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """Matplotlib's own defaults and ours, whatever the user's matplotlibrc says."""
+    try:
+        from matplotlib import style
+    except ImportError as error:
+        raise MissingExtraError(
+            "figures need matplotlib, which is not installed: pip install 'gpattern-bench[plots]'"
+        ) from error
+    with style.context(["default", _STYLE]):
+        yield
+
+
+def _styled(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    @functools.wraps(function)
+    def draw(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        with _style():
+            return function(*args, **kwargs)
+
+    return draw
+
+
+def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Write a figure as SVG, PDF or PNG, by the suffix; the same bytes for the same figure.
+
+    Raises
+    ------
+    GPatternBenchError
+        Another suffix.
+    """
+    path = Path(path)
+    kind = path.suffix.lower()
+    if kind not in SUFFIXES:
+        raise GPatternBenchError(
+            f"{path}: expected a file that ends in {', '.join(SUFFIXES)}, got {kind or 'no ending'}"
+        )
+    dates = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": None}
+    with _style(), replacing(path) as beside:
+        figure.savefig(beside, format=kind[1:], metadata=dates[kind])
+    return path
+
+
+@_styled
+def plot_splits(dataset: Dataset) -> Figure:
+    """Draw the paper's figure 6: cells, and molecules and genes per cell, of each split.
+
+    Boxes: quartiles and median; whiskers: 5th and 95th percentile.
+    """
+    from matplotlib.figure import Figure
+
+    splits = list(dataset.splits)
+    colours = [_SPLIT_COLOURS[split] for split in splits]
+    tables = [dataset.cells(split, ["n_molecules", "n_genes"]) for split in splits]
+    figure = Figure(figsize=(7.2, 2.6), layout="constrained")
+    figure.suptitle(f"{dataset.id}: {sum(map(len, tables)):,} cells", fontsize=10)
+    cells, molecules, genes = figure.subplots(1, 3)
+    counts = [len(table) for table in tables]
+    bars = cells.bar(splits, counts, color=colours, width=0.6)
+    cells.bar_label(bars, [f"{count:,}" for count in counts], padding=2)
+    cells.margins(y=0.15)
+    cells.set_ylabel("cells")
+    for axes, column, label in (
+        (molecules, "n_molecules", "molecules per cell"),
+        (genes, "n_genes", "genes per cell"),
+    ):
+        # Not Axes.boxplot: it has pyplot choose a backend.
+        quantiles = [np.quantile(table[column], (0.05, 0.25, 0.5, 0.75, 0.95)) for table in tables]
+        least, first, middle, third, most = np.array(quantiles).T
+        axes.vlines(splits, least, most, color=_BLACK, lw=1, zorder=0.5)  # behind the boxes
+        axes.bar(splits, third - first, 0.5, first, color=colours, edgecolor=_BLACK)
+        at = np.arange(len(splits))
+        axes.hlines(middle, at - 0.25, at + 0.25, color=_BLACK, lw=1.8)
+        axes.set_ylim(0, 1.1 * most.max())
+        axes.set_ylabel(label)
+    return figure
+
+
+@_styled
+def plot_patterns(dataset: Dataset) -> Figure:
+    """Draw the paper's figure 7: which patterns the labelled pairs of each split have.
+
+    Pairs with one pattern under its name, then those with several (the paper's ambiguous genes)
+    and those with none; shares add up to 100 %.
+    """
+    from matplotlib.figure import Figure
+
+    names = [*dataset.patterns, "several", "none"]
+    splits = [split for split in dataset.splits if len(dataset.labels(split, ["gene"]))]
+    figure = Figure(figsize=(7.2, 3.0), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(splits)
+    for k, split in enumerate(splits):
+        truth = dataset.labels(split)[list(dataset.patterns)].to_numpy(bool)
+        several = truth.sum(axis=1)
+        counts = [int((truth[:, c] & (several == 1)).sum()) for c in range(truth.shape[1])]
+        counts += [int((several > 1).sum()), int((several == 0).sum())]
+        shares = [100 * count / len(truth) for count in counts]
+        at = np.arange(len(names)) + (k - (len(splits) - 1) / 2) * width
+        label = f"{split} ({len(truth):,} pairs)"
+        bars = axes.bar(at, shares, width * 0.92, color=_SPLIT_COLOURS[split], label=label)
+        axes.bar_label(bars, [f"{share:.1f}" for share in shares], padding=1.5, fontsize=6.5)
+    axes.set_xticks(range(len(names)), [_words(name) for name in names])
+    axes.set_ylabel("labelled pairs (%)")
+    axes.margins(y=0.1)
+    axes.set_title(f"{dataset.id}: patterns of a pair", loc="left")
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure
+
+
+_PANEL = 2.0  # inches, the longer side of a cell
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """One column of the figure of a cell: what says which patterns a gene has."""
+
+    title: str
+    patterns_of: Mapping[str, tuple[str, ...]]  # gene -> patterns; a gene that is not in has none
+
+
+@_styled
+def plot_cell(
+    dataset: Dataset,
+    cell_id: str | None = None,
+    genes: Sequence[str] = (),
+    predictions: Sequence[str | Path] = (),
+) -> Figure:
+    """Draw figures 5 and 8-10 of the paper: genes of one cell, and which patterns they have.
+
+    A row per gene, a column for the labels and for each prediction file. Molecules have the colour
+    of the gene's pattern; two halves where it has several (of three or more the first and the
+    last; the text above has all). Predictions are called at the
+    thresholds of largest F1 per pattern over the whole split, as the paper's metric is.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    cell_id : str, optional
+        Default: of the cells of the split (that of the predictions, else test, else the first) the
+        one with genes of most different patterns, 10 molecules each; of several the one with
+        most molecules.
+    genes : sequence of str
+        Default: the one with most molecules for each pattern and, if there is one, for several.
+    predictions : sequence of str or pathlib.Path
+        Prediction files of one split.
+
+    Raises
+    ------
+    GPatternBenchError
+        No such cell, or a gene without molecules in it; the text says which there are.
+    PredictionError
+        A file is no valid prediction of the split.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    split = _split_of(dataset, predictions)
+    if cell_id is None:
+        cell_id = _default_cell(dataset, split)
+    within = split if predictions else None
+    cell = next(iter(dataset.iter_cells(within, keep=[cell_id])), None)
+    if cell is None:
+        where = f"in {within} of {dataset.id}" if within else f"in {dataset.id}"
+        raise GPatternBenchError(
+            f"no cell {cell_id!r} {where}; the first ones are "
+            + ", ".join(sorted(dataset.cells(within, ["cell_id"])["cell_id"].astype(str))[:5])
+        )
+    codes = _shown_genes(dataset, cell, genes)
+    columns = [_labels_shown(dataset, cell)]
+    columns += [_predictions_shown(dataset, split, cell, Path(path)) for path in predictions]
+    left, low, right, high = cell.boundary.bounds
+    margin = 0.05 * max(right - left, high - low)
+    height = _PANEL * min((high - low + 2 * margin) / (right - left + 2 * margin), 1.0)
+    width = max(_PANEL * len(columns) + 0.5, 3.6)
+    figure = Figure(figsize=(width, (height + 0.4) * len(codes) + 1.3), layout="constrained")
+    panels = figure.subplots(len(codes), len(columns), squeeze=False)
+    for row, code in zip(panels, codes, strict=True):
+        gene = dataset.genes[code]
+        xy = cell.xy[cell.gene == code]
+        for axes, shown in zip(row, columns, strict=True):
+            _outlines(axes, cell)
+            found = shown.patterns_of.get(gene)
+            colours = [_pattern_colour(dataset, name) for name in found or ()]
+            _molecules(axes, xy, colours or [_BLACK if found is None else _GREY])
+            axes.set_title(_verdict(found, shown, columns[0].patterns_of.get(gene)), fontsize=7)
+            axes.set_xlim(left - margin, right + margin)
+            axes.set_ylim(high + margin, low - margin)  # images have y downwards
+            axes.set_aspect("equal")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.spines[:].set_visible(False)
+        row[0].set_ylabel(f"{gene}\n{len(xy):,} molecules")
+    for axes, shown in zip(panels[0], columns, strict=True):
+        name = axes.annotate(
+            shown.title, (0.5, 1), (0, 24), "axes fraction", textcoords="offset points", ha="center"
+        )
+        name.set_fontweight("bold")
+    _scale_bar(panels[-1][0], left, high, right - left)
+    title = f"{dataset.id}, cell {cell.cell_id}"
+    if predictions:
+        title += f"\ncalled at the thresholds of largest F1 on {split}"
+    figure.suptitle(title, fontsize=9)
+    handles = [Line2D([], [], color=_BLACK, label="cell")]
+    if cell.nucleus is not None:
+        handles += [Line2D([], [], color=_BLACK, ls=":", label="nucleus")]
+    if dataset.has_labels:
+        colours_of = {_words(name): _pattern_colour(dataset, name) for name in dataset.patterns}
+        handles += [
+            Line2D([], [], color=colour, marker="o", ls="", label=label)
+            for label, colour in (colours_of | {"no pattern": _GREY}).items()
+        ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=int(width / 1.2))
+    return figure
+
+
+_TRUTH = "truth"
+
+
+@_styled
+def plot_ablation(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw the paper's figure 4: scores by setting, ours beside those that the paper reports.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        As ``gpattern-bench ablation --json`` prints: :class:`gpattern_bench.ablation.AblationRow`.
+
+    Raises
+    ------
+    GPatternBenchError
+        They are something else.
+    """
+    from matplotlib.figure import Figure
+
+    studies: dict[str, list[dict[str, Any]]] = {}
+    for row in _checked_rows(rows):
+        studies.setdefault(row["study"], []).append(row)
+    metrics = ("AUC", "ACC", "F1")
+    figure = Figure(figsize=(7.2, 2.2 * len(studies) + 0.5), layout="constrained")
+    panels = figure.subplots(len(studies), len(metrics), squeeze=False)
+    lines: dict[str, Any] = {}
+    for line, (study, found) in zip(panels, studies.items(), strict=True):
+        if study == "cells":  # a learning curve: from few to many
+            found.sort(key=lambda row: row["cells"])
+        ticks = [f"{row['cells']:,}" if study == "cells" else row["setting"] for row in found]
+        at = range(len(found))
+        chosen = [k for k, row in enumerate(found) if row["setting"] == _CHOSEN.get(study)]
+        for k, (axes, metric) in enumerate(zip(line, metrics, strict=True)):
+            ours = [_percent(row[metric.lower()]) for row in found]
+            (lines["ours"],) = axes.plot(at, ours, "o-", color=_BLACK, ms=4)
+            for dataset, marker, colour in (("nih3t3", "s", _BLUE), ("u2os", "^", _VERMILION)):
+                values = [row["reported"].get(dataset, (np.nan,) * 3)[k] for row in found]
+                if np.isfinite(values).any():
+                    name = f"the paper, {dataset}"
+                    (lines[name],) = axes.plot(at, values, f"{marker}--", color=colour, ms=4)
+            for place in chosen:
+                lines["the paper's choice"] = axes.axvspan(
+                    place - 0.3, place + 0.3, color=_GREY, alpha=0.35, lw=0
+                )
+            axes.set_xticks(at, ticks)
+            axes.tick_params(axis="x", labelsize=7)
+            axes.set_xlabel(_STUDY_LABELS.get(study, study))
+            axes.set_ylabel(f"{metric} (%)")
+            axes.margins(y=0.15)
+    figure.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=len(lines))
+    return figure
+
+
+_CHOSEN = {"neighbours": "256", "depths": "2:1"}
+_STUDY_LABELS = {
+    "neighbours": "neighbours K",
+    "depths": "encoder : decoder layers",
+    "cells": "training cells",
+}
+
+
+@_styled
+def plot_training(folders: Sequence[str | Path]) -> Figure:
+    """Draw training curves by epoch: losses, and AUC and F1 (macro) of the val cells.
+
+    Parameters
+    ----------
+    folders : sequence of str or pathlib.Path
+        Model folders with the ``training.json`` that GPSNet writes.
+
+    Raises
+    ------
+    GPatternBenchError
+        A folder has none, or a damaged one.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    paths = [Path(folder) for folder in folders]
+    histories = [_history(path) for path in paths]
+    if not histories:
+        raise GPatternBenchError("no model folder given: nothing to draw")
+    figure = Figure(figsize=(7.2, 2.7), layout="constrained")
+    losses, aucs, f1s = figure.subplots(1, 3)
+    curves = []
+    for k, (history, name) in enumerate(zip(histories, _run_names(paths), strict=True)):
+        look = {"color": _LINES[k % len(_LINES)], "marker": _MARKERS[k % len(_MARKERS)], "ms": 3}
+        epochs = [row["epoch"] for row in history]
+        for axes, key, scale in (
+            (losses, "loss", 1),
+            (losses, "val_loss", 1),
+            (aucs, "val_auc", 100),
+            (f1s, "val_f1", 100),
+        ):
+            values = [_number(row.get(key)) * scale for row in history]
+            if np.isfinite(values).any():
+                drawn = axes.plot(epochs, values, ls="--" if key == "loss" else "-", **look)
+                if key == "loss":
+                    curves.append((drawn[0], name))
+    losses.set_ylabel("loss per label (nats)")
+    losses.set_title("train dashed, val solid", fontsize=8)
+    aucs.set_ylabel("AUC on val, macro (%)")
+    f1s.set_ylabel("F1 on val, macro (%)")
+    for axes in (losses, aucs, f1s):
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(*zip(*curves, strict=True), loc="outside lower center", ncols=min(len(curves), 2))
+    return figure
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _percent(value: Any) -> float:
+    return 100 * _number(value)
+
+
+def _number(value: Any) -> float:
+    """A number of a JSON file, where NaN is null."""
+    return float("nan") if value is None else float(value)
+
+
+def _pattern_colour(dataset: Dataset, pattern: str) -> str:
+    others = [name for name in dataset.patterns if name not in _PATTERN_COLOURS]
+    if pattern in others:
+        return _OTHER_PATTERNS[others.index(pattern) % len(_OTHER_PATTERNS)]
+    return _PATTERN_COLOURS[pattern]
+
+
+def _split_of(dataset: Dataset, predictions: Sequence[str | Path]) -> str:
+    """The split that all prediction files score; without any the one to show."""
+    from gpattern_bench.errors import PredictionError
+    from gpattern_bench.predictions import read_origin, read_predictions
+
+    found: dict[str, Path] = {}
+    for path in map(Path, predictions):
+        origin = read_origin(path)
+        if origin is None:
+            raise PredictionError(str(path), read_predictions(path)[2])
+        found[origin.split] = path
+    if len(found) > 1:
+        each = ", ".join(f"{path} ({split})" for split, path in found.items())
+        raise GPatternBenchError(f"expected prediction files of one split, got {each}")
+    if found:
+        return next(iter(found))
+    return "test" if "test" in dataset.splits else dataset.splits[0]
+
+
+_ENOUGH = 10  # molecules that show a pattern
+
+
+def _default_cell(dataset: Dataset, split: str) -> str:
+    cells = dataset.cells(split, ["cell_id", "n_molecules"])
+    cells["cell_id"] = cells["cell_id"].astype(str)
+    kinds = pd.Series(0, index=cells["cell_id"])
+    if dataset.has_labels:
+        labels = dataset.labels(split)
+        labels = labels[labels["n_molecules"] >= _ENOUGH]
+        patterns = labels[list(dataset.patterns)].to_numpy(bool)
+        which = patterns @ (1 << np.arange(patterns.shape[1]))
+        pairs = pd.DataFrame({"cell_id": labels["cell_id"].astype(str), "which": which})
+        kinds = pairs[which > 0].groupby("cell_id")["which"].nunique()
+    cells["kinds"] = cells["cell_id"].map(kinds).fillna(0)
+    order = cells.sort_values(["kinds", "n_molecules", "cell_id"], ascending=[False, False, True])
+    return str(order["cell_id"].iloc[0])
+
+
+def _shown_genes(dataset: Dataset, cell: Cell, genes: Sequence[str]) -> list[int]:
+    """Codes of the genes that are asked for, or of some that tell."""
+    present = {dataset.genes[code]: int(code) for code in cell.genes}
+    absent = [gene for gene in genes if gene not in present]
+    if absent:
+        most = sorted(zip((-cell.counts).tolist(), cell.genes.tolist(), strict=True))[:10]
+        raise GPatternBenchError(
+            f"no molecules of {', '.join(absent)} in cell {cell.cell_id}; those with most: "
+            + ", ".join(dataset.genes[code] for _, code in most)
+        )
+    if genes:
+        return [present[gene] for gene in dict.fromkeys(genes)]
+    order = np.argsort(-cell.counts, kind="stable")
+    if cell.labels is None:
+        return [int(code) for code in cell.genes[order[:3]]]
+    wanted = [cell.labels[order].sum(axis=1) > 1]
+    wanted += [
+        cell.labels[order, k] & (cell.labels[order].sum(axis=1) == 1)
+        for k in range(len(dataset.patterns))
+    ]
+    rows = [int(order[np.argmax(found)]) for found in (*wanted[1:], wanted[0]) if found.any()]
+    return [int(cell.genes[row]) for row in rows or order[:3]]
+
+
+def _labels_shown(dataset: Dataset, cell: Cell) -> _Shown:
+    if cell.labels is None or cell.labelled is None:
+        return _Shown("molecules", {})
+    names = np.array(dataset.patterns)
+    return _Shown(
+        _TRUTH,
+        {
+            dataset.genes[code]: tuple(names[row])
+            for code, row, known in zip(cell.genes, cell.labels, cell.labelled, strict=True)
+            if known
+        },
+    )
+
+
+def _predictions_shown(dataset: Dataset, split: str, cell: Cell, path: Path) -> _Shown:
+    """Calls of a prediction file in one cell."""
+    from gpattern_bench.errors import PredictionError
+    from gpattern_bench.evaluator import Evaluator
+    from gpattern_bench.predictions import read_origin
+
+    evaluator = Evaluator(dataset, split)
+    checked = evaluator.check(path)
+    if checked.scores is None:
+        raise PredictionError(str(path), checked.problems)
+    result = evaluator.eval(path, replicates=0)
+    rows = np.flatnonzero((evaluator.labels["cell_id"] == cell.cell_id).to_numpy(bool))
+    thresholds = np.array([result.per_pattern[name]["threshold"] for name in dataset.patterns])
+    # Constant scores tell nothing apart: a method without a rule for a pattern never calls it.
+    flat = checked.scores.min(axis=0) == checked.scores.max(axis=0)
+    thresholds = np.where(flat, np.nan, thresholds).astype(checked.scores.dtype)
+    called = checked.scores[rows] >= thresholds
+    names = np.array(dataset.patterns)
+    origin = read_origin(path)
+    genes = evaluator.labels["gene"].astype(str).iloc[rows]
+    return _Shown(
+        path.stem if origin is None else origin.method,
+        {gene: tuple(names[row]) for gene, row in zip(genes, called, strict=True)},
+    )
+
+
+def _verdict(found: tuple[str, ...] | None, shown: _Shown, truth: tuple[str, ...] | None) -> str:
+    """Patterns in words and, of predictions, whether they are those of the labels."""
+    if found is None:
+        return "not labelled" if shown.patterns_of else ""
+    names = [_words(name) for name in found] or ["no pattern"]
+    lines = [" + ".join(names[i : i + 2]) for i in range(0, len(names), 2)]
+    text = " +\n".join(lines)
+    if shown.title == _TRUTH or truth is None:
+        return text
+    return f"{text} ({'right' if set(found) == set(truth) else 'wrong'})"
+
+
+def _outlines(axes: Axes, cell: Cell) -> None:
+    for shape, line in ((cell.boundary, "-"), (cell.nucleus, ":")):
+        for part in () if shape is None else getattr(shape, "geoms", (shape,)):
+            x, y = part.exterior.xy
+            axes.plot(x, y, line, color=_BLACK, lw=0.9)
+
+
+def _molecules(axes: Axes, xy: NDArray[np.float64], colours: Sequence[str]) -> None:
+    """Dots of one colour, or of two halves: those of the first and the last pattern."""
+    first, last = colours[0], colours[-1]
+    size = float(np.clip(24 / np.sqrt(len(xy)), 1.5, 5))
+    look: dict[str, Any] = {"marker": "o", "ls": "", "markeredgewidth": 0, "markersize": size}
+    if len(colours) > 1:
+        look |= {"fillstyle": "left", "markerfacecoloralt": last, "markersize": max(size, 3.5)}
+    axes.plot(xy[:, 0], xy[:, 1], color=first, **look)
+
+
+def _scale_bar(axes: Axes, left: float, bottom: float, width: float) -> None:
+    """A bar of a round length, about a quarter of the cell, at its lower left."""
+    rough = width / 4
+    power = 10.0 ** np.floor(np.log10(rough))
+    length = max(n * power for n in (1, 2, 5) if n * power <= rough)
+    axes.plot([left, left + length], [bottom, bottom], color=_BLACK, lw=2.5, solid_capstyle="butt")
+    axes.text(left + length / 2, bottom, f"{length:g} µm\n", ha="center", va="center", fontsize=7)
+
+
+def _checked_rows(rows: Any) -> list[dict[str, Any]]:
+    from pydantic import TypeAdapter, ValidationError
+
+    from gpattern_bench.ablation import AblationRow
+
+    def whole(row: Mapping[str, Any]) -> dict[str, Any]:
+        scores = {name: _number(row.get(name)) for name in ("auc", "acc", "f1")}
+        return {**row, **scores}
+
+    try:
+        found = TypeAdapter(list[AblationRow]).validate_python([whole(row) for row in rows])
+    except (ValidationError, AttributeError, TypeError, ValueError) as error:
+        raise GPatternBenchError(
+            "expected rows as `gpattern-bench ablation --json` prints them (study, setting, cells, "
+            f"auc, acc, f1, reported): {error}"
+        ) from error
+    if not found:
+        raise GPatternBenchError("the ablation has no rows: nothing to draw")
+    return [vars(row) for row in found]
+
+
+def _history(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "training.json"
+    try:
+        history = json.loads(path.read_text(encoding="utf-8"))["history"]
+        rows = [{key: row[key] for key in row} for row in history]
+        sound = bool(rows) and all(isfinite(row["epoch"]) and isfinite(row["loss"]) for row in rows)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise GPatternBenchError(
+            f"{path}: no readable training curve ({error!r}); expected a model folder of GPSNet, "
+            "as `gpattern-bench run gpsnet` writes"
+        ) from error
+    if not sound:
+        raise GPatternBenchError(f"{path}: expected epochs with a finite loss, got {rows[:1]}")
+    return rows
+
+
+def _run_names(folders: Sequence[Path]) -> list[str]:
+    """Method and folder of each run: what tells them apart, and is short."""
+    names = []
+    for folder in folders:
+        try:
+            about = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+            names.append(f"{about['method']}, {about['fitted_on']}, seed {about['seed']}")
+        except (OSError, ValueError, KeyError, TypeError):
+            names.append(str(folder))
+    return [
+        name if names.count(name) == 1 else f"{name} ({folder})"
+        for name, folder in zip(names, folders, strict=True)
+    ]
