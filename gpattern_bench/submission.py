@@ -63,7 +63,8 @@ class Robustness(TypedDict):
     """What ``robustness-seed<k>.json`` says of a prediction file; further keys are left out.
 
     ``f1_worst_drop`` is the largest loss of macro F1 under a change of the cells, a fraction;
-    ``largest_change`` the largest change of any score.
+    ``largest_change`` the largest change of any score where cells are only turned, moved or listed
+    in another order.
     """
 
     __pydantic_config__ = ConfigDict(extra="ignore")  # type: ignore[misc]
