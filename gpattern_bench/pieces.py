@@ -70,7 +70,7 @@ def cut_pieces(dataset: Dataset, split: str, *, per_cell: bool) -> list[Piece]:
     with what others began.
     """
     groups = _groups(dataset, split) if per_cell else [dataset.fovs(split)]
-    pieces = []
+    pieces: list[Piece] = []
     for fovs in groups:
         cells = Cells(
             dataset.folder,
