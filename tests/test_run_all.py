@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,6 +99,20 @@ def killed_at(piece: int, dataset: Dataset, out: Path) -> None:
     assert found.returncode == -signal.SIGKILL, found.stderr
 
 
+@pytest.fixture(scope="module")
+def crashed(dataset, tmp_path_factory) -> Path:
+    """What is left of bento, killed in its third piece."""
+    folder = tmp_path_factory.mktemp("crashed")
+    killed_at(3, dataset, folder)
+    return folder
+
+
+@pytest.fixture
+def begun(crashed, tmp_path) -> Path:
+    """A copy of it, times and all."""
+    return Path(shutil.copytree(crashed, tmp_path / "begun"))
+
+
 class TestSameBytes:
     @pytest.mark.usefixtures("small_pieces")
     def test_as_single_runs_in_processes(self, dataset, single, tmp_path):
@@ -161,20 +176,19 @@ class TestPieces:
 
 @pytest.mark.usefixtures("small_pieces")
 class TestResume:
-    def test_after_kill_9_finished_pieces_stay(self, dataset, single, tmp_path):
-        killed_at(3, dataset, tmp_path)
-        [folder] = (tmp_path / "bento" / "whole").glob("pieces-seed3-*")
+    def test_after_kill_9_finished_pieces_stay(self, dataset, single, begun):
+        [folder] = (begun / "bento" / "whole").glob("pieces-seed3-*")
         there = {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
         model = {path: path.stat().st_mtime_ns for path in (folder / "model").iterdir()}
         assert len(there) == 2
         assert len(model) >= 2
-        killed_at(2, dataset, tmp_path)  # the second of those that are left
+        killed_at(2, dataset, begun)  # the second of those that are left
         assert len(list(folder.glob("*.parquet"))) == 3
-        assert {p: p.stat().st_mtime_ns for p in there | model} == there | model
-        [outcome] = run_all(["bento"], dataset, tmp_path, seed=3, jobs=2)
+        assert {path: path.stat().st_mtime_ns for path in there | model} == there | model
+        [outcome] = run_all(["bento"], dataset, begun, seed=3, jobs=2)
         pieces = sum(split != "train" for split in dataset.split_of.values())
         assert outcome == Outcome("bento", "done", pieces - 3, 3)
-        assert results(tmp_path) == of(single, "bento")
+        assert results(begun) == of(single, "bento")
 
     def test_what_is_done_is_skipped(self, dataset, tmp_path):
         run_all(["prevalence"], dataset, tmp_path, jobs=1)
@@ -191,36 +205,42 @@ class TestResume:
         assert run_all(["prevalence"], dataset, tmp_path, jobs=1)[0].outcome == "done"
         assert file.read_bytes() == good
 
-    def test_half_a_piece_is_predicted_again(self, dataset, single, tmp_path):
-        killed_at(3, dataset, tmp_path)
-        half = next(tmp_path.rglob("val-00000-*.parquet"))
+    def test_half_a_piece_is_predicted_again(self, dataset, single, begun):
+        half = next(begun.rglob("val-00000-*.parquet"))
         half.write_bytes(half.read_bytes()[:100])
-        [outcome] = run_all(["bento"], dataset, tmp_path, seed=3, jobs=1)
+        [outcome] = run_all(["bento"], dataset, begun, seed=3, jobs=1)
         assert (outcome.outcome, outcome.kept) == ("done", 1)
-        assert results(tmp_path) == of(single, "bento")
+        assert results(begun) == of(single, "bento")
 
-    def test_pieces_of_another_content_or_version_are_not_taken(
+    def test_pieces_of_another_content_are_not_taken(self, dataset, begun, tmp_path):
+        other = build(tmp_path, "whole", seed=8, n_fovs=30)
+        assert (other.id, other.split_of) == (dataset.id, dataset.split_of)
+        [outcome] = run_all(["bento"], other, begun, seed=3, jobs=1)
+        assert (outcome.outcome, outcome.kept) == ("done", 0)
+        run_method("bento", other, tmp_path / "single" / "bento", seed=3)
+        assert results(begun) == results(tmp_path / "single")
+
+    def test_pieces_of_another_version_or_seed_are_not_taken(self, dataset, begun, monkeypatch):
+        [old] = begun.rglob("pieces-seed3-*")
+        assert run_all(["bento"], dataset, begun, seed=4, jobs=1)[0].kept == 0
+        assert old.is_dir()  # of another seed: not in the way
+        monkeypatch.setattr(gpattern_bench.pieces, "__version__", "0.0.0")
+        assert run_all(["bento"], dataset, begun, seed=3, jobs=1)[0].kept == 0
+        assert not old.exists()
+
+    def test_what_is_done_of_another_content_or_version_is_not_skipped(
         self, dataset, tmp_path, monkeypatch
     ):
-        other = build(
-            tmp_path / "data", "whole", seed=8, n_fovs=30
-        )  # the same name, version and cells
-        assert other.fovs() == dataset.fovs()
-        out = tmp_path / "out"
-        killed_at(3, dataset, out)
+        other = build(tmp_path / "data", "whole", seed=8, n_fovs=30)
+
+        def start(dataset):
+            return run_all(["prevalence"], dataset, tmp_path / "out", jobs=1)[0].outcome
+
+        assert [start(d) for d in (dataset, other, other, dataset)] == [
+            "done", "done", "skipped", "done",
+        ]  # fmt: skip
         monkeypatch.setattr(gpattern_bench.pieces, "__version__", "0.0.0")
-        assert run_all(["bento"], other, out, seed=3, jobs=1)[0].kept == 0
-        monkeypatch.undo()
-        [expected] = [run_method("bento", other, tmp_path / "alone", seed=3)]
-        found = out / "bento" / "whole"
-        assert [(found / p.name).read_bytes() for p in expected] == [
-            p.read_bytes() for p in expected
-        ]
-        assert list(found.glob("pieces-*")) == []
-        # Nor is what is done taken for what another version, or dataset, would give.
-        assert run_all(["bento"], other, out, seed=3, jobs=1)[0].outcome == "done"
-        assert run_all(["bento"], other, out, seed=3, jobs=1)[0].outcome == "skipped"
-        assert run_all(["bento"], dataset, out, seed=3, jobs=1)[0].outcome == "done"
+        assert start(dataset) == "done"
 
 
 class TestFailures:
