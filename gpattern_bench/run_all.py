@@ -94,7 +94,7 @@ def run_all(
     UnknownMethodError
         There is no such method; nothing was started.
     MethodError
-        The arguments contradict each other.
+        The arguments contradict each other, or no scheduler answers.
     MissingExtraError
         A cluster is given, and Dask is not installed.
     """
@@ -141,7 +141,14 @@ def _workers(jobs: int | None, cluster: str | None) -> Iterator[None]:
         raise MissingExtraError(
             f"a cluster needs Dask ({error}): pip install 'gpattern-bench[dask]'"
         ) from error
-    with Client(cluster) as client, parallel_config("dask", client=client):
+    try:
+        client = Client(cluster)
+    except (OSError, ValueError) as error:
+        raise MethodError(
+            f"no Dask scheduler answers at {cluster} ({error}); expected an address such as "
+            "tcp://host:8786, which `dask scheduler` prints"
+        ) from error
+    with client, parallel_config("dask", client=client):
         yield
 
 
@@ -183,8 +190,10 @@ class _Job:
         )
         written = {file.name: file_sha256(file) for file in files}
         write_text(self.mark, json.dumps({"key": self.key, "files": written}, indent=1) + "\n")
-        for folder in self.folder.glob(f"pieces-seed{self.seed}-*"):  # and what none will take up
-            shutil.rmtree(folder)
+        # With those of other keys, which none will take up. A worker that outlived a start that was
+        # killed may still be at it: what it leaves is removed next time.
+        for folder in self.folder.glob(f"pieces-seed{self.seed}-*"):
+            shutil.rmtree(folder, ignore_errors=True)
         return Outcome(name, "done", self.written, self.kept)
 
     def _is_done(self) -> bool:

@@ -27,7 +27,7 @@ from gpattern_bench.run_all import Outcome, run_all
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ("prevalence", "sprawl", "bento")
-NETWORKS = ("gpsnet", "gpsnet_outlines", "coordinate_mlp")
+NO_DASK = "Dask is not installed: pip install 'gpattern-bench[dask]'"
 
 
 @pytest.fixture(scope="module")
@@ -294,6 +294,11 @@ class TestFailures:
         with pytest.raises(MissingExtraError, match=r"gpattern-bench\[dask\]"):
             run_all(["sprawl"], dataset, tmp_path, cluster="tcp://127.0.0.1:1")
 
+    def test_an_address_that_is_none(self, dataset, tmp_path):
+        pytest.importorskip("distributed", reason=NO_DASK)
+        with pytest.raises(MethodError, match="no Dask scheduler answers at nonsense"):
+            run_all(["sprawl"], dataset, tmp_path, cluster="nonsense")
+
     def test_the_command_tells_and_exits_1(self, tmp_path):
         gold = build(tmp_path / "data", "gold", split="test", n_fovs=4)
         command = ["run-all", "--dataset", str(gold.folder), "--methods", "gene_prior,prevalence"]
@@ -328,9 +333,7 @@ class TestNetworks:
 @pytest.mark.usefixtures("small_pieces")
 class TestDask:
     def test_same_bytes_as_local(self, dataset, single, tmp_path):
-        distributed = pytest.importorskip(
-            "distributed", reason="Dask is not installed: pip install 'gpattern-bench[dask]'"
-        )
+        distributed = pytest.importorskip("distributed", reason=NO_DASK)
         with distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
         ) as cluster:
