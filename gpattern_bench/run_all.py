@@ -8,8 +8,9 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,8 @@ from gpattern_bench.pieces import Piece, cut_pieces, is_whole, predict_piece, re
 from gpattern_bench.run import choose_protocol, fit_method, run_origins, write_run
 
 __all__ = ["Outcome", "run_all"]
+
+_Backend = Callable[[], AbstractContextManager[Any]]
 
 _log = logging.getLogger(__name__)
 
@@ -114,9 +117,9 @@ def run_all(
             "`gpattern-bench run`"
         )
     outcomes = []
-    with _workers(jobs, cluster):
+    with _workers(jobs, cluster) as backend:
         for name in names:
-            job = _Job(name, dataset, Path(out).absolute(), seed)
+            job = _Job(name, dataset, Path(out).absolute(), seed, backend)
             try:
                 outcomes.append(job.run())
             except Exception as error:  # noqa: BLE001 - the others go on, and the table tells
@@ -129,11 +132,13 @@ def run_all(
 
 
 @contextmanager
-def _workers(jobs: int | None, cluster: str | None) -> Iterator[None]:
-    """Where joblib sends what is to be done in parallel."""
+def _workers(jobs: int | None, cluster: str | None) -> Iterator[_Backend]:
+    """Give what joblib is to send pieces to, for a `with` around them and nothing else.
+
+    Around a fit it would send scikit-learn's trees to other processes too.
+    """
     if cluster is None:
-        with parallel_config("loky", n_jobs=jobs or -1):
-            yield
+        yield partial(parallel_config, "loky", n_jobs=jobs or -1)
         return
     try:
         from distributed import Client
@@ -148,14 +153,17 @@ def _workers(jobs: int | None, cluster: str | None) -> Iterator[None]:
             f"no Dask scheduler answers at {cluster} ({error}); expected an address such as "
             "tcp://host:8786, which `dask scheduler` prints"
         ) from error
-    with client, parallel_config("dask", client=client):
-        yield
+    with client:
+        yield partial(parallel_config, "dask", client=client)
 
 
 class _Job:
     """One method on its way from nothing, or from where an earlier start left it, to its files."""
 
-    def __init__(self, name: str, dataset: Dataset, out: Path, seed: int) -> None:
+    def __init__(
+        self, name: str, dataset: Dataset, out: Path, seed: int, backend: _Backend
+    ) -> None:
+        self.backend = backend
         self.method: Method = get_method(name)
         self.dataset = dataset
         self.folder = out / name / dataset.name
@@ -241,8 +249,9 @@ class _Job:
             desc=f"{self.method.about.name}, pieces",
             disable=None,
         )
-        for _ in bar:
-            self.written += 1
+        with self.backend():
+            for _ in bar:
+                self.written += 1
 
     def _results(self, function: Callable[..., Any], tasks: list[tuple[Any, ...]]) -> Iterator[Any]:
         if not tasks:
