@@ -64,7 +64,7 @@ def run(
     "run-all",
     epilog=examples(
         "run-all --dataset synthetic --methods prevalence,sprawl,bento --out runs",
-        "run-all --dataset synthetic --methods ella --out /shared/runs --cluster tcp://host:8786",
+        "run-all --dataset synthetic --methods ella --out runs --cluster tcp://host:8786",
     ),
 )
 def run_all_(
