@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, pairwise
@@ -14,8 +15,10 @@ import pandas as pd
 import pyarrow as pa
 import shapely
 from numpy.typing import NDArray
+from shapely.errors import ShapelyError
 from shapely.geometry.base import BaseGeometry
 
+from gpattern_bench.errors import TableError
 from gpattern_bench.storage import codes_into, dictionary_codes, read_fovs, read_table
 
 if TYPE_CHECKING:
@@ -93,7 +96,8 @@ class _StoredCell(Cell):
         return self._outline("nucleus_boundary")
 
     def _outline(self, name: str) -> Any:
-        shape, origin = shapely.from_wkb(self.__dict__[name]), self.__dict__["origin"]
+        with _sound(f"{name} of cell {self.cell_id}"):
+            shape, origin = shapely.from_wkb(self.__dict__[name]), self.__dict__["origin"]
         return None if shape is None else shapely.transform(shape, lambda xy: xy - origin)
 
 
@@ -158,6 +162,10 @@ class Cells:
         return sum(name in self._keep for name in names.to_pylist())
 
     def __iter__(self) -> Iterator[Cell]:
+        with _sound(str(self._folder)):
+            yield from self._read()
+
+    def _read(self) -> Iterator[Cell]:
         # All tables are sorted by FOV, so they are read side by side, each opened once.
         columns = ["fov", "cell_id", "gene", "x", "y"]
         outlines = _by_fov(read_fovs(self._folder / "cells.parquet", self._fovs))
@@ -169,7 +177,10 @@ class Cells:
         for table in read_fovs(self._folder / "molecules.parquet", self._fovs, columns):
             fov = table["fov"][0].as_py()
             if fov != here:
-                here, outlined = fov, next(outlines)[1].to_pandas().set_index("cell_id")
+                _, rows = next(outlines, ("", None))
+                if rows is None:
+                    raise KeyError(f"cells of field of view {fov}")
+                here, outlined = fov, rows.to_pandas().set_index("cell_id")
                 while labelled is not None and labelled_fov < fov:
                     labelled_fov, labelled = next(labels, ("", None))
             yield from self._split_group(
@@ -233,6 +244,19 @@ class Cells:
         return labels, counts
 
 
+@contextmanager
+def _sound(what: str) -> Iterator[None]:
+    """Turn what is raised on values that no curated table has into one error."""
+    try:
+        yield
+    except (KeyError, IndexError, ValueError, TypeError, pa.ArrowException, ShapelyError) as error:
+        problem = (
+            f"the tables are damaged or do not fit each other ({error!r}); `gpattern-bench verify` "
+            "tells more. Remove the folder and make it again"
+        )
+        raise TableError(what, [problem]) from error
+
+
 def _by_fov(pieces: Iterator[pa.Table]) -> Iterator[tuple[str, pa.Table]]:
     """Join the consecutive row groups of one field of view."""
     for fov, group in groupby(pieces, key=lambda table: str(table["fov"][0].as_py())):
@@ -245,7 +269,8 @@ def read_cells(
     """Read the table of cells of some fields of view, outlines as shapely geometries."""
     frame: pd.DataFrame = read_table(folder / "cells.parquet", fovs, columns).to_pandas()
     for name in frame.columns.intersection(["cell_boundary", "nucleus_boundary"]):
-        frame[name] = shapely.from_wkb(frame[name].to_numpy(object))
+        with _sound(str(folder / "cells.parquet")):
+            frame[name] = shapely.from_wkb(frame[name].to_numpy(object))
     return frame
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NotRequired
 
 import pandas as pd
 import pyarrow as pa
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from gpattern_bench import schema
 from gpattern_bench.cells import Cells, read_cells
@@ -24,6 +26,43 @@ if TYPE_CHECKING:
     from gpattern_bench.torch_view import TorchCells
 
 __all__ = ["Dataset", "load_dataset"]
+
+
+class _File(TypedDict):
+    bytes: int
+    sha256: str
+    content_sha256: str
+
+
+class _Counts(TypedDict):
+    cells: int
+    molecules: int
+    splits: dict[str, dict[str, Any]]
+
+
+class _Curation(TypedDict):
+    format: str
+    unit_um: float
+
+
+class _Manifest(TypedDict):
+    """What is needed of ``manifest.json``; it says more."""
+
+    name: str
+    version: str
+    patterns: list[str]
+    genes: list[str]
+    counts: _Counts
+    files: dict[
+        Literal["molecules.parquet", "cells.parquet", "labels.parquet", "splits.parquet"], _File
+    ]
+    curation: _Curation
+    dropped: NotRequired[dict[str, dict[str, int]]]
+
+
+_MANIFEST = TypeAdapter(_Manifest)
+_TABLES = ("molecules", "cells", "splits")  # labels may be missing
+_MOST = 5  # problems of a manifest that are told
 
 
 def load_dataset(
@@ -111,16 +150,29 @@ class Dataset:
         self.folder = folder.absolute()
         try:
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            self.manifest: dict[str, Any] = manifest
-            self.name, self.version = str(manifest["name"]), str(manifest["version"])
-            self.patterns = tuple(manifest["patterns"])
-            self.genes = tuple(manifest["genes"])
-            files = {name: int(about["bytes"]) for name, about in manifest["files"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            stated = _MANIFEST.validate_python(manifest, strict=True)
+        except (OSError, ValueError, RecursionError) as error:
+            what = repr(error)
+            if isinstance(error, ValidationError):
+                what = "; ".join(
+                    f"{'.'.join(map(str, found['loc'])) or 'the file'}: {found['msg']}"
+                    for found in error.errors()[:_MOST]
+                )
             raise TableError(
                 str(folder),
-                [f"{MANIFEST} is missing or not readable ({error!r}); make tables with `curate`"],
+                [f"{MANIFEST} is missing or not readable ({what}); make tables with `curate`"],
             ) from error
+        self.manifest: dict[str, Any] = manifest
+        self.name, self.version = stated["name"], stated["version"]
+        self.patterns, self.genes = tuple(stated["patterns"]), tuple(stated["genes"])
+        files = {str(name): about["bytes"] for name, about in stated["files"].items()}
+        lacking = [name for table in _TABLES if (name := f"{table}.parquet") not in files]
+        if lacking:
+            raise TableError(str(folder), [f"{MANIFEST} lists no {', '.join(lacking)}"])
+        for key in ("patterns", "genes"):
+            names = manifest[key]
+            if len(set(names)) < len(names):
+                raise TableError(str(folder), [f"{MANIFEST} has {key} that occur more than once"])
         problems = [
             f"{name}: expected {size:,} bytes, "
             + (f"got {path.stat().st_size:,}" if path.is_file() else "it is not there")
@@ -133,6 +185,9 @@ class Dataset:
             )
         self.has_labels = "labels.parquet" in files
         splits = read_whole(self.folder / "splits.parquet")
+        if not splits.schema.equals(schema.SPLITS) or any(c.null_count for c in splits.columns):
+            problem = f"splits.parquet: expected columns {schema.SPLITS}, got {splits.schema}"
+            raise TableError(f"{folder} ({self.id})", [problem])
         self.split_of = dict(
             zip(splits["fov"].to_pylist(), splits["split"].to_pylist(), strict=True)
         )

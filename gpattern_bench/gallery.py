@@ -119,7 +119,8 @@ def build_gallery(submissions: Sequence[Submission]) -> Gallery | None:
     Parameters
     ----------
     submissions : sequence of Submission
-        With results that belong to their files.
+        With results that belong to their files. Those whose files are at an address, not in the
+        folder, are left out: the page must not depend on what was fetched.
 
     Returns
     -------

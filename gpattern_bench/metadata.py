@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from reprlib import Repr
 from typing import Annotated, Any, Literal, Self
 
 import yaml
@@ -18,9 +19,11 @@ __all__ = [
     "SCHEMA",
     "Metadata",
     "PredictionFile",
+    "parse_yaml",
     "placeholders",
     "schema_drift",
     "schema_text",
+    "shown",
     "write_schema",
 ]
 
@@ -30,24 +33,59 @@ _STEM = r"(test|val)-seed(\d+)[A-Za-z0-9_.-]*"
 _FILE = rf"^predictions/[A-Za-z0-9_][A-Za-z0-9_.-]*/{_STEM}\.parquet$"
 
 
-def placeholders(value: Any, name: str = "") -> dict[str, str]:
+def parse_yaml(text: str) -> Any:
+    """Values of a YAML text.
+
+    Raises
+    ------
+    ValueError
+        It is no YAML, or a value is not of its tag's kind.
+    """
+    try:
+        return yaml.safe_load(text)
+    except Exception as error:  # on a wrong value behind a tag it breaks as it happens to
+        told = isinstance(error, yaml.YAMLError)
+        raise ValueError(str(error) if told else f"no YAML: {error!r}") from error
+
+
+def shown(value: Any) -> str:
+    """The beginning of a value as text, however large or deep it is (aliases make it so)."""
+    try:
+        nested = isinstance(value, dict | list | tuple | set)
+        return (_SHORT.repr(value) if nested else str(value))[:80]
+    except (ValueError, RecursionError):
+        return f"<{type(value).__name__} too large to show>"
+
+
+_SHORT = Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 3, 80, 80, 80
+
+
+def placeholders(value: Any) -> dict[str, str]:
     """Texts that are still of the form ``<what to write here>``, by their keys.
+
+    A list or dict that occurs more than once, as by YAML's aliases, is looked at once.
 
     >>> placeholders({"label": "Mine", "authors": ["<First Author>"]})
     {'authors.0': '<First Author>'}
     """
-    if isinstance(value, str):
-        return {name: value} if _PLACEHOLDER.fullmatch(value) else {}
-    items: Any = ()
-    if isinstance(value, dict):
-        items = value.items()
-    elif isinstance(value, list):
-        items = enumerate(value)
-    return {
-        where: text
-        for key, item in items
-        for where, text in placeholders(item, f"{name}.{key}" if name else str(key)).items()
-    }
+    found: dict[str, str] = {}
+    seen: set[int] = set()
+    left = [("", value)]
+    while left:
+        name, value = left.pop()
+        if isinstance(value, str):
+            if _PLACEHOLDER.fullmatch(value):
+                found[name] = value
+            continue
+        if not isinstance(value, dict | list) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        items = list(value.items() if isinstance(value, dict) else enumerate(value))
+        left += [
+            (f"{name}.{shown(key)}" if name else shown(key), item) for key, item in items[::-1]
+        ]
+    return found
 
 
 def _filled(text: str) -> str:

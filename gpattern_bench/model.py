@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from gpattern_bench import __version__, schema
 from gpattern_bench.dataset import Dataset
-from gpattern_bench.errors import MethodError
+from gpattern_bench.errors import GPatternBenchError, MethodError
 from gpattern_bench.files import write_text
 from gpattern_bench.methods import get_method
 from gpattern_bench.methods.base import Method
@@ -73,9 +73,11 @@ def load_model(folder: Path) -> tuple[Method, Model]:
         model = TypeAdapter(Model).validate_json(text)
         method = get_method(model.method)
         method.load(folder)
-    except (OSError, ValidationError, ValueError, KeyError) as error:
+    except GPatternBenchError:
+        raise
+    except Exception as error:  # damaged files break libraries in ways that none documents
         raise MethodError(
-            f"{folder} holds no readable model ({error}); expected a folder that "
+            f"{folder} holds no readable model ({error!r}); expected a folder that "
             "`gpattern-bench run` wrote, named model-..."
         ) from error
     return method, model

@@ -108,6 +108,7 @@ def _table(
         rows.append(
             {
                 "parameters": None,
+                "fit_seconds": None,
                 "date": None,
                 "robustness": None,
                 **row,
@@ -152,7 +153,7 @@ def _table(
         },
         "has": {
             key: any(row[key] is not None for row in rows)
-            for key in ("parameters", "date", "robustness")
+            for key in ("parameters", "fit_seconds", "date", "robustness")
         },
         "devices": sorted({row["device"] for row in rows if row["device"]}),
         "curves": [_curve_charts(pattern, found) for pattern in patterns],

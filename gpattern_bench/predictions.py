@@ -211,8 +211,11 @@ def as_table(predictions: pd.DataFrame | pa.Table) -> pa.Table:
     for i, name in enumerate(predictions.columns):
         try:
             columns.append(pa.chunked_array(pa.array(predictions.iloc[:, i], from_pandas=True)))
-        except (pa.ArrowException, ValueError, TypeError) as error:
-            problem = f"column {name} has values of several types ({error}); give it one"
+        except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
+            problem = (
+                f"column {name} has values of several types, or beyond 64 bit ({error}); give it "
+                "one type"
+            )
             raise PredictionError("predictions", [problem]) from error
     return pa.Table.from_arrays(columns, names=[str(name) for name in predictions.columns])
 
@@ -433,7 +436,7 @@ def _pair_problems(ids: pa.Table, position: NDArray[np.int64], pairs: pd.DataFra
         (twice, "given more than once", "keep one row per pair"),
     ):
         if len(rows):
-            named = ids.take(pa.array(rows[:_EXAMPLES])).to_pandas()
+            named = _named(ids, rows[:_EXAMPLES])
             examples = _examples(named[["cell_id", "gene"]], len(rows))
             many = _count(rows, "row is", "rows are")
             problems.append(f"{many} of pairs {what}: {examples}; {remedy}")
@@ -462,11 +465,25 @@ def _value_problems(ids: pa.Table, name: str, values: NDArray[Any]) -> list[str]
     ):
         at = np.flatnonzero(rows)
         if len(at):
-            named = ids.take(pa.array(at[:_EXAMPLES])).to_pandas()
+            named = _named(ids, at[:_EXAMPLES])
             examples = _examples(named.assign(value=values[at[:_EXAMPLES]]), len(at))
             many = _count(at, f"score {verb[0]}", f"scores {verb[1]}").rstrip()
             problems.append(f"column {name} has {many} {what}: {examples}; {remedy}")
     return problems
+
+
+def _named(ids: pa.Table, rows: NDArray[np.int64]) -> pd.DataFrame:
+    """What some rows are called, as far as text and numbers tell."""
+    shown = [
+        name
+        for name in ids.column_names
+        if _is_text(kind := ids[name].type)
+        or pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+    ]
+    # Not by pandas: it refuses dictionaries that hold a value twice.
+    values = {name: ids[name].take(pa.array(rows)).to_pylist() for name in shown}
+    return pd.DataFrame(values, index=range(len(rows)), dtype=object)
 
 
 def _count(things: Sequence[Any] | NDArray[Any], one: str, many: str) -> str:

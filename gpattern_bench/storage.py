@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -249,7 +250,8 @@ def _compact(table: pa.Table) -> pa.Table:
 
 def fov_row_groups(path: Path, fovs: Collection[str]) -> list[int]:
     """Row groups of a table that hold the given fields of view, found by their statistics."""
-    metadata = pq.read_metadata(path)
+    with _reading(path):
+        metadata = pq.read_metadata(path)
     if "fov" not in metadata.schema.names:
         raise TableError(str(path), ["it has no column fov; it is no table of a dataset"])
     column = metadata.schema.names.index("fov")
@@ -272,7 +274,7 @@ def read_fovs(
 ) -> Iterator[pa.Table]:
     """Yield the row groups of the given fields of view, one table each, in file order."""
     groups = fov_row_groups(path, fovs)
-    with pq.ParquetFile(path) as file:
+    with _reading(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
         present = file.schema_arrow.names
         absent = [name for name in columns or () if name not in present]
         if absent:
@@ -286,9 +288,11 @@ def read_table(path: Path, fovs: Collection[str], columns: Sequence[str] | None 
     """Read the row groups of the given fields of view as one table."""
     pieces = list(read_fovs(path, fovs, columns))
     if not pieces:
-        empty = pq.read_schema(path).empty_table()
-        return empty if columns is None else empty.select(list(columns))
-    return pa.concat_tables(pieces).unify_dictionaries()
+        with _reading(path):
+            empty = pq.read_schema(path).empty_table()
+            return empty if columns is None else empty.select(list(columns))
+    with _reading(path):
+        return pa.concat_tables(pieces).unify_dictionaries()
 
 
 def read_whole(path: Path) -> pa.Table:
@@ -299,9 +303,17 @@ def read_whole(path: Path) -> pa.Table:
     TableError
         The file is damaged.
     """
-    try:
+    with _reading(path):
         table = pq.read_table(path, page_checksum_verification=True)
+        table.validate(full=True)
         return table.unify_dictionaries()
-    except (OSError, ValueError, pa.ArrowException) as error:
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what Arrow raises on a file that is damaged or gone into one error."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         problem = f"{path.name} cannot be read ({error}); remove the folder and make it again"
         raise TableError(str(path), [problem]) from error

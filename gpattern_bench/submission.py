@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, cast
 
-import yaml
 from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
@@ -26,7 +25,7 @@ from gpattern_bench.errors import (
 from gpattern_bench.evaluator import Evaluator
 from gpattern_bench.fetch import cache_root, fetch
 from gpattern_bench.files import file_sha256, plain, write_text
-from gpattern_bench.metadata import METADATA, Metadata, PredictionFile
+from gpattern_bench.metadata import METADATA, Metadata, PredictionFile, parse_yaml, shown
 from gpattern_bench.predictions import Origin, Protocol, read_origin, read_predictions
 from gpattern_bench.registry import SourceFile
 from gpattern_bench.strata import parts
@@ -63,7 +62,8 @@ class Robustness(TypedDict):
     """What ``robustness-seed<k>.json`` says of a prediction file; further keys are left out.
 
     ``f1_worst_drop`` is the largest loss of macro F1 under a change of the cells, a fraction;
-    ``largest_change`` the largest change of any score.
+    ``largest_change`` the largest change of any score where cells are only turned, moved or listed
+    in another order.
     """
 
     __pydantic_config__ = ConfigDict(extra="ignore")  # type: ignore[misc]
@@ -345,7 +345,7 @@ def read_submissions(folder: Path) -> list[Submission]:
             problems.append(f"{path.parent} has no file {METADATA}: copy one and change it")
             continue
         try:
-            metadata = Metadata.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+            metadata = Metadata.model_validate(parse_yaml(path.read_text(encoding="utf-8")))
             results_path = path.parent / _RESULTS
             text = results_path.read_bytes() if results_path.exists() else b"[]"
             results = TypeAdapter(list[Score]).validate_json(text)
@@ -353,12 +353,12 @@ def read_submissions(folder: Path) -> list[Submission]:
             problems += [
                 f"{path.parent / (_RESULTS if error.title.startswith('list') else METADATA)}: "
                 f"{'.'.join(map(str, found['loc'])) or 'the file'}: {found['msg']}"
-                + f", got {str(found['input'])[:80]!r}" * (found["type"] != "missing")
+                + f", got {shown(found['input'])!r}" * (found["type"] != "missing")
                 + _OLD_RESULTS * error.title.startswith("list")
                 for found in error.errors()
             ]
             continue
-        except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
+        except (ValueError, OSError) as error:
             problems.append(f"{path.parent}: cannot be read: {error}")
             continue
         if metadata.method != path.parent.name:
@@ -413,7 +413,7 @@ def _cost(report: Path, split: str) -> _Cost:
                 "date": run.get("date"),
             }
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         problem = f"not the report of a run ({error!r}); run the method again"
         raise SubmissionError(str(report), [problem]) from error
 

@@ -8,13 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from gpattern_bench.dataset import Dataset, load_dataset
 from gpattern_bench.errors import GPatternBenchError, PredictionError, SubmissionError
 from gpattern_bench.files import file_sha256, write_text
-from gpattern_bench.metadata import METADATA, Metadata, PredictionFile, placeholders
+from gpattern_bench.metadata import (
+    METADATA,
+    Metadata,
+    PredictionFile,
+    parse_yaml,
+    placeholders,
+    shown,
+)
 from gpattern_bench.methods import METHODS, get_method
 from gpattern_bench.predictions import (
     Origin,
@@ -118,10 +124,11 @@ def _metadata(to: Path, problems: list[str]) -> tuple[Metadata | None, str]:
             return None, ""
         write_text(path, template.read_text(encoding="utf-8"))
         problems.append(f"{path} was not there: it is now a copy of the template")
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    text = ""
     unfilled: dict[str, str] = {}
     try:
-        values: Any = yaml.safe_load(text)
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        values: Any = parse_yaml(text)
         if name in METHODS:
             about = get_method(name).about
             listed = (values or {}).get("files") or []
@@ -133,12 +140,12 @@ def _metadata(to: Path, problems: list[str]) -> tuple[Metadata | None, str]:
     except ValidationError as error:
         problems += [
             f"{path}: {_where(found)}: {found['msg']}"
-            + f", got {str(found['input'])[:80]!r}" * (found["type"] != "missing")
+            + f", got {shown(found['input'])!r}" * (found["type"] != "missing")
             for found in error.errors()
             if not any(f"{key}.".startswith(f"{_where(found)}.") for key in unfilled)
         ]
         return None, text
-    except (yaml.YAMLError, AttributeError, ValueError) as error:
+    except (AttributeError, ValueError, OSError) as error:
         problems.append(f"{path}: cannot be read: {error}")
         return None, text
     if metadata.method != name:

@@ -30,8 +30,6 @@ PAGES = sorted(
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
 FENCED = re.compile(r"^```(?P<language>[^\n]*)\n(?P<code>.*?)^```", re.DOTALL | re.MULTILINE)
 
-PENDING = {"submit"}  # quoted before they are there; checked like the others once they are
-
 
 def python_of(text: str) -> str:
     """The Python of a page as one program, each line where it is on the page."""
@@ -107,16 +105,9 @@ PROGRAM: Any = typer.main.get_command(app)
 COMMANDS = set(PROGRAM.commands)
 
 
-def not_there_yet(line: str) -> bool:
-    name = line.split()[0]
-    return name in PENDING and name not in COMMANDS
-
-
 @pytest.mark.parametrize("page", TEXTS)
 def test_command_lines_are_complete(page: str) -> None:
     for line in command_lines(TEXTS[page]):
-        if not_there_yet(line):
-            continue
         command, rest = find_command(shlex.split(line))
         assert command is not None, f"no such command: {line}"
         try:
@@ -128,8 +119,6 @@ def test_command_lines_are_complete(page: str) -> None:
 @pytest.mark.parametrize("page", TEXTS)
 def test_commands_in_the_text_exist(page: str) -> None:
     for line in mentions(TEXTS[page]):
-        if not_there_yet(line):
-            continue
         command, rest = find_command(line.split())
         assert command is not None, f"no such command: {line}"
         assert unknown_options(command, rest) == [], line

@@ -214,7 +214,7 @@ class TestFolder:
         assert model.method == "gpsnet"
         cells = dataset.iter_cells("test")
         pd.testing.assert_frame_equal(predict_cells(method, cells), predict_cells(fitted, cells))
-        assert method.parameters == fitted.parameters == 9540
+        assert method.parameters == fitted.parameters == 10564
         assert method.training == fitted.training
         assert method.history == fitted.history
 

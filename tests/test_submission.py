@@ -374,7 +374,7 @@ class TestListedFiles:
 
 class TestAddresses:
     @pytest.fixture
-    def afar(self, here, httpserver: HTTPServer, monkeypatch) -> Path:
+    def afar(self, here, cli, httpserver: HTTPServer, monkeypatch) -> Path:
         """The same submission with its files on a server, and an empty cache of them."""
         monkeypatch.setattr("gpattern_bench.download.BACKOFF_S", 0.01)
         monkeypatch.setattr("gpattern_bench.submission.cache_root", lambda: here / "cache")
@@ -387,6 +387,7 @@ class TestAddresses:
             files.append(file.model_dump() | {"url": httpserver.url_for(f"/{file.path}")})
             (home / file.path).unlink()
         edit(here, files=files)
+        assert cli("leaderboard")[0] == 0
         return here
 
     def test_need_no_network_to_be_checked(self, afar, cli, httpserver):

@@ -190,7 +190,11 @@ def simulate_(
     patterns = THREE_PATTERNS if like is _Like.cosmx_lung else FOUR_PATTERNS
     if form is _As.tables:
         recipe = Recipe(
-            format="simulated", like=like.value, patterns=tuple(patterns.split(",")), seed=seed
+            format="simulated",
+            like=like.value,
+            patterns=tuple(patterns.split(",")),
+            patternless="keep" if like is _Like.synthetic else "drop",  # as that dataset has them
+            seed=seed,
         )
         make(recipe, Path(), out, name=f"{like.value}_simulated", version="0.0.0")
         tell(out)

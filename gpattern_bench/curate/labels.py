@@ -44,6 +44,11 @@ def read_labels_csv(
     with reading(path, "a csv of labels"):
         # All text: a gene may be called NA, and other rows' values are not ours to judge.
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if not isinstance(table.index, pd.RangeIndex):  # what is too much is taken for an index
+        raise SourceError(
+            f"{path}: rows have more values than the header has names "
+            f"({', '.join(table.columns)}); name every column"
+        )
     missing = [name for name in ("cell", "gene", *where, *patterns) if name not in table.columns]
     if missing:
         raise SourceError(

@@ -20,7 +20,7 @@ from gpattern_bench.methods.gpsnet.data import ahead
 from gpattern_bench.methods.gpsnet.model import Config, GPSNet, Tokens, prepare, vocabulary_rows
 from gpattern_bench.methods.gpsnet.settings import TRAININGS, TrainingConfig
 from gpattern_bench.methods.gpsnet.train import Trained, logits, train_network
-from gpattern_bench.methods.gpsnet.weights import load_into, read_tensors, write_tensors
+from gpattern_bench.methods.gpsnet.weights import fits, load_into, read_tensors, write_tensors
 
 __all__ = ["CoordinateMLP", "GPSNetMethod", "GPSNetOutlines"]
 
@@ -143,6 +143,16 @@ class GPSNetMethod:
                 f"{_WEIGHTS} as training wrote them: copy the whole folder again, or train again"
             ) from error
         tensors, _ = read_tensors(folder / _WEIGHTS)
+        numbers = sum(value.numel() for value in tensors.values())
+        blocks = config.encoder_depth + config.decoder_depth
+        if blocks > len(tensors) or max(config.width, config.fourier) > numbers:
+            raise MethodError(  # before that network takes all memory there is
+                f"{folder / _WEIGHTS} holds {numbers:,} numbers in {len(tensors)} tensors, too few "
+                f"for the network that {_CONFIG} describes: copy the whole folder again, or train "
+                "again"
+            )
+        with torch.device("meta"):  # shapes only
+            fits(GPSNet(config), tensors, folder / _WEIGHTS)
         network = GPSNet(config)
         load_into(network, tensors, folder / _WEIGHTS)
         self.training = training

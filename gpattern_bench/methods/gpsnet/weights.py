@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gpattern_bench.errors import MethodError, MissingExtraError
 from gpattern_bench.files import replacing
 
-__all__ = ["load_into", "read_tensors", "write_tensors"]
+__all__ = ["fits", "load_into", "read_tensors", "write_tensors"]
 
 _NOTE = "gpattern_bench"  # the only key of the header's metadata: the order of several would vary
 
@@ -54,8 +54,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
         ) from error
 
 
-def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Fill a module with tensors of the same names, shapes and types, all finite.
+def fits(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Check that tensors are those of a module: the same names, shapes and types, all finite.
 
     Raises
     ------
@@ -79,6 +79,17 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) ->
             f"{source} does not hold the weights of this model: {'; '.join(problems[:5])}{more}. "
             "Copy the whole folder again, or train again"
         )
+
+
+def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Fill a module with tensors that fit it (:func:`fits`).
+
+    Raises
+    ------
+    MethodError
+        They do not.
+    """
+    fits(module, tensors, source)
     module.load_state_dict(dict(tensors))
 
 
