@@ -33,5 +33,5 @@ clean:
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	$(BIN)/pip install --quiet --editable ".[spatial,train,docs,dev]"
+	$(BIN)/pip install --quiet --editable ".[spatial,train,dask,docs,dev]"
 	touch $@

@@ -17,23 +17,29 @@ __all__ = ["predict_cells", "predict_pieces"]
 _PIECE = 1 << 16  # pairs of a piece, at least, but for the last
 
 
-def predict_cells(method: Method, cells: Cells) -> pd.DataFrame:
+def predict_cells(method: Method, cells: Cells, *, bar: bool = True) -> pd.DataFrame:
     """Score every pair of the cells: ``cell_id``, ``gene`` and one float32 column per pattern.
 
-    Labels are hidden from all methods but the positive control.
+    Labels are hidden from all methods but the positive control. With `bar`, a terminal shows how
+    far it is.
     """
-    return pd.concat(list(predict_pieces(method, cells)), ignore_index=True)
+    return pd.concat(list(predict_pieces(method, cells, bar=bar)), ignore_index=True)
 
 
-def predict_pieces(method: Method, cells: Cells) -> Iterator[pd.DataFrame]:
+def predict_pieces(method: Method, cells: Cells, *, bar: bool = True) -> Iterator[pd.DataFrame]:
     """The same in pieces, so that memory does not grow with the number of pairs."""
     seen = cells if method.about.sees_labels else cells.without_labels()
     names = pd.Index(cells.genes)
     held: list[tuple[str, NDArray[np.int32], NDArray[np.float32]]] = []
     pairs = 0
     # disable=None: a bar on a terminal only
-    bar = tqdm(method.predict(seen), total=len(cells), desc=method.about.name, disable=None)
-    for cell, values in bar:
+    shown = tqdm(
+        method.predict(seen),
+        total=len(cells),
+        desc=method.about.name,
+        disable=None if bar else True,
+    )
+    for cell, values in shown:
         held.append((cell.cell_id, cell.genes, values))
         pairs += len(values)
         if pairs >= _PIECE:

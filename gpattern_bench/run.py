@@ -38,7 +38,16 @@ from gpattern_bench.predictions import (
     write_table,
 )
 
-__all__ = ["FOLDS", "Run", "choose_protocol", "run_method"]
+__all__ = [
+    "FOLDS",
+    "Run",
+    "choose_protocol",
+    "fit_method",
+    "peak_rss_mib",
+    "run_method",
+    "run_origins",
+    "write_run",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -136,29 +145,17 @@ def run_method(
     name, make = _named(method)
     method = make()
     protocol = choose_protocol(method, dataset, train_on, cv)
-    splits: list[str] = [split for split in ("val", "test") if split in dataset.splits]
-    seconds: dict[str, float] = {}
     trained_on = None if train_on is None else train_on.id
-    origins = [
-        Origin(dataset.name, dataset.version, split, name, seed, protocol, trained_on)
-        for split in splits
-    ]
+    origins = run_origins(name, dataset, seed, protocol, trained_on)
+    seconds: dict[str, float] = {}
     folder = Path(out) / dataset.name
     training = folder / f"{origins[0].stem('training')}.safetensors"
-    began = time.perf_counter()
     if method.about.learns and protocol != "cv-cell":
-        source = train_on or dataset
-        if isinstance(method, Network):
-            folder.mkdir(parents=True, exist_ok=True)
-            method.checkpoint = training
-            method.val = source.iter_cells("val") if "val" in source.splits else None
-            method.batch = 1  # as the paper measures the time of validation
-        method.fit(source.iter_cells("train" if "train" in source.splits else None), seed)
-        seconds["fit"] = time.perf_counter() - began
+        seconds["fit"] = fit_method(method, train_on or dataset, seed, training)
     if os.environ.get("RANK", "0") != "0":
         return []  # of several processes that train together, the first goes on
     scores = {}
-    for split in splits:
+    for split in (origin.split for origin in origins):
         began = time.perf_counter()
         if protocol == "cv-cell":
             folds = []
@@ -170,6 +167,70 @@ def run_method(
         else:
             scores[split] = predict_cells(method, dataset.iter_cells(split))
         seconds[split] = time.perf_counter() - began
+    files = write_run(method, dataset, origins, scores, folder, seconds=seconds)
+    training.unlink(missing_ok=True)  # a run that is done has nothing to go on from
+    return files
+
+
+def run_origins(
+    method: str, dataset: Dataset, seed: int, protocol: Protocol, trained_on: str | None = None
+) -> list[Origin]:
+    """Where the prediction files of a run belong: val and test, as far as there are such splits."""
+    return [
+        Origin(dataset.name, dataset.version, split, method, seed, protocol, trained_on)
+        for split in ("val", "test")
+        if split in dataset.splits
+    ]
+
+
+def fit_method(method: Method, source: Dataset, seed: int, training: Path) -> float:
+    """Fit on a dataset's train split, or on all of it if it has none; gives the seconds taken.
+
+    A network goes on from the file `training` if that is there, and leaves it there.
+    """
+    began = time.perf_counter()
+    if isinstance(method, Network):
+        training.parent.mkdir(parents=True, exist_ok=True)
+        method.checkpoint = training
+        method.val = source.iter_cells("val") if "val" in source.splits else None
+        method.batch = 1  # as the paper measures the time of validation
+    method.fit(source.iter_cells("train" if "train" in source.splits else None), seed)
+    return time.perf_counter() - began
+
+
+def write_run(
+    method: Method,
+    dataset: Dataset,
+    origins: list[Origin],
+    scores: dict[str, pd.DataFrame],
+    folder: Path,
+    *,
+    seconds: dict[str, float],
+    peak_rss: float = 0.0,
+) -> list[Path]:
+    """Check the scores of all pairs of each split, and write all that a run leaves.
+
+    Parameters
+    ----------
+    method : Method
+        Fitted.
+    dataset : Dataset
+    origins : list of Origin
+    scores : dict of str to pandas.DataFrame
+        Split -> what :func:`gpattern_bench.predict.predict_cells` gave, rows in any order.
+    folder : pathlib.Path
+    seconds : dict of str to float
+        See :class:`Run`.
+    peak_rss : float
+        Of other processes that had a part in it, MiB.
+
+    Returns
+    -------
+    list of pathlib.Path
+        The prediction files.
+    """
+    name, seed, protocol = origins[0].method, origins[0].seed, origins[0].protocol
+    trained_on = origins[0].trained_on
     rules = method.about.rules_for
     if rules is not None and (none := [p for p in dataset.patterns if p not in rules]):
         _log.warning("%s has no rule for %s: scored 0 everywhere", name, ", ".join(none))
@@ -183,9 +244,9 @@ def run_method(
     ]
     if protocol != "cv-cell" and not method.about.sees_labels:
         thresholds = None
-        if "val" in splits and dataset.has_labels:
-            thresholds = plain(val_thresholds(dataset, tables[splits.index("val")]))
-        fitted_on = (train_on or dataset).id if method.about.learns else None
+        if origins[0].split == "val" and dataset.has_labels:
+            thresholds = plain(val_thresholds(dataset, tables[0]))
+        fitted_on = (trained_on or dataset.id) if method.about.learns else None
         model = Model(name, list(dataset.patterns), fitted_on, thresholds, seed)
         save_model(method, model, folder / origins[0].stem("model"))
     report = Run(
@@ -196,15 +257,14 @@ def run_method(
         protocol=protocol,
         trained_on=trained_on,
         seconds={what: round(value, 3) for what, value in seconds.items()},
-        cells={split: len(dataset.iter_cells(split)) for split in splits},
-        peak_rss_mib=round(_peak_rss_mib(), 1),
+        cells={o.split: len(dataset.iter_cells(o.split)) for o in origins},
+        peak_rss_mib=round(max(peak_rss_mib(), peak_rss), 1),
         device=_device(),
         parameters=_parameters(method),
         date=datetime.now(UTC).date().isoformat(),
     )
     path = folder / f"{origins[0].stem('run')}.json"
     write_text(path, json.dumps(asdict(report), indent=1) + "\n")
-    training.unlink(missing_ok=True)  # a run that is done has nothing to go on from
     return files
 
 
@@ -296,7 +356,8 @@ def _counted(scores: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     return kept.iloc[np.argsort(position[position >= 0], kind="stable")].reset_index(drop=True)
 
 
-def _peak_rss_mib() -> float:
+def peak_rss_mib() -> float:
+    """Largest memory of this process so far, MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)  # bytes there, KiB elsewhere
 

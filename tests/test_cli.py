@@ -26,7 +26,7 @@ from gpattern_bench.dataset import Dataset
 from gpattern_bench.predictions import write_predictions
 
 COMMANDS = ["list", "info", "cite", "datasheet", "download", "export", "verify", "curate"]
-COMMANDS += ["simulate", "run", "validate", "evaluate"]
+COMMANDS += ["simulate", "run", "run-all", "validate", "evaluate"]
 COMMANDS += ["compare", "calls", "predict", "submit", "leaderboard", "ablation", "demo"]
 COMMANDS += ["features", "robustness", "plot"]
 

@@ -8,7 +8,16 @@ from typing import Annotated
 
 import typer
 
-from gpattern_bench.cli.options import DatasetOption, Json, Name, Seed, app, examples, print_json
+from gpattern_bench.cli.options import (
+    DatasetOption,
+    Json,
+    Name,
+    Seed,
+    app,
+    examples,
+    print_json,
+    print_rows,
+)
 from gpattern_bench.errors import MethodError
 
 
@@ -49,6 +58,54 @@ def run(
     )
     for file in files:
         typer.echo(str(file))
+
+
+@app.command(
+    "run-all",
+    epilog=examples(
+        "run-all --dataset synthetic --methods prevalence,sprawl,bento --out runs",
+        "run-all --dataset synthetic --methods ella --out runs --cluster tcp://host:8786",
+    ),
+)
+def run_all_(
+    dataset: DatasetOption,
+    methods: Annotated[
+        str, typer.Option(metavar="A,B,C", help="Names of methods, commas between.")
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder; each method has its own in it.")
+    ],
+    seed: Seed = 0,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Processes that predict. Default: one per core.")
+    ] = None,
+    cluster: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Dask scheduler; its workers predict.")
+    ] = None,
+) -> None:
+    """Run several methods; started again, it goes on where it was. Exit code 1 if one failed."""
+    from gpattern_bench.dataset import load_dataset
+    from gpattern_bench.run_all import run_all
+
+    outcomes = run_all(
+        [name for name in methods.split(",") if name],
+        load_dataset(dataset),
+        out,
+        seed=seed,
+        jobs=jobs,
+        cluster=cluster,
+    )
+    print_rows(
+        [
+            {"method": o.method, "": o.outcome, "pieces done": o.pieces, "found done": o.kept}
+            for o in outcomes
+        ]
+    )
+    failed = [outcome for outcome in outcomes if outcome.outcome == "failed"]
+    for outcome in failed:
+        typer.echo(f"{outcome.method} failed: {outcome.why}", err=True)
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command(epilog=examples("features bento synthetic --out features.parquet"))

@@ -38,6 +38,9 @@ class About:
         Whether it is fitted on labels. If not, its scores are the same under every protocol.
     rules_for : tuple of str or None
         Patterns that it has a rule for; the others are scored 0. None: any pattern.
+    per_cell : bool
+        Whether, once it is fitted, the scores of a cell depend on that cell alone. If so, fields
+        of view may be predicted apart from each other; if not, a split is predicted as a whole.
     """
 
     name: str
@@ -48,6 +51,7 @@ class About:
     inputs: tuple[str, ...]
     learns: bool
     rules_for: tuple[str, ...] | None = None
+    per_cell: bool = True
 
     @property
     def sees_labels(self) -> bool:

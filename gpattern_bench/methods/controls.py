@@ -102,6 +102,7 @@ class MoleculeCount(Untrained):
         reference="this package",
         inputs=("gene",),
         learns=False,
+        per_cell=False,
     )
 
     def predict(self, cells: Cells) -> Scores:

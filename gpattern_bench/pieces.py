@@ -1,0 +1,137 @@
+"""Pieces of a split: fields of view that are predicted together, and the file that holds them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gpattern_bench import __version__
+from gpattern_bench.cells import Cells
+from gpattern_bench.dataset import Dataset
+from gpattern_bench.methods.base import Method, Network
+from gpattern_bench.model import load_model
+from gpattern_bench.predict import predict_cells
+from gpattern_bench.predictions import write_table
+from gpattern_bench.run import peak_rss_mib
+from gpattern_bench.storage import read_table
+
+__all__ = ["Piece", "cut_pieces", "is_whole", "predict_piece", "read_pieces", "run_key"]
+
+MOLECULES = 100_000
+"""A piece has as many or more, unless it is the last of its split: what a crash may cost."""
+
+_COST = b"gpattern_bench_piece"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Cells that are predicted together.
+
+    Attributes
+    ----------
+    split : str
+    file : str
+        Name of the file of its scores.
+    cells : Cells
+    """
+
+    split: str
+    file: str
+    cells: Cells
+
+
+def run_key(method: str, dataset: Dataset, seed: int) -> dict[str, Any]:
+    """What scores depend on: those of another key are never taken for these."""
+    files = dataset.manifest["files"]
+    return {
+        "method": method,
+        "seed": seed,
+        "dataset": dataset.id,
+        "patterns": list(dataset.patterns),
+        "content_sha256": {name: files[name]["content_sha256"] for name in sorted(files)},
+        "package_version": __version__,
+    }
+
+
+def cut_pieces(dataset: Dataset, split: str, *, per_cell: bool) -> list[Piece]:
+    """Cut a split between fields of view; into one piece if cells are not scored `per_cell`.
+
+    How it is cut does not depend on the number of workers, so that any number of them may go on
+    with what others began.
+    """
+    groups = _groups(dataset, split) if per_cell else [dataset.fovs(split)]
+    pieces: list[Piece] = []
+    for fovs in groups:
+        cells = Cells(
+            dataset.folder,
+            fovs,
+            genes=dataset.genes,
+            patterns=dataset.patterns,
+            labels=dataset.has_labels,
+        )
+        which = hashlib.sha256(json.dumps(fovs).encode()).hexdigest()[:8]
+        pieces.append(Piece(split, f"{split}-{len(pieces):05d}-{which}.parquet", cells))
+    return pieces
+
+
+def _groups(dataset: Dataset, split: str) -> Iterator[list[str]]:
+    """Consecutive fields of view with some number of molecules together."""
+    fovs = dataset.fovs(split)
+    table = read_table(dataset.folder / "cells.parquet", fovs, ["fov", "n_molecules"])
+    sizes = table.group_by("fov").aggregate([("n_molecules", "sum")]).to_pydict()
+    molecules = dict(zip(sizes["fov"], sizes["n_molecules_sum"], strict=True))
+    group: list[str] = []
+    held = 0
+    for fov in fovs:
+        group.append(fov)
+        held += molecules.get(fov, 0)
+        if held >= MOLECULES:
+            yield group
+            group, held = [], 0
+    if held:
+        yield group
+
+
+def predict_piece(model: Path, cells: Cells, path: Path) -> None:
+    """Score cells with the model of a folder into a file, whole or not at all."""
+    method = _loaded(model)
+    began = time.perf_counter()
+    scores = predict_cells(method, cells, bar=False)
+    cost = {"seconds": time.perf_counter() - began, "peak_rss_mib": peak_rss_mib()}
+    table = pa.Table.from_pandas(scores, preserve_index=False)
+    write_table(table.replace_schema_metadata({_COST: json.dumps(cost)}), path)
+
+
+@lru_cache(maxsize=1)  # a worker predicts many pieces with one model
+def _loaded(model: Path) -> Method:
+    method, _ = load_model(model)
+    if isinstance(method, Network):
+        method.batch = 1  # as in a run: what is scored together shows in the last digits
+    return method
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file is one that :func:`predict_piece` wrote; a power cut may leave others."""
+    try:
+        return _COST in (pq.read_schema(path).metadata or {})
+    except (OSError, pa.ArrowException):
+        return False
+
+
+def read_pieces(paths: list[Path]) -> tuple[pd.DataFrame, float, float]:
+    """Scores of pieces below each other; seconds that they took in all, and the peak RSS, MiB."""
+    tables = [pq.read_table(path, page_checksum_verification=True) for path in paths]
+    costs = [json.loads(table.schema.metadata[_COST]) for table in tables]
+    seconds = sum(cost["seconds"] for cost in costs)
+    peak = max(cost["peak_rss_mib"] for cost in costs)
+    return pa.concat_tables(tables).to_pandas(), seconds, peak

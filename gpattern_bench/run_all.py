@@ -1,0 +1,264 @@
+"""Many methods on one dataset, in pieces that many processes predict and a crash does not undo."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from joblib import Parallel, delayed, parallel_config
+from tqdm import tqdm
+
+from gpattern_bench.dataset import Dataset
+from gpattern_bench.errors import GPatternBenchError, MethodError, MissingExtraError
+from gpattern_bench.files import file_sha256, write_text
+from gpattern_bench.methods import get_method
+from gpattern_bench.methods.base import Method, Network
+from gpattern_bench.model import Model, load_model, save_model
+from gpattern_bench.pieces import Piece, cut_pieces, is_whole, predict_piece, read_pieces, run_key
+from gpattern_bench.run import choose_protocol, fit_method, run_origins, write_run
+
+__all__ = ["Outcome", "run_all"]
+
+_Backend = Callable[[], AbstractContextManager[Any]]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a method.
+
+    Attributes
+    ----------
+    method : str
+    outcome : {"done", "skipped", "failed"}
+        Skipped: an earlier start had finished it, and its files are as they were written.
+    pieces : int
+        Pieces of predictions that this start wrote.
+    kept : int
+        Pieces that an earlier start had written.
+    why : str
+        Why it failed.
+    """
+
+    method: str
+    outcome: Literal["done", "skipped", "failed"]
+    pieces: int = 0
+    kept: int = 0
+    why: str = ""
+
+
+def run_all(
+    methods: Sequence[str],
+    dataset: Dataset,
+    out: str | Path,
+    *,
+    seed: int = 0,
+    jobs: int | None = None,
+    cluster: str | None = None,
+) -> list[Outcome]:
+    """Run methods one after the other, each as :func:`gpattern_bench.run.run_method` does.
+
+    What `run_method` writes is in ``out/<method>``, the same bytes but for what was measured: a
+    split's seconds are the sum over its pieces. Started again after a crash, or with more methods,
+    it goes on where it was: fitted models and predicted pieces are kept in
+    ``out/<method>/<dataset>/pieces-...`` until the method is done, and belong to one method, seed,
+    content of the dataset and version of the package.
+
+    Parameters
+    ----------
+    methods : sequence of str
+        Names of :data:`gpattern_bench.methods.METHODS`.
+    dataset : Dataset
+    out : str or pathlib.Path
+        Workers must see it, and the dataset's tables, under these paths.
+    seed : int
+    jobs : int, optional
+        Processes that predict; default: as many as there are cores.
+    cluster : str, optional
+        Address of a Dask scheduler whose workers predict instead (extra ``[dask]``).
+
+    Returns
+    -------
+    list of Outcome
+        One per method; that one fails does not stop the others.
+
+    Raises
+    ------
+    UnknownMethodError
+        There is no such method; nothing was started.
+    MethodError
+        The arguments contradict each other, or no scheduler answers.
+    MissingExtraError
+        A cluster is given, and Dask is not installed.
+    """
+    names = list(dict.fromkeys(methods))
+    for name in names:
+        get_method(name)  # all are known before the first begins
+    if not names or seed < 0 or (jobs is not None and jobs < 1):
+        raise MethodError(
+            f"expected a method or more, a seed of 0 or more and 1 job or more, got "
+            f"{len(names)} methods, seed {seed} and {jobs} jobs"
+        )
+    if cluster is not None and jobs is not None:
+        raise MethodError("a cluster has as many jobs as its workers have threads: give no --jobs")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise MethodError(
+            "run-all starts its own processes: under accelerate's launcher train one network with "
+            "`gpattern-bench run`"
+        )
+    outcomes = []
+    with _workers(jobs, cluster) as backend:
+        for name in names:
+            job = _Job(name, dataset, Path(out).absolute(), seed, backend)
+            try:
+                outcomes.append(job.run())
+            except Exception as error:  # noqa: BLE001 - the others go on, and the table tells
+                why = str(error)
+                if not isinstance(error, GPatternBenchError):
+                    why = f"{type(error).__name__}: {error}"
+                    _log.warning("%s failed", name, exc_info=True)  # nobody foresaw it: say where
+                outcomes.append(Outcome(name, "failed", job.written, job.kept, why))
+    return outcomes
+
+
+@contextmanager
+def _workers(jobs: int | None, cluster: str | None) -> Iterator[_Backend]:
+    """Give what joblib is to send pieces to, for a `with` around them and nothing else.
+
+    Around a fit it would send scikit-learn's trees to other processes too.
+    """
+    if cluster is None:
+        yield partial(parallel_config, "loky", n_jobs=jobs or -1)
+        return
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise MissingExtraError(
+            f"a cluster needs Dask ({error}): pip install 'gpattern-bench[dask]'"
+        ) from error
+    try:
+        client = Client(cluster)
+    except (OSError, ValueError) as error:
+        raise MethodError(
+            f"no Dask scheduler answers at {cluster} ({error}); expected an address such as "
+            "tcp://host:8786, which `dask scheduler` prints"
+        ) from error
+    with client:
+        yield partial(parallel_config, "dask", client=client)
+
+
+class _Job:
+    """One method on its way from nothing, or from where an earlier start left it, to its files."""
+
+    def __init__(
+        self, name: str, dataset: Dataset, out: Path, seed: int, backend: _Backend
+    ) -> None:
+        self.backend = backend
+        self.method: Method = get_method(name)
+        self.dataset = dataset
+        self.folder = out / name / dataset.name
+        self.key = run_key(name, dataset, seed)
+        self.seed = seed
+        self.written = self.kept = 0
+        digest = hashlib.sha256(json.dumps(self.key).encode()).hexdigest()[:12]
+        self.pieces = self.folder / f"pieces-seed{seed}-{digest}"
+        self.mark = self.folder / f"done-seed{seed}.json"
+
+    def run(self) -> Outcome:
+        name = self.method.about.name
+        if self._is_done():
+            shutil.rmtree(self.pieces, ignore_errors=True)  # killed just before it did so
+            return Outcome(name, "skipped")
+        protocol = choose_protocol(self.method, self.dataset, None, cv=False)
+        origins = run_origins(name, self.dataset, self.seed, protocol)
+        seconds = self._fit()
+        peak, scores = 0.0, {}
+        pieces = [
+            piece
+            for origin in origins
+            for piece in cut_pieces(self.dataset, origin.split, per_cell=self.method.about.per_cell)
+        ]
+        self._predict(pieces)
+        for origin in origins:
+            paths = [self.pieces / piece.file for piece in pieces if piece.split == origin.split]
+            scores[origin.split], seconds[origin.split], used = read_pieces(paths)
+            peak = max(peak, used)
+        files = write_run(
+            self.method, self.dataset, origins, scores, self.folder, seconds=seconds, peak_rss=peak
+        )
+        written = {file.name: file_sha256(file) for file in files}
+        write_text(self.mark, json.dumps({"key": self.key, "files": written}, indent=1) + "\n")
+        # With those of other keys, which none will take up. A worker that outlived a start that was
+        # killed may still be at it: what it leaves is removed next time.
+        for folder in self.folder.glob(f"pieces-seed{self.seed}-*"):
+            shutil.rmtree(folder, ignore_errors=True)
+        return Outcome(name, "done", self.written, self.kept)
+
+    def _is_done(self) -> bool:
+        """Whether an earlier start wrote the same files and they are as it left them."""
+        try:
+            mark = json.loads(self.mark.read_text(encoding="utf-8"))
+            return bool(mark["key"] == self.key) and all(
+                file_sha256(self.folder / name) == sha256 for name, sha256 in mark["files"].items()
+            )
+        except (OSError, ValueError, KeyError):
+            return False
+
+    def _fit(self) -> dict[str, float]:
+        """Fit the method, or load what an earlier start fitted; gives what it took."""
+        about, cost = self.method.about, self.pieces / "fit.json"
+        if cost.is_file():
+            self.method, _ = load_model(self.pieces / "model")
+            found: dict[str, float] = json.loads(cost.read_text(encoding="utf-8"))
+            return found
+        seconds = {}
+        if about.learns:
+            training = self.pieces / "training.safetensors"
+            seconds["fit"] = fit_method(self.method, self.dataset, self.seed, training)
+        model = Model(about.name, list(self.dataset.patterns), None, None, self.seed)
+        save_model(self.method, model, self.pieces / "model")
+        write_text(cost, json.dumps(seconds) + "\n")
+        return seconds
+
+    def _predict(self, pieces: list[Piece]) -> None:
+        """Predict what is not there yet."""
+        # Listed once: a network drive may remember for a while that a file was not there.
+        there = {path.name for path in self.pieces.iterdir()}
+        missing = [
+            piece
+            for piece in pieces
+            if piece.file not in there or not is_whole(self.pieces / piece.file)
+        ]
+        self.kept = len(pieces) - len(missing)
+        tasks = [
+            (self.pieces / "model", piece.cells, self.pieces / piece.file) for piece in missing
+        ]
+        bar = tqdm(
+            self._results(predict_piece, tasks),
+            total=len(tasks),
+            desc=f"{self.method.about.name}, pieces",
+            disable=None,
+        )
+        with self.backend():
+            for _ in bar:
+                self.written += 1
+
+    def _results(self, function: Callable[..., Any], tasks: list[tuple[Any, ...]]) -> Iterator[Any]:
+        if not tasks:
+            return
+        if isinstance(self.method, Network):
+            # A network has a GPU or all cores to itself, and as many threads as in a run: they
+            # show in the last digits.
+            yield from (function(*task) for task in tasks)
+        else:
+            yield from Parallel(return_as="generator")(delayed(function)(*task) for task in tasks)

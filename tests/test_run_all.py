@@ -1,0 +1,344 @@
+"""run-all: the bytes of single runs, in pieces, after a crash, with failures, and on Dask."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_run import build
+
+import gpattern_bench.pieces
+from gpattern_bench.dataset import Dataset
+from gpattern_bench.errors import MethodError, MissingExtraError, UnknownMethodError
+from gpattern_bench.methods import METHODS, get_method
+from gpattern_bench.pieces import cut_pieces, run_key
+from gpattern_bench.predict import predict_cells
+from gpattern_bench.run import run_method
+from gpattern_bench.run_all import Outcome, run_all
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICK = ("prevalence", "sprawl", "bento")
+NO_DASK = "Dask is not installed: pip install 'gpattern-bench[dask]'"
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Dataset:
+    return build(tmp_path_factory.mktemp("data"), "whole", n_fovs=30)
+
+
+@pytest.fixture(scope="module")
+def single(dataset, tmp_path_factory) -> Path:
+    """What `run` writes."""
+    folder = tmp_path_factory.mktemp("single")
+    for method in (*QUICK, "molecule_count"):
+        run_method(method, dataset, folder / method, seed=3)
+    return folder
+
+
+@pytest.fixture
+def small_pieces(monkeypatch):
+    """A piece per field of view: of so small a dataset all would be one."""
+    monkeypatch.setattr(gpattern_bench.pieces, "MOLECULES", 1)
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    """Predictions and models below a folder; not what was measured."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.startswith(("run-seed", "done-seed"))
+    }
+
+
+def of(folder: Path, *methods: str) -> dict[str, bytes]:
+    return {name: it for name, it in results(folder).items() if name.partition("/")[0] in methods}
+
+
+def shell(code: str) -> subprocess.CompletedProcess[str]:
+    """Run Python apart from this process, with the package that is tested."""
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def killed_at(piece: int, dataset: Dataset, out: Path) -> None:
+    """Start bento, and kill -9 it while it predicts the piece of this number."""
+    found = shell(f"""
+        import os, signal
+        from pathlib import Path
+        import gpattern_bench.pieces as pieces
+        from gpattern_bench.dataset import Dataset
+        from gpattern_bench.run_all import run_all
+
+        begun, predict_cells = [], pieces.predict_cells
+
+        def predict(*arguments, **options):
+            begun.append(1)
+            if len(begun) == {piece}:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return predict_cells(*arguments, **options)
+
+        pieces.MOLECULES, pieces.predict_cells = 1, predict
+        run_all(["bento"], Dataset(Path({str(dataset.folder)!r})),
+                {str(out)!r}, seed=3, jobs=1)
+    """)
+    assert found.returncode == -signal.SIGKILL, found.stderr
+
+
+@pytest.fixture(scope="module")
+def crashed(dataset, tmp_path_factory) -> Path:
+    """What is left of bento, killed in its third piece."""
+    folder = tmp_path_factory.mktemp("crashed")
+    killed_at(3, dataset, folder)
+    return folder
+
+
+@pytest.fixture
+def begun(crashed, tmp_path) -> Path:
+    """A copy of it, times and all."""
+    return Path(shutil.copytree(crashed, tmp_path / "begun"))
+
+
+class TestSameBytes:
+    @pytest.mark.usefixtures("small_pieces")
+    def test_as_single_runs_in_processes(self, dataset, single, tmp_path):
+        outcomes = run_all([*QUICK, "molecule_count"], dataset, tmp_path, seed=3, jobs=2)
+        assert [o.outcome for o in outcomes] == ["done"] * 4
+        pieces = sum(split != "train" for split in dataset.split_of.values())
+        assert [o.pieces for o in outcomes] == [pieces, pieces, pieces, 2]
+        assert results(tmp_path) == results(single)
+
+    def test_report_has_what_a_run_has(self, dataset, single, tmp_path):
+        run_all(["bento"], dataset, tmp_path, seed=3, jobs=1)
+        reports = [
+            json.loads((folder / "bento" / "whole" / "run-seed3.json").read_text())
+            for folder in (tmp_path, single)
+        ]
+        assert set(reports[0]["seconds"]) == {"fit", "val", "test"}
+        measured = dict.fromkeys(["seconds", "peak_rss_mib", "date", "device"])
+        assert reports[0] | measured == reports[1] | measured
+
+
+class TestPieces:
+    @pytest.mark.usefixtures("small_pieces")
+    def test_hold_each_field_of_view_once(self, dataset):
+        for split in ("val", "test"):
+            pieces = cut_pieces(dataset, split, per_cell=True)
+            cells = [cell.cell_id for piece in pieces for cell in piece.cells]
+            assert cells == dataset.cells(split)["cell_id"].tolist()
+            assert len(pieces) == len(dataset.fovs(split)) > 1
+            assert len({piece.file for piece in pieces}) == len(pieces)
+            assert len(cut_pieces(dataset, split, per_cell=False)) == 1
+
+    def test_small_fields_of_view_go_together(self, dataset):
+        assert len(cut_pieces(dataset, "test", per_cell=True)) == 1
+
+    @pytest.mark.usefixtures("small_pieces", "brief_training")
+    @pytest.mark.parametrize("name", METHODS)
+    def test_union_is_predicted_as_its_parts_where_a_method_says_so(self, dataset, name):
+        method = get_method(name)
+        if method.about.learns:
+            method.fit(dataset.iter_cells("train"), 0)
+        method.batch = 1  # of networks, as in a run
+        whole = predict_cells(method, dataset.iter_cells("test"))
+        pieces = cut_pieces(dataset, "test", per_cell=True)
+        parts = pd.concat([predict_cells(method, p.cells) for p in pieces], ignore_index=True)
+        assert parts[["cell_id", "gene"]].equals(whole[["cell_id", "gene"]])
+        patterns = list(dataset.patterns)
+        same = np.array_equal(parts[patterns].to_numpy(), whole[patterns].to_numpy())
+        assert same == method.about.per_cell
+
+    def test_key_knows_method_seed_and_content(self, dataset, tmp_path):
+        other = build(tmp_path, "whole", seed=8, n_fovs=30)
+        keys = [
+            run_key("bento", dataset, 0),
+            run_key("sprawl", dataset, 0),
+            run_key("bento", dataset, 1),
+            run_key("bento", other, 0),
+        ]
+        assert len({json.dumps(key) for key in keys}) == 4
+        assert other.id == dataset.id
+
+
+@pytest.mark.usefixtures("small_pieces")
+class TestResume:
+    def test_after_kill_9_finished_pieces_stay(self, dataset, single, begun):
+        [folder] = (begun / "bento" / "whole").glob("pieces-seed3-*")
+        there = {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
+        model = {path: path.stat().st_mtime_ns for path in (folder / "model").iterdir()}
+        assert len(there) == 2
+        assert len(model) >= 2
+        killed_at(2, dataset, begun)  # the second of those that are left
+        assert len(list(folder.glob("*.parquet"))) == 3
+        assert {path: path.stat().st_mtime_ns for path in there | model} == there | model
+        [outcome] = run_all(["bento"], dataset, begun, seed=3, jobs=2)
+        pieces = sum(split != "train" for split in dataset.split_of.values())
+        assert outcome == Outcome("bento", "done", pieces - 3, 3)
+        assert results(begun) == of(single, "bento")
+
+    def test_what_is_done_is_skipped(self, dataset, tmp_path):
+        run_all(["prevalence"], dataset, tmp_path, jobs=1)
+        files = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+        outcomes = run_all(["prevalence", "sprawl"], dataset, tmp_path, jobs=1)
+        assert [o.outcome for o in outcomes] == ["skipped", "done"]
+        assert {p: p.stat().st_mtime_ns for p in files} == files
+
+    def test_what_is_done_and_damaged_is_made_again(self, dataset, tmp_path):
+        run_all(["prevalence"], dataset, tmp_path, jobs=1)
+        file = tmp_path / "prevalence" / "whole" / "test-seed0.parquet"
+        good = file.read_bytes()
+        file.write_bytes(good[:-1])
+        assert run_all(["prevalence"], dataset, tmp_path, jobs=1)[0].outcome == "done"
+        assert file.read_bytes() == good
+
+    def test_half_a_piece_is_predicted_again(self, dataset, single, begun):
+        half = next(begun.rglob("val-00000-*.parquet"))
+        half.write_bytes(half.read_bytes()[:100])
+        [outcome] = run_all(["bento"], dataset, begun, seed=3, jobs=1)
+        assert (outcome.outcome, outcome.kept) == ("done", 1)
+        assert results(begun) == of(single, "bento")
+
+    def test_pieces_of_another_content_are_not_taken(self, dataset, begun, tmp_path):
+        # Its manifest tells of other labels; all that names files, and their sizes, are the same.
+        folder = Path(shutil.copytree(dataset.folder, tmp_path / "other"))
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest["files"]["labels.parquet"]["content_sha256"] = "0" * 64
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        [outcome] = run_all(["bento"], Dataset(folder), begun, seed=3, jobs=1)
+        assert (outcome.outcome, outcome.kept) == ("done", 0)
+        assert list(begun.rglob("pieces-*")) == []
+
+    def test_pieces_of_another_version_or_seed_are_not_taken(self, dataset, begun, monkeypatch):
+        [old] = begun.rglob("pieces-seed3-*")
+        assert run_all(["bento"], dataset, begun, seed=4, jobs=1)[0].kept == 0
+        assert old.is_dir()  # of another seed: not in the way
+        monkeypatch.setattr(gpattern_bench.pieces, "__version__", "0.0.0")
+        assert run_all(["bento"], dataset, begun, seed=3, jobs=1)[0].kept == 0
+        assert not old.exists()
+
+    def test_what_is_done_of_another_content_or_version_is_not_skipped(
+        self, dataset, tmp_path, monkeypatch
+    ):
+        other = build(tmp_path / "data", "whole", seed=8, n_fovs=30)
+
+        def start(dataset):
+            return run_all(["prevalence"], dataset, tmp_path / "out", jobs=1)[0].outcome
+
+        assert [start(d) for d in (dataset, other, other, dataset)] == [
+            "done", "done", "skipped", "done",
+        ]  # fmt: skip
+        monkeypatch.setattr(gpattern_bench.pieces, "__version__", "0.0.0")
+        assert start(dataset) == "done"
+
+
+class TestFailures:
+    def test_of_one_do_not_stop_the_others(self, tmp_path):
+        gold = build(tmp_path / "data", "gold", split="test", n_fovs=4)
+        out = tmp_path / "out"
+        outcomes = run_all(["gene_prior", "sprawl"], gold, out, jobs=1)
+        assert [o.outcome for o in outcomes] == ["failed", "done"]
+        assert "has no train split" in outcomes[0].why
+        assert [path.name for path in out.iterdir()] == ["sprawl"]
+
+    @pytest.mark.usefixtures("small_pieces")
+    def test_keep_the_pieces_before_them(self, dataset, tmp_path, monkeypatch, caplog):
+        begun = []
+
+        def broken(*arguments, **options):
+            begun.append(1)
+            if len(begun) == 3:
+                raise ZeroDivisionError("of a method")
+            return predict_cells(*arguments, **options)
+
+        monkeypatch.setattr(gpattern_bench.pieces, "predict_cells", broken)
+        outcomes = run_all(["bento", "prevalence"], dataset, tmp_path, jobs=1)
+        assert [o.outcome for o in outcomes] == ["failed", "done"]
+        assert outcomes[0].why == "ZeroDivisionError: of a method"
+        assert "Traceback" in caplog.text
+        assert run_all(["bento"], dataset, tmp_path, jobs=1)[0].kept == 2
+
+    @pytest.mark.parametrize(
+        ("methods", "options", "error", "text"),
+        [
+            (["sprawl", "nope"], {}, UnknownMethodError, "no method named 'nope'"),
+            ([], {}, MethodError, "0 methods"),
+            (["sprawl"], {"seed": -1}, MethodError, "seed -1"),
+            (["sprawl"], {"jobs": 0}, MethodError, "0 jobs"),
+            (["sprawl"], {"jobs": 2, "cluster": "tcp://a:1"}, MethodError, "give no --jobs"),
+        ],
+    )
+    def test_wrong_usage_starts_nothing(self, dataset, tmp_path, methods, options, error, text):
+        with pytest.raises(error, match=text):
+            run_all(methods, dataset, tmp_path, **options)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_under_a_launcher_of_networks(self, dataset, tmp_path, monkeypatch):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        with pytest.raises(MethodError, match="accelerate"):
+            run_all(["sprawl"], dataset, tmp_path)
+
+    def test_without_dask_the_extra_is_named(self, dataset, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "distributed", None)
+        with pytest.raises(MissingExtraError, match=r"gpattern-bench\[dask\]"):
+            run_all(["sprawl"], dataset, tmp_path, cluster="tcp://127.0.0.1:1")
+
+    def test_an_address_that_is_none(self, dataset, tmp_path):
+        pytest.importorskip("distributed", reason=NO_DASK)
+        with pytest.raises(MethodError, match="no Dask scheduler answers at nonsense"):
+            run_all(["sprawl"], dataset, tmp_path, cluster="nonsense")
+
+    def test_the_command_tells_and_exits_1(self, tmp_path):
+        gold = build(tmp_path / "data", "gold", split="test", n_fovs=4)
+        command = ["run-all", "--dataset", str(gold.folder), "--methods", "gene_prior,prevalence"]
+        command[-1] += ",sprawl"
+        found = subprocess.run(
+            [sys.executable, "-m", "gpattern_bench", *command, "--out", str(tmp_path / "out")],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert found.returncode == 1
+        rows = [[cell.strip() for cell in row.split("|")[1:5]] for row in found.stdout.splitlines()]
+        assert rows[2:] == [
+            ["gene_prior", "failed", "0", "0"],
+            ["prevalence", "failed", "0", "0"],
+            ["sprawl", "done", "1", "0"],
+        ]
+        assert found.stderr.count("has no train split") == 2
+        assert "Traceback" not in found.stderr
+
+
+@pytest.mark.usefixtures("small_pieces")
+class TestNetworks:
+    def test_same_bytes_as_a_run(self, dataset, tmp_path, brief_training):
+        run_method("gpsnet", dataset, tmp_path / "single" / "gpsnet", seed=3)
+        run_all(["gpsnet"], dataset, tmp_path / "all", seed=3, jobs=2)
+        assert results(tmp_path / "all") == results(tmp_path / "single")
+
+
+@pytest.mark.usefixtures("small_pieces")
+class TestDask:
+    def test_same_bytes_as_local(self, dataset, single, tmp_path):
+        distributed = pytest.importorskip("distributed", reason=NO_DASK)
+        with distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+        ) as cluster:
+            outcomes = run_all(QUICK, dataset, tmp_path, seed=3, cluster=cluster.scheduler_address)
+        assert [o.outcome for o in outcomes] == ["done"] * 3
+        assert results(tmp_path) == of(single, *QUICK)
