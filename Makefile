@@ -11,7 +11,7 @@ demo: .venv/installed
 	$(BIN)/gpattern-bench demo
 
 test: .venv/installed-dev lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 	$(BIN)/gpattern-bench leaderboard --check
 
 lint: .venv/installed-dev
