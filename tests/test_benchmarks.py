@@ -59,14 +59,3 @@ def test_releases_are_drawn_written_curated_and_loaded(tmp_path):
     assert tables["molecules"] == drawn["molecules"]
     assert release["labelled_pairs"] < tables["labelled_pairs"]  # 5 molecules or more
     assert list(tmp_path.iterdir()) == []
-
-
-def test_gpsnet_and_its_attention_give_what_the_rivals_give():
-    command = [sys.executable, str(BENCHMARK.with_name("gpsnet.py")), "--quick", "--repeats", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert set(found) == {"forward", "backward", "growth", "small_cells", "whole_model", "machine"}
-    assert found["forward"]["difference"] < 1e-5
-    assert found["backward"][0]["difference"] < 1e-5
-    assert [row["difference"] < 1e-5 for row in found["whole_model"]] == [True, True]
-    assert "110.2 M" in done.stdout
