@@ -200,7 +200,7 @@ class TestText:
             "flags": ["AUC above 0.999"],
         }
         more = page(board, found)
-        for part in ("1.23 M", "2001-02-03", "1.23 <small>", "AUC above 0.999"):
+        for part in ("1.23 M", "2001-02-03", "± 0.25 turned", "AUC above 0.999"):
             assert part in more
             assert part not in text
 
