@@ -6,15 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import shapely
+from samples import dataset_of
 from scipy.spatial.distance import cdist, pdist
 from scipy.stats import spearmanr
 
 from gpattern_bench import load_dataset
 from gpattern_bench.cells import Cell
-from gpattern_bench.curate.recipe import Recipe
-from gpattern_bench.curate.rules import apply_rules
-from gpattern_bench.curate.simulate import PATTERNS, simulate
-from gpattern_bench.curate.write import write_dataset
+from gpattern_bench.curate.simulate import simulate
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.errors import MethodError
 from gpattern_bench.methods.bento import BENTO_FEATURES, Bento, bento_features, features
@@ -270,10 +268,7 @@ class TestUnits:
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> Dataset:
     release = simulate(7, n_fovs=12, cells_per_fov=3, n_genes=10, mean_molecules=60)
-    recipe = Recipe(format="simulated", patterns=PATTERNS, patternless="keep")
-    folder = tmp_path_factory.mktemp("data") / "small"
-    tables = apply_rules(release, recipe)
-    return Dataset(write_dataset([tables], folder, name="small", version="1.0.0", recipe=recipe))
+    return dataset_of(tmp_path_factory.mktemp("data") / "small", release)
 
 
 class TestMethod:

@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from samples import metadata_of
 
 from gpattern_bench import load_dataset
 from gpattern_bench.board import build_board, drift, markdown, page, read_reported, write_board
@@ -113,21 +114,7 @@ def entry(method: str = "m", **values) -> dict:
 
 
 def about(method: str = "m", **values) -> Metadata:
-    base = {
-        "method": method,
-        "label": method.upper(),
-        "kind": "model",
-        "summary": "It guesses.",
-        "authors": ["A. Author"],
-        "reference": "none",
-        "code": "none",
-        "licence": "MIT",
-        "inputs": ["coordinates"],
-        "contact": "a@example.org",
-        "trained_on": ["train"],
-        "deterministic": True,
-    }
-    return Metadata.model_validate(base | values)
+    return metadata_of(method, **values)
 
 
 def submitted(*entries: dict, **values) -> Submission:

@@ -14,15 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from samples import dataset_of, metadata_of
 from test_predictions import CORPUS, folder_instead, of_bytes, of_metadata, of_table, put
 
 from gpattern_bench import load_dataset
 from gpattern_bench.board import build_board, page, write_board
 from gpattern_bench.cli import main
-from gpattern_bench.curate.recipe import Recipe
-from gpattern_bench.curate.rules import apply_rules
 from gpattern_bench.curate.simulate import PATTERNS, simulate
-from gpattern_bench.curate.write import write_dataset
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.metadata import write_schema
 from gpattern_bench.predictions import write_predictions
@@ -59,10 +57,7 @@ def refused(outcome: tuple[int, str], code: int, expected: str) -> None:
 @pytest.fixture(scope="module")
 def ds(tmp_path_factory) -> Dataset:
     release = simulate(7, n_fovs=12, cells_per_fov=3, n_genes=10, mean_molecules=60)
-    recipe = Recipe(format="simulated", patterns=PATTERNS, patternless="keep")
-    folder = tmp_path_factory.mktemp("data") / "small"
-    tables = apply_rules(release, recipe)
-    return Dataset(write_dataset([tables], folder, name="small", version="1.2.0", recipe=recipe))
+    return dataset_of(tmp_path_factory.mktemp("data") / "small", release, version="1.2.0")
 
 
 @pytest.fixture(scope="module")
@@ -283,22 +278,7 @@ def made(tmp_path_factory) -> Path:
     rng = np.random.default_rng(0)
     for method, splits in (("mine", ("val", "test")), ("other", ("test",))):
         home = folder / "submissions" / method
-        Metadata.model_validate(
-            {
-                "method": method,
-                "label": method.capitalize(),
-                "kind": "model",
-                "summary": "It guesses.",
-                "authors": ["A. Author"],
-                "reference": "none",
-                "code": "none",
-                "licence": "MIT",
-                "inputs": ["coordinates"],
-                "contact": "a@example.org",
-                "trained_on": ["train"],
-                "deterministic": True,
-            }
-        ).write(home)
+        metadata_of(method, label=method.capitalize()).write(home)
         for split in splits:
             pairs = dataset.pairs(split)
             scores = pairs.assign(**{p: rng.random(len(pairs)) for p in dataset.patterns})

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import shapely
+from samples import dataset_of
 from scipy import stats
 from scipy.integrate import trapezoid
 from scipy.optimize import minimize_scalar
@@ -16,10 +17,7 @@ from sklearn.metrics import roc_auc_score
 
 from gpattern_bench.cells import Cell
 from gpattern_bench.curate.bento import read_bento
-from gpattern_bench.curate.recipe import Recipe
-from gpattern_bench.curate.rules import apply_rules
 from gpattern_bench.curate.simulate import PATTERNS, simulate
-from gpattern_bench.curate.write import write_dataset
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.errors import MethodError
 from gpattern_bench.methods.ella import Ella, EllaRobust, features
@@ -85,9 +83,7 @@ def build(folder, seed=7, mean_molecules=80, membrane=False) -> Dataset:
         labels = release.labels.rename(columns={"cell_edge": "membrane"})
         release = replace(release, labels=labels.drop(columns="nuclear_edge"))
         patterns = ("nuclear", "membrane", "cytoplasmic")
-    recipe = Recipe(format="simulated", patterns=patterns, patternless="keep")
-    tables = apply_rules(release, recipe)
-    return Dataset(write_dataset([tables], folder, name="small", version="1.0.0", recipe=recipe))
+    return dataset_of(folder, release, patterns)
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,11 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import dataset_of
 
 from gpattern_bench import Evaluator, load_dataset
-from gpattern_bench.curate.recipe import Recipe
 from gpattern_bench.curate.release import Release
-from gpattern_bench.curate.rules import apply_rules
 from gpattern_bench.curate.simulate import PATTERNS, simulate
-from gpattern_bench.curate.write import write_dataset
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.errors import EvaluationError, PredictionError, TableError
 from gpattern_bench.predictions import write_predictions
@@ -50,9 +48,7 @@ def build(folder, *, labels=True):
     release = simulate(7, n_fovs=12, cells_per_fov=3, n_genes=10, mean_molecules=60)
     if not labels:
         release = Release(release.molecules, release.cells)
-    recipe = Recipe(format="simulated", patterns=PATTERNS, patternless="keep")
-    tables = apply_rules(release, recipe)
-    return Dataset(write_dataset([tables], folder, name="small", version="1.2.0", recipe=recipe))
+    return dataset_of(folder, release, version="1.2.0")
 
 
 @pytest.fixture(scope="module")

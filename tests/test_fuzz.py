@@ -30,6 +30,7 @@ import shapely
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from samples import dataset_of, metadata_of
 from test_cosmx import make_molecules, positions
 from test_cosmx import write as write_cosmx
 from test_platforms import (
@@ -50,9 +51,7 @@ from gpattern_bench.cli import main
 from gpattern_bench.curate.build import curate
 from gpattern_bench.curate.recipe import Recipe
 from gpattern_bench.curate.releases import write_bento_h5ad
-from gpattern_bench.curate.rules import apply_rules
 from gpattern_bench.curate.simulate import _SIZES, PATTERNS, _pieces, simulate
-from gpattern_bench.curate.write import write_dataset
 from gpattern_bench.dataset import Dataset, load_dataset
 from gpattern_bench.errors import (
     GPatternBenchError,
@@ -77,7 +76,7 @@ from gpattern_bench.predictions import (
     write_predictions,
 )
 from gpattern_bench.submission import _cost, _robustness, read_submissions
-from gpattern_bench.submit import _metadata as metadata_of
+from gpattern_bench.submit import _metadata as metadata_for
 from gpattern_bench.submit import listed_files, submit_run
 
 # A warning of a library is no crash; as an error it would hide what comes after it.
@@ -219,10 +218,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 @pytest.fixture(scope="module")
 def ds(tmp_path_factory) -> Dataset:
     release = simulate(7, n_fovs=12, cells_per_fov=2, n_genes=6, mean_molecules=40)
-    recipe = Recipe(format="simulated", patterns=PATTERNS, patternless="keep")
-    folder = tmp_path_factory.mktemp("data") / "small"
-    tables = apply_rules(release, recipe)
-    return Dataset(write_dataset([tables], folder, name="small", version="1.2.0", recipe=recipe))
+    return dataset_of(tmp_path_factory.mktemp("data") / "small", release, version="1.2.0")
 
 
 @pytest.fixture(scope="module")
@@ -448,22 +444,7 @@ def submissions(tmp_path_factory) -> Path:
     dataset = load_dataset("synthetic")
     rng = np.random.default_rng(0)
     home = folder / "mine"
-    Metadata.model_validate(
-        {
-            "method": "mine",
-            "label": "Mine",
-            "kind": "model",
-            "summary": "It guesses.",
-            "authors": ["A. Author"],
-            "reference": "none",
-            "code": "none",
-            "licence": "MIT",
-            "inputs": ["coordinates"],
-            "contact": "a@example.org",
-            "trained_on": ["train"],
-            "deterministic": True,
-        }
-    ).write(home)
+    metadata_of("mine", label="Mine").write(home)
     pairs = dataset.pairs("test")
     scores = pairs.assign(**{p: rng.random(len(pairs)) for p in dataset.patterns})
     path = home / "predictions" / "synthetic" / "test-seed0.parquet"
@@ -481,7 +462,7 @@ def read_back(folder: Path) -> None:
         for submission in read_submissions(folder):
             assert isinstance(submission.stale() + submission.unlisted(), list)
     problems: list[str] = []
-    metadata_of(folder / "mine", problems)
+    metadata_for(folder / "mine", problems)
     assert all(problem.strip() for problem in problems)
 
 
@@ -533,7 +514,7 @@ class TestSubmissions:
             with pytest.raises(SubmissionError, match=told):
                 read_submissions(folder)
             problems: list[str] = []
-            assert metadata_of(folder / "mine", problems)[0] is None
+            assert metadata_for(folder / "mine", problems)[0] is None
             assert problems
 
     def test_yaml_that_is_no_text(self, submissions):

@@ -11,14 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from samples import dataset_of
 
 from gpattern_bench import ablation as ablations
 from gpattern_bench.ablation import REPORTED, STUDIES, ablation_table, train_variants
 from gpattern_bench.cells import Cell
-from gpattern_bench.curate.recipe import Recipe
-from gpattern_bench.curate.rules import apply_rules
 from gpattern_bench.curate.simulate import PATTERNS, simulate
-from gpattern_bench.curate.write import write_dataset
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.errors import MethodError
 from gpattern_bench.evaluator import Evaluator
@@ -37,9 +35,7 @@ TRAINING = replace(TRAININGS["small"], epochs=4, warmup=4)
 
 def simulated(folder, seed=7, **size) -> Dataset:
     size = {"n_fovs": 12, "cells_per_fov": 2, "n_genes": 12, "mean_molecules": 80} | size
-    recipe = Recipe(format="simulated", patterns=PATTERNS, patternless="keep")
-    tables = apply_rules(simulate(seed, **size), recipe)
-    return Dataset(write_dataset([tables], folder, name="small", version="1.0.0", recipe=recipe))
+    return dataset_of(folder, simulate(seed, **size))
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from samples import dataset_of
 
 from gpattern_bench.cells import Cells
-from gpattern_bench.curate.recipe import Recipe
-from gpattern_bench.curate.rules import apply_rules
-from gpattern_bench.curate.simulate import PATTERNS, simulate
-from gpattern_bench.curate.write import write_dataset
+from gpattern_bench.curate.simulate import simulate
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.errors import MethodError
 from gpattern_bench.methods.gpsnet import data
@@ -57,10 +55,7 @@ def _one_thread():
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Dataset:
     release = simulate(7, n_fovs=10, cells_per_fov=2, n_genes=8, mean_molecules=40)
-    recipe = Recipe(format="simulated", patterns=PATTERNS, patternless="keep")
-    folder = tmp_path_factory.mktemp("data") / "tiny"
-    tables = apply_rules(release, recipe)
-    return Dataset(write_dataset([tables], folder, name="tiny", version="1.0.0", recipe=recipe))
+    return dataset_of(tmp_path_factory.mktemp("data") / "tiny", release, name="tiny")
 
 
 def config_of(cells: Cells) -> Config:

@@ -9,13 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import shapely
+from samples import dataset_of
 from shapely import affinity
 
 from gpattern_bench.cells import Cell
-from gpattern_bench.curate.recipe import Recipe
-from gpattern_bench.curate.rules import apply_rules
-from gpattern_bench.curate.simulate import PATTERNS, simulate
-from gpattern_bench.curate.write import write_dataset
+from gpattern_bench.curate.simulate import simulate
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.evaluator import Evaluator
 from gpattern_bench.methods import locfish
@@ -411,9 +409,7 @@ def simulated(folder, n_fovs: int = 12, nuclei: bool = True) -> Dataset:
     release = simulate(7, n_fovs=n_fovs, cells_per_fov=3, n_genes=12, mean_molecules=200)
     if not nuclei:
         release = replace(release, cells=release.cells.assign(nucleus_boundary=None))
-    recipe = Recipe(format="simulated", patterns=PATTERNS, patternless="keep")
-    tables = apply_rules(release, recipe)
-    return Dataset(write_dataset([tables], folder, name="small", version="1.0.0", recipe=recipe))
+    return dataset_of(folder, release)
 
 
 class TestMethods:

@@ -9,14 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import shapely
+from samples import dataset_of
 
 from gpattern_bench.cells import Cell
 from gpattern_bench.curate.bento import read_bento
-from gpattern_bench.curate.recipe import Recipe
 from gpattern_bench.curate.release import Release
-from gpattern_bench.curate.rules import apply_rules
 from gpattern_bench.curate.simulate import PATTERNS, simulate
-from gpattern_bench.curate.write import write_dataset
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.errors import UnknownMethodError
 from gpattern_bench.methods import METHODS, get_method
@@ -32,9 +30,7 @@ SQUARE = shapely.box(0, 0, 10, 10)
 
 
 def build(folder, release, patterns, **rules):
-    recipe = Recipe(format="simulated", patterns=patterns, patternless="keep", **rules)
-    tables = apply_rules(release, recipe)
-    return Dataset(write_dataset([tables], folder, name="small", version="1.2.0", recipe=recipe))
+    return dataset_of(folder, release, patterns, version="1.2.0", **rules)
 
 
 @pytest.fixture(scope="module")

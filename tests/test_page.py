@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from samples import metadata_of
 
 from gpattern_bench import load_dataset
 from gpattern_bench.board import build_board, page, read_reported
@@ -78,21 +79,8 @@ def entry(score: float, **values) -> dict:
 
 
 def submitted(method: str, *entries: dict, **values) -> Submission:
-    about = {
-        "method": method,
-        "label": method.title(),
-        "kind": "model",
-        "summary": "It guesses.",
-        "authors": ["A. Author"],
-        "reference": "none",
-        "code": "none",
-        "licence": "MIT",
-        "inputs": ["coordinates"],
-        "contact": "a@example.org",
-        "trained_on": ["train"],
-        "deterministic": True,
-    }
-    return Submission(Path(method), Metadata.model_validate(about | values), list(entries))
+    about = metadata_of(method, **({"label": method.title()} | values))
+    return Submission(Path(method), about, list(entries))
 
 
 @pytest.fixture(scope="module")

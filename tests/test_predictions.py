@@ -14,12 +14,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from samples import dataset_of
 
 from gpattern_bench import Evaluator, __version__, schema
-from gpattern_bench.curate.recipe import Recipe
-from gpattern_bench.curate.rules import apply_rules
 from gpattern_bench.curate.simulate import PATTERNS, simulate
-from gpattern_bench.curate.write import write_dataset
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.errors import GPatternBenchError, PredictionError
 from gpattern_bench.predictions import Origin, read_predictions, write_predictions
@@ -30,10 +28,7 @@ KEY = b"gpattern_bench"
 @pytest.fixture(scope="module")
 def ds(tmp_path_factory) -> Dataset:
     release = simulate(7, n_fovs=12, cells_per_fov=3, n_genes=10, mean_molecules=60)
-    recipe = Recipe(format="simulated", patterns=PATTERNS, patternless="keep")
-    folder = tmp_path_factory.mktemp("data") / "small"
-    tables = apply_rules(release, recipe)
-    return Dataset(write_dataset([tables], folder, name="small", version="1.2.0", recipe=recipe))
+    return dataset_of(tmp_path_factory.mktemp("data") / "small", release, version="1.2.0")
 
 
 @pytest.fixture(scope="module")

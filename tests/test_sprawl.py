@@ -15,14 +15,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import shapely
+from samples import dataset_of
 from scipy.stats import chi2_contingency, chisquare, hypergeom, ks_2samp, kstest, norm
 
 from gpattern_bench.cells import Cell
 from gpattern_bench.curate.bento import read_bento
-from gpattern_bench.curate.recipe import Recipe
-from gpattern_bench.curate.rules import apply_rules
 from gpattern_bench.curate.simulate import PATTERNS, simulate
-from gpattern_bench.curate.write import write_dataset
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.geometry import exterior_vertices, outline_distance
 from gpattern_bench.methods import sprawl_random
@@ -492,10 +490,7 @@ class TestAgainstUpstream:
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> Dataset:
     release = simulate(7, n_fovs=4, cells_per_fov=3, n_genes=10, mean_molecules=60)
-    recipe = Recipe(format="simulated", patterns=PATTERNS, patternless="keep")
-    tables = apply_rules(release, recipe)
-    folder = tmp_path_factory.mktemp("data") / "small"
-    return Dataset(write_dataset([tables], folder, name="small", version="1.0.0", recipe=recipe))
+    return dataset_of(tmp_path_factory.mktemp("data") / "small", release)
 
 
 class TestFeatures:

@@ -1,0 +1,47 @@
+"""What several tests are made of: small datasets, and what a submission must say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gpattern_bench.curate.recipe import Recipe
+from gpattern_bench.curate.release import Release
+from gpattern_bench.curate.rules import apply_rules
+from gpattern_bench.curate.simulate import PATTERNS
+from gpattern_bench.curate.write import write_dataset
+from gpattern_bench.dataset import Dataset
+from gpattern_bench.metadata import Metadata
+
+
+def dataset_of(
+    folder: Path,
+    release: Release,
+    patterns: tuple[str, ...] = PATTERNS,
+    *,
+    name: str = "small",
+    version: str = "1.0.0",
+    **rules,
+) -> Dataset:
+    """A release curated into a folder, pairs without a pattern kept."""
+    recipe = Recipe(format="simulated", patterns=patterns, patternless="keep", **rules)
+    tables = apply_rules(release, recipe)
+    return Dataset(write_dataset([tables], folder, name=name, version=version, recipe=recipe))
+
+
+def metadata_of(method: str, **values) -> Metadata:
+    """Metadata without files, every required key filled."""
+    base = {
+        "method": method,
+        "label": method.upper(),
+        "kind": "model",
+        "summary": "It guesses.",
+        "authors": ["A. Author"],
+        "reference": "none",
+        "code": "none",
+        "licence": "MIT",
+        "inputs": ["coordinates"],
+        "contact": "a@example.org",
+        "trained_on": ["train"],
+        "deterministic": True,
+    }
+    return Metadata.model_validate(base | values)
