@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,16 @@ class Piece:
     cells: Cells
 
 
+@cache
+def _code_sha256() -> str:
+    """Hash over the modules of this package: a method's code may change without its version."""
+    digest = hashlib.sha256()
+    here = Path(__file__).parent
+    for path in sorted(here.rglob("*.py")):
+        digest.update(path.relative_to(here).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
 def run_key(method: str, dataset: Dataset, seed: int) -> dict[str, Any]:
     """What scores depend on: those of another key are never taken for these."""
     files = dataset.manifest["files"]
@@ -60,6 +70,7 @@ def run_key(method: str, dataset: Dataset, seed: int) -> dict[str, Any]:
         "patterns": list(dataset.patterns),
         "content_sha256": {name: files[name]["content_sha256"] for name in sorted(files)},
         "package_version": __version__,
+        "code_sha256": _code_sha256(),
     }
 
 

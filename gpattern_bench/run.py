@@ -10,7 +10,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -173,13 +173,30 @@ def run_method(
 
 
 def run_origins(
-    method: str, dataset: Dataset, seed: int, protocol: Protocol, trained_on: str | None = None
+    method: str,
+    dataset: Dataset,
+    seed: int,
+    protocol: Protocol,
+    trained_on: str | None = None,
+    splits: Sequence[str] | None = None,
 ) -> list[Origin]:
-    """Where the prediction files of a run belong: val and test, as far as there are such splits."""
+    """Where the prediction files of a run belong.
+
+    Of all `splits`, or without any named of val and test, as far as the dataset has them.
+
+    Raises
+    ------
+    MethodError
+        The dataset has no such split.
+    """
+    wanted = [s for s in ("val", "test") if s in dataset.splits] if splits is None else splits
+    if foreign := [split for split in wanted if split not in dataset.splits]:
+        raise MethodError(
+            f"{dataset.id} has no split {', '.join(foreign)}; it has {', '.join(dataset.splits)}"
+        )
     return [
         Origin(dataset.name, dataset.version, split, method, seed, protocol, trained_on)
-        for split in ("val", "test")
-        if split in dataset.splits
+        for split in dict.fromkeys(wanted)
     ]
 
 
@@ -244,8 +261,10 @@ def write_run(
     ]
     if protocol != "cv-cell" and not method.about.sees_labels:
         thresholds = None
-        if origins[0].split == "val" and dataset.has_labels:
-            thresholds = plain(val_thresholds(dataset, tables[0]))
+        if dataset.has_labels:
+            for table, origin in zip(tables, origins, strict=True):
+                if origin.split == "val":
+                    thresholds = plain(val_thresholds(dataset, table))
         fitted_on = (trained_on or dataset.id) if method.about.learns else None
         model = Model(name, list(dataset.patterns), fitted_on, thresholds, seed)
         save_model(method, model, folder / origins[0].stem("model"))
