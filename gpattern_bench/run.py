@@ -175,11 +175,23 @@ def run_method(
 def run_origins(
     method: str, dataset: Dataset, seed: int, protocol: Protocol, trained_on: str | None = None
 ) -> list[Origin]:
-    """Where the prediction files of a run belong: val and test, as far as there are such splits."""
+    """Where the prediction files of a run belong: val and test, as far as there are such splits.
+
+    Raises
+    ------
+    MethodError
+        There is neither.
+    """
+    splits = [split for split in ("val", "test") if split in dataset.splits]
+    if not splits:
+        raise MethodError(
+            f"{dataset.id} has no split to predict: expected val or test, got "
+            f"{', '.join(dataset.splits)} only; curate it with one, or score all of its pairs by "
+            "`gpattern-bench predict`"
+        )
     return [
         Origin(dataset.name, dataset.version, split, method, seed, protocol, trained_on)
-        for split in ("val", "test")
-        if split in dataset.splits
+        for split in splits
     ]
 
 
