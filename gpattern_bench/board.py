@@ -20,7 +20,7 @@ from typing_extensions import TypedDict
 from gpattern_bench.errors import SubmissionError
 from gpattern_bench.files import plain, write_text
 from gpattern_bench.metrics import exact_mean
-from gpattern_bench.page import build_page
+from gpattern_bench.page import best_two, build_page
 from gpattern_bench.registry import registry
 from gpattern_bench.submission import Metadata, Score, Submission
 from gpattern_bench.uncertainty import interval, tie_groups
@@ -363,9 +363,9 @@ def _columns(
 def _emphasis(rows: list[dict[str, Any]], metric: str) -> list[str]:
     """How each row's value is written: the best candidate bold, the second best underlined."""
     values = [None if row["rank"] is None else row[metric] for row in rows]
-    best = sorted({value for value in values if value is not None}, reverse=True)
-    forms = dict(zip(best, ("**{}**", "<u>{}</u>"), strict=False))
-    return ["{}" if value is None else forms.get(value, "{}") for value in values]
+    marks = best_two(_percent(value) for value in values if value is not None)
+    forms = {"best": "**{}**", "second": "<u>{}</u>"}
+    return [forms[mark] if (mark := marks.get(_percent(value))) else "{}" for value in values]
 
 
 def _reported_times(dataset: str, reported: Sequence[_Reported]) -> dict[str, str]:

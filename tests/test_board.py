@@ -294,6 +294,16 @@ class TestMarks:
         found = [submitted(entry(m, score=s), method=m) for m, s in scores.items()]
         assert self.cells("AUC", *found) == ["**90.00**", "**90.00**", "<u>50.00</u>"]
 
+    def test_equal_in_print_is_equal_here_and_on_the_page(self):
+        scores = {"a": 0.90004, "b": 0.90001, "c": 0.89996, "d": 0.89994, "e": 0.5}
+        found = [submitted(entry(m, score=s), method=m) for m, s in scores.items()]
+        best, second = ["**90.00**"] * 3, ["<u>89.99</u>"]
+        assert self.cells("AUC", *found) == [*best, *second, "50.00"]
+        html = page(build_board(found), found)
+        columns = 4  # F1, AUC, ACC, AP
+        assert html.count('<b class="best">90.00</b>') == 3 * columns
+        assert html.count('<u class="second">89.99</u>') == columns
+
     def test_undefined_values_have_none(self):
         found = [submitted(entry("a", score=None), method="a"), submitted(entry("b"), method="b")]
         assert self.cells("AUC", *found) == ["**50.00**", "-"]
