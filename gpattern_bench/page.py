@@ -125,12 +125,7 @@ def _table(
         scores = _scores_of(row, table, submissions)
         rows.append(
             {
-                "parameters": None,
-                "fit_seconds": None,
-                "date": None,
-                "robustness": None,
                 **row,
-                "flags": row.get("flags") or [],
                 "style": drawn[row["method"]],
                 "by_seed": [score["metrics"]["f1_macro"] for score in scores],
             }

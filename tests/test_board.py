@@ -99,7 +99,10 @@ def entry(method: str = "m", **values) -> dict:
         "labels_sha256": "a" * 64,
         "trained_on": None,
         "seconds": 1.0,
+        "fit_seconds": None,
         "device": "CPU",
+        "parameters": None,
+        "date": None,
         "metrics": metrics,
         "curves": {
             "per_pattern": {"inner": curve, "outer": curve},
@@ -109,6 +112,8 @@ def entry(method: str = "m", **values) -> dict:
         },
         "f1_replicates": b64encode(drawn.astype("<f4").tobytes()).decode(),
         "degrees_of_freedom": 9,
+        "robustness": None,
+        "flags": [],
     }
     return base | values
 
@@ -319,7 +324,7 @@ class TestMarks:
         assert self.cells("Date", found) == ["2026-01-03"]
         assert self.cells("Status", found) == ["measured"]
 
-    def test_results_of_older_versions_lack_some(self):
+    def test_what_the_run_did_not_measure(self):
         found = submitted(entry())
         row = build_board([found])["tables"][0]["rows"][0]
         assert [row[k] for k in ("fit_seconds", "parameters", "date", "robustness")] == [None] * 4
