@@ -29,6 +29,7 @@ __all__ = [
     "Protocol",
     "as_table",
     "check_predictions",
+    "counted",
     "expected_origin",
     "pair_positions",
     "prediction_table",
@@ -394,6 +395,35 @@ def pair_positions(table: pa.Table, pairs: pd.DataFrame) -> NDArray[np.int64]:
     gene = codes_into(pd.Index(genes.astype(object)), table["gene"])
     keys = np.where((cell < 0) | (gene < 0), -1, cell * len(genes) + gene)
     return np.asarray(pd.Index(known).get_indexer(keys), dtype=np.int64)
+
+
+def counted(scores: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the pairs that count, of what a method said of all pairs of some cells.
+
+    Parameters
+    ----------
+    scores : pandas.DataFrame
+        ``cell_id``, ``gene`` and one column per pattern, rows in any order.
+    pairs : pandas.DataFrame
+        ``cell_id``, ``gene`` of those that count, each once.
+
+    Returns
+    -------
+    pandas.DataFrame
+        In the order of `pairs`; the index is the row of `pairs`. Pairs without scores are left out.
+
+    Examples
+    --------
+    >>> scores = pd.DataFrame({"cell_id": ["1", "1", "2"], "gene": ["A", "B", "A"], "p": [1, 2, 3]})
+    >>> pairs = pd.DataFrame({"cell_id": ["2", "2", "1"], "gene": ["A", "B", "A"]})
+    >>> counted(scores, pairs)["p"].to_dict()
+    {0: 3, 2: 1}
+    """
+    table = pa.Table.from_pandas(scores[["cell_id", "gene"]], preserve_index=False)
+    position = pair_positions(table, pairs)
+    kept, position = scores[position >= 0], position[position >= 0]
+    order = np.argsort(position, kind="stable")
+    return kept.iloc[order].set_index(position[order])
 
 
 def _origin_problems(origin: Origin, expected: Mapping[str, str]) -> list[str]:

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
 from gpattern_bench import __version__
 from gpattern_bench.calls import val_thresholds
@@ -33,7 +32,7 @@ from gpattern_bench.predict import predict_cells
 from gpattern_bench.predictions import (
     Origin,
     Protocol,
-    pair_positions,
+    counted,
     prediction_table,
     write_table,
 )
@@ -187,16 +186,21 @@ def run_origins(
     Raises
     ------
     MethodError
-        The dataset has no such split.
+        The dataset lacks one of `splits`, or has neither val nor test.
     """
-    wanted = [s for s in ("val", "test") if s in dataset.splits] if splits is None else splits
-    if foreign := [split for split in wanted if split not in dataset.splits]:
+    if splits is None and not (splits := [s for s in ("val", "test") if s in dataset.splits]):
+        raise MethodError(
+            f"{dataset.id} has no split to predict: expected val or test, got "
+            f"{', '.join(dataset.splits)} only; curate it with one, or score all of its pairs by "
+            "`gpattern-bench predict`"
+        )
+    if foreign := [split for split in splits if split not in dataset.splits]:
         raise MethodError(
             f"{dataset.id} has no split {', '.join(foreign)}; it has {', '.join(dataset.splits)}"
         )
     return [
         Origin(dataset.name, dataset.version, split, method, seed, protocol, trained_on)
-        for split in dict.fromkeys(wanted)
+        for split in dict.fromkeys(splits)
     ]
 
 
@@ -252,7 +256,7 @@ def write_run(
     if rules is not None and (none := [p for p in dataset.patterns if p not in rules]):
         _log.warning("%s has no rule for %s: scored 0 everywhere", name, ", ".join(none))
     tables = [  # all are checked before the first is written
-        prediction_table(_counted(scores[o.split], dataset.pairs(o.split)), dataset, o)
+        prediction_table(counted(scores[o.split], dataset.pairs(o.split)), dataset, o)
         for o in origins
     ]
     files = [
@@ -365,14 +369,6 @@ def _folds(dataset: Dataset, split: str, seed: int) -> Iterator[tuple[Cells, Cel
     for k in range(FOLDS):
         train, held_out = names[fold != k].tolist(), names[fold == k].tolist()
         yield dataset.iter_cells(split, keep=train), dataset.iter_cells(split, keep=held_out)
-
-
-def _counted(scores: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the pairs that count, in their order."""
-    table = pa.Table.from_pandas(scores[["cell_id", "gene"]], preserve_index=False)
-    position = pair_positions(table, pairs)
-    kept = scores[position >= 0]
-    return kept.iloc[np.argsort(position[position >= 0], kind="stable")].reset_index(drop=True)
 
 
 def peak_rss_mib() -> float:
