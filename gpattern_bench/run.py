@@ -10,7 +10,8 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -18,13 +19,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from gpattern_bench import __version__
 from gpattern_bench.calls import val_thresholds
 from gpattern_bench.cells import Cells
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.errors import MethodError
-from gpattern_bench.files import plain, write_text
+from gpattern_bench.files import plain, replacing, write_text
 from gpattern_bench.methods import METHODS, get_method
 from gpattern_bench.methods.base import Method, Network
 from gpattern_bench.model import Model, save_model
@@ -34,7 +36,7 @@ from gpattern_bench.predictions import (
     Protocol,
     counted,
     prediction_table,
-    write_table,
+    write_tables,
 )
 
 __all__ = [
@@ -49,6 +51,8 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
+
+_Scored = tuple[list[str], pd.DataFrame]  # fields of view, and scores of all of their pairs
 
 FOLDS = 5
 """Folds of the cross-validation by cell."""
@@ -153,7 +157,7 @@ def run_method(
         seconds["fit"] = fit_method(method, train_on or dataset, seed, training)
     if os.environ.get("RANK", "0") != "0":
         return []  # of several processes that train together, the first goes on
-    scores = {}
+    scores: dict[str, Iterable[_Scored]] = {}
     for split in (origin.split for origin in origins):
         began = time.perf_counter()
         if protocol == "cv-cell":
@@ -162,9 +166,10 @@ def run_method(
                 method = make()  # for each fold: nothing of another is left in it
                 method.fit(train, seed)
                 folds.append(predict_cells(method, held_out))
-            scores[split] = pd.concat(folds, ignore_index=True)
+            found = pd.concat(folds, ignore_index=True)
         else:
-            scores[split] = predict_cells(method, dataset.iter_cells(split))
+            found = predict_cells(method, dataset.iter_cells(split))
+        scores[split] = [(dataset.fovs(split), found)]
         seconds[split] = time.perf_counter() - began
     files = write_run(method, dataset, origins, scores, folder, seconds=seconds)
     training.unlink(missing_ok=True)  # a run that is done has nothing to go on from
@@ -223,7 +228,7 @@ def write_run(
     method: Method,
     dataset: Dataset,
     origins: list[Origin],
-    scores: dict[str, pd.DataFrame],
+    scores: Mapping[str, Iterable[_Scored]],
     folder: Path,
     *,
     seconds: dict[str, float],
@@ -237,8 +242,10 @@ def write_run(
         Fitted.
     dataset : Dataset
     origins : list of Origin
-    scores : dict of str to pandas.DataFrame
-        Split -> what :func:`gpattern_bench.predict.predict_cells` gave, rows in any order.
+    scores : mapping of str to iterable of (list of str, pandas.DataFrame)
+        Split -> fields of view, in their order, and what
+        :func:`gpattern_bench.predict.predict_cells` gave of them, rows in any order. One is in
+        memory at a time.
     folder : pathlib.Path
     seconds : dict of str to float
         See :class:`Run`.
@@ -255,20 +262,18 @@ def write_run(
     rules = method.about.rules_for
     if rules is not None and (none := [p for p in dataset.patterns if p not in rules]):
         _log.warning("%s has no rule for %s: scored 0 everywhere", name, ", ".join(none))
-    tables = [  # all are checked before the first is written
-        prediction_table(counted(scores[o.split], dataset.pairs(o.split)), dataset, o)
-        for o in origins
-    ]
-    files = [
-        write_table(table, folder / f"{origin.stem()}.parquet")
-        for table, origin in zip(tables, origins, strict=True)
-    ]
+    files = [folder / f"{origin.stem()}.parquet" for origin in origins]
+    with ExitStack() as all_or_none:
+        besides = [all_or_none.enter_context(replacing(file)) for file in files]
+        for origin, beside in zip(origins, besides, strict=True):
+            tables = _prediction_tables(scores[origin.split], dataset, origin)
+            write_tables(tables, beside)
     if protocol != "cv-cell" and not method.about.sees_labels:
         thresholds = None
         if dataset.has_labels:
-            for table, origin in zip(tables, origins, strict=True):
+            for file, origin in zip(files, origins, strict=True):
                 if origin.split == "val":
-                    thresholds = plain(val_thresholds(dataset, table))
+                    thresholds = plain(val_thresholds(dataset, file))
         fitted_on = (trained_on or dataset.id) if method.about.learns else None
         model = Model(name, list(dataset.patterns), fitted_on, thresholds, seed)
         save_model(method, model, folder / origins[0].stem("model"))
@@ -289,6 +294,14 @@ def write_run(
     path = folder / f"{origins[0].stem('run')}.json"
     write_text(path, json.dumps(asdict(report), indent=1) + "\n")
     return files
+
+
+def _prediction_tables(
+    scores: Iterable[_Scored], dataset: Dataset, origin: Origin
+) -> Iterator[pa.Table]:
+    for fovs, found in scores:
+        pairs = dataset.pairs(fovs=fovs)
+        yield prediction_table(counted(found, pairs), dataset, origin, pairs)
 
 
 def _named(method: str | Method) -> tuple[str, Callable[[], Method]]:

@@ -24,7 +24,15 @@ from gpattern_bench.files import file_sha256, write_text
 from gpattern_bench.methods import get_method
 from gpattern_bench.methods.base import Method, Network
 from gpattern_bench.model import Model, load_model, save_model
-from gpattern_bench.pieces import Piece, cut_pieces, is_whole, predict_piece, read_pieces, run_key
+from gpattern_bench.pieces import (
+    Piece,
+    cut_pieces,
+    is_whole,
+    predict_piece,
+    read_costs,
+    read_pieces,
+    run_key,
+)
 from gpattern_bench.predictions import Origin
 from gpattern_bench.run import choose_protocol, fit_method, run_origins, write_run
 
@@ -207,8 +215,9 @@ class _Job:
         ]
         self._predict(pieces)
         for origin in origins:
-            paths = [self.pieces / piece.file for piece in pieces if piece.split == origin.split]
-            scores[origin.split], seconds[origin.split], used = read_pieces(paths)
+            here = [piece for piece in pieces if piece.split == origin.split]
+            seconds[origin.split], used = read_costs(here, self.pieces)
+            scores[origin.split] = read_pieces(here, self.pieces)
             peak = max(peak, used)
         files = write_run(
             self.method, self.dataset, origins, scores, self.folder, seconds=seconds, peak_rss=peak
