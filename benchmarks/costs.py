@@ -67,7 +67,7 @@ METHODS_TIMED = (
 AXES = ("cells", "molecules_per_cell", "genes")
 LEAST = {"cpu_s": 0.02, "peak_mib": 8.0}  # less is noise
 SEED = 1
-TRAIN = 100  # cells that methods are fitted on
+TRAIN = 50  # cells that methods are fitted on
 SCORES = "scores.parquet"
 RECIPE = Recipe(
     format="cosmx",
@@ -92,7 +92,7 @@ class Size:
 TINY = Size(1, 30, 300.0, 240)
 FULL = (  # base; whether it is curated and evaluated; methods
     (Size(1, 3_000, 300.0, 240), True, ()),  # a full field of view
-    (Size(1, 700, 300.0, 240), False, METHODS_TIMED),
+    (Size(1, 400, 300.0, 240), False, METHODS_TIMED),
 )
 QUICK = ((Size(1, 60, 300.0, 60), True, ("gene_prior",)),)
 

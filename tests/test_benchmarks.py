@@ -71,7 +71,7 @@ def costs():
 
 def test_costs_have_points_and_exponents_along_every_axis(costs, tmp_path):
     command = [sys.executable, str(BENCHMARK.with_name("costs.py")), "--quick", "--tmp", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=True)
     points = json.loads(done.stdout.splitlines()[-1])["points"]
     of_all = {"curation", "evaluation", "evaluation with intervals", "predict, gene_prior"}
     assert {(point["what"], point["axis"]) for point in points} == {
