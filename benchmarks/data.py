@@ -13,18 +13,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import resource
 import shutil
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
 
 import pyarrow.parquet as pq
-from tabulate import tabulate
+from timing import fresh, show
 
 from gpattern_bench import load_dataset
 from gpattern_bench.curate.build import curate
@@ -48,17 +46,21 @@ def main() -> None:
     found: dict[str, list[dict[str, Any]]] = {"drawing": [], "writing": [], "curating": []}
     found["loading"] = []
     for like in likes:
-        found["drawing"].append(fresh(drawn, like))
+        found["drawing"].append(fresh(measured, drawn, like))
         kinds = ("cosmx", "cosmx archive") if like == "cosmx_lung" else ("bento-h5ad",)
         with tempfile.TemporaryDirectory(dir=options.tmp) as name:
             folder = Path(name)
             for kind in kinds:
-                found["writing"].append(fresh(written, like, kind, folder / "out"))
-                found["curating"].append(fresh(curated, like, kind, folder / "out", folder / kind))
+                found["writing"].append(fresh(measured, written, like, kind, folder / "out"))
+                found["curating"].append(
+                    fresh(measured, curated, like, kind, folder / "out", folder / kind)
+                )
                 remove(folder / "out")
                 remove(folder / kind)
-            found["curating"].append(fresh(curated, like, "tables", folder, folder / "tables"))
-            found["loading"].append(fresh(loaded, like, folder / "tables"))
+            found["curating"].append(
+                fresh(measured, curated, like, "tables", folder, folder / "tables")
+            )
+            found["loading"].append(fresh(measured, loaded, like, folder / "tables"))
     for rows in found.values():
         show(rows)
     print(json.dumps(found))
@@ -70,17 +72,6 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink()
-
-
-def show(rows: list[dict[str, Any]]) -> None:
-    """Print a table."""
-    print(tabulate(rows, "keys", tablefmt="github", floatfmt=".3g", intfmt=","), end="\n\n")
-
-
-def fresh(function: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
-    """Call a function in a process of its own that has done nothing before."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(measured, function, *args).result()
 
 
 def measured(function: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:

@@ -20,15 +20,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import platform
 import sys
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
-from math import nan
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -38,6 +35,7 @@ import pandas as pd
 import pyarrow as pa
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 from tabulate import tabulate
+from timing import fresh, resident, told
 
 from gpattern_bench import Evaluator, schema
 from gpattern_bench.metrics import PatternScore, score_pattern
@@ -90,13 +88,6 @@ def main() -> None:
 def show(headers: list[str], rows: list[list[Any]]) -> None:
     """Print a table."""
     print(tabulate(rows, headers, tablefmt="github", floatfmt=".3g", intfmt=",", missingval="-"))
-
-
-def fresh(function: Callable[..., Any], *args: Any) -> Any:
-    """Call a function in a process of its own that has done nothing before."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(function, *args).result()
 
 
 def drawn(n: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
@@ -202,23 +193,6 @@ def first_and_second(dtype: str) -> tuple[float, float]:
 
 
 # Memory
-
-
-def resident(reset: bool = False) -> tuple[float, float]:
-    """Bytes of this process in memory, now and at most (since the last reset); NaN if not told."""
-    try:
-        if reset:
-            Path("/proc/self/clear_refs").write_text("5")
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return nan, nan
-    told = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith("Vm")}
-    return 1024.0 * int(told["VmRSS"]), 1024.0 * int(told["VmHWM"])
-
-
-def told(value: float) -> float | None:
-    """A figure as JSON can hold it."""
-    return None if value != value else value
 
 
 def bytes_per_row(n: int, dtype: str) -> float | None:

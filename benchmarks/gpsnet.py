@@ -26,15 +26,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import platform
 import sys
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -43,6 +40,7 @@ import shapely
 import torch
 from scipy.spatial import cKDTree
 from tabulate import tabulate
+from timing import fresh, resident, told
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -120,13 +118,6 @@ def compare(values: dict[str, Tensor], ours: str, exact: list[str]) -> float:
     if not apart <= TOLERANCE:
         sys.exit(f"error: {ours} differs from {', '.join(exact)} by {apart:.3g}")
     return apart
-
-
-def fresh(function: Callable[..., Any], *args: Any) -> Any:
-    """Call a function in a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(function, *args).result()
 
 
 # Data
@@ -270,12 +261,8 @@ def peak(n: int) -> float | None:
     """Most memory, GiB, that this process had: torch, inputs, plan, forward pass."""
     with torch.no_grad():
         knn_attention(*random(HEADS, n, DIM), knn_plan(cloud(n), K))
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    (told,) = (int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-    return round(told / 2**20, 2)
+    most = told(resident()[1] / 2**30)
+    return None if most is None else round(most, 2)
 
 
 def small_cells(cells: int, repeats: int, n: int = 303) -> dict[str, Any]:

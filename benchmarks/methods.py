@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import resource
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -26,7 +24,7 @@ from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
-from tabulate import tabulate
+from timing import fresh, show
 
 from gpattern_bench import load_dataset
 from gpattern_bench.cells import Cell
@@ -136,14 +134,8 @@ def main() -> None:
             found["scores"] += fresh(scored, name, folder)
     for rows in found.values():
         if rows:
-            print(tabulate(rows, "keys", tablefmt="github", floatfmt=".3g", intfmt=","), "\n")
+            show(rows)
     print(json.dumps(found))
-
-
-def fresh(function: Callable[..., Any], *args: Any) -> Any:
-    """Call a function in a process of its own that has done nothing before."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *args).result()
 
 
 def best(compute: Callable[[list[Cell]], None], dataset: Dataset, repeats: int) -> dict[str, Any]:

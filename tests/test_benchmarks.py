@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -59,3 +60,42 @@ def test_releases_are_drawn_written_curated_and_loaded(tmp_path):
     assert tables["molecules"] == drawn["molecules"]
     assert release["labelled_pairs"] < tables["labelled_pairs"]  # 5 molecules or more
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def costs():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARK.parent)
+        yield importlib.import_module("costs")
+
+
+def test_costs_have_points_and_exponents_along_every_axis(costs, tmp_path):
+    command = [sys.executable, str(BENCHMARK.with_name("costs.py")), "--quick", "--tmp", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=True)
+    points = json.loads(done.stdout.splitlines()[-1])["points"]
+    of_all = {"curation", "evaluation", "evaluation with intervals", "predict, gene_prior"}
+    assert {(point["what"], point["axis"]) for point in points} == {
+        *((what, axis) for what in of_all for axis in ("base", *costs.AXES)),
+        *(("fit, gene_prior", axis) for axis in ("base", *costs.AXES[1:])),
+    }
+    base = {point["what"]: point for point in points if point["axis"] == "base"}
+    for point in points:
+        assert point["cpu_s"] > 0
+        for axis in costs.AXES:  # the others are as they were
+            grown = point[axis] / base[point["what"]][axis]
+            assert grown == pytest.approx(1 + (point["axis"] == axis), rel=0.1)
+    lines = done.stdout.splitlines()
+    cells = next(line.split("|")[3] for line in lines if line.startswith("| curation "))
+    of_curation = [point for point in points if point["what"] == "curation"]
+    assert float(cells) == pytest.approx(costs.exponent(of_curation, "cells", "cpu_s"), rel=0.01)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_exponent_is_that_of_the_power_law(costs):
+    points = [
+        {"axis": axis, "cells": 100 * k, "genes": 7, "cpu_s": 0.1 * k**1.5, "peak_mib": 1.0 * k}
+        for axis, k in (("base", 1), ("cells", 2), ("cells", 4))
+    ]
+    assert costs.exponent(points, "cells", "cpu_s") == pytest.approx(1.5)
+    assert costs.exponent(points, "cells", "peak_mib") is None  # too little to be told from noise
+    assert costs.exponent(points, "genes", "cpu_s") is None  # a single point

@@ -23,8 +23,9 @@ from gpattern_bench.curate.simulate import (
     membrane_edge,
     simulate,
     simulate_like,
+    simulate_tissue,
 )
-from gpattern_bench.errors import UnknownDatasetError
+from gpattern_bench.errors import SourceError, UnknownDatasetError
 
 COLUMNS = list(PATTERNS)
 
@@ -346,6 +347,23 @@ def test_geometry_of_pieces(like):
             assert (values * 1024 == np.rint(values * 1024)).all()
             assert (values == values.astype(np.float32)).all()
             assert (values >= 0).all()
+
+
+def test_tissue_of_any_size_is_that_of_cosmx(tissue):
+    size = SMALL["cosmx_lung"]
+    pieces = simulate_tissue(
+        3,
+        n_fovs=size.n_fovs,
+        n_cells=size.n_cells,
+        n_genes=size.n_genes,
+        mean_molecules=size.mean_molecules,
+    )
+    assert [digest(piece) for piece in pieces] == [digest(piece) for piece in tissue]
+
+
+def test_a_field_of_view_has_room_for_so_many_cells():
+    with pytest.raises(SourceError, match=r"room for 3,927 cells, and one would hold 3,928: draw"):
+        next(simulate_tissue(1, n_fovs=1, n_cells=3_928, n_genes=1, mean_molecules=1.0))
 
 
 def test_a_full_slide_stays_exact():

@@ -22,7 +22,7 @@ import shapely
 from numpy.typing import NDArray
 
 from gpattern_bench.curate.release import Release
-from gpattern_bench.errors import UnknownDatasetError
+from gpattern_bench.errors import SourceError, UnknownDatasetError
 
 __all__ = [
     "COMPARTMENTS",
@@ -32,6 +32,7 @@ __all__ = [
     "membrane_edge",
     "simulate",
     "simulate_like",
+    "simulate_tissue",
 ]
 
 PATTERNS = ("cell_edge", "cytoplasmic", "nuclear", "nuclear_edge")
@@ -294,6 +295,40 @@ def simulate_like(like: str, seed: int) -> Iterator[Release]:
     return _pieces(_SIZES[like], seed)
 
 
+def simulate_tissue(
+    seed: int, *, n_fovs: int, n_cells: int, n_genes: int, mean_molecules: float
+) -> Iterator[Release]:
+    """Draw a release of any size whose cells are like those of ``cosmx_lung``.
+
+    Parameters
+    ----------
+    seed : int
+        0 <= seed < 2**64; the same seed and size give the same pieces.
+    n_fovs, n_cells, n_genes : int
+        Size of the whole release; at least 1 each. Fields of view hold up to a tenth more or fewer
+        cells than on average.
+    mean_molecules : float
+        Expected molecules of a cell, over the whole release.
+
+    Yields
+    ------
+    Release
+        As of :func:`simulate_like`.
+
+    Raises
+    ------
+    SourceError
+        A field of view, which is as large as CosMx's, has no room for its cells.
+
+    Examples
+    --------
+    >>> pieces = simulate_tissue(1, n_fovs=2, n_cells=40, n_genes=5, mean_molecules=20.0)
+    >>> [len(piece.cells) for piece in pieces]
+    [18, 22]
+    """
+    return _pieces(_Size(_TISSUE, n_fovs, n_cells, n_genes, mean_molecules, first=1), seed)
+
+
 def compartments(xy: Floats, cell: Ints, boundary: Floats, nucleus: Floats) -> Ints:
     """Find the compartment that each molecule lies in.
 
@@ -348,13 +383,13 @@ def _pieces(size: _Size, seed: int) -> Iterator[Release]:
     weight = np.linspace(1.0 - CELLS_SPREAD, 1.0 + CELLS_SPREAD, size.n_fovs)
     total = np.cumsum(weight[np.argsort(rng.random(size.n_fovs))])
     n_cells = np.diff(np.rint(total * (size.n_cells / total[-1])), prepend=0.0).astype(np.intp)
+    grid = _grid(kind, int(n_cells.max()))
     # Cells are drawn twice: the first time to learn what they add up to.
     exposure = sum(
         float(_draw_cells(_generator(seed, k + 1), kind, int(n)).exposure.sum())
         for k, n in enumerate(n_cells)
     )
     genes = _Genes(genes.rate * size.n_cells / exposure, genes.preference, genes.no_pattern)
-    grid = _grid(kind, int(n_cells.max()))
     fovs = [str(size.first + k) for k in range(size.n_fovs)]
     for k in sorted(range(size.n_fovs), key=fovs.__getitem__):
         rng = _generator(seed, k + 1)
@@ -544,7 +579,12 @@ def _grid(kind: _Kind, most_cells: int) -> tuple[int, Floats]:
         columns = ceil(sqrt(most_cells))
         return columns, np.full(2, columns * kind.pitch)
     columns = int(kind.tile[0] / kind.pitch)
-    assert most_cells <= columns * int(kind.tile[1] / kind.pitch), "the tile is too small"
+    room = columns * int(kind.tile[1] / kind.pitch)
+    if most_cells > room:
+        raise SourceError(
+            f"a simulated field of view has room for {room:,} cells, and one would hold "
+            f"{most_cells:,}: draw more fields of view or fewer cells"
+        )
     return columns, np.asarray(kind.tile)
 
 
