@@ -59,3 +59,14 @@ def test_releases_are_drawn_written_curated_and_loaded(tmp_path):
     assert tables["molecules"] == drawn["molecules"]
     assert release["labelled_pairs"] < tables["labelled_pairs"]  # 5 molecules or more
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_small_network_is_trained_scored_and_used():
+    command = [sys.executable, str(BENCHMARK.with_name("gpsnet_small.py")), "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    small, unknown, upright, trees = found["scores"]
+    assert set(small) == set(upright) == {"model", "fit_s", "fit_cpu_s", "test_s", "auc", "f1"}
+    assert small["auc"] not in (unknown["auc"], upright["auc"])  # each is another model
+    assert 0.7 < trees["auc"] < 0.95  # trees learn from little; a network in one epoch hardly
+    assert (found["prediction"]["cells"], found["prediction"]["pairs"]) == (40, 1_822)
