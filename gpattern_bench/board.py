@@ -22,7 +22,7 @@ from gpattern_bench.files import plain, write_text
 from gpattern_bench.metrics import exact_mean
 from gpattern_bench.page import best_two, build_page
 from gpattern_bench.registry import registry
-from gpattern_bench.submission import Metadata, Score, Submission
+from gpattern_bench.submission import MACROS, OF_PATTERN, Metadata, Score, Submission
 from gpattern_bench.uncertainty import interval, tie_groups
 
 __all__ = [
@@ -35,7 +35,6 @@ __all__ = [
     "write_board",
 ]
 
-_METRICS = ("auc_macro", "acc_macro", "f1_macro", "f1_val_macro", "ap_macro", "accuracy_subset")
 _SHOWN = {
     "auc_macro": "AUC",
     "acc_macro": "ACC",
@@ -168,7 +167,7 @@ def _same_labels(dataset: str, version: str, scores: Sequence[Score]) -> None:
 def _row(about: Metadata, entries: list[Score]) -> dict[str, Any]:
     """One method in one table: metrics averaged over its seeds."""
     metrics: list[Any] = [entry["metrics"] for entry in entries]
-    values = {key: [_number(found.get(key)) for found in metrics] for key in _METRICS}
+    values = {key: [_number(found.get(key)) for found in metrics] for key in MACROS}
     means: dict[str, Any] = {key: plain(exact_mean(found)) for key, found in values.items()}
     if len(entries) > 1:  # over seeds: sample standard deviation
         means["std"] = {key: plain(float(np.std(v, ddof=1))) for key, v in values.items()}
@@ -178,7 +177,7 @@ def _row(about: Metadata, entries: list[Score]) -> dict[str, Any]:
             plain(exact_mean([_number(found["ci"][key][end]) for found in metrics]))
             for end in (0, 1)
         ]
-        for key in _METRICS
+        for key in MACROS
         if all(key in found["ci"] for found in metrics)
     }
     patterns = list(metrics[0]["per_pattern"])
@@ -213,7 +212,7 @@ def _row(about: Metadata, entries: list[Score]) -> dict[str, Any]:
                 metric: plain(
                     exact_mean([_number(m["per_pattern"][pattern].get(metric)) for m in metrics])
                 )
-                for metric in ("auc", "acc", "f1", "ap", "precision", "recall", "f1_val")
+                for metric in OF_PATTERN
             }
             for pattern in patterns
         },

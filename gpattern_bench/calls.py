@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from math import isnan, nan
 from pathlib import Path
@@ -23,6 +24,9 @@ from gpattern_bench.predictions import write_tables
 __all__ = ["call_patterns", "summarise_genes", "val_thresholds", "write_calls"]
 
 _PIECE = 1 << 18  # pairs that are called at a time
+_NEARLY_ALL = 0.95  # share of pairs above which a call says nothing of the pair
+
+_log = logging.getLogger(__name__)
 
 
 def val_thresholds(dataset: Dataset, predictions: str | Path | pa.Table) -> dict[str, float]:
@@ -117,6 +121,7 @@ def write_calls(scores: Path, thresholds: Mapping[str, float | None], path: Path
     """Call the scores of a Parquet file, in pieces: calls (Parquet) and, beside them, genes (csv).
 
     Thresholds are in the metadata of the calls. Memory does not grow with the number of pairs.
+    A pattern that nearly all pairs are called for is warned of.
     """
     note = json.dumps(plain({"thresholds": dict(thresholds)}))
 
@@ -130,6 +135,16 @@ def write_calls(scores: Path, thresholds: Mapping[str, float | None], path: Path
         path,
         {"gpattern_bench": note},
     )
+    table = summarise_genes(called())
     genes = path.with_name(path.name.removesuffix(".parquet") + "-genes.csv")
-    write_text(genes, summarise_genes(called()).to_csv(index=False, float_format="%.6f"))
+    write_text(genes, table.to_csv(index=False, float_format="%.6f"))
+    for pattern in thresholds:
+        share = np.average(table[pattern], weights=table["cells"])
+        if share > _NEARLY_ALL:
+            _log.warning(
+                "%s: %s is called for %.1f %% of the pairs. The threshold of largest F1 is so low "
+                "where a method hardly tells which pairs have a pattern: go by its scores, not by "
+                "these calls",
+                path.name, pattern, 100 * share,
+            )  # fmt: skip
     return [path, genes]

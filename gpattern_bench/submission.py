@@ -11,7 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, cast
 
-from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
+import numpy as np
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from gpattern_bench.curves import Curves, curves
@@ -31,7 +32,16 @@ from gpattern_bench.registry import SourceFile
 from gpattern_bench.strata import parts
 from gpattern_bench.uncertainty import REPLICATES
 
-__all__ = ["LARGEST", "Metadata", "Score", "Submission", "read_submissions", "results_text"]
+__all__ = [
+    "LARGEST",
+    "MACROS",
+    "OF_PATTERN",
+    "Metadata",
+    "Score",
+    "Submission",
+    "read_submissions",
+    "results_text",
+]
 
 LARGEST = 20 << 20
 """Bytes of a prediction file above which it belongs at an address, not into the repository."""
@@ -41,20 +51,31 @@ _FILE = r"predictions/[^/]+/(test|val)-seed\d+[^/]*\.parquet"
 _OLD_RESULTS = "; if an older version wrote it, delete it and run leaderboard --rescore"
 
 
+MACROS = ("auc_macro", "acc_macro", "f1_macro", "f1_val_macro", "ap_macro", "accuracy_subset")
+"""Metrics over all patterns that the board shows."""
+OF_PATTERN = ("auc", "acc", "f1", "ap", "precision", "recall", "f1_val")
+"""Metrics of a pattern that the board shows."""
+
+_Count = Annotated[int, Field(ge=0)]
+_Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+_Difference = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
+_Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
 class Metrics(TypedDict):
     """What the board needs of an evaluator's result; further keys are kept."""
 
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
 
-    auc_macro: float | None
-    acc_macro: float | None
-    f1_macro: float | None
-    ap_macro: float | None
-    accuracy_subset: float | None
-    n: int
+    auc_macro: _Share | None
+    acc_macro: _Share | None
+    f1_macro: _Share | None
+    ap_macro: _Share | None
+    accuracy_subset: _Share | None
+    n: _Count
     per_pattern: dict[str, dict[str, Any]]
-    ci: dict[str, list[float | None]]
-    n_clusters: int
+    ci: dict[str, list[_Difference | None]]
+    n_clusters: _Count
     clusters: str
 
 
@@ -68,14 +89,32 @@ class Robustness(TypedDict):
 
     __pydantic_config__ = ConfigDict(extra="ignore")  # type: ignore[misc]
 
-    f1_worst_drop: float
-    largest_change: float
+    f1_worst_drop: _Difference
+    largest_change: _Share
 
 
 def _decodes(text: str) -> str:
-    if len(b64decode(text, validate=True)) != 4 * REPLICATES:
+    drawn = b64decode(text, validate=True)
+    if len(drawn) != 4 * REPLICATES:
         raise ValueError(f"expected {REPLICATES} values of 4 bytes")
+    values = np.frombuffer(drawn, "<f4")
+    if ((values < 0) | (values > 1)).any():  # NaN: undefined in that replicate
+        raise ValueError("expected values from 0 to 1")
     return text
+
+
+def _shares(metrics: Metrics) -> Metrics:
+    """Check what has no key of its own: optional metrics, and those of the patterns."""
+    found: dict[str, Any] = {"f1_val_macro": metrics.get("f1_val_macro")}
+    for pattern, values in metrics["per_pattern"].items():
+        found |= {f"per_pattern.{pattern}.{key}": values.get(key) for key in (*OF_PATTERN, "floor")}
+    for name, value in found.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is not None and not (number and 0 <= value <= 1):
+            raise ValueError(f"{name}: expected a number from 0 to 1 or null, got {shown(value)}")
+    if wrong := [key for key, ends in metrics["ci"].items() if len(ends) != 2]:
+        raise ValueError(f"ci.{wrong[0]}: expected two ends")
+    return metrics
 
 
 class Score(TypedDict):
@@ -96,18 +135,18 @@ class Score(TypedDict):
     version: str
     split: str
     protocol: Protocol
-    seed: int
+    seed: _Count
     labels_sha256: str
     trained_on: str | None
-    seconds: float | None
-    fit_seconds: float | None
+    seconds: _Seconds | None
+    fit_seconds: _Seconds | None
     device: str | None
-    parameters: int | None
+    parameters: _Count | None
     date: str | None
-    metrics: Metrics
+    metrics: Annotated[Metrics, AfterValidator(_shares)]
     curves: Curves
     f1_replicates: Annotated[str, AfterValidator(_decodes)]
-    degrees_of_freedom: int
+    degrees_of_freedom: _Count
     robustness: Robustness | None
     flags: list[str]
 
@@ -391,10 +430,10 @@ def _curves(path: Path, evaluator: Evaluator) -> Curves:
 class _Cost(TypedDict):
     """What the board takes of the report of a run: measured by it, never typed."""
 
-    seconds: float | None
-    fit_seconds: float | None
+    seconds: _Seconds | None
+    fit_seconds: _Seconds | None
     device: str | None
-    parameters: int | None
+    parameters: _Count | None
     date: str | None
 
 

@@ -99,3 +99,14 @@ def test_an_exponent_is_that_of_the_power_law(costs):
     assert costs.exponent(points, "cells", "cpu_s") == pytest.approx(1.5)
     assert costs.exponent(points, "cells", "peak_mib") is None  # too little to be told from noise
     assert costs.exponent(points, "genes", "cpu_s") is None  # a single point
+
+
+def test_the_small_network_is_trained_scored_and_used():
+    command = [sys.executable, str(BENCHMARK.with_name("gpsnet_small.py")), "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    small, unknown, upright, trees = found["scores"]
+    assert set(small) == set(upright) == {"model", "fit_s", "fit_cpu_s", "test_s", "auc", "f1"}
+    assert small["auc"] not in (unknown["auc"], upright["auc"])  # each is another model
+    assert 0.7 < trees["auc"] < 0.95  # trees learn from little; a network in one epoch hardly
+    assert (found["prediction"]["cells"], found["prediction"]["pairs"]) == (40, 1_822)

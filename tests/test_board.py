@@ -7,6 +7,7 @@ import locale
 import re
 import shutil
 from base64 import b64decode, b64encode
+from math import inf, nan
 from pathlib import Path
 
 import numpy as np
@@ -612,6 +613,38 @@ class TestMetadata:
         (folder / "mine" / "results.json").write_text(text)
         with pytest.raises(SubmissionError, match="mine"):
             read_submissions(folder)
+
+    @pytest.mark.parametrize(
+        ("where", "value", "told"),
+        [
+            (("metrics", "f1_macro"), nan, "0.metrics.f1_macro: Input should be a finite number"),
+            (("metrics", "f1_macro"), 99.0, "less than or equal to 1, got '99.0'"),
+            (("metrics", "auc_macro"), "high", "valid number"),
+            (("metrics", "f1_val_macro"), -0.1, "f1_val_macro: expected a number from 0 to 1"),
+            (("metrics", "per_pattern", "inner", "f1"), nan, "per_pattern.inner.f1: expected"),
+            (("metrics", "per_pattern", "inner", "floor"), "0.5", "inner.floor: expected"),
+            (("metrics", "ci", "f1_macro"), [0.1], "ci.f1_macro: expected two ends"),
+            (("metrics", "ci", "f1_macro"), [0.1, inf], "finite number"),
+            (("metrics", "n"), -1, "greater than or equal to 0"),
+            (("seconds",), -1.0, "seconds"),
+            (("robustness",), {"f1_worst_drop": 3, "largest_change": 0}, "f1_worst_drop"),
+            (("f1_replicates",), b64encode(np.full(1000, 2, "<f4").tobytes()).decode(), "0 to 1"),
+        ],
+    )
+    def test_numbers_that_cannot_be_are_an_error(self, folder, where, value, told):
+        sound = entry(f1_replicates=b64encode(np.full(1000, 0.5, "<f4").tobytes()).decode())
+        path = folder / "mine" / "results.json"
+        path.write_text(json.dumps([sound]))
+        assert len(read_submissions(folder)[0].results) == 1
+        *keys, last = where
+        inner = sound = json.loads(json.dumps(sound))
+        for key in keys:
+            inner = inner[key]
+        inner[last] = value
+        path.write_text(json.dumps([sound]))
+        with pytest.raises(SubmissionError, match=r"mine/results\.json: 0\.") as caught:
+            read_submissions(folder)
+        assert told in str(caught.value)
 
     def test_templates_are_left_out(self, folder):
         about("template").write(folder / "_template")

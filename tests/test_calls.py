@@ -88,6 +88,22 @@ def test_calls_are_written_with_their_thresholds_and_genes(tmp_path: Path) -> No
     assert pd.read_csv(genes)["p"].tolist() == [1.0]
 
 
+def test_a_pattern_that_nearly_every_pair_has_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = [f"c{k}" for k in range(100)]
+    scores = pd.DataFrame({"cell_id": names, "gene": ["X"] * 20 + ["Y"] * 80})
+    scores["most"] = np.arange(100) / 100
+    scores["many"] = scores["most"]
+    scores["none"] = 0.5
+    scores.to_parquet(tmp_path / "scores.parquet")
+    thresholds = {"most": 0.04, "many": 0.05, "none": nan}
+    write_calls(tmp_path / "scores.parquet", thresholds, tmp_path / "x.parquet")
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "x.parquet: most is called for 96.0 % of the pairs" in record.getMessage()
+
+
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "oracle"])
 def test_a_model_scores_as_the_run_that_left_it(
     ds: Dataset, runs: Path, tmp_path: Path, name: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -157,6 +158,64 @@ def test_links_in_the_repository_lead_somewhere(page: str) -> None:
         and not (here / urlsplit(target).path).exists()
     ]
     assert gone == []
+
+
+# Scores in the pages of methods are those of the board
+
+METRIC_OF = {"AUC": "auc_macro", "ACC": "acc_macro", "F1": "f1_macro", "F1 (val)": "f1_val_macro"}
+FITTED = {  # header -> protocol, and the dataset where the rows are methods
+    "trained on simulation": ("simulation", None),
+    "on the other cell line": ("transfer", None),
+    "cross-validated by cell": ("cv-cell", None),
+    "`u2os_gold`, by cell": ("cv-cell", "u2os_gold"),
+    "3T3 -> U-2 OS": ("transfer", "u2os_gold"),
+    "`nih3t3_gold`, by cell": ("cv-cell", "nih3t3_gold"),
+    "U-2 OS -> 3T3": ("transfer", "nih3t3_gold"),
+    "`synthetic`": ("fit", "synthetic"),
+}
+SCORED = {"bento": 6, "boosted": 6, "gpsnet": 16, "locfish": 13}  # page -> cells on the board
+
+
+def read_board() -> dict[tuple[str, str, str], dict[str, Any]]:
+    """Rows of the board by dataset, protocol and method."""
+    board = json.loads((ROOT / "leaderboard" / "leaderboard.json").read_text(encoding="utf-8"))
+    return {
+        (table["dataset"], table["protocol"], row["method"]): row
+        for table in board["tables"]
+        for row in table["rows"]
+    }
+
+
+def scores_of(page: str, text: str) -> Iterator[tuple[str, str]]:
+    """What cells of a page's tables say, and what they should."""
+    board = read_board()
+    for table in re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE):
+        header, _, *rows = (
+            [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()
+        )
+        for first, *cells in rows:
+            named = re.match(r"`(\w+)`", first)
+            if not named:
+                continue
+            for column, said in zip(header[1:], cells, strict=True):
+                if header[1:] == [*METRIC_OF]:
+                    row = board["synthetic", "fit", named[1]]
+                    metric = METRIC_OF[column]
+                    spread = f" ± {100 * row['std'][metric]:.2f}" if "std" in row else ""
+                    yield said, f"{100 * row[metric]:.2f}{spread}"
+                elif column in FITTED and re.search(r"\d / \d", said):
+                    protocol, dataset = FITTED[column]
+                    method = named[1] if dataset else page
+                    row = board.get((dataset or named[1], protocol, method))
+                    if row is not None:
+                        yield said, f"{row['auc_macro']:.3f} / {row['f1_macro']:.3f}"
+
+
+@pytest.mark.parametrize("page", sorted(path.stem for path in (DOCS / "methods").glob("*.md")))
+def test_scores_are_those_of_the_board(page: str) -> None:
+    found = list(scores_of(page, TEXTS[f"docs/methods/{page}.md"]))
+    assert len(found) == SCORED.get(page, 0)
+    assert [said for said, _ in found] == [expected for _, expected in found]
 
 
 # The site

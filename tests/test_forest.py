@@ -78,6 +78,34 @@ class TestForest:
         with pytest.raises(FileNotFoundError):
             Forest.load(tmp_path / "none.npz")
 
+    @pytest.mark.parametrize(
+        ("name", "change", "told"),
+        [
+            ("root", lambda a: a + 10_000, r"root\[0\] is 10000, of \d+ nodes"),
+            ("root", lambda a: a - 1, r"root\[0\] is -1"),
+            ("root", lambda a: a[:0], "0 trees"),
+            ("feature", lambda a: np.where(a < 0, -7, a).astype("i2"), r"feature\[\d+\] is -7"),
+            ("feature", lambda a: a.astype("i8"), "feature is int64"),
+            ("left", lambda a: a + 10_000, r"left\[0\] is 1000\d"),
+            ("left", lambda a: a - 10_000, r"left\[0\] is -9999"),
+            ("left", lambda a: a[:-1], r"3 trees with arrays of \[\d+, \d+\] nodes"),
+            ("right", lambda a: np.zeros_like(a), r"right\[0\] is 0, .* after their node"),
+            ("right", lambda a: a + 10_000, r"right\[0\] is 10"),
+            ("share", lambda a: a[:3], r"left\[\d+\] is \d+, of \d+ nodes and 3 leaves"),
+            ("share", lambda a: a[:, 0], "share is float32"),
+        ],
+    )
+    def test_a_file_whose_nodes_lead_nowhere_is_refused(self, tmp_path, name, change, told):
+        path = tmp_path / "forest.npz"
+        forest = Forest.fit(X, Y, 0, trees=3)
+        forest._replace(**{name: change(getattr(forest, name))}).save(path)
+        with pytest.raises(ValueError, match=rf"forest\.npz holds a damaged forest: {told}"):
+            Forest.load(path)
+
+    def test_a_feature_that_is_not_there_is_refused(self):
+        with pytest.raises(MethodError, match=r"asks for feature 5, .* and there are 4"):
+            Forest.fit(X, Y, 0, trees=3).predict(X[:, :4])
+
 
 @dataclass
 class ManyCells:

@@ -32,6 +32,17 @@ _Featurize = Callable[[Cell], NDArray[np.float64]]
 _BATCH = 4096  # pairs scored together, so that each tree is read from memory once
 
 
+_ARRAYS = {
+    "root": ("int32", 1),
+    "feature": ("int16", 1),
+    "threshold": ("float32", 1),
+    "left": ("int32", 1),
+    "right": ("int32", 1),
+    "missing_left": ("bool", 1),
+    "share": ("float32", 2),
+}  # type and number of axes of each
+
+
 class Forest(NamedTuple):
     """A forest for several labels at once.
 
@@ -111,7 +122,18 @@ class Forest(NamedTuple):
         return (self.sums(features) / len(self.root)).astype(np.float32)
 
     def sums(self, features: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """Sums over trees (n, C) of what is in the leaves that pairs (n, F) end in."""
+        """Sums over trees (n, C) of what is in the leaves that pairs (n, F) end in.
+
+        Raises
+        ------
+        MethodError
+            The forest asks for a feature that is not there.
+        """
+        if self.feature.max() >= features.shape[1]:
+            raise MethodError(
+                f"the forest asks for feature {self.feature.max()}, counted from 0, and there are "
+                f"{features.shape[1]}; fit the method again"
+            )
         sums = np.zeros((len(features), self.share.shape[1]))
         _add_shares(_single(features), *self, sums)
         return sums
@@ -155,13 +177,46 @@ class Forest(NamedTuple):
         Raises
         ------
         ValueError
-            The file holds no forest.
+            The file holds no forest, or nodes that lead out of it.
         """
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                return cls(**{name: arrays[name] for name in cls._fields})
+                forest = cls(**{name: arrays[name] for name in cls._fields})
         except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError) as error:
             raise ValueError(f"{path} holds no forest: {error}") from error
+        if flaw := forest._flaw():
+            raise ValueError(f"{path} holds a damaged forest: {flaw}; fit the method again")
+        return forest
+
+    def _flaw(self) -> str:
+        """What would lead a pair out of the arrays, or round in circles; "" if nothing does."""
+        for name, (dtype, axes) in _ARRAYS.items():
+            array = getattr(self, name)
+            if array.dtype != dtype or array.ndim != axes:
+                return f"{name} is {array.dtype} {array.shape}, expected {dtype} of {axes} axes"
+        nodes, leaves = len(self.feature), len(self.share)
+        lengths = {len(getattr(self, name)) for name in _ARRAYS if name not in ("root", "share")}
+        if lengths != {nodes} or len(self.root) == 0:
+            return f"{len(self.root)} trees with arrays of {sorted(lengths)} nodes"
+        asks, at = self.feature >= 0, np.arange(nodes)
+        outside = {
+            "root": (self.root < 0) | (self.root >= nodes),
+            "feature": self.feature < -1,
+            "left": np.where(
+                asks,
+                (self.left <= at) | (self.left >= nodes),
+                (self.left < 0) | (self.left >= leaves),
+            ),
+            "right": asks & ((self.right <= at) | (self.right >= nodes)),
+        }
+        for name, wrong in outside.items():
+            if wrong.any():
+                k = int(wrong.argmax())
+                return (
+                    f"{name}[{k}] is {getattr(self, name)[k]}, of {nodes} nodes and {leaves} "
+                    "leaves, where children come after their node"
+                )
+        return ""
 
 
 def labelled_pairs(
