@@ -20,7 +20,7 @@ any call grew by more than 5 % and 30 MiB, or by more than two files, threads or
 Linux only. The exit code is 1 if anything was wrong; the last line is one JSON object. Real
 datasets take part where GPATTERN_BENCH_MIRROR is set.
 
-Rerun: `python benchmarks/contention.py` (about twelve minutes), or `--quick` (seconds).
+Rerun: `python benchmarks/contention.py` (about fifteen minutes), or `--quick` (half a minute).
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+import gpattern_bench
 from gpattern_bench import Evaluator, load_dataset
 from gpattern_bench.board import build_board, page
 from gpattern_bench.errors import GPatternBenchError
@@ -121,7 +122,6 @@ _ALL = "run-all --dataset synthetic --methods gene_prior,sprawl,molecule_count -
 QUICK = {
     "download": Command("download synthetic", weight=2),
     "run sprawl": _run("sprawl"),
-    "validate": Command(f"validate {_SCORED}/test-seed0.parquet --dataset synthetic"),
     "simulate": Command("simulate --like synthetic --out simulated", ("simulated",), removed=True),
     "predict": Command(
         f"predict synthetic --model {_SCORED}/model-seed0 --out scores.parquet --calls",
@@ -129,6 +129,7 @@ QUICK = {
     ),
 }
 FULL = QUICK | {
+    "validate": Command(f"validate {_SCORED}/test-seed0.parquet --dataset synthetic"),
     "release": Command(
         "simulate --like synthetic --as bento-h5ad --out release.h5ad", ("release.h5ad",)
     ),
@@ -144,7 +145,6 @@ FULL = QUICK | {
     "info": Command("info synthetic --json"),
     "datasheet": Command("datasheet synthetic --out sheet.md", ("sheet.md",)),
     "run gene_prior": _run("gene_prior"),
-    "run bento": _run("bento"),
     "run-all, two starts": Command(
         _ALL,
         tuple(
@@ -156,7 +156,6 @@ FULL = QUICK | {
         prints=False,
         weight=2,
     ),
-    "features": Command("features sprawl synthetic --out raw.parquet", ("raw.parquet",)),
     "evaluate": Command(
         f"evaluate {_SCORED}/test-seed0.parquet --val {_SCORED}/val-seed0.parquet "
         "--dataset synthetic --json --replicates 200",
@@ -320,7 +319,8 @@ class Arena:
     def __init__(self, root: Path, mix: dict[str, Command], environment: dict[str, str]) -> None:
         self.cache = root / "cache"
         self.root, self.mix = root, mix
-        self.environment = os.environ | environment | {CACHE: str(self.cache)}
+        here = str(Path(gpattern_bench.__file__).parents[1])  # the package that is imported here
+        self.environment = os.environ | environment | {CACHE: str(self.cache), "PYTHONPATH": here}
         self.rows: dict[str, Row] = {name: Row() for name in mix}
         self.wrong: list[str] = []
         self.refusals: Counter[str] = Counter()
@@ -401,7 +401,8 @@ class Arena:
                     row.seconds.append(time.monotonic() - began)
             refused = ""
             for code, text in zip(codes, err, strict=True):
-                if code == 0 and text == wanted["stderr"]:
+                same = text == wanted["stderr"] if command.prints else "Traceback" not in text
+                if code == 0 and same:
                     continue
                 if code == -signal.SIGKILL and kill_after is not None:
                     continue
@@ -465,9 +466,7 @@ def reference(
 
 def pool(processes: int, arena: Arena) -> ProcessPoolExecutor:
     """Processes that have done nothing before and use the cache of an arena."""
-    for name in (CACHE, "NUMBA_CACHE_DIR"):  # what a new process reads as it starts
-        if name in arena.environment:
-            os.environ[name] = arena.environment[name]
+    os.environ[CACHE] = str(arena.cache)  # as new processes begin
     return ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
 
 
@@ -541,7 +540,7 @@ def grown(samples: list[tuple[float, dict[str, float]]], calls: int) -> list[str
 
     def most(low: float, high: float) -> dict[str, float] | None:
         found = [values for when, values in samples if low * end <= when <= high * end]
-        if len(found) < 2 * calls:
+        if len(found) < calls:
             return None
         return {key: max(values[key] for values in found) for key in found[0]}
 
@@ -574,7 +573,6 @@ def contend(
     base: Path,
     mix: dict[str, Command],
     calls: dict[str, Callable[[Path], str]],
-    compiled: Path | None,
     killed: int,
 ) -> tuple[Arena, dict[str, Row], list[dict[str, Any]]]:
     """Make the reference, contend, and compare; one of `killed` commands is."""
@@ -583,8 +581,7 @@ def contend(
     began = time.monotonic()
     place, wanted, known = reference(before, calls)
     print(f"alone, {len(mix)} commands and {len(calls)} calls: {time.monotonic() - began:.0f} s")
-    environment = {MARK: mark} | ({"NUMBA_CACHE_DIR": str(compiled)} if compiled else {})
-    arena = Arena(base / "contended", mix, environment)
+    arena = Arena(base / "contended", mix, {MARK: mark})
     for name, row in before.rows.items():
         arena.rows[name].seconds.extend(row.seconds)  # until there are others: when to kill
     workers = max(1, processes // 2)
@@ -597,18 +594,21 @@ def contend(
 
     def drive(k: int) -> None:
         rng = random.Random(f"{seed} driver {k}")  # noqa: S311
-        name = "download"
+        name, deck = "download", list[str]()
         for n in count(k):
             if time.monotonic() >= until:
                 break
             where = rng.choice((places[0], places[k + 1]))
             arena.until_done(name, where, wanted[name], rng, kill=n % killed == 0)
-            if rng.random() < 0.1:
+            if rng.random() < 0.15:
                 gone = rng.choice(datasets)
                 remove(arena.cache, (f"{gone}/{find_entry(gone).version}",))
                 with arena._lock:
                     arena.rows.setdefault("rm -rf CACHE/NAME/VERSION", Row()).times += 1
-            name = rng.choices(list(mix), [command.weight for command in mix.values()])[0]
+            if not deck:
+                deck += [name for name, command in mix.items() for _ in range(command.weight)]
+                rng.shuffle(deck)
+            name = deck.pop()
 
     with pool(workers, arena) as living, ThreadPoolExecutor(drivers) as threads:
         left = until - time.monotonic()
@@ -648,6 +648,10 @@ def settle(
     for name in wanted:
         if name.startswith(("download", "verify", *REAL)):
             arena.until_done(name, places[0], wanted[name], rng, kill=False)
+    for place in places:  # the next start removes what a killed one leaves
+        if any(place.glob("all/*/*/pieces-*")):
+            name = "run-all, two starts"
+            arena.until_done(name, place, wanted[name], rng, kill=False)
     for problem in differences(tree(arena.cache), tree(before.cache)):
         if ".fetch/" not in problem:
             arena.note("cache", problem)
@@ -709,8 +713,6 @@ def main() -> int:
         mix |= REAL
     with tempfile.TemporaryDirectory(dir=options.tmp) as folder:
         base = Path(folder).resolve()
-        # As after an installation: kernels are compiled by all at once, too.
-        compiled = None if options.quick else base / "compiled"
         arena, calls, workers = contend(
             minutes,
             processes,
@@ -718,7 +720,6 @@ def main() -> int:
             base,
             mix,
             QUICK_CALLS if options.quick else FULL_CALLS,
-            compiled,
             killed=2 if options.quick else 5,
         )
     commands = table(arena.rows)
