@@ -12,6 +12,10 @@ from pathlib import Path
 
 import pytest
 
+import gpattern_bench.verify
+from gpattern_bench import load_dataset
+from gpattern_bench.errors import TableError
+
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "contention.py"
 
 
@@ -113,3 +117,17 @@ class TestWatch:
             report.write_text(json.dumps({"seconds": {"test": seconds}, "method": method}))
             digests.append(contention.digest_of(report))
         assert digests[0] == digests[1] != digests[2]
+
+
+def test_removed_while_it_is_verified(tmp_path, monkeypatch):
+    dataset = load_dataset("synthetic", root=tmp_path)
+    read = gpattern_bench.verify.read_whole
+
+    def removed(path):
+        table = read(path)
+        (path.parent / "labels.parquet").unlink()
+        return table
+
+    monkeypatch.setattr(gpattern_bench.verify, "read_whole", removed)
+    with pytest.raises(TableError, match="cannot be read .*labels.parquet"):
+        dataset.verify()
