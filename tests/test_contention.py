@@ -129,5 +129,5 @@ def test_removed_while_it_is_verified(tmp_path, monkeypatch):
         return table
 
     monkeypatch.setattr(gpattern_bench.verify, "read_whole", removed)
-    with pytest.raises(TableError, match="cannot be read .*labels.parquet"):
+    with pytest.raises(TableError, match=r"cannot be read .*labels\.parquet"):
         dataset.verify()
