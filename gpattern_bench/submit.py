@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from pydantic import TypeAdapter, ValidationError
 
 from gpattern_bench.dataset import Dataset, load_dataset
@@ -54,7 +55,8 @@ def submit_run(run: Path, to: Path) -> Metadata:
 
     ``submission.yaml`` is that of the package for a method that ships with it. For others it is
     the one in the folder, with its list of files renewed; where there is none yet, the template is
-    put there, and what must be filled in is told. Files of earlier runs stay.
+    put there, and what must be filled in is told. Files of earlier runs stay, and those that
+    another process submits at the same moment.
 
     Parameters
     ----------
@@ -233,27 +235,35 @@ def _beside(file: Path, origin: Origin, dataset: Dataset, problems: list[str]) -
 
 
 def _written(sources: list[Path], to: Path, metadata: Metadata, previous: str) -> Metadata:
-    """Make the new folder beside the old one, and let it take its place."""
+    """Make the new folder beside the old one, and let it take its place.
+
+    One process at a time: two that began with the same folder would each leave out what the other
+    brings.
+    """
     to.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{to.name}-", dir=to.parent) as beside:
-        new, old = Path(beside) / "new", Path(beside) / "old"
-        new.mkdir()
-        if to.is_dir():
-            shutil.copytree(to, new, dirs_exist_ok=True)
-        for source in sources:
-            target = new / "predictions" / source.parent.name / source.name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
-        metadata = metadata.with_files(tuple(_kept_afar(new, metadata)))
-        write_text(new / METADATA, metadata.text(previous))
-        if to.is_dir():
-            to.replace(old)
-        try:
-            new.replace(to)
-        except OSError:
-            if old.is_dir():
-                old.replace(to)
-            raise
+    with FileLock(to.parent / f".{to.name}.lock"):
+        for stale in to.parent.glob(f".{to.name}-{'?' * 8}"):  # of one that was killed
+            if not (stale / "old").is_dir():  # else it may hold the only copy
+                shutil.rmtree(stale, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=f".{to.name}-", dir=to.parent) as beside:
+            new, old = Path(beside) / "new", Path(beside) / "old"
+            new.mkdir()
+            if to.is_dir():
+                shutil.copytree(to, new, dirs_exist_ok=True)
+            for source in sources:
+                target = new / "predictions" / source.parent.name / source.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target)
+            metadata = metadata.with_files(tuple(_kept_afar(new, metadata)))
+            write_text(new / METADATA, metadata.text(previous))
+            if to.is_dir():
+                to.replace(old)
+            try:
+                new.replace(to)
+            except OSError:
+                if old.is_dir():
+                    old.replace(to)
+                raise
     return metadata
 
 

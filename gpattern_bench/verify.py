@@ -42,7 +42,10 @@ def find_problems(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
         for name, about in manifest["files"].items()
         for problem in _file_problems(folder / name, about, manifest["patterns"])
     ]
-    return problems or list(_value_problems(folder, manifest))
+    try:
+        return problems or list(_value_problems(folder, manifest))
+    except OSError as error:  # it was there a moment ago: somebody removes the folder
+        return [f"{folder} cannot be read ({error}); make it again"]
 
 
 def _file_problems(path: Path, about: Mapping[str, Any], patterns: list[str]) -> Iterator[str]:

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 import yaml
 from pytest_httpserver import HTTPServer
 
+import gpattern_bench.submit
 from gpattern_bench import load_dataset
 from gpattern_bench.cli import main
 from gpattern_bench.copies import flag_copies
@@ -211,6 +213,32 @@ class TestSubmit:
         assert mine(here).stale() == [
             "my_method/predictions/synthetic/test-seed1.parquet: not scored yet"
         ]
+
+    def test_two_at_the_same_moment_both_end_up_in_it(self, here, monkeypatch):
+        shell("submissions/my_method/run.py", "--seed", "1", "--out", "runs/more", cwd=here)
+        other = threading.Thread(target=self.submit, args=(here, "runs/more"))
+        listed = gpattern_bench.submit.listed_files
+
+        def meanwhile(*arguments):
+            gpattern_bench.submit.listed_files = listed
+            other.start()
+            other.join(5)  # it has to wait for this one
+            return listed(*arguments)
+
+        monkeypatch.setattr(gpattern_bench.submit, "listed_files", meanwhile)
+        self.submit(here)
+        other.join()
+        assert mine(here).metadata.seeds == (0, 1)
+        assert mine(here).unlisted() == []
+
+    def test_what_a_killed_one_left_is_removed(self, here):
+        half = here / "submissions" / ".my_method-abcd1234" / "new"
+        other = here / "submissions" / ".my_method-mine-abcd1234" / "new"
+        only_copy = here / "submissions" / ".my_method-efgh5678" / "old"
+        for folder in (half, other, only_copy):
+            folder.mkdir(parents=True)
+        self.submit(here)
+        assert [folder.exists() for folder in (half, other, only_copy)] == [False, True, True]
 
     def test_of_a_method_that_ships_writes_its_metadata(self, here, cli):
         from gpattern_bench.methods import get_method
