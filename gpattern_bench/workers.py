@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -93,7 +94,7 @@ def in_order(
     with backend():
         # max_nbytes: arrays are sent as they are, not as files that can only be read.
         parallel = Parallel(return_as="generator", max_nbytes=None)
-    with closing(parallel(calls())) as reports, _alive():
+    with _closing(parallel(calls())) as reports, _alive():
         for report in reports:
             for record in report.records:
                 logging.getLogger(record.name).handle(record)
@@ -102,6 +103,17 @@ def in_order(
             yield report.result
     if broken:
         raise broken[0]
+
+
+@contextmanager
+def _closing(reports: Any) -> Iterator[Any]:
+    """Stop the workers at the end; joblib warns of what they had in hand after an error."""
+    try:
+        yield reports
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            reports.close()
 
 
 @contextmanager

@@ -53,6 +53,10 @@ def dask_cluster() -> Iterator[str]:
         "distributed", reason="Dask is not installed: pip install 'gpattern-bench[dask]'"
     )
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+        # Port 0: any that is free, for two clusters on one machine.
+        n_workers=2,
+        threads_per_worker=1,
+        processes=True,
+        dashboard_address=":0",
     ) as cluster:
         yield cluster.scheduler_address

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +21,8 @@ from gpattern_bench.cli import main
 from gpattern_bench.curate import simulate
 from gpattern_bench.curate.build import curate
 from gpattern_bench.curate.recipe import Recipe
-from gpattern_bench.curate.releases import write_cosmx
-from gpattern_bench.curate.simulate import COMPARTMENTS, simulate_like
+from gpattern_bench.curate.releases import write_bento_h5ad, write_cosmx
+from gpattern_bench.curate.simulate import simulate_like
 from gpattern_bench.errors import PredictionError, SourceError, TableError, WorkersError
 from gpattern_bench.methods import get_method
 from gpattern_bench.predict import predict_cells
@@ -31,9 +32,14 @@ from gpattern_bench.submission import read_submissions, rescore, results_text
 from gpattern_bench.submit import listed_files
 from gpattern_bench.workers import in_order, workers
 
-COSMX = Recipe(format="cosmx", path="flat", patterns=COMPARTMENTS, unit_um=0.18, controls="NegPrb")
+COSMX = Recipe(
+    format="cosmx",
+    path="flat",
+    patterns=("cytoplasmic", "membrane", "nuclear"),
+    unit_um=0.18,
+    controls="NegPrb",
+)
 WORK = "gpattern_bench.work"  # a logger
-SIMULATED = Recipe(format="simulated", like="cosmx_lung", patterns=COMPARTMENTS, seed=3)
 
 
 @pytest.fixture(params=["processes", "dask"])
@@ -44,19 +50,29 @@ def where(request) -> dict[str, object]:
     return {"jobs": None, "cluster": request.getfixturevalue("dask_cluster")}
 
 
-@pytest.fixture
-def small(monkeypatch) -> None:
-    """Releases like `cosmx_lung` are small."""
-    size = replace(simulate._SIZES["cosmx_lung"], n_fovs=5, n_cells=150, n_genes=30)
-    monkeypatch.setitem(simulate._SIZES, "cosmx_lung", size)
+@pytest.fixture(scope="module")
+def small() -> Iterator[None]:
+    """Releases of a size are small."""
+    with pytest.MonkeyPatch.context() as patch:
+        for like, size in {
+            "cosmx_lung": {"n_fovs": 4, "n_cells": 150, "n_genes": 30},
+            "u2os": {"n_fovs": 4, "n_cells": 20, "n_genes": 12},
+        }.items():
+            patch.setitem(simulate._SIZES, like, replace(simulate._SIZES[like], **size))
+        yield
 
 
-@pytest.fixture
-def flat(small, tmp_path) -> Path:
-    """CosMx flat files of five fields of view."""
-    folder = tmp_path / "sources" / "flat"
-    write_cosmx(simulate_like("cosmx_lung", 4), folder)
-    return folder
+@pytest.fixture(scope="module")
+def flat(small, tmp_path_factory) -> Path:
+    """CosMx flat files of four fields of view."""
+    return write_cosmx(simulate_like("cosmx_lung", 4), tmp_path_factory.mktemp("cosmx") / "flat")
+
+
+@pytest.fixture(scope="module")
+def single(flat, tmp_path_factory) -> dict[str, bytes]:
+    """What one process makes of them."""
+    folder = tmp_path_factory.mktemp("single") / "out"
+    return everything(curate(COSMX, flat.parent, folder, name="c", version="0.0.0"))
 
 
 def everything(folder: Path) -> dict[str, bytes]:
@@ -125,23 +141,16 @@ class TestInOrder:
 
 
 class TestCuration:
-    def test_of_flat_files(self, flat, tmp_path, where):
-        single, several = (
-            curate(COSMX, flat.parent, tmp_path / name, name="c", version="1.0.0", **how)
-            for name, how in (("single", {}), ("several", where))
-        )
-        assert everything(several) == everything(single)
-        assert len(everything(single)) == 5
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["several", "single", "sources"]
-
-    def test_of_an_archive(self, small, tmp_path, where):
+    def test_of_an_archive(self, flat, single, tmp_path, where):
         path = write_cosmx(simulate_like("cosmx_lung", 4), tmp_path / "sources", archive=True)
         recipe = COSMX.model_copy(update={"path": path.name})
-        single, several = (
-            curate(recipe, path.parent, tmp_path / name, name="c", version="1.0.0", **how)
-            for name, how in (("single", {}), ("several", where))
-        )
-        assert everything(several) == everything(single)
+        folder = curate(recipe, path.parent, tmp_path / "out", name="c", version="0.0.0", **where)
+        found = everything(folder)
+        assert len(found) == 5
+        assert {name: found[name] for name in found if name != "manifest.json"} == {
+            name: single[name] for name in single if name != "manifest.json"
+        }
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "sources"]
 
     def test_of_the_real_extract(self, shared, tmp_path, where):
         entry = find_entry("cosmx_lung_mini")
@@ -160,24 +169,28 @@ class TestCuration:
         assert everything(folder) == everything(single)
 
     @pytest.mark.usefixtures("small")
-    @pytest.mark.parametrize("like", ["cosmx_lung", "synthetic"])
-    def test_of_simulated_cells(self, like, tmp_path, where):
-        patterns = COMPARTMENTS if like == "cosmx_lung" else simulate.PATTERNS
-        recipe = SIMULATED.model_copy(update={"like": like, "patterns": patterns})
-        single, several = (
-            curate(recipe, tmp_path, tmp_path / name, name="s", version="1.0.0", **how)
-            for name, how in (("single", {}), ("several", where))
-        )
-        assert everything(several) == everything(single)
+    def test_of_simulated_cells_and_of_what_is_in_memory(self, tmp_path, where):
+        drawn = Recipe(format="simulated", like="u2os", patterns=simulate.PATTERNS, seed=3)
+        write_bento_h5ad(simulate_like("u2os", 3), tmp_path / "cells.h5ad", simulate.PATTERNS)
+        read = Recipe(format="bento-h5ad", path="cells.h5ad", patterns=simulate.PATTERNS)
+        for recipe in (drawn, read):
+            one, several = (
+                curate(
+                    recipe, tmp_path, tmp_path / recipe.format / name, name="s", version="1", **how
+                )
+                for name, how in (("one", {}), ("several", where))
+            )
+            assert everything(several) == everything(one)
 
     def test_an_error_is_that_of_one_process(self, flat, tmp_path, where):
-        for fov in (3, 5):
-            [image] = flat.rglob(f"CellLabels_F00{fov}.tif")
+        folder = Path(shutil.copytree(flat, tmp_path / "sources" / "flat"))
+        for fov in (2, 4):
+            [image] = folder.rglob(f"CellLabels_F00{fov}.tif")
             tifffile.imwrite(image, tifffile.imread(image) + 0.5)
         texts = []
         for how in ({}, where):
-            with pytest.raises(SourceError, match=r"F003\.tif is no label image") as caught:
-                curate(COSMX, flat.parent, tmp_path / "out", name="c", version="1.0.0", **how)
+            with pytest.raises(SourceError, match=r"F002\.tif is no label image") as caught:
+                curate(COSMX, folder.parent, tmp_path / "out", name="c", version="1.0.0", **how)
             texts.append(str(caught.value))
             assert [path.name for path in tmp_path.iterdir()] == ["sources"]
         assert texts[0] == texts[1]
@@ -193,16 +206,9 @@ class TestCuration:
                 pinned={"cells": "0" * 64},
                 **where,
             )
-        assert [path.name for path in tmp_path.iterdir()] == ["sources"]
+        assert list(tmp_path.iterdir()) == []
 
-    def test_the_command(self, flat, tmp_path, where, monkeypatch, capsys):
-        single = curate(
-            COSMX.model_copy(update={"patterns": ("cytoplasmic", "membrane", "nuclear")}),
-            flat.parent,
-            tmp_path / "single",
-            name="c",
-            version="0.0.0",
-        )
+    def test_the_command(self, flat, single, tmp_path, where, monkeypatch, capsys):
         words = ["curate", "cosmx", flat, "--unit-um", 0.18, "--controls", "NegPrb", "--name", "c"]
         words += ["--out", tmp_path / "out"]
         words += ["--jobs", 2] if where["jobs"] else ["--cluster", where["cluster"]]
@@ -210,7 +216,7 @@ class TestCuration:
         with pytest.raises(SystemExit) as caught:
             main()
         assert caught.value.code in (0, None), capsys.readouterr().err
-        assert everything(tmp_path / "out") == everything(single)
+        assert everything(tmp_path / "out") == single
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +233,7 @@ def submitted(tmp_path_factory) -> Path:
             scores = predict_cells(method, dataset.iter_cells(split), bar=False)
             path = folder / name / "predictions" / "synthetic" / f"{split}-seed0.parquet"
             write_predictions(path, scores, dataset, split, method=name)
-        metadata_of(name, files=listed_files(folder / name, {})).write(folder / name)
+        metadata_of(name, seeds=[0], files=listed_files(folder / name, {})).write(folder / name)
     return folder
 
 
