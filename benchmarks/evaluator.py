@@ -41,7 +41,7 @@ from tabulate import tabulate
 
 from gpattern_bench import Evaluator, schema
 from gpattern_bench.metrics import PatternScore, score_pattern
-from gpattern_bench.predictions import Origin, write_table
+from gpattern_bench.predictions import Origin, write_tables
 
 PATTERNS = ("cell_edge", "cytoplasmic", "nuclear", "nuclear_edge")
 GENES, PER_CELL = 960, 100  # a panel of 960 genes, of which a cell shows 100
@@ -267,7 +267,7 @@ def write_shuffled(n: int, path: Path) -> int:
         table = table.append_column(name, pa.array(rng.random(n, dtype=np.float32)))
     table = table.cast(schema.predictions(PATTERNS))
     origin = json.dumps(asdict(Origin("large", "1.0.0", "test", "random")))
-    write_table(table.replace_schema_metadata({"gpattern_bench": origin}), path)
+    write_tables([table.replace_schema_metadata({"gpattern_bench": origin})], path)
     return path.stat().st_size
 
 

@@ -21,6 +21,7 @@ from gpattern_bench.methods.gpsnet.method import GPSNetMethod
 from gpattern_bench.methods.gpsnet.model import PRESETS
 from gpattern_bench.methods.gpsnet.settings import TRAININGS
 from gpattern_bench.predict import predict_cells
+from gpattern_bench.predictions import counted
 
 __all__ = ["REPORTED", "STUDIES", "AblationRow", "ablation_table", "train_variants"]
 
@@ -198,6 +199,5 @@ def _drawn_cells(dataset: Dataset, seed: int) -> list[str]:
 
 def _scored(method: GPSNetMethod, dataset: Dataset, split: str) -> tuple[float, float, float]:
     scores = predict_cells(method, dataset.iter_cells(split))
-    wanted = dataset.pairs(split).astype(str)
-    result = Evaluator(dataset, split=split).eval(wanted.merge(scores, on=["cell_id", "gene"]))
+    result = Evaluator(dataset, split=split).eval(counted(scores, dataset.pairs(split)))
     return result["auc_macro"], result["acc_macro"], result["f1_macro"]

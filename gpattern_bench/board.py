@@ -20,7 +20,7 @@ from typing_extensions import TypedDict
 from gpattern_bench.errors import SubmissionError
 from gpattern_bench.files import plain, write_text
 from gpattern_bench.metrics import exact_mean
-from gpattern_bench.page import build_page
+from gpattern_bench.page import best_two, build_page
 from gpattern_bench.registry import registry
 from gpattern_bench.submission import Metadata, Score, Submission
 from gpattern_bench.uncertainty import interval, tie_groups
@@ -184,7 +184,7 @@ def _row(about: Metadata, entries: list[Score]) -> dict[str, Any]:
     patterns = list(metrics[0]["per_pattern"])
     rules = about.rules_for
     entries = sorted(entries, key=lambda entry: entry["seed"])
-    robust = [found for entry in entries if (found := entry.get("robustness"))]
+    robust = [found for entry in entries if (found := entry["robustness"])]
     return {
         "method": about.method,
         "label": about.label,
@@ -197,16 +197,16 @@ def _row(about: Metadata, entries: list[Score]) -> dict[str, Any]:
         "seeds": sorted(entry["seed"] for entry in entries),
         "trained_on": entries[0]["trained_on"],
         "seconds": _mean_of(entry["seconds"] for entry in entries),
-        "fit_seconds": _mean_of(entry.get("fit_seconds") for entry in entries),
+        "fit_seconds": _mean_of(entry["fit_seconds"] for entry in entries),
         "device": entries[0]["device"],
-        "parameters": _first(entry.get("parameters") for entry in entries),
-        "date": max((date for entry in entries if (date := entry.get("date"))), default=None),
+        "parameters": _first(entry["parameters"] for entry in entries),
+        "date": max((date for entry in entries if (date := entry["date"])), default=None),
         "robustness": {
             key: max(found[key] for found in robust) for key in ("f1_worst_drop", "largest_change")
         }
         if robust
         else None,
-        "flags": sorted({flag for entry in entries for flag in entry.get("flags", [])}),
+        "flags": sorted({flag for entry in entries for flag in entry["flags"]}),
         **means,
         "per_pattern": {
             pattern: {
@@ -309,7 +309,7 @@ def markdown(board: dict[str, Any]) -> str:
             ]
             for row in reported["rows"]
         ]
-        notes = "".join(f"\n{note}" for note in reported.get("notes", ()))
+        notes = "".join(f"\n{note}" for note in reported["notes"])
         parts.append(
             f"### {reported['dataset']}\n\n"
             + _table(rows, ["Method", "AUC", "ACC", "F1", "Training", "Validation", "Status"])
@@ -363,9 +363,9 @@ def _columns(
 def _emphasis(rows: list[dict[str, Any]], metric: str) -> list[str]:
     """How each row's value is written: the best candidate bold, the second best underlined."""
     values = [None if row["rank"] is None else row[metric] for row in rows]
-    best = sorted({value for value in values if value is not None}, reverse=True)
-    forms = dict(zip(best, ("**{}**", "<u>{}</u>"), strict=False))
-    return ["{}" if value is None else forms.get(value, "{}") for value in values]
+    marks = best_two(_percent(value) for value in values if value is not None)
+    forms = {"best": "**{}**", "second": "<u>{}</u>"}
+    return [forms[mark] if (mark := marks.get(_percent(value))) else "{}" for value in values]
 
 
 def _reported_times(dataset: str, reported: Sequence[_Reported]) -> dict[str, str]:

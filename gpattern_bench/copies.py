@@ -75,7 +75,7 @@ def flag_copies(scored: Sequence[tuple[Submission, list[Score]]]) -> list[list[S
 def _flagged(score: Score, copies: set[str] | None) -> Score:
     if copies is None:
         return score
-    others = [text for text in score.get("flags", []) if not text.startswith(_FLAG)]
+    others = [text for text in score["flags"] if not text.startswith(_FLAG)]
     return {**score, "flags": others + sorted(copies)}
 
 

@@ -250,13 +250,22 @@ class Dataset:
         """Cells of a split, outlines as shapely geometries in slide-global micrometres."""
         return read_cells(self.folder, self.fovs(split), columns)
 
-    def pairs(self, split: str | None = None, *, labelled: bool = True) -> pd.DataFrame:
+    def pairs(
+        self,
+        split: str | None = None,
+        *,
+        labelled: bool = True,
+        fovs: Collection[str] | None = None,
+    ) -> pd.DataFrame:
         """The pairs to predict, cell_id and gene: the labelled ones or, without labels, all.
 
-        With ``labelled=False`` all of them in either case.
+        With ``labelled=False`` all of them in either case; with `fovs` those of these fields of
+        view, whatever their split.
         """
         table = "labels" if self.has_labels and labelled else "molecules"
-        frame: pd.DataFrame = self._read(table, split, ["cell_id", "gene"]).to_pandas()
+        path = self.folder / f"{table}.parquet"
+        found = read_table(path, self.fovs(split) if fovs is None else fovs, ["cell_id", "gene"])
+        frame: pd.DataFrame = found.to_pandas()
         return frame.drop_duplicates(ignore_index=True)
 
     def iter_cells(self, split: str | None = None, *, keep: Collection[str] | None = None) -> Cells:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal
 
 from gpattern_bench.charts import Chart, Style, bins_chart, styles, time_chart, unit_chart
 from gpattern_bench.curves import Curves
@@ -12,7 +12,10 @@ from gpattern_bench.gallery import Gallery, build_gallery
 from gpattern_bench.metrics import exact_mean
 from gpattern_bench.submission import Score, Submission
 
-__all__ = ["build_page"]
+__all__ = ["Mark", "best_two", "build_page"]
+
+Mark = Literal["best", "second"]
+"""How a number is marked among those of its column."""
 
 INPUTS = ("coordinates", "gene", "cell outline", "nucleus outline")
 _COLUMNS = (("f1_macro", "F1"), ("auc_macro", "AUC"), ("acc_macro", "ACC"),
@@ -76,6 +79,21 @@ def percent(value: float | None, form: str = ".2f") -> str:
     return _NONE if value is None else f"{100 * value:{form}}".replace("-", "\N{MINUS SIGN}")
 
 
+def best_two(printed: Iterable[str]) -> dict[str, Mark]:
+    """Which of some printed numbers are the best and the second best; larger is better.
+
+    Readers compare what is printed: numbers that are equal in print have the same mark, however
+    they differ beyond it.
+
+    >>> best_two(["90.00", "89.99", "90.00", "70.00"])
+    {'90.00': 'best', '89.99': 'second'}
+    """
+    texts = dict.fromkeys(printed)
+    ranks = sorted({float(text) for text in texts}, reverse=True)[:2]
+    marks: dict[float, Mark] = dict(zip(ranks, ("best", "second"), strict=False))
+    return {text: marks[value] for text in texts if (value := float(text)) in marks}
+
+
 def seconds(value: float | None) -> str:
     """A duration as people say it."""
     if value is None:
@@ -107,12 +125,7 @@ def _table(
         scores = _scores_of(row, table, submissions)
         rows.append(
             {
-                "parameters": None,
-                "fit_seconds": None,
-                "date": None,
-                "robustness": None,
                 **row,
-                "flags": row.get("flags") or [],
                 "style": drawn[row["method"]],
                 "by_seed": [score["metrics"]["f1_macro"] for score in scores],
             }
@@ -180,10 +193,9 @@ def _scores_of(
     )
 
 
-def _marks(values: Iterable[float | None]) -> dict[str, str]:
-    """Printed value -> best or second; equal in print is equal in rank."""
-    known = sorted({round(100 * value, 2) for value in values if value is not None}, reverse=True)
-    return dict(zip((f"{value:.2f}" for value in known), ("best", "second"), strict=False))
+def _marks(values: Iterable[float | None]) -> dict[str, Mark]:
+    """Marks of fractions by how they are printed."""
+    return best_two(percent(value) for value in values if value is not None)
 
 
 def _curve_charts(pattern: str, found: Sequence[tuple[Style, Curves]]) -> dict[str, Any]:
@@ -249,6 +261,5 @@ def _reported(table: Mapping[str, Any]) -> dict[str, Any]:
     """A dataset of the paper's table 2, best and second best marked."""
     marks = {}
     for metric in ("auc", "acc", "f1"):
-        known = [float(row[metric]) / 100 for row in table["rows"] if row[metric] is not None]
-        marks[metric] = _marks(known)
+        marks[metric] = best_two(row[metric] for row in table["rows"] if row[metric] is not None)
     return {**table, "marks": marks}

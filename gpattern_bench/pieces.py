@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,19 @@ from gpattern_bench.dataset import Dataset
 from gpattern_bench.methods.base import Method, Network
 from gpattern_bench.model import load_model
 from gpattern_bench.predict import predict_cells
-from gpattern_bench.predictions import write_table
+from gpattern_bench.predictions import write_tables
 from gpattern_bench.run import peak_rss_mib
 from gpattern_bench.storage import read_table
 
-__all__ = ["Piece", "cut_pieces", "is_whole", "predict_piece", "read_pieces", "run_key"]
+__all__ = [
+    "Piece",
+    "cut_pieces",
+    "is_whole",
+    "predict_piece",
+    "read_costs",
+    "read_pieces",
+    "run_key",
+]
 
 MOLECULES = 100_000
 """A piece has as many or more, unless it is the last of its split: what a crash may cost."""
@@ -42,12 +50,26 @@ class Piece:
     split : str
     file : str
         Name of the file of its scores.
+    fovs : list of str
+        Its fields of view.
     cells : Cells
+        Those of them.
     """
 
     split: str
     file: str
+    fovs: list[str]
     cells: Cells
+
+
+@cache
+def _code_sha256() -> str:
+    """Hash over the modules of this package: a method's code may change without its version."""
+    digest = hashlib.sha256()
+    here = Path(__file__).parent
+    for path in sorted(here.rglob("*.py")):
+        digest.update(path.relative_to(here).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 def run_key(method: str, dataset: Dataset, seed: int) -> dict[str, Any]:
@@ -60,6 +82,7 @@ def run_key(method: str, dataset: Dataset, seed: int) -> dict[str, Any]:
         "patterns": list(dataset.patterns),
         "content_sha256": {name: files[name]["content_sha256"] for name in sorted(files)},
         "package_version": __version__,
+        "code_sha256": _code_sha256(),
     }
 
 
@@ -80,7 +103,7 @@ def cut_pieces(dataset: Dataset, split: str, *, per_cell: bool) -> list[Piece]:
             labels=dataset.has_labels,
         )
         which = hashlib.sha256(json.dumps(fovs).encode()).hexdigest()[:8]
-        pieces.append(Piece(split, f"{split}-{len(pieces):05d}-{which}.parquet", cells))
+        pieces.append(Piece(split, f"{split}-{len(pieces):05d}-{which}.parquet", fovs, cells))
     return pieces
 
 
@@ -109,7 +132,7 @@ def predict_piece(model: Path, cells: Cells, path: Path) -> None:
     scores = predict_cells(method, cells, bar=False)
     cost = {"seconds": time.perf_counter() - began, "peak_rss_mib": peak_rss_mib()}
     table = pa.Table.from_pandas(scores, preserve_index=False)
-    write_table(table.replace_schema_metadata({_COST: json.dumps(cost)}), path)
+    write_tables([table.replace_schema_metadata({_COST: json.dumps(cost)})], path)
 
 
 @lru_cache(maxsize=1)  # a worker predicts many pieces with one model
@@ -128,10 +151,15 @@ def is_whole(path: Path) -> bool:
         return False
 
 
-def read_pieces(paths: list[Path]) -> tuple[pd.DataFrame, float, float]:
-    """Scores of pieces below each other; seconds that they took in all, and the peak RSS, MiB."""
-    tables = [pq.read_table(path, page_checksum_verification=True) for path in paths]
-    costs = [json.loads(table.schema.metadata[_COST]) for table in tables]
-    seconds = sum(cost["seconds"] for cost in costs)
-    peak = max(cost["peak_rss_mib"] for cost in costs)
-    return pa.concat_tables(tables).to_pandas(), seconds, peak
+def read_pieces(pieces: list[Piece], folder: Path) -> Iterator[tuple[list[str], pd.DataFrame]]:
+    """Fields of view and scores of each piece, one after the other."""
+    for piece in pieces:
+        table = pq.read_table(folder / piece.file, page_checksum_verification=True)
+        yield piece.fovs, table.to_pandas()
+
+
+def read_costs(pieces: list[Piece], folder: Path) -> tuple[float, float]:
+    """Seconds that pieces took in all, and the peak RSS, MiB."""
+    schemas = [pq.read_schema(folder / piece.file) for piece in pieces]
+    costs = [json.loads(schema.metadata[_COST]) for schema in schemas]
+    return sum(cost["seconds"] for cost in costs), max(cost["peak_rss_mib"] for cost in costs)

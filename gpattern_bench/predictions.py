@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -29,18 +29,19 @@ __all__ = [
     "Protocol",
     "as_table",
     "check_predictions",
+    "counted",
     "expected_origin",
     "pair_positions",
     "prediction_table",
     "read_origin",
     "read_predictions",
     "write_predictions",
-    "write_table",
     "write_tables",
 ]
 
 _KEY = b"gpattern_bench"
 _EXAMPLES = 5
+_ROWS = 1 << 20  # of a row group: as many as pyarrow gives one by default
 _METHOD = r"\w[\w.-]*"
 _LONGEST_FOOTER = 1 << 26  # bytes; that of 10^7 pairs has some thousands
 _FLOATS = (pa.float32(), pa.float64())
@@ -156,11 +157,18 @@ def write_predictions(
     'mine.parquet'
     """
     origin = Origin(dataset.name, dataset.version, split, method, seed, protocol, trained_on)
-    return write_table(prediction_table(scores, dataset, origin), Path(path))
+    return write_tables([prediction_table(scores, dataset, origin)], Path(path))
 
 
-def prediction_table(scores: pd.DataFrame, dataset: Dataset, origin: Origin) -> pa.Table:
+def prediction_table(
+    scores: pd.DataFrame,
+    dataset: Dataset,
+    origin: Origin,
+    pairs: pd.DataFrame | None = None,
+) -> pa.Table:
     """Scores as a prediction file holds them: checked, float32, with their origin.
+
+    Without `pairs` they must be of all pairs of the split, else of these.
 
     Raises
     ------
@@ -168,8 +176,9 @@ def prediction_table(scores: pd.DataFrame, dataset: Dataset, origin: Origin) -> 
         With every problem.
     """
     table = as_table(scores)
+    wanted_pairs = dataset.pairs(origin.split) if pairs is None else pairs
     checked = check_predictions(
-        table, dataset.pairs(origin.split), dataset.patterns, origin=origin, dtypes=_FLOATS
+        table, wanted_pairs, dataset.patterns, origin=origin, dtypes=_FLOATS
     )
     if checked.problems:
         raise PredictionError(f"scores of {origin.method} for {dataset.id}", checked.problems)
@@ -178,23 +187,36 @@ def prediction_table(scores: pd.DataFrame, dataset: Dataset, origin: Origin) -> 
     return table.replace_schema_metadata({_KEY: json.dumps(asdict(origin))})
 
 
-def write_table(table: pa.Table, path: Path) -> Path:
-    """Write what :func:`prediction_table` gave, whole or not at all."""
-    with replacing(path) as beside:
-        pq.write_table(table, beside, compression="zstd", write_page_checksum=True)
-    return path
+def write_tables(
+    pieces: Iterable[pa.Table], path: Path, metadata: Mapping[str, str] | None = None
+) -> Path:
+    """Write tables of one schema (one at least) below each other, whole or not at all.
 
-
-def write_tables(pieces: Iterable[pa.Table], path: Path, metadata: Mapping[str, str]) -> Path:
-    """Write tables of one schema (one at least) below each other, whole or not at all."""
-    stream = iter(pieces)
-    first = next(stream)
+    However the rows are cut into tables, the bytes are those of all of them in one. Without
+    `metadata` the file has that of the first table.
+    """
+    groups = _row_groups(pieces)
+    first = next(groups)
     with replacing(path) as beside:
-        named = first.schema.with_metadata(metadata)
+        named = first.schema if metadata is None else first.schema.with_metadata(metadata)
         with pq.ParquetWriter(beside, named, compression="zstd", write_page_checksum=True) as file:
-            for piece in chain([first], stream):
-                file.write_table(piece.cast(named))
+            for group in chain([first], groups):
+                file.write_table(group.cast(named))
     return path
+
+
+def _row_groups(pieces: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Cut rows as ``write_table`` of all of them would: as many to a group, but for the last."""
+    held: list[pa.Table] = []
+    rows = 0
+    for piece in pieces:
+        held.append(piece)
+        rows += len(piece)
+        while rows > _ROWS:
+            together = pa.concat_tables(held)
+            yield together.slice(0, _ROWS).combine_chunks()
+            held, rows = [together.slice(_ROWS)], rows - _ROWS
+    yield pa.concat_tables(held).combine_chunks()
 
 
 def as_table(predictions: pd.DataFrame | pa.Table) -> pa.Table:
@@ -394,6 +416,35 @@ def pair_positions(table: pa.Table, pairs: pd.DataFrame) -> NDArray[np.int64]:
     gene = codes_into(pd.Index(genes.astype(object)), table["gene"])
     keys = np.where((cell < 0) | (gene < 0), -1, cell * len(genes) + gene)
     return np.asarray(pd.Index(known).get_indexer(keys), dtype=np.int64)
+
+
+def counted(scores: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the pairs that count, of what a method said of all pairs of some cells.
+
+    Parameters
+    ----------
+    scores : pandas.DataFrame
+        ``cell_id``, ``gene`` and one column per pattern, rows in any order.
+    pairs : pandas.DataFrame
+        ``cell_id``, ``gene`` of those that count, each once.
+
+    Returns
+    -------
+    pandas.DataFrame
+        In the order of `pairs`; the index is the row of `pairs`. Pairs without scores are left out.
+
+    Examples
+    --------
+    >>> scores = pd.DataFrame({"cell_id": ["1", "1", "2"], "gene": ["A", "B", "A"], "p": [1, 2, 3]})
+    >>> pairs = pd.DataFrame({"cell_id": ["2", "2", "1"], "gene": ["A", "B", "A"]})
+    >>> counted(scores, pairs)["p"].to_dict()
+    {0: 3, 2: 1}
+    """
+    table = pa.Table.from_pandas(scores[["cell_id", "gene"]], preserve_index=False)
+    position = pair_positions(table, pairs)
+    kept, position = scores[position >= 0], position[position >= 0]
+    order = np.argsort(position, kind="stable")
+    return kept.iloc[order].set_index(position[order])
 
 
 def _origin_problems(origin: Origin, expected: Mapping[str, str]) -> list[str]:

@@ -11,12 +11,9 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 from zlib import crc32
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
 import shapely
 from numpy.typing import NDArray
 
@@ -29,7 +26,7 @@ from gpattern_bench.methods import get_method
 from gpattern_bench.methods.base import Method
 from gpattern_bench.model import load_model
 from gpattern_bench.predict import predict_cells
-from gpattern_bench.predictions import Origin, Protocol, pair_positions
+from gpattern_bench.predictions import Origin, Protocol, counted
 from gpattern_bench.run import choose_protocol
 
 __all__ = [
@@ -285,7 +282,10 @@ def measure_robustness(
 
     def scores_of(stream: Cells) -> NDArray[np.float32]:
         """(N, C) in the order of the labels; NaN for pairs that are not there."""
-        return _aligned(predict_cells(method, stream), evaluator.labels, dataset.patterns)
+        found = counted(predict_cells(method, stream), evaluator.labels)
+        scores = np.full(truth.shape, np.nan, np.float32)
+        scores[found.index] = found[list(dataset.patterns)]
+        return scores
 
     def score(rows: NDArray[np.bool_], scores: NDArray[np.float32]) -> Result:
         return evaluator.eval({"y_true": truth[rows], "y_pred": scores[rows]})
@@ -390,14 +390,3 @@ def _fitted(folder: Path, name: str, source: Dataset, dataset: Dataset, seed: in
             f"{wanted}, got {said}; run it again into another folder"
         )
     return method
-
-
-def _aligned(
-    scores: pd.DataFrame, labels: pd.DataFrame, patterns: tuple[str, ...]
-) -> NDArray[np.float32]:
-    table = pa.Table.from_pandas(scores[["cell_id", "gene"]], preserve_index=False)
-    position = pair_positions(table, labels)
-    values: NDArray[np.float32] = np.full((len(labels), len(patterns)), np.nan, np.float32)
-    known: NDArray[Any] = position >= 0
-    values[position[known]] = scores[list(patterns)].to_numpy(np.float32)[known]
-    return values

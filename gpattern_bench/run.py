@@ -10,7 +10,8 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -25,7 +26,7 @@ from gpattern_bench.calls import val_thresholds
 from gpattern_bench.cells import Cells
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.errors import MethodError
-from gpattern_bench.files import plain, write_text
+from gpattern_bench.files import plain, replacing, write_text
 from gpattern_bench.methods import METHODS, get_method
 from gpattern_bench.methods.base import Method, Network
 from gpattern_bench.model import Model, save_model
@@ -33,9 +34,9 @@ from gpattern_bench.predict import predict_cells
 from gpattern_bench.predictions import (
     Origin,
     Protocol,
-    pair_positions,
+    counted,
     prediction_table,
-    write_table,
+    write_tables,
 )
 
 __all__ = [
@@ -50,6 +51,8 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
+
+_Scored = tuple[list[str], pd.DataFrame]  # fields of view, and scores of all of their pairs
 
 FOLDS = 5
 """Folds of the cross-validation by cell."""
@@ -154,7 +157,7 @@ def run_method(
         seconds["fit"] = fit_method(method, train_on or dataset, seed, training)
     if os.environ.get("RANK", "0") != "0":
         return []  # of several processes that train together, the first goes on
-    scores = {}
+    scores: dict[str, Iterable[_Scored]] = {}
     for split in (origin.split for origin in origins):
         began = time.perf_counter()
         if protocol == "cv-cell":
@@ -163,9 +166,10 @@ def run_method(
                 method = make()  # for each fold: nothing of another is left in it
                 method.fit(train, seed)
                 folds.append(predict_cells(method, held_out))
-            scores[split] = pd.concat(folds, ignore_index=True)
+            found = pd.concat(folds, ignore_index=True)
         else:
-            scores[split] = predict_cells(method, dataset.iter_cells(split))
+            found = predict_cells(method, dataset.iter_cells(split))
+        scores[split] = [(dataset.fovs(split), found)]
         seconds[split] = time.perf_counter() - began
     files = write_run(method, dataset, origins, scores, folder, seconds=seconds)
     training.unlink(missing_ok=True)  # a run that is done has nothing to go on from
@@ -173,13 +177,35 @@ def run_method(
 
 
 def run_origins(
-    method: str, dataset: Dataset, seed: int, protocol: Protocol, trained_on: str | None = None
+    method: str,
+    dataset: Dataset,
+    seed: int,
+    protocol: Protocol,
+    trained_on: str | None = None,
+    splits: Sequence[str] | None = None,
 ) -> list[Origin]:
-    """Where the prediction files of a run belong: val and test, as far as there are such splits."""
+    """Where the prediction files of a run belong.
+
+    Of all `splits`, or without any named of val and test, as far as the dataset has them.
+
+    Raises
+    ------
+    MethodError
+        The dataset lacks one of `splits`, or has neither val nor test.
+    """
+    if splits is None and not (splits := [s for s in ("val", "test") if s in dataset.splits]):
+        raise MethodError(
+            f"{dataset.id} has no split to predict: expected val or test, got "
+            f"{', '.join(dataset.splits)} only; curate it with one, or score all of its pairs by "
+            "`gpattern-bench predict`"
+        )
+    if foreign := [split for split in splits if split not in dataset.splits]:
+        raise MethodError(
+            f"{dataset.id} has no split {', '.join(foreign)}; it has {', '.join(dataset.splits)}"
+        )
     return [
         Origin(dataset.name, dataset.version, split, method, seed, protocol, trained_on)
-        for split in ("val", "test")
-        if split in dataset.splits
+        for split in dict.fromkeys(splits)
     ]
 
 
@@ -202,7 +228,7 @@ def write_run(
     method: Method,
     dataset: Dataset,
     origins: list[Origin],
-    scores: dict[str, pd.DataFrame],
+    scores: Mapping[str, Iterable[_Scored]],
     folder: Path,
     *,
     seconds: dict[str, float],
@@ -216,8 +242,10 @@ def write_run(
         Fitted.
     dataset : Dataset
     origins : list of Origin
-    scores : dict of str to pandas.DataFrame
-        Split -> what :func:`gpattern_bench.predict.predict_cells` gave, rows in any order.
+    scores : mapping of str to iterable of (list of str, pandas.DataFrame)
+        Split -> fields of view, in their order, and what
+        :func:`gpattern_bench.predict.predict_cells` gave of them, rows in any order. One is in
+        memory at a time.
     folder : pathlib.Path
     seconds : dict of str to float
         See :class:`Run`.
@@ -234,18 +262,18 @@ def write_run(
     rules = method.about.rules_for
     if rules is not None and (none := [p for p in dataset.patterns if p not in rules]):
         _log.warning("%s has no rule for %s: scored 0 everywhere", name, ", ".join(none))
-    tables = [  # all are checked before the first is written
-        prediction_table(_counted(scores[o.split], dataset.pairs(o.split)), dataset, o)
-        for o in origins
-    ]
-    files = [
-        write_table(table, folder / f"{origin.stem()}.parquet")
-        for table, origin in zip(tables, origins, strict=True)
-    ]
+    files = [folder / f"{origin.stem()}.parquet" for origin in origins]
+    with ExitStack() as all_or_none:
+        besides = [all_or_none.enter_context(replacing(file)) for file in files]
+        for origin, beside in zip(origins, besides, strict=True):
+            tables = _prediction_tables(scores[origin.split], dataset, origin)
+            write_tables(tables, beside)
     if protocol != "cv-cell" and not method.about.sees_labels:
         thresholds = None
-        if origins[0].split == "val" and dataset.has_labels:
-            thresholds = plain(val_thresholds(dataset, tables[0]))
+        if dataset.has_labels:
+            for file, origin in zip(files, origins, strict=True):
+                if origin.split == "val":
+                    thresholds = plain(val_thresholds(dataset, file))
         fitted_on = (trained_on or dataset.id) if method.about.learns else None
         model = Model(name, list(dataset.patterns), fitted_on, thresholds, seed)
         save_model(method, model, folder / origins[0].stem("model"))
@@ -266,6 +294,14 @@ def write_run(
     path = folder / f"{origins[0].stem('run')}.json"
     write_text(path, json.dumps(asdict(report), indent=1) + "\n")
     return files
+
+
+def _prediction_tables(
+    scores: Iterable[_Scored], dataset: Dataset, origin: Origin
+) -> Iterator[pa.Table]:
+    for fovs, found in scores:
+        pairs = dataset.pairs(fovs=fovs)
+        yield prediction_table(counted(found, pairs), dataset, origin, pairs)
 
 
 def _named(method: str | Method) -> tuple[str, Callable[[], Method]]:
@@ -346,14 +382,6 @@ def _folds(dataset: Dataset, split: str, seed: int) -> Iterator[tuple[Cells, Cel
     for k in range(FOLDS):
         train, held_out = names[fold != k].tolist(), names[fold == k].tolist()
         yield dataset.iter_cells(split, keep=train), dataset.iter_cells(split, keep=held_out)
-
-
-def _counted(scores: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the pairs that count, in their order."""
-    table = pa.Table.from_pandas(scores[["cell_id", "gene"]], preserve_index=False)
-    position = pair_positions(table, pairs)
-    kept = scores[position >= 0]
-    return kept.iloc[np.argsort(position[position >= 0], kind="stable")].reset_index(drop=True)
 
 
 def peak_rss_mib() -> float:

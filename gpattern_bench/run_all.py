@@ -8,10 +8,12 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock, Timeout
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
@@ -21,7 +23,16 @@ from gpattern_bench.files import file_sha256, write_text
 from gpattern_bench.methods import get_method
 from gpattern_bench.methods.base import Method, Network
 from gpattern_bench.model import Model, load_model, save_model
-from gpattern_bench.pieces import Piece, cut_pieces, is_whole, predict_piece, read_pieces, run_key
+from gpattern_bench.pieces import (
+    Piece,
+    cut_pieces,
+    is_whole,
+    predict_piece,
+    read_costs,
+    read_pieces,
+    run_key,
+)
+from gpattern_bench.predictions import Origin
 from gpattern_bench.run import choose_protocol, fit_method, run_origins, write_run
 from gpattern_bench.workers import Backend, workers
 
@@ -60,6 +71,7 @@ def run_all(
     out: str | Path,
     *,
     seed: int = 0,
+    splits: Sequence[str] | None = None,
     jobs: int | None = None,
     cluster: str | None = None,
 ) -> list[Outcome]:
@@ -69,7 +81,8 @@ def run_all(
     split's seconds are the sum over its pieces. Started again after a crash, or with more methods,
     it goes on where it was: fitted models and predicted pieces are kept in
     ``out/<method>/<dataset>/pieces-...`` until the method is done, and belong to one method, seed,
-    content of the dataset and version of the package.
+    content of the dataset and code of the package. Started twice at a time, the second waits for
+    the first, method by method.
 
     Parameters
     ----------
@@ -79,6 +92,8 @@ def run_all(
     out : str or pathlib.Path
         Workers must see it, and the dataset's tables, under these paths.
     seed : int
+    splits : sequence of str, optional
+        What to predict; default: val and test.
     jobs : int, optional
         Processes that predict; default: as many as there are cores.
     cluster : str, optional
@@ -116,7 +131,7 @@ def run_all(
     outcomes = []
     with workers(jobs if jobs or cluster else -1, cluster) as backend:
         for name in names:
-            job = _Job(name, dataset, Path(out).absolute(), seed, backend)
+            job = _Job(name, dataset, Path(out).absolute(), seed, splits, backend)
             try:
                 outcomes.append(job.run())
             except Exception as error:  # noqa: BLE001 - the others go on, and the table tells
@@ -131,8 +146,17 @@ def run_all(
 class _Job:
     """One method on its way from nothing, or from where an earlier start left it, to its files."""
 
-    def __init__(self, name: str, dataset: Dataset, out: Path, seed: int, backend: Backend) -> None:
+    def __init__(
+        self,
+        name: str,
+        dataset: Dataset,
+        out: Path,
+        seed: int,
+        splits: Sequence[str] | None,
+        backend: Backend,
+    ) -> None:
         self.backend = backend
+        self.splits = splits
         self.method: Method = get_method(name)
         self.dataset = dataset
         self.folder = out / name / dataset.name
@@ -145,11 +169,15 @@ class _Job:
 
     def run(self) -> Outcome:
         name = self.method.about.name
-        if self._is_done():
+        protocol = choose_protocol(self.method, self.dataset, None, cv=False)
+        origins = run_origins(name, self.dataset, self.seed, protocol, splits=self.splits)
+        with self._alone():
+            return self._run(name, origins)
+
+    def _run(self, name: str, origins: list[Origin]) -> Outcome:
+        if self._is_done(origins):
             shutil.rmtree(self.pieces, ignore_errors=True)  # killed just before it did so
             return Outcome(name, "skipped")
-        protocol = choose_protocol(self.method, self.dataset, None, cv=False)
-        origins = run_origins(name, self.dataset, self.seed, protocol)
         seconds = self._fit()
         peak, scores = 0.0, {}
         pieces = [
@@ -159,8 +187,9 @@ class _Job:
         ]
         self._predict(pieces)
         for origin in origins:
-            paths = [self.pieces / piece.file for piece in pieces if piece.split == origin.split]
-            scores[origin.split], seconds[origin.split], used = read_pieces(paths)
+            here = [piece for piece in pieces if piece.split == origin.split]
+            seconds[origin.split], used = read_costs(here, self.pieces)
+            scores[origin.split] = read_pieces(here, self.pieces)
             peak = max(peak, used)
         files = write_run(
             self.method, self.dataset, origins, scores, self.folder, seconds=seconds, peak_rss=peak
@@ -173,12 +202,28 @@ class _Job:
             shutil.rmtree(folder, ignore_errors=True)
         return Outcome(name, "done", self.written, self.kept)
 
-    def _is_done(self) -> bool:
-        """Whether an earlier start wrote the same files and they are as it left them."""
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Wait until no other start is at the same method, dataset and seed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / f".seed{self.seed}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            _log.warning("another process is at %s: waiting until it is done", self.folder)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _is_done(self, origins: list[Origin]) -> bool:
+        """Whether an earlier start wrote these files and they are as it left them."""
         try:
             mark = json.loads(self.mark.read_text(encoding="utf-8"))
             return bool(mark["key"] == self.key) and all(
-                file_sha256(self.folder / name) == sha256 for name, sha256 in mark["files"].items()
+                file_sha256(self.folder / file) == mark["files"][file]
+                for file in (f"{origin.stem()}.parquet" for origin in origins)
             )
         except (OSError, ValueError, KeyError):
             return False

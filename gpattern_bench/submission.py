@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, cast
+from typing import Annotated, Any, cast
 
 from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
@@ -109,16 +109,16 @@ class Score(TypedDict):
     labels_sha256: str
     trained_on: str | None
     seconds: float | None
-    fit_seconds: NotRequired[float | None]
+    fit_seconds: float | None
     device: str | None
-    parameters: NotRequired[int | None]
-    date: NotRequired[str | None]
+    parameters: int | None
+    date: str | None
     metrics: Metrics
     curves: Curves
     f1_replicates: Annotated[str, AfterValidator(_decodes)]
     degrees_of_freedom: int
-    robustness: NotRequired[Robustness | None]
-    flags: NotRequired[list[str]]
+    robustness: Robustness | None
+    flags: list[str]
 
 
 @dataclass(frozen=True)

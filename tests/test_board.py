@@ -99,7 +99,10 @@ def entry(method: str = "m", **values) -> dict:
         "labels_sha256": "a" * 64,
         "trained_on": None,
         "seconds": 1.0,
+        "fit_seconds": None,
         "device": "CPU",
+        "parameters": None,
+        "date": None,
         "metrics": metrics,
         "curves": {
             "per_pattern": {"inner": curve, "outer": curve},
@@ -109,6 +112,8 @@ def entry(method: str = "m", **values) -> dict:
         },
         "f1_replicates": b64encode(drawn.astype("<f4").tobytes()).decode(),
         "degrees_of_freedom": 9,
+        "robustness": None,
+        "flags": [],
     }
     return base | values
 
@@ -294,6 +299,16 @@ class TestMarks:
         found = [submitted(entry(m, score=s), method=m) for m, s in scores.items()]
         assert self.cells("AUC", *found) == ["**90.00**", "**90.00**", "<u>50.00</u>"]
 
+    def test_equal_in_print_is_equal_here_and_on_the_page(self):
+        scores = {"a": 0.90004, "b": 0.90001, "c": 0.89996, "d": 0.89994, "e": 0.5}
+        found = [submitted(entry(m, score=s), method=m) for m, s in scores.items()]
+        best, second = ["**90.00**"] * 3, ["<u>89.99</u>"]
+        assert self.cells("AUC", *found) == [*best, *second, "50.00"]
+        html = page(build_board(found), found)
+        columns = 4  # F1, AUC, ACC, AP
+        assert html.count('<b class="best">90.00</b>') == 3 * columns
+        assert html.count('<u class="second">89.99</u>') == columns
+
     def test_undefined_values_have_none(self):
         found = [submitted(entry("a", score=None), method="a"), submitted(entry("b"), method="b")]
         assert self.cells("AUC", *found) == ["**50.00**", "-"]
@@ -309,7 +324,7 @@ class TestMarks:
         assert self.cells("Date", found) == ["2026-01-03"]
         assert self.cells("Status", found) == ["measured"]
 
-    def test_results_of_older_versions_lack_some(self):
+    def test_what_the_run_did_not_measure(self):
         found = submitted(entry())
         row = build_board([found])["tables"][0]["rows"][0]
         assert [row[k] for k in ("fit_seconds", "parameters", "date", "robustness")] == [None] * 4

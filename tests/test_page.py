@@ -51,7 +51,10 @@ def entry(score: float, **values) -> dict:
         "labels_sha256": "a" * 64,
         "trained_on": None,
         "seconds": 100 * score,
+        "fit_seconds": None,
         "device": "CPU",
+        "parameters": None,
+        "date": None,
         "metrics": {
             **dict.fromkeys(
                 ("auc_macro", "acc_macro", "f1_macro", "ap_macro", "accuracy_subset"), score
@@ -75,6 +78,8 @@ def entry(score: float, **values) -> dict:
             .tobytes()
         ).decode(),
         "degrees_of_freedom": 9,
+        "robustness": None,
+        "flags": [],
     } | values
 
 

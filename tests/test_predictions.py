@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,16 @@ import pyarrow.parquet as pq
 import pytest
 from samples import dataset_of
 
-from gpattern_bench import Evaluator, __version__, schema
+from gpattern_bench import Evaluator, __version__, predictions, schema
 from gpattern_bench.curate.simulate import PATTERNS, simulate
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.errors import GPatternBenchError, PredictionError
-from gpattern_bench.predictions import Origin, read_predictions, write_predictions
+from gpattern_bench.predictions import (
+    Origin,
+    read_predictions,
+    write_predictions,
+    write_tables,
+)
 
 KEY = b"gpattern_bench"
 
@@ -55,6 +61,30 @@ def complaints(evaluator: Evaluator, path: Path) -> str:
         return "\n".join(evaluator.check(path).problems)
     except PredictionError as error:
         return str(error)
+
+
+class TestPieces:
+    @pytest.mark.parametrize("cuts", [[], [1], [40], [7, 8, 30, 31], [10, 20, 30, 40, 50]])
+    def test_bytes_do_not_depend_on_them(self, scores, tmp_path, monkeypatch, cuts):
+        monkeypatch.setattr(predictions, "_ROWS", 16)
+        table = pa.Table.from_pandas(scores, preserve_index=False)
+        pq.write_table(
+            table,
+            tmp_path / "whole",
+            compression="zstd",
+            write_page_checksum=True,
+            row_group_size=16,
+        )
+        bounds = [0, *cuts, len(table)]
+        pieces = (table.slice(a, b - a) for a, b in pairwise(bounds))
+        write_tables(pieces, tmp_path / "pieces")
+        assert (tmp_path / "pieces").read_bytes() == (tmp_path / "whole").read_bytes()
+        assert pq.read_metadata(tmp_path / "pieces").num_row_groups == -(-len(table) // 16)
+
+    def test_as_many_rows_to_a_group_as_pyarrow_gives(self, tmp_path):
+        pq.write_table(pa.table({"x": np.zeros(predictions._ROWS + 1)}), tmp_path / "file")
+        metadata = pq.read_metadata(tmp_path / "file")
+        assert metadata.row_group(0).num_rows == predictions._ROWS
 
 
 class TestRoundTrip:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from samples import dataset_of
 
 from gpattern_bench import Evaluator, __version__
 from gpattern_bench.curate.recipe import Recipe
@@ -22,6 +23,7 @@ from gpattern_bench.methods import METHODS
 from gpattern_bench.methods.base import About, Untrained
 from gpattern_bench.predictions import Origin, read_predictions
 from gpattern_bench.run import FOLDS, run_method
+from gpattern_bench.run_all import run_all
 
 
 def build(folder, name, *, seed=7, split="fov", labels=True, n_fovs=12, form="simulated"):
@@ -422,6 +424,18 @@ class TestRefused:
         )
         with pytest.raises(MethodError, match="it needs labels of the patterns cell_edge"):
             run_method("gene_prior", made["gold"], tmp_path / "out", train_on=Dataset(folder))
+        assert not (tmp_path / "out").exists()
+
+    def test_nothing_but_a_train_split(self, tmp_path):
+        release = simulate(7, n_fovs=3, cells_per_fov=2, n_genes=5, mean_molecules=40)
+        named = dict.fromkeys(release.cells["fov"].unique(), "train")
+        only = dataset_of(tmp_path / "only", release, splits=named)
+        expected = r"small@1\.0\.0 has no split to predict: expected val or test, got train only"
+        with pytest.raises(MethodError, match=expected):
+            run_method("gene_prior", only, tmp_path / "out")
+        (outcome,) = run_all(["gene_prior"], only, tmp_path / "out", jobs=1)
+        assert outcome.outcome == "failed"
+        assert "no split to predict" in outcome.why
         assert not (tmp_path / "out").exists()
 
     def test_an_unknown_method(self, made, tmp_path):

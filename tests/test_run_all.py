@@ -10,10 +10,12 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
 from test_run import build
 
 import gpattern_bench.pieces
@@ -24,6 +26,7 @@ from gpattern_bench.errors import (
     UnknownMethodError,
     WorkersError,
 )
+from gpattern_bench.evaluator import Evaluator
 from gpattern_bench.methods import METHODS, get_method
 from gpattern_bench.pieces import cut_pieces, run_key
 from gpattern_bench.predict import predict_cells
@@ -60,7 +63,7 @@ def results(folder: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and not path.name.startswith(("run-seed", "done-seed"))
+        if path.is_file() and not path.name.startswith(("run-seed", "done-seed", ".seed"))
     }
 
 
@@ -136,6 +139,34 @@ class TestSameBytes:
         assert set(reports[0]["seconds"]) == {"fit", "val", "test"}
         measured = dict.fromkeys(["seconds", "peak_rss_mib", "date", "device"])
         assert reports[0] | measured == reports[1] | measured
+
+
+class TestSplits:
+    def test_those_asked_for_are_predicted(self, dataset, single, tmp_path):
+        [outcome] = run_all(["bento"], dataset, tmp_path, seed=3, splits=["train", "test"], jobs=1)
+        folder = tmp_path / "bento" / "whole"
+        assert outcome.outcome == "done"
+        assert [p.name for p in sorted(folder.glob("*.parquet"))] == [
+            "test-seed3.parquet", "train-seed3.parquet",
+        ]  # fmt: skip
+        theirs = single / "bento" / "whole" / "test-seed3.parquet"
+        assert (folder / "test-seed3.parquet").read_bytes() == theirs.read_bytes()
+        Evaluator(dataset, "train").eval(folder / "train-seed3.parquet")
+
+    def test_more_of_them_are_not_skipped(self, dataset, tmp_path):
+        def start(*splits):
+            return run_all(["sprawl"], dataset, tmp_path, splits=splits, jobs=1)[0].outcome
+
+        assert start("test") == "done"
+        assert start("test", "val") == "done"
+        assert start("val") == start("val", "test") == "skipped"
+        (tmp_path / "sprawl" / "whole" / "val-seed0.parquet").unlink()
+        assert start("test") == "skipped"
+
+    def test_one_that_is_not_there(self, dataset, tmp_path):
+        [outcome] = run_all(["sprawl"], dataset, tmp_path, splits=["test", "tset"], jobs=1)
+        assert outcome.why == "whole@1.2.0 has no split tset; it has train, val, test"
+        assert list(tmp_path.iterdir()) == []
 
 
 class TestPieces:
@@ -248,6 +279,35 @@ class TestResume:
         ]  # fmt: skip
         monkeypatch.setattr(gpattern_bench.pieces, "__version__", "0.0.0")
         assert start(dataset) == "done"
+
+    def test_code_that_changed_makes_another_key(self, dataset, tmp_path, monkeypatch):
+        key = run_key("bento", dataset, 0)
+        package = Path(gpattern_bench.pieces.__file__).parent
+        copy = Path(shutil.copytree(package, tmp_path / "package"))
+        monkeypatch.setattr(gpattern_bench.pieces, "__file__", str(copy / "pieces.py"))
+        gpattern_bench.pieces._code_sha256.cache_clear()
+        assert run_key("bento", dataset, 0) == key
+        code = copy / "methods" / "bento.py"
+        code.write_text(code.read_text() + "# changed\n")
+        gpattern_bench.pieces._code_sha256.cache_clear()
+        assert run_key("bento", dataset, 0) != key
+        gpattern_bench.pieces._code_sha256.cache_clear()
+
+    def test_a_second_start_waits(self, dataset, tmp_path, caplog):
+        folder = tmp_path / "prevalence" / "whole"
+        folder.mkdir(parents=True)
+        outcomes = []
+        with FileLock(folder / ".seed0.lock"):
+            second = Thread(
+                target=lambda: outcomes.extend(run_all(["prevalence"], dataset, tmp_path, jobs=1))
+            )
+            second.start()
+            second.join(0.5)
+            assert second.is_alive()
+            assert not any(folder.glob("*.parquet"))
+        second.join(60)
+        assert [o.outcome for o in outcomes] == ["done"]
+        assert f"another process is at {folder}: waiting" in caplog.text
 
 
 class TestFailures:

@@ -76,6 +76,9 @@ def run_all_(
         Path, typer.Option(metavar="DIR", help="Folder; each method has its own in it.")
     ],
     seed: Seed = 0,
+    splits: Annotated[
+        str | None, typer.Option(metavar="A,B", help="What to predict. Default: val,test.")
+    ] = None,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Processes that predict. Default: one per core.")
     ] = None,
@@ -92,6 +95,7 @@ def run_all_(
         load_dataset(dataset),
         out,
         seed=seed,
+        splits=splits.split(",") if splits else None,
         jobs=jobs,
         cluster=cluster,
     )
