@@ -64,7 +64,25 @@ def workers(jobs: int | None, cluster: str | None) -> Iterator[Backend]:
             "tcp://host:8786, which `dask scheduler` prints"
         ) from error
     with client:
-        yield partial(parallel_config, "dask", client=client)
+        yield partial(parallel_config, _dask_backend(client))
+
+
+def _dask_backend(client: Any) -> Any:
+    """joblib's, which would wait for ever for a task that Dask gives up (joblib 1.6)."""
+    from joblib._dask import DaskDistributedBackend
+
+    class Backend(DaskDistributedBackend):  # type: ignore[misc]
+        def submit(self, func: Any, callback: Any = None) -> Any:
+            future = super().submit(func, callback)
+            future.add_done_callback(lambda done: done.exception() and callback(done.exception()))
+            return future
+
+        def retrieve_result_callback(self, out: Any) -> Any:
+            if isinstance(out, BaseException):
+                raise out
+            return super().retrieve_result_callback(out)
+
+    return Backend(client=client)
 
 
 def in_order(

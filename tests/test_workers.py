@@ -135,9 +135,9 @@ class TestInOrder:
         with pytest.raises(SourceError, match="the csv ends"):
             next(found)
 
-    def test_a_worker_that_dies(self):
+    def test_a_worker_that_dies(self, where):
         with pytest.raises(WorkersError, match="a worker died"):
-            list(calls({"jobs": 2}, killed, range(3)))
+            list(calls(where, killed, range(2)))
 
 
 class TestCuration:
