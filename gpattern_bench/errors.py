@@ -17,6 +17,7 @@ __all__ = [
     "TableError",
     "UnknownDatasetError",
     "UnknownMethodError",
+    "WorkersError",
 ]
 
 
@@ -88,3 +89,7 @@ class EvaluationError(GPatternBenchError):
 
 class MethodError(GPatternBenchError):
     """A method cannot be fitted or run on this dataset as asked."""
+
+
+class WorkersError(GPatternBenchError):
+    """Processes or a cluster that should do the work cannot be had, or died."""

@@ -8,18 +8,17 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
-from joblib import Parallel, delayed, parallel_config
+from joblib import Parallel, delayed
 from tqdm import tqdm
 
 from gpattern_bench.dataset import Dataset
-from gpattern_bench.errors import GPatternBenchError, MethodError, MissingExtraError
+from gpattern_bench.errors import GPatternBenchError, MethodError
 from gpattern_bench.files import file_sha256, write_text
 from gpattern_bench.methods import get_method
 from gpattern_bench.methods.base import Method, Network
@@ -35,10 +34,9 @@ from gpattern_bench.pieces import (
 )
 from gpattern_bench.predictions import Origin
 from gpattern_bench.run import choose_protocol, fit_method, run_origins, write_run
+from gpattern_bench.workers import Backend, workers
 
 __all__ = ["Outcome", "run_all"]
-
-_Backend = Callable[[], AbstractContextManager[Any]]
 
 _log = logging.getLogger(__name__)
 
@@ -111,7 +109,9 @@ def run_all(
     UnknownMethodError
         There is no such method; nothing was started.
     MethodError
-        The arguments contradict each other, or no scheduler answers.
+        The arguments contradict each other.
+    WorkersError
+        Both jobs and a cluster are given, or no scheduler answers.
     MissingExtraError
         A cluster is given, and Dask is not installed.
     """
@@ -123,15 +123,13 @@ def run_all(
             f"expected a method or more, a seed of 0 or more and 1 job or more, got "
             f"{len(names)} methods, seed {seed} and {jobs} jobs"
         )
-    if cluster is not None and jobs is not None:
-        raise MethodError("a cluster has as many jobs as its workers have threads: give no --jobs")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise MethodError(
             "run-all starts its own processes: under accelerate's launcher train one network with "
             "`gpattern-bench run`"
         )
     outcomes = []
-    with _workers(jobs, cluster) as backend:
+    with workers(jobs if jobs or cluster else -1, cluster) as backend:
         for name in names:
             job = _Job(name, dataset, Path(out).absolute(), seed, splits, backend)
             try:
@@ -145,32 +143,6 @@ def run_all(
     return outcomes
 
 
-@contextmanager
-def _workers(jobs: int | None, cluster: str | None) -> Iterator[_Backend]:
-    """Give what joblib is to send pieces to, for a `with` around them and nothing else.
-
-    Around a fit it would send scikit-learn's trees to other processes too.
-    """
-    if cluster is None:
-        yield partial(parallel_config, "loky", n_jobs=jobs or -1)
-        return
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise MissingExtraError(
-            f"a cluster needs Dask ({error}): pip install 'gpattern-bench[dask]'"
-        ) from error
-    try:
-        client = Client(cluster)
-    except (OSError, ValueError) as error:
-        raise MethodError(
-            f"no Dask scheduler answers at {cluster} ({error}); expected an address such as "
-            "tcp://host:8786, which `dask scheduler` prints"
-        ) from error
-    with client:
-        yield partial(parallel_config, "dask", client=client)
-
-
 class _Job:
     """One method on its way from nothing, or from where an earlier start left it, to its files."""
 
@@ -181,7 +153,7 @@ class _Job:
         out: Path,
         seed: int,
         splits: Sequence[str] | None,
-        backend: _Backend,
+        backend: Backend,
     ) -> None:
         self.backend = backend
         self.splits = splits

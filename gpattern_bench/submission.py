@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,7 @@ from gpattern_bench.predictions import Origin, Protocol, read_origin, read_predi
 from gpattern_bench.registry import SourceFile
 from gpattern_bench.strata import parts
 from gpattern_bench.uncertainty import REPLICATES
+from gpattern_bench.workers import in_order, workers
 
 __all__ = [
     "LARGEST",
@@ -40,6 +41,7 @@ __all__ = [
     "Score",
     "Submission",
     "read_submissions",
+    "rescore",
     "results_text",
 ]
 
@@ -256,8 +258,12 @@ class Submission:
         FetchError
             The address of a file that was never scored does not give it, or gives other bytes.
         """
+        [found] = rescore([self])
+        return found
+
+    def _scorings(self) -> Iterator[_Scoring]:
+        """What is to be scored; with every check but those of the scores themselves."""
         stored = {entry["predictions"]: entry for entry in self.results}
-        results, skipped = [], []
         for name in self.test_files():
             known = stored.get(name)
             try:
@@ -268,8 +274,7 @@ class Submission:
             except FetchError:
                 if known is None or known["sha256"] != self._hashes(name):
                     raise
-                skipped.append(f"{self.folder.name}/{name}")
-                results.append(known)
+                yield _Scoring(name, known, None)
                 continue
             origin = read_origin(path)
             if origin is None:
@@ -287,12 +292,8 @@ class Submission:
                 )
                 raise SubmissionError(str(path), [problem])
             dataset = _obtained(origin)
-            if dataset is None:
-                skipped.append(f"{self.folder.name}/{name}")
-                results += [known] if known is not None else []
-            else:
-                results.append(self._score(name, path, val, origin, dataset))
-        return results, skipped
+            found = None if dataset is None else (name, path, val, origin, dataset)
+            yield _Scoring(name, known, found)
 
     def write_results(self, results: Sequence[Score]) -> None:
         """Write ``results.json``."""
@@ -364,6 +365,57 @@ class Submission:
         if "labels" in self.metadata.inputs or not auc > SUSPICIOUS_AUC:
             return []
         return [f"AUC above {100 * SUSPICIOUS_AUC:.1f} %"]
+
+
+@dataclass(frozen=True)
+class _Scoring:
+    """A prediction file, its stored entry, and what :meth:`Submission._score` takes; None: skip."""
+
+    name: str
+    known: Score | None
+    arguments: tuple[str, Path, Path | None, Origin, Dataset] | None
+
+
+def rescore(
+    submissions: Sequence[Submission], *, jobs: int | None = None, cluster: str | None = None
+) -> list[tuple[list[Score], list[str]]]:
+    """Score every test prediction file of several submissions again.
+
+    Parameters
+    ----------
+    submissions : sequence of Submission
+    jobs, cluster
+        As :func:`gpattern_bench.workers.workers` takes them. The workers of a cluster must see
+        the submissions, and the cache, under the same paths.
+
+    Returns
+    -------
+    list of (list of Score, list of str)
+        Of each what :meth:`Submission.rescored` gives; its errors are raised here too. The values
+        do not depend on how many workers there are.
+    """
+    if cluster is not None or jobs not in (None, 1):  # a worker may have another current folder
+        submissions = [replace(each, folder=each.folder.absolute()) for each in submissions]
+    plans = [list(submission._scorings()) for submission in submissions]
+    with workers(jobs, cluster) as backend:
+        tasks = (
+            (replace(submission, results=[]), *each.arguments)  # those are many, and not needed
+            for submission, plan in zip(submissions, plans, strict=True)
+            for each in plan
+            if each.arguments is not None
+        )
+        scores = iter(list(in_order(backend, Submission._score, tasks)))
+    found = []
+    for submission, plan in zip(submissions, plans, strict=True):
+        results = [each.known if each.arguments is None else next(scores) for each in plan]
+        skipped = [each.name for each in plan if each.arguments is None]
+        found.append(
+            (
+                [score for score in results if score is not None],
+                [f"{submission.folder.name}/{name}" for name in skipped],
+            )
+        )
+    return found
 
 
 def read_submissions(folder: Path) -> list[Submission]:

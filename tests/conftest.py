@@ -44,3 +44,19 @@ def mirror(shared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The same, as the mirror from which datasets are fetched."""
     monkeypatch.setenv("GPATTERN_BENCH_MIRROR", str(shared))
     return shared
+
+
+@pytest.fixture(scope="session")
+def dask_cluster() -> Iterator[str]:
+    """Address of a Dask scheduler of two workers, each a process, on loopback."""
+    distributed = pytest.importorskip(
+        "distributed", reason="Dask is not installed: pip install 'gpattern-bench[dask]'"
+    )
+    with distributed.LocalCluster(
+        # Port 0: any that is free, for two clusters on one machine.
+        n_workers=2,
+        threads_per_worker=1,
+        processes=True,
+        dashboard_address=":0",
+    ) as cluster:
+        yield cluster.scheduler_address

@@ -79,7 +79,7 @@ def write(
 
 def read(path: Path, scratch: Path, **options: Any) -> list[Release]:
     scratch.mkdir(exist_ok=True)
-    return list(read_cosmx(path, scratch, **options))
+    return [piece() for piece in read_cosmx(path, scratch, **options)]
 
 
 @pytest.fixture

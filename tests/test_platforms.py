@@ -40,7 +40,8 @@ def pieces(platform, folder, tile=0.0, **options):
     """All pieces of an export; checks what every reader promises about them."""
     scratch = folder.parent / f"{folder.name}-scratch"
     scratch.mkdir(exist_ok=True)
-    found = list(READERS[platform](folder, scratch, tile=tile, **options))
+    read = READERS[platform](folder, scratch, tile=tile, **options)
+    found = [piece() for piece in read]
     fovs = [piece.cells["fov"].unique().tolist() for piece in found]
     names = [fov for of_piece in fovs for fov in of_piece]
     assert names == sorted(set(names))

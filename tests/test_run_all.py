@@ -20,7 +20,12 @@ from test_run import build
 
 import gpattern_bench.pieces
 from gpattern_bench.dataset import Dataset
-from gpattern_bench.errors import MethodError, MissingExtraError, UnknownMethodError
+from gpattern_bench.errors import (
+    MethodError,
+    MissingExtraError,
+    UnknownMethodError,
+    WorkersError,
+)
 from gpattern_bench.evaluator import Evaluator
 from gpattern_bench.methods import METHODS, get_method
 from gpattern_bench.pieces import cut_pieces, run_key
@@ -338,7 +343,7 @@ class TestFailures:
             ([], {}, MethodError, "0 methods"),
             (["sprawl"], {"seed": -1}, MethodError, "seed -1"),
             (["sprawl"], {"jobs": 0}, MethodError, "0 jobs"),
-            (["sprawl"], {"jobs": 2, "cluster": "tcp://a:1"}, MethodError, "give no --jobs"),
+            (["sprawl"], {"jobs": 2, "cluster": "tcp://a:1"}, WorkersError, "give no --jobs"),
         ],
     )
     def test_wrong_usage_starts_nothing(self, dataset, tmp_path, methods, options, error, text):
@@ -358,7 +363,7 @@ class TestFailures:
 
     def test_an_address_that_is_none(self, dataset, tmp_path):
         pytest.importorskip("distributed", reason=NO_DASK)
-        with pytest.raises(MethodError, match="no Dask scheduler answers at nonsense"):
+        with pytest.raises(WorkersError, match="no Dask scheduler answers at nonsense"):
             run_all(["sprawl"], dataset, tmp_path, cluster="nonsense")
 
     def test_the_command_tells_and_exits_1(self, tmp_path):
@@ -394,11 +399,7 @@ class TestNetworks:
 
 @pytest.mark.usefixtures("small_pieces")
 class TestDask:
-    def test_same_bytes_as_local(self, dataset, single, tmp_path):
-        distributed = pytest.importorskip("distributed", reason=NO_DASK)
-        with distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
-        ) as cluster:
-            outcomes = run_all(QUICK, dataset, tmp_path, seed=3, cluster=cluster.scheduler_address)
+    def test_same_bytes_as_local(self, dataset, single, tmp_path, dask_cluster):
+        outcomes = run_all(QUICK, dataset, tmp_path, seed=3, cluster=dask_cluster)
         assert [o.outcome for o in outcomes] == ["done"] * 3
         assert results(tmp_path) == of(single, *QUICK)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from gpattern_bench.cli.options import app, examples
+from gpattern_bench.cli.options import Cluster, app, examples
 
 
 @app.command(epilog=examples("leaderboard --rescore", "leaderboard --check"))
@@ -25,6 +25,10 @@ def leaderboard(
     rescore: Annotated[
         bool, typer.Option("--rescore", help="Score the prediction files again first.")
     ] = False,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Processes that score. Default: this one.")
+    ] = None,
+    cluster: Cluster = None,
 ) -> None:
     """Make LEADERBOARD.md, leaderboard.json and index.html from the submissions' stored results."""
     from gpattern_bench.board import (
@@ -38,15 +42,16 @@ def leaderboard(
     from gpattern_bench.copies import flag_copies
     from gpattern_bench.metadata import schema_drift, write_schema
     from gpattern_bench.submission import read_submissions, results_text
+    from gpattern_bench.submission import rescore as score_again
 
+    if (jobs is not None or cluster is not None) and not rescore:
+        raise typer.BadParameter("--jobs and --cluster are of --rescore")
     found = read_submissions(submissions)
     problems = [text for submission in found for text in submission.unlisted()]
     if rescore:
-        scored, skipped = [], 0
-        for submission in found:
-            results, missing = submission.rescored()
-            skipped += len(missing)
-            scored.append((submission, results))
+        again = score_again(found, jobs=jobs, cluster=cluster)
+        skipped = sum(len(missing) for _, missing in again)
+        scored = [(made, results) for made, (results, _) in zip(found, again, strict=True)]
         for (submission, _), results in zip(scored, flag_copies(scored), strict=True):
             if results_text(results) != results_text(submission.results):
                 if check:

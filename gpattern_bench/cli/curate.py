@@ -8,7 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-from gpattern_bench.cli.options import FOUR_PATTERNS, THREE_PATTERNS, Seed, app, examples, tell
+from gpattern_bench.cli.options import (
+    FOUR_PATTERNS,
+    THREE_PATTERNS,
+    Cluster,
+    Seed,
+    app,
+    examples,
+    tell,
+)
 
 curate = typer.Typer(
     help="Turn a source release into a folder of tables, usable wherever a dataset's name is.",
@@ -50,6 +58,9 @@ _TileUm = Annotated[
     typer.Option(min=0, help="Side of the tiles that serve as FOVs where there are none; 0 = one."),
 ]
 _TILE_UM = 500.0
+_Jobs = Annotated[
+    int | None, typer.Option("--jobs", min=1, help="Processes for the FOVs. Default: this one.")
+]
 
 
 @curate.command(
@@ -65,12 +76,16 @@ def curate_bento(
     split: _SplitOption = _Split.fov,
     patternless: _PatternlessOption = _Patternless.drop,
     seed: Seed = 0,
+    jobs: _Jobs = None,
+    cluster: Cluster = None,
 ) -> None:
     """Curate an h5ad file as Bento writes it; labels come from its layers."""
     _curate(
         source,
         out,
         name,
+        jobs,
+        cluster,
         format="bento-h5ad",
         patterns=tuple(patterns.split(",")),
         unit_um=unit_um,
@@ -104,6 +119,8 @@ def curate_spatialdata(
     split: _SplitOption = _Split.fov,
     patternless: _PatternlessOption = _Patternless.drop,
     seed: Seed = 0,
+    jobs: _Jobs = None,
+    cluster: Cluster = None,
 ) -> None:
     """Curate a SpatialData zarr: points, shapes and, optionally, a csv of labels."""
     wrong = [text for text in labels_where or () if "=" not in text]
@@ -113,6 +130,8 @@ def curate_spatialdata(
         source,
         out,
         name,
+        jobs,
+        cluster,
         format="spatialdata",
         patterns=tuple(patterns.split(",")),
         unit_um=unit_um,
@@ -139,12 +158,16 @@ def curate_cosmx(
     split: _SplitOption = _Split.fov,
     patternless: _PatternlessOption = _Patternless.drop,
     seed: Seed = 0,
+    jobs: _Jobs = None,
+    cluster: Cluster = None,
 ) -> None:
     """Curate CosMx flat files, a folder or the tar.gz; labels come from CellComp, if there."""
     _curate(
         source,
         out,
         name,
+        jobs,
+        cluster,
         format="cosmx",
         patterns=tuple(THREE_PATTERNS.split(",")),
         unit_um=unit_um,
@@ -166,12 +189,16 @@ def curate_xenium(
     controls: _Controls = "NegControl|BLANK|antisense_|Unassigned|Deprecated|Intergenic",
     split: _SplitOption = _Split.test,
     seed: Seed = 0,
+    jobs: _Jobs = None,
+    cluster: Cluster = None,
 ) -> None:
     """Curate the output folder of a Xenium run; there are no labels."""
     _curate(
         source,
         out,
         name,
+        jobs,
+        cluster,
         format="xenium",
         patterns=tuple(patterns.split(",")),
         min_qv=min_qv,
@@ -192,12 +219,16 @@ def curate_merscope(
     controls: _Controls = "blank",
     split: _SplitOption = _Split.test,
     seed: Seed = 0,
+    jobs: _Jobs = None,
+    cluster: Cluster = None,
 ) -> None:
     """Curate the output folder of a MERSCOPE run; there are no labels and no nuclei."""
     _curate(
         source,
         out,
         name,
+        jobs,
+        cluster,
         format="merscope",
         patterns=tuple(patterns.split(",")),
         tile_um=tile_um,
@@ -207,7 +238,14 @@ def curate_merscope(
     )
 
 
-def _curate(source: Path, out: Path, name: str | None, **rules: Any) -> None:
+def _curate(
+    source: Path,
+    out: Path,
+    name: str | None,
+    jobs: int | None,
+    cluster: str | None,
+    **rules: Any,
+) -> None:
     from pydantic import ValidationError
 
     from gpattern_bench.curate.build import curate as make
@@ -220,5 +258,13 @@ def _curate(source: Path, out: Path, name: str | None, **rules: Any) -> None:
         wrong = error.errors()[0]
         option = str(wrong["loc"][0]).replace("_", "-")
         raise typer.BadParameter(f"--{option}: {wrong['msg']}, got {wrong['input']!r}") from error
-    make(recipe, source.parent, out, name=name or out.absolute().name, version="0.0.0")
+    make(
+        recipe,
+        source.parent,
+        out,
+        name=name or out.absolute().name,
+        version="0.0.0",
+        jobs=jobs,
+        cluster=cluster,
+    )
     tell(out)

@@ -23,6 +23,10 @@ DatasetOption = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed.")]
+Cluster = Annotated[
+    str | None,
+    typer.Option("--cluster", metavar="ADDRESS", help="Dask scheduler; its workers do the work."),
+]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A prediction file.")]
 
 

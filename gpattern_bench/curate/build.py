@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,19 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from gpattern_bench.curate.recipe import Recipe
-from gpattern_bench.curate.release import Release
+from gpattern_bench.curate.release import Piece
+from gpattern_bench.curate.rules import Tables as Cut
 from gpattern_bench.curate.rules import apply_rules
 from gpattern_bench.curate.write import MANIFEST, new_folder, write_dataset
 from gpattern_bench.errors import ChecksumError, FetchError, SourceError, TableError
 from gpattern_bench.fetch import CACHE, fetch, fetch_tables, provenance
 from gpattern_bench.files import file_sha256
 from gpattern_bench.registry import Entry, Tables
+from gpattern_bench.workers import Backend, in_order, workers
 
 __all__ = ["build", "curate", "export_tables"]
+
+_Task = tuple[Piece, Recipe, bool]  # a piece, its recipe, and whether it must have labels
 
 _log = logging.getLogger(__name__)
 
@@ -114,31 +120,73 @@ def curate(
     about: Mapping[str, Any] | None = None,
     pinned: Mapping[str, str] | None = None,
     labelled: bool = False,
+    jobs: int | None = None,
+    cluster: str | None = None,
 ) -> Path:
     """Read a source release, apply the rules and write the tables, field of view by field of view.
 
-    Parameters and errors are those of :meth:`Recipe.read`, :func:`apply_rules` and
-    :func:`write_dataset`; besides, `labelled` makes a release without labels a SourceError.
+    Parameters and errors are those of :meth:`Recipe.read`, :func:`apply_rules`,
+    :func:`write_dataset` and, for `jobs` and `cluster`, :func:`gpattern_bench.workers.workers`;
+    besides, `labelled` makes a release without labels a SourceError. The bytes do not depend on
+    how many workers there are; those of a cluster must see `sources` and the parent of `folder`
+    under the same paths.
     """
-    folder = folder.absolute()
+    sources, folder = sources.absolute(), folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
-        pieces = recipe.read(sources, Path(scratch))
-        # disable=None: a bar on a terminal only
-        bar = tqdm(pieces, desc=name, unit=" fields of view", disable=None)
-        tables = (apply_rules(_checked(piece, recipe, labelled), recipe) for piece in bar)
-        return write_dataset(
-            tables, folder, name=name, version=version, recipe=recipe, about=about, pinned=pinned
-        )
+    with (
+        workers(jobs, cluster) as backend,
+        # What a worker writes after an error of another is in nobody's way.
+        tempfile.TemporaryDirectory(
+            prefix=f".{folder.name}-", dir=folder.parent, ignore_cleanup_errors=True
+        ) as scratch,
+    ):
+        tasks = ((piece, recipe, labelled) for piece in recipe.read(sources, Path(scratch)))
+        here = cluster is None and jobs in (None, 1)
+        tables = _one_by_one(tasks) if here else _from_workers(backend, tasks, Path(scratch))
+        with closing(tables):  # after an error, workers stop before their folder goes
+            # disable=None: a bar on a terminal only
+            bar = tqdm(tables, desc=name, unit=" fields of view", disable=None)
+            return write_dataset(
+                bar, folder, name=name, version=version, recipe=recipe, about=about, pinned=pinned
+            )
 
 
-def _checked(piece: Release, recipe: Recipe, labelled: bool) -> Release:
-    if labelled and piece.labels is None:
+def _one_by_one(tasks: Iterable[_Task]) -> Generator[Cut, None, None]:
+    for task in tasks:
+        yield _tables(*task)
+
+
+def _tables(piece: Piece, recipe: Recipe, labelled: bool) -> Cut:
+    release = piece()
+    if labelled and release.labels is None:
         raise SourceError(
             f"{recipe.path} has no labels of {', '.join(recipe.patterns)}, which this dataset is "
             "for: the publisher's file is not the one that the registry expects"
         )
-    return piece
+    return apply_rules(release, recipe)
+
+
+def _from_workers(
+    backend: Backend, tasks: Iterable[_Task], scratch: Path
+) -> Generator[Cut, None, None]:
+    """Tables through files: what waits for the writer is not in anybody's memory."""
+    put_aside = ((task, scratch / f"tables-{k}.pickle") for k, task in enumerate(tasks))
+    for path in in_order(backend, _put_aside, put_aside):
+        with path.open("rb") as file:
+            yield pickle.load(file)  # noqa: S301 - a worker of ours has just written it
+        path.unlink()
+
+
+def _put_aside(task: _Task, path: Path) -> Path:
+    tables = _tables(*task)
+    try:
+        with path.open("wb") as file:
+            pickle.dump(tables, file, protocol=5)
+    except OSError as error:
+        raise TableError(
+            str(path), [f"cannot be written ({error}); make room on that disk and try again"]
+        ) from error
+    return path
 
 
 def export_tables(folder: Path, out: Path) -> str:

@@ -6,6 +6,7 @@ import logging
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,7 +25,7 @@ from gpattern_bench.curate.cosmx_csv import (
     read_positions,
 )
 from gpattern_bench.curate.masks import border_labels, label_image, outlines
-from gpattern_bench.curate.release import Release, reading
+from gpattern_bench.curate.release import Piece, Release, reading
 from gpattern_bench.curate.spill import Spill
 from gpattern_bench.errors import SourceError, TableError
 
@@ -51,7 +52,7 @@ _ENOUGH, _AGREE = 100, 0.5  # of so many molecules, the least share in the pixel
 
 def read_cosmx(
     path: Path, scratch: Path, *, crops: Mapping[str, tuple[int, int]] | None = None
-) -> Iterator[Release]:
+) -> Iterator[Piece]:
     """Read the flat files of one CosMx sample, field of view by field of view.
 
     Files are found by their names wherever they lie: ``*_tx_file.csv`` and
@@ -78,8 +79,9 @@ def read_cosmx(
 
     Yields
     ------
-    Release
-        One field of view, in pixels; ``labels`` is None if there is no column ``CellComp``.
+    Piece
+        One field of view, in pixels; ``labels`` is None if there is no column ``CellComp``. Its
+        images, and its molecules from `scratch`, are read when it is called.
 
     Raises
     ------
@@ -127,7 +129,10 @@ def _is_read(source: Path) -> bool:
 
 
 class _Flat:
-    """The files of one sample: taken in any order, then given field of view by field of view."""
+    """The files of one sample: taken in any order, then given field of view by field of view.
+
+    It goes with every piece to the process that reads it, so it holds no rows and no pixels.
+    """
 
     def __init__(self, path: Path, scratch: Path, crops: Mapping[str, tuple[int, int]]) -> None:
         self.path, self.scratch, self.crops = path, scratch, crops
@@ -162,7 +167,7 @@ class _Flat:
                 f"{what}: both in {first} and in {source}; curate one sample at a time"
             )
 
-    def pieces(self) -> Iterator[Release]:
+    def pieces(self) -> Iterator[Piece]:
         if self.molecules is None or not self.cells:
             lacking = "CellLabels_F###.tif" if self.molecules else "*_tx_file.csv"
             raise SourceError(
@@ -177,20 +182,24 @@ class _Flat:
         if bare:
             _log.warning("%s has no CellLabels of FOV %s: no outlines there", self.path, bare)
         self.molecules.settle(self.positions)
-        spilled, nowhere = self.spill.read(), self.molecules.nowhere
+        self.spill.close()
+        nowhere = self.molecules.nowhere
         for fov in sorted(inside | set(self.cells) | set(self.molecules.outside)):
-            rows = next(spilled)[1] if fov in inside else _NO_ROWS
-            piece = self._piece(fov, rows, self.molecules)
-            piece.dropped["molecules"]["without a field of view"] = nowhere
+            yield partial(self._piece, fov, self.molecules, nowhere)
             nowhere = 0  # told once
-            yield piece
 
-    def _piece(self, fov: str, rows: pa.Table, molecules: CosmxMolecules) -> Release:
+    def _piece(self, fov: str, molecules: CosmxMolecules, nowhere: int) -> Release:
+        rows = self.spill.rows(fov) if fov in self.spill.fovs else _NO_ROWS
         image, nuclei = self._images(fov)
         column, row = self.crops.get(fov, (0, 0))
         height = _HEIGHT if fov in self.crops else len(image)
         place = molecules.place(fov, height) or self.positions.get(fov)
-        dropped = {"molecules": {"outside every cell": molecules.outside[fov]}}
+        dropped = {
+            "molecules": {
+                "outside every cell": molecules.outside[fov],
+                "without a field of view": nowhere,
+            }
+        }
         if place is None:
             if len(rows):
                 raise SourceError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import shapely
 from numpy.typing import NDArray
 
 from gpattern_bench.curate.assign import tiles
-from gpattern_bench.curate.release import Release
+from gpattern_bench.curate.release import Piece, Release
 from gpattern_bench.curate.spill import Spill
 from gpattern_bench.errors import SourceError
 
@@ -59,7 +60,7 @@ def outlined_cells(
 
 def gather(
     blocks: Iterable[pa.Table], cells: pd.DataFrame, scratch: Path, *, tile: float, dropped: Dropped
-) -> Iterator[Release]:
+) -> Iterator[Piece]:
     """Put molecules aside by field of view, then yield them with their cells.
 
     A cell lies in the field of view that most of its molecules name (of several the first as
@@ -112,8 +113,11 @@ def gather(
         placed = np.flatnonzero(n_molecules)
         fovs = pd.Series(home.take(pa.array(placed)).to_pylist(), index=placed)
         members = fovs.groupby(fovs).groups
-        for fov, rows in (moved if votes else spill).read():
-            yield _piece(fov, rows, cells, np.asarray(members[fov]), dropped)
+        rows = moved if votes else spill
+        rows.close()
+        for fov in rows.fovs:
+            at = np.asarray(members[fov])
+            yield partial(_piece, fov, rows, cells.iloc[at].assign(fov=fov), at, dropped)
             dropped = {}
 
 
@@ -163,9 +167,9 @@ def _fov_of(cells: pd.DataFrame, votes: list[pa.Table]) -> pa.DictionaryArray:
 
 
 def _piece(
-    fov: str, rows: pa.Table, cells: pd.DataFrame, members: NDArray[np.int64], dropped: Dropped
+    fov: str, spill: Spill, here: pd.DataFrame, members: NDArray[np.int64], dropped: Dropped
 ) -> Release:
-    here = cells.iloc[members].assign(fov=fov)
+    rows = spill.rows(fov)
     code = np.searchsorted(members, rows["cell"].to_numpy())
     columns: dict[str, Any] = {
         "fov": pd.Categorical.from_codes(np.zeros(len(rows), np.int8), pd.Index([fov])),

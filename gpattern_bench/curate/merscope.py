@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from gpattern_bench.curate.assign import CellFinder
 from gpattern_bench.curate.blocks import find_table, read_blocks
 from gpattern_bench.curate.gather import Dropped, count, gather, join_parts, outlined_cells
-from gpattern_bench.curate.release import Release, reading
+from gpattern_bench.curate.release import Piece, reading
 from gpattern_bench.errors import SourceError
 from gpattern_bench.storage import codes_into
 
@@ -31,7 +31,7 @@ _COLUMNS = {"gene": "gene", "global_x": "x", "global_y": "y", "fov": "fov"}
 _LEAST_WKB = 77  # bytes of a triangle; what is shorter has no area
 
 
-def read_merscope(path: Path, scratch: Path, *, tile: float) -> Iterator[Release]:
+def read_merscope(path: Path, scratch: Path, *, tile: float) -> Iterator[Piece]:
     """Read ``detected_transcripts.csv`` and the boundaries, as Parquet or, older, HDF5 per FOV.
 
     Cells are outlined once per z-plane; of the planes in which a cell has an outline the middle
@@ -54,7 +54,7 @@ def read_merscope(path: Path, scratch: Path, *, tile: float) -> Iterator[Release
 
     Yields
     ------
-    Release
+    Piece
         One per field of view, in micrometres.
 
     Raises

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from gpattern_bench.curate.release import Release, by_fov
+from gpattern_bench.curate.release import Piece, Release, by_fov, in_memory
 
 __all__ = ["Recipe"]
 
@@ -92,14 +92,14 @@ class Recipe(BaseModel):
             raise ValueError(f"not a regular expression: {error}") from error
         return controls
 
-    def read(self, sources: Path, scratch: Path) -> Iterator[Release]:
+    def read(self, sources: Path, scratch: Path) -> Iterator[Piece]:
         """Yield the pieces of the source release below the folder `sources`, in its own units.
 
         Parameters
         ----------
         sources : pathlib.Path
         scratch : pathlib.Path
-            Folder for what a reader must put aside while it reads; the caller removes it.
+            Folder for what a reader must put aside; there until all pieces are read.
 
         Raises
         ------
@@ -111,9 +111,9 @@ class Recipe(BaseModel):
         path = sources / self.path
         tile = self.tile_um / self.unit_um
         if self.format == "simulated":
-            from gpattern_bench.curate.simulate import simulate_like
+            from gpattern_bench.curate.simulate import pieces_like
 
-            return simulate_like(self.like, self.seed)
+            return pieces_like(self.like, self.seed)
         if self.format == "cosmx":
             from gpattern_bench.curate.cosmx import read_cosmx
 
@@ -141,4 +141,4 @@ class Recipe(BaseModel):
                 sources / self.labels, self.patterns, self.labels_where
             )
             release = Release(release.molecules, release.cells, labels, release.dropped | dropped)
-        return by_fov(release)
+        return (in_memory(piece) for piece in by_fov(release))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,14 @@ from numpy.typing import NDArray
 
 from gpattern_bench.errors import GPatternBenchError, SourceError
 
-__all__ = ["Release", "by_fov", "reading"]
+__all__ = ["Piece", "Release", "by_fov", "in_memory", "reading"]
 
 
 @dataclass(frozen=True)
 class Release:
     """A piece of a source release as read, in the source's own units: whole fields of view.
 
-    A reader yields pieces, so that a release larger than memory can be curated: no field of view
+    A reader gives pieces, so that a release larger than memory can be curated: no field of view
     is in two of them, and they come in the order of their fields of view, sorted as text.
 
     Attributes
@@ -41,6 +42,19 @@ class Release:
     cells: pd.DataFrame
     labels: pd.DataFrame | None = None
     dropped: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+Piece = Callable[[], Release]
+"""A piece that is yet to be read: call it, in this process or in another one that it is sent to."""
+
+
+def in_memory(release: Release) -> Piece:
+    """Give a release that has been read as a piece."""
+    return partial(_itself, release)
+
+
+def _itself(release: Release) -> Release:
+    return release
 
 
 def by_fov(release: Release) -> Iterator[Release]:

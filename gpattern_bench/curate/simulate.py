@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import ceil, isqrt, sqrt
 
 import numpy as np
@@ -21,7 +22,7 @@ import pandas as pd
 import shapely
 from numpy.typing import NDArray
 
-from gpattern_bench.curate.release import Release
+from gpattern_bench.curate.release import Piece, Release, in_memory
 from gpattern_bench.errors import SourceError, UnknownDatasetError
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "PATTERNS",
     "compartments",
     "membrane_edge",
+    "pieces_like",
     "simulate",
     "simulate_like",
     "simulate_tissue",
@@ -287,12 +289,17 @@ def simulate_like(like: str, seed: int) -> Iterator[Release]:
     UnknownDatasetError
         No release is drawn by that name.
     """
+    return (piece() for piece in pieces_like(like, seed))
+
+
+def pieces_like(like: str, seed: int) -> Iterator[Piece]:
+    """Yield what :func:`simulate_like` draws as pieces, each drawn when it is called."""
     if like == "synthetic":
-        return _by_fov(simulate(seed))
+        return (in_memory(release) for release in _by_fov(simulate(seed)))
     if like not in _SIZES:
         known = ", ".join(["synthetic", *_SIZES])
         raise UnknownDatasetError(f"no simulated release is like {like!r}; there are {known}")
-    return _pieces(_SIZES[like], seed)
+    return _fields(_SIZES[like], seed)
 
 
 def simulate_tissue(
@@ -377,6 +384,11 @@ def _by_fov(release: Release) -> Iterator[Release]:
 
 def _pieces(size: _Size, seed: int) -> Iterator[Release]:
     """Draw a release of exactly `size`."""
+    return (piece() for piece in _fields(size, seed))
+
+
+def _fields(size: _Size, seed: int) -> Iterator[Piece]:
+    """Fix what its fields of view share, and yield them as pieces to draw."""
     kind = size.kind
     rng = _generator(seed, 0)
     genes = _draw_genes(rng, kind, size.n_genes, size.mean_molecules)
@@ -392,11 +404,19 @@ def _pieces(size: _Size, seed: int) -> Iterator[Release]:
     genes = _Genes(genes.rate * size.n_cells / exposure, genes.preference, genes.no_pattern)
     fovs = [str(size.first + k) for k in range(size.n_fovs)]
     for k in sorted(range(size.n_fovs), key=fovs.__getitem__):
-        rng = _generator(seed, k + 1)
-        cells = _draw_cells(rng, kind, int(n_cells[k]))
-        field = _draw_field(rng, kind, cells, k, grid, genes)
-        names = [f"{size.first + c}-{fovs[k]}" for c in range(int(n_cells[k]))]
-        yield _release(kind, [field], [fovs[k]], [names], size.n_genes)
+        yield partial(_field_of, size, seed, k, int(n_cells[k]), grid, genes)
+
+
+def _field_of(
+    size: _Size, seed: int, k: int, n_cells: int, grid: tuple[int, Floats], genes: _Genes
+) -> Release:
+    """Draw field of view k of a release."""
+    rng = _generator(seed, k + 1)
+    cells = _draw_cells(rng, size.kind, n_cells)
+    field = _draw_field(rng, size.kind, cells, k, grid, genes)
+    fov = str(size.first + k)
+    names = [f"{size.first + c}-{fov}" for c in range(n_cells)]
+    return _release(size.kind, [field], [fov], [names], size.n_genes)
 
 
 def _release(

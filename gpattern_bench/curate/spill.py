@@ -22,7 +22,7 @@ class Spill:
 
     One Arrow IPC file is open, however many fields of view there are; what stays in memory is
     where each one's rows lie, and the distinct values of text columns. Use as a context manager;
-    the file is left to whoever owns its folder.
+    the file is left to whoever owns its folder. Once closed, it may be sent to other processes.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class Spill:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._close()
+        self.close()
 
     @property
     def fovs(self) -> list[str]:
@@ -87,18 +87,30 @@ class Spill:
         The fields of view come sorted as text ("1" < "10" < "2"). Text columns are
         dictionary-encoded, with only the values that occur; ``fov`` is left out.
         """
-        self._close()
-        if not self._batches:
-            return
-        values = {name: pa.array(list(codes), pa.string()) for name, codes in self._codes.items()}
+        self.close()
+        if self._batches:
+            with self._opened() as reader:
+                for fov in self.fovs:
+                    yield fov, self._rows(fov, reader)
+
+    def rows(self, fov: str) -> pa.Table:
+        """Rows of one field of view, as :meth:`read` gives them; the file must be closed."""
+        with self._opened() as reader:
+            return self._rows(fov, reader)
+
+    @contextmanager
+    def _opened(self) -> Iterator[pa.RecordBatchFileReader]:
         # No memory map: its pages would count as memory of this process.
         with pa.OSFile(str(self._path), "rb") as file, pa.ipc.open_file(file) as reader:
-            for fov in self.fovs:
-                table = pa.Table.from_batches([reader.get_batch(i) for i in self._batches[fov]])
-                for i, name in enumerate(table.column_names):
-                    if name in values:
-                        table = table.set_column(i, name, _encoded(table[name], values[name]))
-                yield fov, table
+            yield reader
+
+    def _rows(self, fov: str, reader: pa.RecordBatchFileReader) -> pa.Table:
+        table = pa.Table.from_batches([reader.get_batch(i) for i in self._batches[fov]])
+        for i, name in enumerate(table.column_names):
+            if name in self._codes:
+                values = pa.array(list(self._codes[name]), pa.string())
+                table = table.set_column(i, name, _encoded(table[name], values))
+        return table
 
     def _plain(self, name: str, column: pa.ChunkedArray) -> pa.Array:
         """A column without dictionaries: text as codes into the values seen so far."""
@@ -127,7 +139,8 @@ class Spill:
                 self._batches.setdefault(fov, []).append(self._written)
                 self._written += 1
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """End the file: nothing more is put aside."""
         writer, self._writer = self._writer, None
         if writer is not None:
             with self._writing():

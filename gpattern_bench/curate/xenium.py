@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gpattern_bench.curate.blocks import find_table, read_blocks
 from gpattern_bench.curate.gather import Dropped, count, gather, join_parts, outlined_cells
-from gpattern_bench.curate.release import Release, reading
+from gpattern_bench.curate.release import Piece, reading
 from gpattern_bench.errors import SourceError
 from gpattern_bench.storage import codes_into
 
@@ -30,9 +30,7 @@ _COLUMNS = {
 }
 
 
-def read_xenium(
-    path: Path, scratch: Path, *, tile: float, min_qv: float = 20.0
-) -> Iterator[Release]:
+def read_xenium(path: Path, scratch: Path, *, tile: float, min_qv: float = 20.0) -> Iterator[Piece]:
     """Read ``transcripts``, ``cell_boundaries`` and ``nucleus_boundaries`` (Parquet or csv.gz).
 
     Molecules of a quality below `min_qv`, of targets that are no genes (``is_gene``, in newer
@@ -56,7 +54,7 @@ def read_xenium(
 
     Yields
     ------
-    Release
+    Piece
         One per field of view, in micrometres.
 
     Raises

@@ -1,0 +1,286 @@
+"""Work in other processes, here and on Dask: the bytes, errors and warnings of one process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import tifffile
+from samples import metadata_of
+
+from gpattern_bench import load_dataset
+from gpattern_bench.cli import main
+from gpattern_bench.curate import simulate
+from gpattern_bench.curate.build import curate
+from gpattern_bench.curate.recipe import Recipe
+from gpattern_bench.curate.releases import write_bento_h5ad, write_cosmx
+from gpattern_bench.curate.simulate import simulate_like
+from gpattern_bench.errors import PredictionError, SourceError, TableError, WorkersError
+from gpattern_bench.methods import get_method
+from gpattern_bench.predict import predict_cells
+from gpattern_bench.predictions import write_predictions
+from gpattern_bench.registry import find_entry
+from gpattern_bench.submission import read_submissions, rescore, results_text
+from gpattern_bench.submit import listed_files
+from gpattern_bench.workers import in_order, workers
+
+COSMX = Recipe(
+    format="cosmx",
+    path="flat",
+    patterns=("cytoplasmic", "membrane", "nuclear"),
+    unit_um=0.18,
+    controls="NegPrb",
+)
+WORK = "gpattern_bench.work"  # a logger
+
+
+@pytest.fixture(params=["processes", "dask"])
+def where(request) -> dict[str, object]:
+    """What has work done by two processes of this machine, or by a cluster."""
+    if request.param == "processes":
+        return {"jobs": 2}
+    return {"jobs": None, "cluster": request.getfixturevalue("dask_cluster")}
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[None]:
+    """Releases of a size are small."""
+    with pytest.MonkeyPatch.context() as patch:
+        for like, size in {
+            "cosmx_lung": {"n_fovs": 4, "n_cells": 150, "n_genes": 30},
+            "u2os": {"n_fovs": 4, "n_cells": 20, "n_genes": 12},
+        }.items():
+            patch.setitem(simulate._SIZES, like, replace(simulate._SIZES[like], **size))
+        yield
+
+
+@pytest.fixture(scope="module")
+def flat(small, tmp_path_factory) -> Path:
+    """CosMx flat files of four fields of view."""
+    return write_cosmx(simulate_like("cosmx_lung", 4), tmp_path_factory.mktemp("cosmx") / "flat")
+
+
+@pytest.fixture(scope="module")
+def single(flat, tmp_path_factory) -> dict[str, bytes]:
+    """What one process makes of them."""
+    folder = tmp_path_factory.mktemp("single") / "out"
+    return everything(curate(COSMX, flat.parent, folder, name="c", version="0.0.0"))
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+# What workers are asked to do
+
+
+def squared(x: int) -> tuple[int, int]:
+    time.sleep(0.2 if x == 0 else 0.0)  # the first comes last
+    return x * x, os.getpid()
+
+
+def unless_odd(x: int) -> int:
+    time.sleep(0.5 if x == 1 else 0.0)
+    logging.getLogger(WORK).warning("about %s", x)
+    if x % 2:
+        raise TableError(f"table {x}", ["one problem", "another"])
+    return x
+
+
+def killed(x: int) -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return x
+
+
+def calls(where, function, numbers):
+    with workers(where["jobs"], where.get("cluster")) as backend:
+        yield from in_order(backend, function, ((x,) for x in numbers))
+
+
+class TestInOrder:
+    def test_results_of_other_processes_in_the_order_of_the_tasks(self, where):
+        results = list(calls(where, squared, range(20)))
+        assert [square for square, _ in results] == [x * x for x in range(20)]
+        assert os.getpid() not in {process for _, process in results}
+
+    def test_one_job_is_this_process(self):
+        assert set(calls({"jobs": 1}, squared, [2, 3])) == {(4, os.getpid()), (9, os.getpid())}
+
+    def test_first_error_comes_after_what_was_before_it(self, where, caplog):
+        found = []
+        with pytest.raises(TableError) as caught:
+            found.extend(calls(where, unless_odd, [0, 2, 1, 3, 5]))
+        # Later ones fail sooner.
+        assert caught.value.subject == "table 1"
+        assert caught.value.problems == ("one problem", "another")
+        assert found == [0, 2]
+        told = [(r.levelname, r.getMessage()) for r in caplog.records if r.name == WORK]
+        assert told == [("WARNING", f"about {x}") for x in (0, 2, 1)]
+
+    def test_an_error_of_what_makes_the_tasks(self, where):
+        def numbers():
+            yield from range(0, 20, 2)
+            raise SourceError("the csv ends")
+
+        found = calls(where, unless_odd, numbers())
+        assert [next(found) for _ in range(10)] == list(range(0, 20, 2))
+        with pytest.raises(SourceError, match="the csv ends"):
+            next(found)
+
+    def test_a_worker_that_dies(self, where):
+        with pytest.raises(WorkersError, match="a worker died"):
+            list(calls(where, killed, range(2)))
+
+
+class TestCuration:
+    def test_of_an_archive(self, flat, single, tmp_path, where):
+        path = write_cosmx(simulate_like("cosmx_lung", 4), tmp_path / "sources", archive=True)
+        recipe = COSMX.model_copy(update={"path": path.name})
+        folder = curate(recipe, path.parent, tmp_path / "out", name="c", version="0.0.0", **where)
+        found = everything(folder)
+        assert len(found) == 5
+        assert {name: found[name] for name in found if name != "manifest.json"} == {
+            name: single[name] for name in single if name != "manifest.json"
+        }
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "sources"]
+
+    def test_of_the_real_extract(self, shared, tmp_path, where):
+        entry = find_entry("cosmx_lung_mini")
+        folder = curate(
+            entry.recipe,
+            shared,
+            tmp_path / "mini",
+            name=entry.name,
+            version=entry.version,
+            pinned=entry.content_sha256,
+            **where,
+        )
+        single = curate(
+            entry.recipe, shared, tmp_path / "one", name=entry.name, version=entry.version
+        )
+        assert everything(folder) == everything(single)
+
+    @pytest.mark.usefixtures("small")
+    def test_of_simulated_cells_and_of_what_is_in_memory(self, tmp_path, where):
+        drawn = Recipe(format="simulated", like="u2os", patterns=simulate.PATTERNS, seed=3)
+        write_bento_h5ad(simulate_like("u2os", 3), tmp_path / "cells.h5ad", simulate.PATTERNS)
+        read = Recipe(format="bento-h5ad", path="cells.h5ad", patterns=simulate.PATTERNS)
+        for recipe in (drawn, read):
+            one, several = (
+                curate(
+                    recipe, tmp_path, tmp_path / recipe.format / name, name="s", version="1", **how
+                )
+                for name, how in (("one", {}), ("several", where))
+            )
+            assert everything(several) == everything(one)
+
+    def test_an_error_is_that_of_one_process(self, flat, tmp_path, where):
+        folder = Path(shutil.copytree(flat, tmp_path / "sources" / "flat"))
+        for fov in (2, 4):
+            [image] = folder.rglob(f"CellLabels_F00{fov}.tif")
+            tifffile.imwrite(image, tifffile.imread(image) + 0.5)
+        texts = []
+        for how in ({}, where):
+            with pytest.raises(SourceError, match=r"F002\.tif is no label image") as caught:
+                curate(COSMX, folder.parent, tmp_path / "out", name="c", version="1.0.0", **how)
+            texts.append(str(caught.value))
+            assert [path.name for path in tmp_path.iterdir()] == ["sources"]
+        assert texts[0] == texts[1]
+
+    def test_a_writer_that_fails_stops_the_workers(self, flat, tmp_path, where):
+        with pytest.raises(TableError, match="differs from the registry"):
+            curate(
+                COSMX,
+                flat.parent,
+                tmp_path / "out",
+                name="c",
+                version="1.0.0",
+                pinned={"cells": "0" * 64},
+                **where,
+            )
+        assert list(tmp_path.iterdir()) == []
+
+    def test_the_command(self, flat, single, tmp_path, where, monkeypatch, capsys):
+        words = ["curate", "cosmx", flat, "--unit-um", 0.18, "--controls", "NegPrb", "--name", "c"]
+        words += ["--out", tmp_path / "out"]
+        words += ["--jobs", 2] if where["jobs"] else ["--cluster", where["cluster"]]
+        monkeypatch.setattr("sys.argv", ["gpattern-bench", *map(str, words)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        assert caught.value.code in (0, None), capsys.readouterr().err
+        assert everything(tmp_path / "out") == single
+
+
+@pytest.fixture(scope="module")
+def submitted(tmp_path_factory) -> Path:
+    """Submissions of scores of `synthetic`, one with val."""
+    folder = tmp_path_factory.mktemp("clone") / "submissions"
+    dataset = load_dataset("synthetic")
+    runs = {"sprawl": ["test", "val"], "gene_prior": ["test"], "molecule_count": ["test"]}
+    for name, splits in runs.items():
+        method = get_method(name)
+        if method.about.learns:
+            method.fit(dataset.iter_cells("train"), 0)
+        for split in splits:
+            scores = predict_cells(method, dataset.iter_cells(split), bar=False)
+            path = folder / name / "predictions" / "synthetic" / f"{split}-seed0.parquet"
+            write_predictions(path, scores, dataset, split, method=name)
+        metadata_of(name, seeds=[0], files=listed_files(folder / name, {})).write(folder / name)
+    return folder
+
+
+def texts(found) -> list[str]:
+    return [results_text(results) for results, _ in found]
+
+
+class TestRescoring:
+    def test_gives_the_results_of_one_process(self, submitted, where, monkeypatch):
+        monkeypatch.chdir(submitted.parent)  # where no worker of a cluster is
+        found = read_submissions(Path("submissions"))
+        single = [submission.rescored() for submission in found]
+        assert [len(results) for results, _ in single] == [1, 1, 1]
+        assert texts(rescore(found, **where)) == texts(single)
+
+    def test_an_error_is_that_of_one_process(self, submitted, where, tmp_path):
+        folder = Path(shutil.copytree(submitted, tmp_path / "submissions"))
+        for name in ("molecule_count", "sprawl"):
+            path = folder / name / "predictions" / "synthetic" / "test-seed0.parquet"
+            pq.write_table(pq.read_table(path).slice(7), path)
+        texts = []
+        for how in ({}, where):
+            with pytest.raises(PredictionError) as caught:
+                rescore(read_submissions(folder), **how)
+            texts.append(str(caught.value))
+        assert "molecule_count" in texts[0]
+        assert texts[0] == texts[1]
+
+    def test_the_command(self, submitted, where, tmp_path, monkeypatch, capsys):
+        several = ["--jobs", "2"] if where["jobs"] else ["--cluster", where["cluster"]]
+        made = []
+        for name, words in (("single", []), ("several", several)):
+            shutil.copytree(submitted, tmp_path / name)
+            monkeypatch.chdir(tmp_path)
+            options = ["--submissions", name, "--out", f"{name}-board", "--rescore", *words]
+            monkeypatch.setattr("sys.argv", ["gpattern-bench", "leaderboard", *options])
+            with pytest.raises(SystemExit) as caught:
+                main()
+            assert caught.value.code in (0, None), capsys.readouterr().err
+            files = sorted((tmp_path / name).rglob("results.json"))
+            made.append([path.read_bytes() for path in files])
+        assert len(made[0]) == 3
+        assert made[0] == made[1]
+
+    def test_workers_without_rescoring_are_wrong_usage(self, monkeypatch, capsys):
+        monkeypatch.setattr("sys.argv", ["gpattern-bench", "leaderboard", "--jobs", "2"])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        assert caught.value.code == 2
+        assert "--rescore" in capsys.readouterr().err
