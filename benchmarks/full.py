@@ -4,7 +4,7 @@ Simulated releases stand in for the published ones, under their names and versio
 their own. Per dataset: files of the source format are drawn and written (not timed), curated, run
 by one `run-all` of all methods on all splits, submitted, scored with intervals, put on a board.
 Then the same `run-all` again, which skips what is done; one that gets SIGKILL in the middle and is
-started again; and, where there are cells enough, GPSNet (`small`), fitted on 1,000 cells,
+started again; and, where there are cells enough, GPSNet (`small`), fitted on 300 cells,
 predicting test. Every step is a process of its own: seconds by the clock and of the processor, and
 the peak of memory of it and its children (proportional set size, sampled twice a second; Linux).
 The last line is one JSON object.
@@ -40,8 +40,7 @@ from gpattern_bench.curate.simulate import PATTERNS, simulate_like
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.fetch import CACHE
 from gpattern_bench.files import file_sha256
-from gpattern_bench.methods import METHODS, get_method
-from gpattern_bench.methods.base import Network
+from gpattern_bench.methods import get_method
 from gpattern_bench.pieces import cut_pieces
 from gpattern_bench.predict import predict_cells
 from gpattern_bench.predictions import write_predictions
@@ -49,9 +48,11 @@ from gpattern_bench.registry import find_entry
 
 SPAWN = multiprocessing.get_context("spawn")
 LIKES = ("nih3t3", "u2os", "cosmx_lung")
-QUICK = ("prevalence", "oracle", "sprawl", "bento")
+CONTROLS = ["prevalence", "gene_prior", "molecule_count", "oracle"]
+FULL = [*CONTROLS, "sprawl", "ella", "bento", "locfish", "boosted"]
+QUICK = ["prevalence", "oracle", "sprawl", "bento"]
 SEED = 1  # of the releases
-TRAINED_ON = 1000  # cells
+TRAINED_ON = 300  # cells
 RESUMED = "bento"
 REPORTED = Path(__file__).resolve().parents[1] / "leaderboard" / "reported.yaml"
 PAPER = {"bento": "Bento", "ella": "ELLA", "sprawl": "SPRAWL", "locfish": "locFISH"}
@@ -63,12 +64,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The whole benchmark at the sizes of table 1.")
     parser.add_argument("--quick", action="store_true", help="`synthetic`, some methods")
     parser.add_argument("--like", action="append", choices=LIKES, help="only this; repeatable")
-    parser.add_argument("--methods", help="commas between; default: all but networks")
+    parser.add_argument("--methods", help=f"default: {','.join(FULL)}")
     parser.add_argument("--tmp", type=Path, help="folder for the files, which are removed")
     options = parser.parse_args()
-    methods = options.methods.split(",") if options.methods else without_networks()
+    methods = options.methods.split(",") if options.methods else FULL
     if options.quick:
-        methods = list(QUICK)
+        methods = QUICK
     found = {}
     for like in ("synthetic",) if options.quick else options.like or LIKES:
         with tempfile.TemporaryDirectory(dir=options.tmp) as folder:
@@ -76,11 +77,6 @@ def main() -> None:
             found[like] = whole(like, methods, Path(folder))
         show(like, found[like])
     print(json.dumps(found))
-
-
-def without_networks() -> list[str]:
-    """Every method that ships with the package but those that are trained in epochs."""
-    return [name for name in METHODS if not isinstance(get_method(name), Network)]
 
 
 def whole(like: str, methods: list[str], folder: Path) -> dict[str, Any]:
