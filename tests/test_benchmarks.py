@@ -110,3 +110,19 @@ def test_the_small_network_is_trained_scored_and_used():
     assert small["auc"] not in (unknown["auc"], upright["auc"])  # each is another model
     assert 0.7 < trees["auc"] < 0.95  # trees learn from little; a network in one epoch hardly
     assert (found["prediction"]["cells"], found["prediction"]["pairs"]) == (40, 1_822)
+
+
+def test_the_whole_benchmark_goes_from_files_to_a_board(tmp_path):
+    command = [sys.executable, str(BENCHMARK.with_name("full.py")), "--quick", "--tmp", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])["synthetic"]
+    steps = {step["step"]: step for step in found["steps"]}
+    assert list(steps) == [
+        "run-all", "run-all, again", "submit (3)", "score, 1,000 replicates", "board",
+    ]  # fmt: skip
+    assert all(step["seconds"] > 0 and step["peak_gib"] > 0 for step in steps.values())
+    rows = {row["method"]: row for row in found["methods"]}
+    assert (rows["oracle"]["auc"], rows["prevalence"]["auc"]) == (1, 0.5)
+    assert 0.5 < rows["sprawl"]["auc"] < 0.9
+    assert found["resumed"]["left"] >= 1  # pieces that SIGKILL did not undo
+    assert list(tmp_path.iterdir()) == []

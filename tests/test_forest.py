@@ -141,6 +141,28 @@ class TestPairs:
         other, _ = labelled_pairs(ManyCells(40), numbered, 2, limit=60)
         assert some.tolist() == same.tolist() != other.tolist()
 
+    def test_a_sample_of_very_many_is_of_as_many_cells_as_are_needed(self):
+        begun = []
+
+        def counting(cell: Cell) -> np.ndarray:
+            begun.append(cell.cell_id)
+            return numbered(cell)
+
+        some, labels = labelled_pairs(ManyCells(400), counting, 1, limit=20)
+        assert len(np.unique(some, axis=0)) == 20
+        assert labels[:, 0].tolist() == [g < 4 for _, g in some]
+        # Of 2,000 pairs 200 are left to choose from: 40 cells, from everywhere, in their order.
+        assert len(begun) <= 40
+        assert min(map(int, begun)) < 100 < 300 < max(map(int, begun))
+        assert some[:, 0].tolist() == sorted(some[:, 0])
+        same, _ = labelled_pairs(ManyCells(400), numbered, 1, limit=20)
+        assert some.tolist() == same.tolist()
+        # As many or fewer than that: all cells are chosen from, as ever.
+        draws = np.random.Generator(np.random.Philox(1)).random(200)
+        few, _ = labelled_pairs(ManyCells(40), numbered, 1, limit=20)
+        every, _ = labelled_pairs(ManyCells(40), numbered, 1)
+        assert few.tolist() == every[draws < np.sort(draws)[20]].tolist()
+
     def test_no_labelled_pair_is_an_error(self):
         with pytest.raises(MethodError, match="no pair of the training cells"):
             labelled_pairs(ManyCells(3, labelled=False), numbered, 0)

@@ -26,6 +26,12 @@ __all__ = ["LIMIT", "Forest", "forest_scores", "labelled_pairs", "pair_batches"]
 
 LIMIT = 50_000
 """Pairs that a forest is fitted on at most: a larger train split is subsampled, seeded."""
+CHOICE = 10
+"""A sample is of cells that have at least so many times as many labelled pairs, if there are more.
+
+Features are computed of whole cells. A sample of the pairs of all cells would need those of half of
+100,000 cells; of ten times as many pairs it still has few of each cell.
+"""
 
 _Featurize = Callable[[Cell], NDArray[np.float64]]
 
@@ -233,23 +239,31 @@ def labelled_pairs(
     seed : int
         Of the sample.
     limit : int
-        Most pairs to take. Cells of which none was drawn are not featurized.
+        Most pairs to take. Of more than :data:`CHOICE` times as many, cells are drawn first. Cells
+        of which no pair was drawn are not featurized.
 
     Raises
     ------
     MethodError
         No pair is labelled.
     """
-    total = sum(int(cell.labelled.sum()) for cell in train if cell.labelled is not None)
-    if total == 0:
+    sizes = np.array([0 if cell.labelled is None else cell.labelled.sum() for cell in train])
+    if sizes.sum() == 0:
         raise MethodError("a forest needs labelled pairs, and no pair of the training cells is one")
+    rng = np.random.Generator(np.random.Philox(seed))
+    drawn = np.ones(len(sizes), np.bool_)
+    if sizes.sum() > CHOICE * limit:
+        order = np.argsort(rng.random(len(sizes)), kind="stable")
+        enough = np.searchsorted(np.cumsum(sizes[order]), CHOICE * limit) + 1
+        drawn[order[enough:]] = False
+    total = int(sizes[drawn].sum())
     taken = np.ones(total, np.bool_)
     if total > limit:
-        draws = np.random.Generator(np.random.Philox(seed)).random(total)
+        draws = rng.random(total)
         taken = draws < np.partition(draws, limit)[limit]
     features, labels, seen = [], [], 0
-    for cell in train:
-        if cell.labels is None or cell.labelled is None:
+    for cell, here in zip(train, drawn, strict=True):
+        if not here or cell.labels is None or cell.labelled is None:
             continue
         rows = np.flatnonzero(cell.labelled)
         wanted = rows[taken[seen : seen + len(rows)]]
