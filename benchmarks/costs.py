@@ -57,10 +57,7 @@ METHODS_TIMED = (
     "sprawl",
     "bento",
     "ella",
-    "ella_robust",
     "locfish",
-    "locfish_2018",
-    "locfish_unsupervised",
     "boosted",
     "gpsnet",
 )  # the others cost what their siblings cost
