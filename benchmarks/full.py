@@ -44,7 +44,7 @@ from gpattern_bench.files import file_sha256
 from gpattern_bench.methods import get_method
 from gpattern_bench.pieces import cut_pieces
 from gpattern_bench.predict import predict_cells
-from gpattern_bench.predictions import write_predictions
+from gpattern_bench.predictions import counted, write_predictions
 from gpattern_bench.registry import find_entry
 from gpattern_bench.submission import read_submissions, rescore
 
@@ -270,7 +270,8 @@ def run_gpsnet(tables: Path, out: Path) -> None:
     scores = predict_cells(method, dataset.iter_cells("test"))
     predicted = perf_counter() - began
     path = out.with_suffix(".parquet")
-    write_predictions(path, scores, dataset, "test", method="gpsnet")
+    labelled = counted(scores, dataset.pairs("test"))
+    write_predictions(path, labelled, dataset, "test", method="gpsnet")
     found = Evaluator(dataset, "test").eval(path, replicates=0)
     row = {
         "fit_s": fitted,
