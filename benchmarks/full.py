@@ -21,6 +21,7 @@ import multiprocessing
 import os
 import resource
 import shutil
+import signal
 import sys
 import tempfile
 from multiprocessing.process import BaseProcess
@@ -193,7 +194,8 @@ def killed_and_resumed(dataset: Dataset, runs: Path, out: Path, method: str) -> 
     folder = out / method / dataset.name
     while process.exitcode is None and len(list(folder.glob("pieces-*/*.parquet"))) < pieces // 2:
         sleep(0.05)
-    process.kill()
+    for pid in _tree(process.pid):  # joblib's workers would idle for minutes, with our output open
+        os.kill(pid, signal.SIGKILL)
     process.join()
     before = perf_counter() - began
     left = len(list(folder.glob("pieces-*/*.parquet")))

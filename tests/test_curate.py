@@ -946,7 +946,7 @@ def test_recipe_reads_a_source_and_its_labels(tmp_path):
         labels_where={"dataset": "mine"},
     )
     [piece] = asked.read(tmp_path, tmp_path / "scratch")
-    made = apply_rules(piece, asked)
+    made = apply_rules(piece(), asked)
     assert made.labels["gene"].to_pylist() == ["A", "B"]
     assert made.dropped == {
         "molecules": {"outside every cell": 1},
