@@ -7,14 +7,14 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import starmap
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from filelock import FileLock, Timeout
-from joblib import Parallel, delayed
 from tqdm import tqdm
 
 from gpattern_bench.dataset import Dataset
@@ -34,7 +34,7 @@ from gpattern_bench.pieces import (
 )
 from gpattern_bench.predictions import Origin
 from gpattern_bench.run import choose_protocol, fit_method, run_origins, write_run
-from gpattern_bench.workers import Backend, workers
+from gpattern_bench.workers import Backend, in_order, workers
 
 __all__ = ["Outcome", "run_all"]
 
@@ -257,22 +257,14 @@ class _Job:
         tasks = [
             (self.pieces / "model", piece.cells, self.pieces / piece.file) for piece in missing
         ]
-        bar = tqdm(
-            self._results(predict_piece, tasks),
-            total=len(tasks),
-            desc=f"{self.method.about.name}, pieces",
-            disable=None,
+        # A network has a GPU or all cores to itself, and as many threads as in a run: they show in
+        # the last digits.
+        here = isinstance(self.method, Network)
+        results = (
+            starmap(predict_piece, tasks) if here else in_order(self.backend, predict_piece, tasks)
         )
-        with self.backend():
-            for _ in bar:
-                self.written += 1
-
-    def _results(self, function: Callable[..., Any], tasks: list[tuple[Any, ...]]) -> Iterator[Any]:
-        if not tasks:
-            return
-        if isinstance(self.method, Network):
-            # A network has a GPU or all cores to itself, and as many threads as in a run: they
-            # show in the last digits.
-            yield from (function(*task) for task in tasks)
-        else:
-            yield from Parallel(return_as="generator")(delayed(function)(*task) for task in tasks)
+        bar = tqdm(
+            results, total=len(tasks), desc=f"{self.method.about.name}, pieces", disable=None
+        )
+        for _ in bar:
+            self.written += 1
