@@ -24,6 +24,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from time import perf_counter, sleep, time
@@ -31,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from tabulate import tabulate
+from timing import show
 
 from gpattern_bench import Evaluator, load_dataset
 from gpattern_bench.board import build_board, page, read_reported, write_board
@@ -58,7 +59,13 @@ SEED = 1  # of the releases
 TRAINED_ON = 300  # cells
 KILLED = "bento"  # where it is run
 REPORTED = Path(__file__).resolve().parents[1] / "leaderboard" / "reported.yaml"
-PAPER = {"bento": "Bento", "ella": "ELLA", "sprawl": "SPRAWL", "locfish": "locFISH"}
+PAPER = {
+    "bento": "Bento",
+    "ella": "ELLA",
+    "gpsnet": "GPSNet",
+    "locfish": "locFISH",
+    "sprawl": "SPRAWL",
+}
 """Ours -> the paper's row, without its footnote mark."""
 
 
@@ -78,7 +85,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=options.tmp) as folder:
             os.environ[CACHE] = str(Path(folder, "cache"))  # of the commands
             found[like] = whole(like, methods, Path(folder))
-        show(like, found[like])
+        report(like, found[like])
     print(json.dumps(found))
 
 
@@ -195,7 +202,8 @@ def killed_and_resumed(dataset: Dataset, runs: Path, out: Path, method: str) -> 
     while process.exitcode is None and len(list(folder.glob("pieces-*/*.parquet"))) < pieces // 2:
         sleep(0.05)
     for pid in _tree(process.pid):  # joblib's workers would idle for minutes, with our output open
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # gone since
+            os.kill(pid, signal.SIGKILL)
     process.join()
     before = perf_counter() - began
     left = len(list(folder.glob("pieces-*/*.parquet")))
@@ -222,7 +230,7 @@ def board_steps(dataset: Dataset, methods: list[str], folder: Path) -> list[dict
     for name in set(methods) - set(shown):
         path = folder / "runs" / name / dataset.name / "test-seed0.parquet"
         found = Evaluator(dataset, "test").eval(path, replicates=0)
-        if not found["f1_macro"] == 1:
+        if found["f1_macro"] != 1:
             raise SystemExit(f"{name} sees the labels and has F1 {found['f1_macro']}")
     costs = [
         watched(command("submit", str(folder / "runs" / name), "--to", str(submissions / name)))[0]
@@ -279,7 +287,7 @@ def run_gpsnet(tables: Path, out: Path) -> None:
         "fit_s": fitted,
         "scoring_s": predicted,
         "pairs_per_s": len(scores) / predicted,
-        "paper": "3 min 6 s",
+        "paper": paper_time(dataset.name, "gpsnet"),
         "auc": found["auc_macro"],
         "f1": found["f1_macro"],
     }
@@ -351,15 +359,12 @@ def _pss(pid: int) -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
 
 
-def show(like: str, found: dict[str, Any]) -> None:
+def report(like: str, found: dict[str, Any]) -> None:
     """Print the tables of one dataset."""
     counts = ", ".join(f"{value:,} {what}" for what, value in found["counts"].items())
     print(f"{like}: {counts}\n")
     for rows in (found["steps"], found["methods"], [found["resumed"]]):
-        table = tabulate(
-            rows, "keys", tablefmt="github", floatfmt=",.3g", intfmt=",", missingval="-"
-        )
-        print(table, end="\n\n", flush=True)
+        show(rows)
 
 
 if __name__ == "__main__":

@@ -29,9 +29,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from gpsnet import fresh
 from sklearn.ensemble import HistGradientBoostingClassifier
 from tabulate import tabulate
+from timing import fresh, resident, told
 
 from gpattern_bench import Evaluator, load_dataset
 from gpattern_bench.cells import Cell, Cells
@@ -188,23 +188,18 @@ def predicting(model: Path, tables: Path) -> dict[str, float | None]:
     found: dict[str, float | None] = {"cells": len(cells), "pairs": 0}
     began = perf_counter(), process_time()
     for _, scores in method.predict(cells):
-        found.setdefault("first_gib", resident())
+        found.setdefault("first_gib", held())
         found["pairs"] += len(scores)
     found["seconds"], found["cpu_s"] = perf_counter() - began[0], process_time() - began[1]
-    found["gib"] = resident()
+    found["gib"] = held()
     for _ in method.predict(cells):
         pass
-    return {**found, "again_gib": resident()}
+    return {**found, "again_gib": held()}
 
 
-def resident() -> float | None:
+def held() -> float | None:
     """Memory of this process at the moment, GiB; None where the system does not tell."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    (told,) = (int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
-    return round(told / 2**20, 2)
+    return told(round(resident()[0] / 2**30, 2))
 
 
 if __name__ == "__main__":
