@@ -89,7 +89,7 @@ class Size:
 TINY = Size(1, 30, 300.0, 240)
 FULL = (  # base; whether it is curated and evaluated; methods
     (Size(1, 3_000, 300.0, 240), True, ()),  # a full field of view
-    (Size(1, 400, 300.0, 240), False, METHODS_TIMED),
+    (Size(1, 200, 300.0, 240), False, METHODS_TIMED),
 )
 QUICK = ((Size(1, 60, 300.0, 60), True, ("gene_prior",)),)
 
