@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+
 from gpattern_bench.curate.recipe import Recipe
 from gpattern_bench.curate.release import Release
 from gpattern_bench.curate.rules import apply_rules
@@ -26,6 +29,14 @@ def dataset_of(
     recipe = Recipe(format="simulated", patterns=patterns, patternless="keep", **rules)
     tables = apply_rules(release, recipe)
     return Dataset(write_dataset([tables], folder, name=name, version=version, recipe=recipe))
+
+
+def random_scores(dataset: Dataset, split: str = "test") -> pd.DataFrame:
+    """Scores of every pair of a split, without ties."""
+    pairs = dataset.pairs(split).astype(str)
+    shape = (len(pairs), len(dataset.patterns))
+    values = np.random.default_rng(0).random(shape).astype(np.float32)
+    return pairs.assign(**dict(zip(dataset.patterns, values.T, strict=True)))
 
 
 def metadata_of(method: str, **values) -> Metadata:

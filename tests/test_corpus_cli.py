@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from samples import dataset_of, metadata_of
+from samples import dataset_of, metadata_of, random_scores
 from test_predictions import CORPUS, folder_instead, of_bytes, of_metadata, of_table, put
 
 from gpattern_bench import load_dataset
 from gpattern_bench.board import build_board, page, write_board
 from gpattern_bench.cli import main
-from gpattern_bench.curate.simulate import PATTERNS, simulate
+from gpattern_bench.curate.simulate import simulate
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.metadata import write_schema
 from gpattern_bench.predictions import write_predictions
@@ -62,11 +62,8 @@ def ds(tmp_path_factory) -> Dataset:
 
 @pytest.fixture(scope="module")
 def valid(ds, tmp_path_factory) -> Path:
-    pairs = ds.pairs("test").astype(str)
-    values = np.random.default_rng(0).random((len(pairs), 4)).astype(np.float32)
-    scores = pairs.assign(**dict(zip(PATTERNS, values.T, strict=True)))
     folder = tmp_path_factory.mktemp("valid")
-    return write_predictions(folder / "valid.parquet", scores, ds, "test", method="mine")
+    return write_predictions(folder / "valid.parquet", random_scores(ds), ds, "test", method="mine")
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ import shapely
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from samples import dataset_of, metadata_of
+from samples import dataset_of, metadata_of, random_scores
 from test_cosmx import make_molecules, positions
 from test_cosmx import write as write_cosmx
 from test_platforms import (
@@ -223,11 +223,8 @@ def ds(tmp_path_factory) -> Dataset:
 
 @pytest.fixture(scope="module")
 def valid(ds, tmp_path_factory) -> Path:
-    pairs = ds.pairs("test").astype(str)
-    values = np.random.default_rng(0).random((len(pairs), 4)).astype(np.float32)
-    scores = pairs.assign(**dict(zip(PATTERNS, values.T, strict=True)))
     path = tmp_path_factory.mktemp("valid") / "valid.parquet"
-    return write_predictions(path, scores, ds, "test", method="mine")
+    return write_predictions(path, random_scores(ds), ds, "test", method="mine")
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from samples import dataset_of
+from samples import dataset_of, random_scores
 
 from gpattern_bench import Evaluator, __version__, predictions, schema
 from gpattern_bench.curate.simulate import PATTERNS, simulate
@@ -45,9 +45,7 @@ def evaluator(ds) -> Evaluator:
 @pytest.fixture
 def scores(ds) -> pd.DataFrame:
     """Scores of the test split, without ties."""
-    pairs = ds.pairs("test").astype(str)
-    values = np.random.default_rng(0).random((len(pairs), 4)).astype(np.float32)
-    return pairs.assign(**dict(zip(PATTERNS, values.T, strict=True)))
+    return random_scores(ds)
 
 
 @pytest.fixture
