@@ -13,6 +13,7 @@ from samples import dataset_of
 from shapely import affinity
 
 from gpattern_bench.cells import Cell
+from gpattern_bench.curate.masks import outlines
 from gpattern_bench.curate.simulate import simulate
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.evaluator import Evaluator
@@ -243,6 +244,24 @@ class TestClosedForms:
         assert f["proportion_rna_protrusion"] == 2 / 4
         expected = (4 - np.pi) * 9 / 400
         assert f["index_rna_protrusion"] == pytest.approx(2 / 4 / expected, rel=0.01)
+
+    def test_protrusions_of_an_outline_made_of_pixels_are_its_own(self):
+        boundary, _ = lobed(10)
+        edges = 0.18 * np.arange(-80, 80)
+        inside = shapely.contains_xy(boundary, *np.meshgrid(edges + 0.09, -edges - 0.09))
+        (stairs,) = outlines(inside.astype(np.int32))[1]
+        stairs = affinity.scale(affinity.translate(stairs, -80, 80), 0.18, 0.18, origin=(0, 0))
+        assert stairs.symmetric_difference(boundary).area < 0.02 * boundary.area
+        opened = stairs.buffer(-3, quad_segs=64).buffer(3, quad_segs=64)
+        xy = scattered(stairs, 4000)
+        clear = shapely.distance(shapely.points(xy), opened.boundary) > 0.03
+        cell = cell_of(xy[clear], stairs, None, np.arange(clear.sum()))
+        f = pd.DataFrame(bigfish_features(cell), columns=list(BIGFISH_FEATURES))
+        lost = stairs.difference(opened).area
+        assert f["protrusion_area"].iloc[0] / 100 == pytest.approx(lost, abs=0.01 * stairs.length)
+        out = ~shapely.contains_xy(opened, *cell.xy.T)
+        assert 0.02 < out.mean() < 0.5
+        np.testing.assert_array_equal(f["proportion_rna_protrusion"], out)
 
     def test_spreads_are_over_those_of_the_cell(self):
         f = self.of([[3, 0], [5, 2]], nucleus=affinity.translate(MIDDLE, 1, 1))
