@@ -124,5 +124,6 @@ def test_the_whole_benchmark_goes_from_files_to_a_board(tmp_path):
     rows = {row["method"]: row for row in found["methods"]}
     assert (rows["oracle"]["auc"], rows["prevalence"]["auc"]) == (1, 0.5)
     assert 0.5 < rows["sprawl"]["auc"] < 0.9
+    assert rows["gpsnet"]["pairs_per_s"] > 0 < rows["gpsnet"]["f1"]
     assert found["resumed"]["left"] >= 1  # pieces that SIGKILL did not undo
     assert list(tmp_path.iterdir()) == []
