@@ -9,7 +9,7 @@ step is a process of its own: seconds by the clock and of the processor, and the
 it and its children (proportional set size, sampled twice a second; Linux).
 The last line is one JSON object.
 
-Rerun: `python benchmarks/full.py` (about two hours, 12 GB of disk), `--like u2os` (that one only;
+Rerun: `python benchmarks/full.py` (about an hour, 12 GB of disk), `--like u2os` (that one only;
 may be repeated), `--quick` (`synthetic`, some methods, a minute).
 """
 
