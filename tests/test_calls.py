@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from samples import dataset_of
 
-from gpattern_bench import Evaluator, load_dataset
+from gpattern_bench import Evaluator
 from gpattern_bench.calls import call_patterns, summarise_genes, val_thresholds, write_calls
 from gpattern_bench.curate.recipe import Recipe
 from gpattern_bench.curate.rules import apply_rules
@@ -26,8 +27,9 @@ from gpattern_bench.run import run_method
 
 
 @pytest.fixture(scope="module")
-def ds() -> Dataset:
-    return load_dataset("synthetic")
+def ds(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    release = simulate(7, n_fovs=20, cells_per_fov=4, n_genes=20, mean_molecules=150)
+    return dataset_of(tmp_path_factory.mktemp("small"), release)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def runs(ds: Dataset, brief_training: None, tmp_path_factory: pytest.TempPathFac
 
 
 def test_calls_at_val_thresholds_score_what_the_evaluator_says(ds: Dataset, runs: Path) -> None:
-    test, val = (runs / "gene_prior/synthetic" / f"{s}-seed0.parquet" for s in ("test", "val"))
+    test, val = (runs / "gene_prior/small" / f"{s}-seed0.parquet" for s in ("test", "val"))
     calls = call_patterns(pq.read_table(test).to_pandas(), val_thresholds(ds, val))
     result = Evaluator(ds).eval(test, val, replicates=0)
     truth = ds.labels("test").astype({"cell_id": str, "gene": str})
@@ -50,10 +52,10 @@ def test_calls_at_val_thresholds_score_what_the_evaluator_says(ds: Dataset, runs
 
 
 def test_a_pattern_of_constant_scores_is_never_called(ds: Dataset, runs: Path) -> None:
-    thresholds = val_thresholds(ds, runs / "sprawl/synthetic/val-seed0.parquet")
+    thresholds = val_thresholds(ds, runs / "sprawl/small/val-seed0.parquet")
     assert np.isnan(thresholds["nuclear_edge"])
     calls = call_patterns(
-        pq.read_table(runs / "sprawl/synthetic/test-seed0.parquet").to_pandas(), thresholds
+        pq.read_table(runs / "sprawl/small/test-seed0.parquet").to_pandas(), thresholds
     )
     assert not calls["nuclear_edge"].any()
     assert calls["nuclear"].any()
@@ -61,7 +63,7 @@ def test_a_pattern_of_constant_scores_is_never_called(ds: Dataset, runs: Path) -
 
 def test_thresholds_need_predictions_of_val(ds: Dataset, runs: Path) -> None:
     with pytest.raises(PredictionError, match="split = 'test', expected 'val'"):
-        val_thresholds(ds, runs / "sprawl/synthetic/test-seed0.parquet")
+        val_thresholds(ds, runs / "sprawl/small/test-seed0.parquet")
 
 
 def test_genes_are_summed_up_with_wilson_intervals() -> None:
@@ -108,7 +110,7 @@ def test_a_pattern_that_nearly_every_pair_has_is_warned_of(
 def test_a_model_scores_as_the_run_that_left_it(
     ds: Dataset, runs: Path, tmp_path: Path, name: str
 ) -> None:
-    folder = runs / name / "synthetic"
+    folder = runs / name / "small"
     method, model = load_model(folder / "model-seed0")
     path = predict_tables(method, model, ds, tmp_path / "scores.parquet")
     everything = pd.read_parquet(path).set_index(["cell_id", "gene"])
@@ -126,9 +128,9 @@ def test_a_model_scores_as_the_run_that_left_it(
 
 
 def test_a_model_says_what_it_was_fitted_on_and_its_thresholds(ds: Dataset, runs: Path) -> None:
-    folder = runs / "gene_prior/synthetic"
+    folder = runs / "gene_prior/small"
     _, model = load_model(folder / "model-seed0")
-    assert model.fitted_on == "synthetic@1.0.0"
+    assert model.fitted_on == "small@1.0.0"
     assert model.thresholds == val_thresholds(ds, folder / "val-seed0.parquet")
 
 
@@ -137,11 +139,11 @@ def test_another_panel_without_labels(runs: Path, tmp_path: Path) -> None:
     recipe = Recipe(format="simulated", patterns=PATTERNS, split="test")
     tables = apply_rules(type(release)(release.molecules, release.cells), recipe)
     folder = write_dataset([tables], tmp_path / "own", name="own", version="1.0.0", recipe=recipe)
-    method, model = load_model(runs / "gene_prior/synthetic/model-seed0")
+    method, model = load_model(runs / "gene_prior/small/model-seed0")
     path = predict_tables(method, model, Dataset(folder), tmp_path / "scores.parquet")
     scores = pd.read_parquet(path)
     unseen = scores[scores["gene"] == "G60"][list(PATTERNS)]
-    prevalence = load_model(runs / "prevalence/synthetic/model-seed0")[0]._share
+    prevalence = load_model(runs / "prevalence/small/model-seed0")[0]._share
     assert np.allclose(unseen, np.float32(prevalence))
 
 
@@ -151,7 +153,7 @@ def test_other_patterns_are_refused(runs: Path, tmp_path: Path) -> None:
     folder = write_dataset(
         [apply_rules(release, recipe)], tmp_path / "own", name="own", version="1.0.0", recipe=recipe
     )
-    method, model = load_model(runs / "sprawl/synthetic/model-seed0")
+    method, model = load_model(runs / "sprawl/small/model-seed0")
     with pytest.raises(MethodError, match="curate them with --patterns cell_edge,cytoplasmic"):
         predict_tables(method, model, Dataset(folder), tmp_path / "scores.parquet")
     assert not (tmp_path / "scores.parquet").exists()
@@ -161,7 +163,7 @@ def test_other_patterns_are_refused(runs: Path, tmp_path: Path) -> None:
 def test_what_is_no_model_is_refused(runs: Path, tmp_path: Path, spoil: str) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
-    text = (runs / "gene_prior/synthetic/model-seed0/model.json").read_text()
+    text = (runs / "gene_prior/small/model-seed0/model.json").read_text()
     if spoil != "absent":
         text = text[:20] if spoil == "no json" else text
         text = text.replace("gene_prior", "nope") if spoil == "unknown method" else text
