@@ -263,6 +263,13 @@ class TestClosedForms:
         assert 0.02 < out.mean() < 0.5
         np.testing.assert_array_equal(f["proportion_rna_protrusion"], out)
 
+    def test_chords_of_a_ragged_outline_may_cross_it(self):
+        rng = np.random.Generator(np.random.Philox(0))
+        for (outline,) in (outlines(rng.integers(0, 2, (40, 40)))[1] for _ in range(20)):
+            ragged = affinity.scale(outline, 0.12, 0.12, origin=(0, 0))
+            f = bigfish_features(cell_of(scattered(ragged, 20), ragged))[0]
+            assert 0 <= f[AT["protrusion_area"]] <= 100 * ragged.area + 1e-9
+
     def test_spreads_are_over_those_of_the_cell(self):
         f = self.of([[3, 0], [5, 2]], nucleus=affinity.translate(MIDDLE, 1, 1))
         spread = 2 * 20**2 / 12

@@ -157,13 +157,15 @@ def _smoothed(part: BaseGeometry) -> BaseGeometry:
     Erosion takes an arc at each turn inwards, and on the stairs of a label image so many arcs cross
     each other that it was most of the time of all features. Disks about the ends of a chord cover
     what one does that moves along it, but for 0.015 um; `buffer` itself leaves out twice that.
+    A ragged outline, whose chords cross it elsewhere, stays as it is.
     """
     xy = shapely.get_coordinates(shapely.get_exterior_ring(shapely.normalize(part)))[:0:-1]
     before, after = np.roll(xy, 1, axis=0), np.roll(xy, -1, axis=0)
     (ux, uy), (vx, vy) = (xy - before).T, (after - xy).T
     small = (ux * vy > uy * vx) & (np.hypot(*(after - before).T) <= _CHORD_UM)
     kept = xy[~small | np.roll(small, 1)]  # of several in a row the first goes
-    return shapely.polygons(kept if len(kept) > 2 else xy)
+    smoothed = shapely.polygons(kept if len(kept) > 2 else xy)
+    return smoothed if shapely.is_valid(smoothed) else shapely.polygons(xy)
 
 
 def _over_cell(shape: CellGeometry) -> tuple[_Floats, _Floats, _Floats]:
