@@ -31,9 +31,9 @@ def dataset_of(
     return Dataset(write_dataset([tables], folder, name=name, version=version, recipe=recipe))
 
 
-def random_scores(dataset: Dataset, split: str = "test") -> pd.DataFrame:
-    """Scores of every pair of a split, without ties."""
-    pairs = dataset.pairs(split).astype(str)
+def random_scores(dataset: Dataset) -> pd.DataFrame:
+    """Scores of every pair of the test split, without ties."""
+    pairs = dataset.pairs("test").astype(str)
     shape = (len(pairs), len(dataset.patterns))
     values = np.random.default_rng(0).random(shape).astype(np.float32)
     return pairs.assign(**dict(zip(dataset.patterns, values.T, strict=True)))
