@@ -10,7 +10,7 @@ TORCH := torch==2.13.0
 demo: .venv/installed
 	$(BIN)/gpattern-bench demo
 
-# One thread for each of the two: those of OpenMP wait for one another, four times as long.
+# One thread for each of the two: those of OpenMP spin while they wait for one another.
 test: .venv/installed-dev lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 	$(BIN)/gpattern-bench leaderboard --check
