@@ -481,11 +481,14 @@ def test_retry_after_is_respected(server, cache, after):
 
 
 @pytest.mark.parametrize(
-    "after", ["86400", http_date(86400), "soon", "-1", http_date(-9), "Fri, 99 Xyz"]
+    "after",
+    ["86400", lambda: http_date(86400), "soon", "-1", lambda: http_date(-9), "Fri, 99 Xyz"],
+    ids=["day", "tomorrow", "word", "negative", "past", "no-date"],
 )
 def test_retry_after_without_measure_or_sense_is_not(server, cache, monkeypatch, after):
     monkeypatch.setattr(fetching, "LONGEST_WAIT_S", 0.05)
-    server.answers = [status(429, Retry_After=after), serve()]
+    # Dates are made when the test runs: the clock in a test's id stops xdist.
+    server.answers = [status(429, Retry_After=after() if callable(after) else after), serve()]
     begun = time.monotonic()
     fetch(pinned(server.url), cache)
     assert time.monotonic() - begun < 2
