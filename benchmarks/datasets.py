@@ -16,8 +16,9 @@ from pathlib import Path
 from tabulate import tabulate
 
 from gpattern_bench import load_dataset
+from gpattern_bench.cache import CACHE
 from gpattern_bench.curate.simulate import simulate
-from gpattern_bench.fetch import CACHE, MIRROR
+from gpattern_bench.fetch import MIRROR
 from gpattern_bench.registry import find_entry
 
 

@@ -2,67 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NotRequired
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import pyarrow as pa
-from pydantic import TypeAdapter, ValidationError
-from typing_extensions import TypedDict
 
 from gpattern_bench import schema
-from gpattern_bench.cells import Cells, read_cells
-from gpattern_bench.curate.write import MANIFEST
+from gpattern_bench.cache import cache_root
 from gpattern_bench.errors import GPatternBenchError, TableError
-from gpattern_bench.fetch import cache_root
+from gpattern_bench.manifest import MANIFEST, read_manifest
 from gpattern_bench.notebook import html_table
 from gpattern_bench.registry import find_entry, list_datasets
 from gpattern_bench.storage import read_table, read_whole
-from gpattern_bench.verify import find_problems
 
+# pandas, shapely and curation are imported by whoever needs them: to load a dataset is quick.
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from gpattern_bench.cells import Cells
     from gpattern_bench.torch_view import TorchCells
 
 __all__ = ["Dataset", "load_dataset"]
-
-
-class _File(TypedDict):
-    bytes: int
-    sha256: str
-    content_sha256: str
-
-
-class _Counts(TypedDict):
-    cells: int
-    molecules: int
-    splits: dict[str, dict[str, Any]]
-
-
-class _Curation(TypedDict):
-    format: str
-    unit_um: float
-
-
-class _Manifest(TypedDict):
-    """What is needed of ``manifest.json``; it says more."""
-
-    name: str
-    version: str
-    patterns: list[str]
-    genes: list[str]
-    counts: _Counts
-    files: dict[
-        Literal["molecules.parquet", "cells.parquet", "labels.parquet", "splits.parquet"], _File
-    ]
-    curation: _Curation
-    dropped: NotRequired[dict[str, dict[str, int]]]
-
-
-_MANIFEST = TypeAdapter(_Manifest)
-_TABLES = ("molecules", "cells", "splits")  # labels may be missing
-_MOST = 5  # problems of a manifest that are told
 
 
 def load_dataset(
@@ -108,9 +69,12 @@ def load_dataset(
     # A folder that only happens to have a dataset's name is not in the way of it.
     known = str(name).partition("@")[0] in list_datasets()
     if not str(name) or not folder.is_dir() or (known and not (folder / MANIFEST).is_file()):
-        from gpattern_bench.curate.build import build
+        entry = find_entry(str(name))
+        folder = cache_root(root) / entry.name / entry.version
+        if not (folder / MANIFEST).is_file():
+            from gpattern_bench.curate.build import build
 
-        folder = build(find_entry(str(name)), cache_root(root), download=download)
+            build(entry, cache_root(root), download=download)
     dataset = Dataset(folder)
     if verify:
         dataset.verify()
@@ -148,42 +112,12 @@ class Dataset:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
-        try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            stated = _MANIFEST.validate_python(manifest, strict=True)
-        except (OSError, ValueError, RecursionError) as error:
-            what = repr(error)
-            if isinstance(error, ValidationError):
-                what = "; ".join(
-                    f"{'.'.join(map(str, found['loc'])) or 'the file'}: {found['msg']}"
-                    for found in error.errors()[:_MOST]
-                )
-            raise TableError(
-                str(folder),
-                [f"{MANIFEST} is missing or not readable ({what}); make tables with `curate`"],
-            ) from error
-        self.manifest: dict[str, Any] = manifest
-        self.name, self.version = stated["name"], stated["version"]
-        self.patterns, self.genes = tuple(stated["patterns"]), tuple(stated["genes"])
-        files = {str(name): about["bytes"] for name, about in stated["files"].items()}
-        lacking = [name for table in _TABLES if (name := f"{table}.parquet") not in files]
-        if lacking:
-            raise TableError(str(folder), [f"{MANIFEST} lists no {', '.join(lacking)}"])
-        for key in ("patterns", "genes"):
-            names = manifest[key]
-            if len(set(names)) < len(names):
-                raise TableError(str(folder), [f"{MANIFEST} has {key} that occur more than once"])
-        problems = [
-            f"{name}: expected {size:,} bytes, "
-            + (f"got {path.stat().st_size:,}" if path.is_file() else "it is not there")
-            for name, size in files.items()
-            if not (path := folder / name).is_file() or path.stat().st_size != size
-        ]
-        if problems:
-            raise TableError(
-                f"{folder} ({self.id})", [*problems, "remove the folder and make it again"]
-            )
-        self.has_labels = "labels.parquet" in files
+        self.manifest = read_manifest(folder)
+        self.name: str = self.manifest["name"]
+        self.version: str = self.manifest["version"]
+        self.patterns: tuple[str, ...] = tuple(self.manifest["patterns"])
+        self.genes: tuple[str, ...] = tuple(self.manifest["genes"])
+        self.has_labels = "labels.parquet" in self.manifest["files"]
         splits = read_whole(self.folder / "splits.parquet")
         if not splits.schema.equals(schema.SPLITS) or any(c.null_count for c in splits.columns):
             problem = f"splits.parquet: expected columns {schema.SPLITS}, got {splits.schema}"
@@ -248,6 +182,8 @@ class Dataset:
 
     def cells(self, split: str | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """Cells of a split, outlines as shapely geometries in slide-global micrometres."""
+        from gpattern_bench.cells import read_cells
+
         return read_cells(self.folder, self.fovs(split), columns)
 
     def pairs(
@@ -278,6 +214,8 @@ class Dataset:
         keep : collection of str, optional
             Only the cells of these ids.
         """
+        from gpattern_bench.cells import Cells
+
         return Cells(
             self.folder,
             self.fovs(split),
@@ -337,6 +275,8 @@ class Dataset:
         TableError
             With every problem found.
         """
+        from gpattern_bench.verify import find_problems
+
         problems = find_problems(self.folder, self.manifest)
         if problems:
             raise TableError(f"{self.folder} ({self.id})", problems)

@@ -316,16 +316,15 @@ class Evaluator:
         clusters: Clusters | None,
         warnings: list[str],
     ) -> Result:
+        from gpattern_bench.sweep import rows_right  # numba, only for who scores
+
         per_pattern: dict[str, dict[str, Any]] = {}
-        right = np.ones(len(truth), dtype=bool)
         for k, pattern in enumerate(self.patterns):
             try:
                 score = score_pattern(truth[:, k], scores[:, k])
             except EvaluationError as error:
                 raise EvaluationError(f"pattern {pattern}: {error}") from error
             values = asdict(score)
-            if not isnan(score.threshold):
-                right &= (scores[:, k] >= scores.dtype.type(score.threshold)) == truth[:, k]
             if thresholds is not None:
                 f1, acc = at_threshold(truth[:, k], scores[:, k], thresholds[k])
                 values |= {
@@ -341,8 +340,10 @@ class Evaluator:
         if thresholds is not None:
             result["f1_gap_macro"] = result["f1_macro"] - result["f1_val_macro"]
         # A pattern without positives has no threshold: it is left out here too, and named.
-        defined = any(not isnan(values["threshold"]) for values in per_pattern.values())
-        result["accuracy_subset"] = float(right.mean()) if defined else np.nan
+        chosen = [values["threshold"] for values in per_pattern.values()]
+        defined = not all(map(isnan, chosen))
+        right = rows_right(truth, scores, chosen) / len(truth) if defined else np.nan
+        result["accuracy_subset"] = right
         result["n"] = len(truth)
         result["per_pattern"] = per_pattern
         result["undefined"] = {
@@ -457,13 +458,15 @@ class Evaluator:
                 f"y_true and y_pred: expected the shape (N, {len(self.patterns)}), columns "
                 f"{', '.join(self.patterns)}; got {truth.shape} and {scores.shape}"
             )
-        if truth.dtype.kind not in "biuf" or not np.isin(truth, (0, 1)).all():
+        if truth.dtype.kind not in "biuf" or not (
+            truth.dtype == np.bool_ or ((truth == 0) | (truth == 1)).all()
+        ):
             raise EvaluationError("y_true: expected 0 or 1 everywhere (NaN is not a label)")
         if scores.dtype not in (np.float32, np.float64):
             raise EvaluationError(
                 f"y_pred: expected float32 or float64 scores, got {scores.dtype}; cast them"
             )
-        return truth.astype(bool), scores
+        return truth.astype(bool, copy=False), scores
 
 
 def _clusters(labels: pd.DataFrame | None, seed: int, replicates: int) -> Clusters | None:

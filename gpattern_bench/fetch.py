@@ -12,18 +12,18 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 from urllib.request import url2pathname
 
-import pooch
 from filelock import FileLock
 
 from gpattern_bench import download as http
+from gpattern_bench.cache import CACHE
 from gpattern_bench.download import NotFetched
 from gpattern_bench.errors import ChecksumError, FetchError
+from gpattern_bench.manifest import MANIFEST
 from gpattern_bench.place import Place, measure
 from gpattern_bench.registry import SourceFile, Tables
 
-__all__ = ["CACHE", "MIRROR", "OFFLINE", "cache_root", "fetch", "fetch_tables", "provenance"]
+__all__ = ["MIRROR", "OFFLINE", "fetch", "fetch_tables", "provenance"]
 
-CACHE = "GPATTERN_BENCH_DATA"
 MIRROR = "GPATTERN_BENCH_MIRROR"
 OFFLINE = "GPATTERN_BENCH_OFFLINE"
 TRIES = 4
@@ -33,12 +33,6 @@ LONGEST_WAIT_S = 60.0
 _CHUNK = 1 << 20
 
 _log = logging.getLogger(__name__)
-
-
-def cache_root(root: str | Path | None = None) -> Path:
-    """Folder of cached datasets: `root`, else ``GPATTERN_BENCH_DATA``, else the system's cache."""
-    chosen = root or os.environ.get(CACHE) or pooch.os_cache("gpattern-bench")
-    return Path(chosen).expanduser().absolute()
 
 
 def fetch(file: SourceFile, sources: Path, *, download: bool = True) -> Path:
@@ -126,7 +120,7 @@ def fetch_tables(tables: Tables, path: str, sources: Path, *, download: bool = T
         urls = tuple(f"{url.rstrip('/')}/{quote(name)}" for url in tables.urls)
         return SourceFile(path=f"{path}/{name}", urls=urls, bytes=size, sha256=sha256)
 
-    manifest = fetch(file("manifest.json", None, tables.sha256), sources, download=download)
+    manifest = fetch(file(MANIFEST, None, tables.sha256), sources, download=download)
     try:
         named = json.loads(manifest.read_text(encoding="utf-8"))["files"]
         files = [file(name, facts["bytes"], facts["sha256"]) for name, facts in named.items()]

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gpattern_bench.errors import EvaluationError
-from gpattern_bench.sweep import sorted_keys, sweep
 
 __all__ = ["PatternScore", "at_threshold", "exact_mean", "score_pattern"]
 
@@ -80,6 +79,8 @@ def score_pattern(y_true: ArrayLike, y_score: ArrayLike) -> PatternScore:
     >>> score.threshold, score.acc, score.auc
     (0.6, 0.6, 0.6666666666666666)
     """
+    from gpattern_bench.sweep import sorted_keys, sweep  # numba, only for who scores
+
     true, values = _validated(y_true, y_score)
     N, P = len(true), int(np.count_nonzero(true))
     keys, wrong, row = sorted_keys(true, values)

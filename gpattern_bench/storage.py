@@ -7,15 +7,17 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from gpattern_bench.errors import TableError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = [
     "ContentHash",
@@ -106,6 +108,8 @@ class _ColumnHash:
         if self.text or self.binary:
             array = array.cast(pa.large_string() if self.text else pa.large_binary())
             array = array.cast(pa.large_binary()).fill_null(b"")
+            import pyarrow.compute as pc  # slow to import, and only hashes need it
+
             lengths.update(np.asarray(pc.binary_length(array)).astype("<i8").tobytes())
             _, offsets, data = array.buffers()
             bounds = np.frombuffer(offsets, np.int64)[[array.offset, array.offset + len(array)]]
@@ -217,6 +221,8 @@ def used_codes(codes: NDArray[np.integer], n: int) -> tuple[NDArray[np.int64], N
 
 def codes_into(index: pd.Index, column: pa.ChunkedArray) -> np.ndarray:
     """Positions (n,) int64 in a unique index of a text column's values; -1 where it lacks one."""
+    import pandas as pd  # slow to import; to load a dataset does not need it
+
     encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
     pieces = [np.empty(0, dtype=np.int64)]
     for chunk in encoded.chunks:
@@ -304,7 +310,9 @@ def read_whole(path: Path) -> pa.Table:
         The file is damaged.
     """
     with _reading(path):
-        table = pq.read_table(path, page_checksum_verification=True)
+        # Not pq.read_table: it imports pandas.
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read()
         table.validate(full=True)
         return table.unify_dictionaries()
 

@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
+from gpattern_bench.cache import cache_root
 from gpattern_bench.curves import Curves, curves
 from gpattern_bench.dataset import Dataset, load_dataset
 from gpattern_bench.errors import (
@@ -24,7 +25,7 @@ from gpattern_bench.errors import (
     UnknownDatasetError,
 )
 from gpattern_bench.evaluator import Evaluator
-from gpattern_bench.fetch import cache_root, fetch
+from gpattern_bench.fetch import fetch
 from gpattern_bench.files import file_sha256, plain, write_text
 from gpattern_bench.metadata import METADATA, Metadata, PredictionFile, parse_yaml, shown
 from gpattern_bench.predictions import Origin, Protocol, read_origin, read_predictions

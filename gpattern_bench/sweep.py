@@ -1,25 +1,25 @@
 """Compiled sweeps over sorted scores: integer counts at every threshold, in one pass.
 
 The bits of a float in [0, 1] order as the float does. A key is a score's bits with the label below
-them; sorted keys hold all that the metrics of one pattern need, without an argsort. Sorting is by
-radix, eight bits a pass: linear, and several times as fast as a comparison sort at 10^7 rows.
+them; sorted keys hold all that the metrics of one pattern need, without an argsort. numpy sorts
+unsigned integers with the processor's vector instructions, in one thread: threads would wait for
+each other on a busy machine.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import parent_process
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import get_num_threads, njit, prange
+from numba import njit
 from numpy.typing import NDArray
 
-__all__ = ["LANES", "Sweep", "replicated_sweep", "sorted_keys", "sweep"]
+from gpattern_bench.threads import processors
 
-_DIGIT = 8  # bits per pass: 256 counters stay in the nearest cache
-_LEFT_OUT = {4: 0, 8: 3}  # low digits, by bytes of a score, that the first attempt leaves out
-
-_THREADS_FROM = 1_000_000  # rows times passes over them; below, threads cost more than they bring
+__all__ = ["LANES", "Sweep", "replicated_sweep", "rows_right", "sorted_keys", "sweep"]
 
 LANES = 32
 """Bootstrap replicates that :func:`replicated_sweep` carries through one pass side by side."""
@@ -47,21 +47,17 @@ class Sweep(NamedTuple):
     row: int
 
 
-def _threads_pay(work: int) -> bool:
-    # Worker processes share the cores, and threads of OpenMP do not survive a fork.
-    return work > _THREADS_FROM and parent_process() is None
-
-
 def sorted_keys(
     true: NDArray[np.bool_], scores: NDArray[np.floating[Any]]
 ) -> tuple[NDArray[np.unsignedinteger[Any]], int, int]:
     """Keys (N,) ascending; how many scores are not in [0, 1], and the first such row or -1."""
-    native = np.ascontiguousarray(scores, dtype=scores.dtype.newbyteorder("="))
+    native = scores.astype(scores.dtype.newbyteorder("="), copy=False)
     unsigned = np.dtype(f"u{native.itemsize}")
     minus_zero, one = np.array([-0.0, 1.0], native.dtype).view(unsigned)
     keys = np.empty(len(native), unsigned)
     wrong, first = _pack(true, native.view(unsigned), minus_zero, one, keys)
-    return _sorted(keys, _LEFT_OUT[keys.itemsize]), wrong, first
+    keys.sort()
+    return keys, wrong, first
 
 
 def sweep(keys: NDArray[np.unsignedinteger[Any]], positives: int) -> Sweep:
@@ -86,96 +82,6 @@ def _pack(true: Any, bits: Any, minus_zero: Any, one: Any, keys: Any) -> Any:
             b = zero
         keys[i] = (b << np.uint8(1)) | true[i]
     return wrong, first
-
-
-def _sorted(keys: Any, left_out: int) -> Any:
-    # The high bytes nearly sort scores that differ; where they do not, all bytes do.
-    keys, spare = _radix_sorted(keys, np.empty_like(keys), left_out)
-    if left_out and not _finished(keys, 4 * len(keys)):
-        keys, _ = _radix_sorted(keys, spare, 0)
-    return keys
-
-
-def _radix_sorted(keys: Any, spare: Any, first: int) -> Any:
-    """Sort by the digits from `first` on, the lowest first."""
-    threads = _threads_pay(4 * len(keys))
-    one_pass = _pass_threads if threads else _pass
-    counts = np.zeros((get_num_threads() if threads else 1, 1 << _DIGIT), np.int64)
-    for digit in range(first, keys.itemsize * 8 // _DIGIT):
-        if one_pass(keys, spare, np.uint64(digit * _DIGIT), counts):
-            keys, spare = spare, keys
-    return keys, spare
-
-
-@njit(cache=True, nogil=True)
-def _pass(keys: Any, spare: Any, shift: Any, counts: Any) -> bool:
-    counts[:] = 0
-    _count(keys, 0, len(keys), shift, counts[0])
-    if _to_starts(counts, len(keys)):
-        return False
-    _move(keys, spare, 0, len(keys), shift, counts[0])
-    return True
-
-
-# A function of its own: numba's cache would take one compiled with other options for the same.
-@njit(cache=True, nogil=True, parallel=True)
-def _pass_threads(keys: Any, spare: Any, shift: Any, counts: Any) -> bool:
-    n, parts = len(keys), len(counts)
-    counts[:] = 0
-    for c in prange(parts):
-        _count(keys, n * c // parts, n * (c + 1) // parts, shift, counts[c])
-    if _to_starts(counts, n):
-        return False
-    for c in prange(parts):
-        _move(keys, spare, n * c // parts, n * (c + 1) // parts, shift, counts[c])
-    return True
-
-
-@njit(cache=True, nogil=True)
-def _count(keys: Any, begin: int, end: int, shift: Any, counts: Any) -> None:
-    mask = np.uint64((1 << _DIGIT) - 1)
-    for i in range(begin, end):
-        counts[(np.uint64(keys[i]) >> shift) & mask] += 1
-
-
-@njit(cache=True, nogil=True)
-def _to_starts(counts: Any, n: int) -> bool:
-    """Turn the counts of (part, digit) into where each begins; true if all keys have one digit."""
-    start, largest = 0, 0
-    for d in range(counts.shape[1]):
-        before = start
-        for c in range(len(counts)):
-            here = counts[c, d]
-            counts[c, d] = start
-            start += here
-        largest = max(largest, start - before)
-    return largest == n
-
-
-@njit(cache=True, nogil=True)
-def _move(keys: Any, spare: Any, begin: int, end: int, shift: Any, starts: Any) -> None:
-    mask = np.uint64((1 << _DIGIT) - 1)
-    for i in range(begin, end):
-        key = keys[i]
-        digit = (np.uint64(key) >> shift) & mask
-        spare[starts[digit]] = key
-        starts[digit] += 1
-
-
-@njit(cache=True, nogil=True)
-def _finished(keys: Any, moves: int) -> bool:
-    """Finish nearly sorted keys by insertion; give up after so many moves."""
-    for i in range(1, len(keys)):
-        key = keys[i]
-        j = i
-        while j > 0 and keys[j - 1] > key:
-            keys[j] = keys[j - 1]
-            j -= 1
-        keys[j] = key
-        moves -= i - j
-        if moves < 0:
-            return False
-    return True
 
 
 @njit(cache=True, nogil=True)
@@ -210,6 +116,32 @@ def _sweep(keys: Any, positives: Any) -> Any:
     return two_u, ap + lost, best_tp, best_m, best
 
 
+def rows_right(
+    truth: NDArray[np.bool_], scores: NDArray[np.floating[Any]], thresholds: Sequence[float]
+) -> int:
+    """Count rows of (N, C) in which every pattern is called as it is labelled.
+
+    A pattern is called at its threshold, in the precision of the scores; one whose threshold is
+    NaN does not count.
+    """
+    known = np.flatnonzero(~np.isnan(thresholds))
+    limits = np.asarray(thresholds, scores.dtype.newbyteorder("="))[known]
+    native = scores.astype(limits.dtype, copy=False)
+    return int(_rows_right(truth, native, known, limits))
+
+
+@njit(cache=True, nogil=True)
+def _rows_right(truth: Any, scores: Any, known: Any, limits: Any) -> int:
+    right = 0
+    for i in range(len(truth)):
+        wrong = 0
+        for j in range(len(known)):
+            k = known[j]
+            wrong += (scores[i, k] >= limits[j]) != truth[i, k]
+        right += wrong == 0
+    return right
+
+
 def replicated_sweep(rows: NDArray[np.int32], weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """Sweep weighted replicates of one pattern: what :func:`sweep` finds, for each of them.
 
@@ -232,8 +164,17 @@ def replicated_sweep(rows: NDArray[np.int32], weights: NDArray[np.float64]) -> N
     padded = np.zeros((-(-n // LANES) * LANES, k))
     padded[:n] = weights
     lanes = np.ascontiguousarray(padded.reshape(-1, LANES, k).transpose(0, 2, 1))
-    kernel = _replicated_threads if _threads_pay(len(rows) * len(lanes)) else _replicated
-    return np.asarray(kernel(rows, lanes).reshape(-1, 7)[:n])
+    counts = _cluster_counts(rows, k)
+    out = np.empty((len(lanes), LANES, 7))
+
+    def replicate(block: int) -> None:
+        _replicate_block(rows, lanes[block], counts, out[block])
+
+    # Worker processes share the processors already.
+    threads = 1 if parent_process() is not None else processors()
+    with ThreadPoolExecutor(min(threads, len(lanes))) as pool:
+        list(pool.map(replicate, range(len(lanes))))
+    return out.reshape(-1, 7)[:n]
 
 
 @njit(cache=True, nogil=True)
@@ -242,26 +183,6 @@ def _cluster_counts(rows: Any, clusters: int) -> Any:
     for i in range(len(rows)):
         counts[rows[i] & 1, rows[i] >> 2] += 1
     return counts
-
-
-@njit(cache=True, nogil=True)
-def _replicated(rows: Any, weights: Any) -> Any:
-    blocks, clusters, lanes = weights.shape
-    counts = _cluster_counts(rows, clusters)
-    out = np.zeros((blocks, lanes, 7))
-    for b in range(blocks):
-        _replicate_block(rows, weights[b], counts, out[b])
-    return out
-
-
-@njit(cache=True, nogil=True, parallel=True)  # of its own, as _pass_threads
-def _replicated_threads(rows: Any, weights: Any) -> Any:
-    blocks, clusters, lanes = weights.shape
-    counts = _cluster_counts(rows, clusters)
-    out = np.zeros((blocks, lanes, 7))
-    for b in prange(blocks):
-        _replicate_block(rows, weights[b], counts, out[b])
-    return out
 
 
 @njit(cache=True, nogil=True)

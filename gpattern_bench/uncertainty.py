@@ -21,10 +21,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import t as student_t
 
 from gpattern_bench.errors import EvaluationError
-from gpattern_bench.sweep import replicated_sweep
 
 __all__ = ["Clusters", "bootstrap", "includes_zero", "interval", "is_biased", "tie_groups"]
 
@@ -131,6 +129,8 @@ def bootstrap(
         Metric -> (B, C) for ``auc acc f1 ap precision recall`` (and ``f1_val acc_val``), and
         ``accuracy_subset`` -> (B,).
     """
+    from gpattern_bench.sweep import replicated_sweep  # numba, only for who scores
+
     n, patterns = truth.shape
     names = ["auc", "acc", "f1", "ap", "precision", "recall"]
     out = {name: np.full((len(clusters.weights), patterns), nan) for name in names}
@@ -233,13 +233,15 @@ def interval(
     >>> interval(0.5, np.array([0.4, 0.5, 0.6]), 19)
     [0.290..., 0.709...]
     """
+    from scipy.special import stdtrit  # the quantile of t, without the whole of scipy.stats
+
     known = replicates[~np.isnan(replicates)]
     few = len(known) < 2 or 2 * len(known) <= len(replicates)
     if isnan(estimate) or degrees_of_freedom < 1 or few:
         return [nan, nan]
     bias = float(np.mean(known)) - estimate
     middle = estimate - bias if biased else estimate
-    t = float(student_t.ppf((1 + CONFIDENCE) / 2, degrees_of_freedom))
+    t = float(stdtrit(degrees_of_freedom, (1 + CONFIDENCE) / 2))
     half = t * float(np.hypot(np.std(known, ddof=1), bias))
     return [
         float(np.clip(middle - half, *limits)),

@@ -10,8 +10,9 @@ import pytest
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
+from gpattern_bench.cache import CACHE, cache_root
 from gpattern_bench.errors import ChecksumError, FetchError
-from gpattern_bench.fetch import CACHE, MIRROR, cache_root, fetch
+from gpattern_bench.fetch import MIRROR, fetch
 from gpattern_bench.files import file_sha256, replacing, write_text
 from gpattern_bench.registry import SourceFile
 

@@ -20,11 +20,12 @@ MODULES = sorted(
 )
 
 
-def loaded_by(statement: str) -> set[str]:
-    """Top-level modules that a fresh Python has loaded after a statement."""
+def loaded_by(statement: str, *, whole_names: bool = False) -> set[str]:
+    """Modules, or only their top-level packages, that a fresh Python has loaded."""
     code = f"import json, sys; {statement}; print(json.dumps(sorted(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return {name.partition(".")[0] for name in json.loads(found.stdout)}
+    names = json.loads(found.stdout.splitlines()[-1])
+    return {name if whole_names else name.partition(".")[0] for name in names}
 
 
 class TestImport:
@@ -38,6 +39,26 @@ class TestImport:
 
     def test_of_the_loaders_loads_no_torch(self):
         assert "torch" not in loaded_by("from gpattern_bench import load_dataset, Evaluator")
+
+    def test_loading_cached_tables_compiles_nothing_and_curates_nothing(self):
+        gpattern_bench.load_dataset("synthetic")
+        loaded = loaded_by(
+            "import gpattern_bench; gpattern_bench.load_dataset('synthetic')", whole_names=True
+        )
+        assert not loaded & {"pandas", "numba", "scipy", "sklearn", "shapely", "requests", "joblib"}
+        curation = {name for name in loaded if name.startswith("gpattern_bench.curate.")}
+        assert curation <= {"gpattern_bench.curate.recipe"}  # data only
+
+    def test_an_evaluator_compiles_nothing_before_it_scores(self):
+        gpattern_bench.load_dataset("synthetic")
+        loaded = loaded_by("import gpattern_bench; gpattern_bench.Evaluator('synthetic')")
+        assert not loaded & {"numba", "scipy", "sklearn", "torch"}
+
+    @pytest.mark.parametrize("arguments", [["list"], ["info", "synthetic"]])
+    def test_what_is_known_is_shown_without_reading_tables(self, arguments):
+        gpattern_bench.load_dataset("synthetic")
+        run = f"from gpattern_bench.cli import app; app({arguments}, standalone_mode=False)"
+        assert not loaded_by(run) & {"numpy", "pandas", "pyarrow", "shapely", "requests"}
 
     def test_of_methods_loads_no_method(self):
         assert "scipy.special" not in loaded_by("import gpattern_bench.methods")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from gpattern_bench.sweep import LANES, replicated_sweep, sorted_keys, sweep
+from gpattern_bench.sweep import LANES, replicated_sweep, rows_right, sorted_keys, sweep
 
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 SIZES = [0, 1, 2, 3, 255, 256, 257, 1000, 100_000]
@@ -247,12 +247,23 @@ def test_replicates_do_not_disturb_each_other():
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # from Python 3.12
-def test_a_forked_worker_can_sort_after_threads_ran_here():
-    # OpenMP ends a forked process that starts threads after its parent did.
+def test_a_forked_worker_can_sweep_after_threads_ran_here():
+    # Threads of a pool do not survive a fork: a worker must not wait for them.
     rng = np.random.default_rng(0)
-    scores = rng.random(300_000).astype(np.float32)
-    true = scores > 0.5
-    expected = sorted_keys(true, scores)[0]
+    true = rng.random(3_000) < 0.5
+    rows, _ = falling(true, rng.random(3_000).astype(np.float32), rng.integers(0, 9, 3_000))
+    weights = rng.integers(0, 4, (70, 9)).astype(float)
+    expected = replicated_sweep(rows, weights)
     with multiprocessing.get_context("fork").Pool(1) as pool:
-        got = pool.apply(sorted_keys, (true, scores))[0]
-    assert (got == expected).all()
+        got = pool.apply(replicated_sweep, (rows, weights))
+    np.testing.assert_array_equal(got, expected)
+
+
+@DTYPES
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_rows_that_are_right_in_every_pattern(order, dtype):
+    scores = np.array([[0.1, 0.9], [0.5, 0.2], [0.5, 0.9]], dtype, order=order)
+    truth = np.array([[False, True], [True, True], [True, False]], order=order)
+    assert rows_right(truth, scores, [0.5, 0.9]) == 1
+    assert rows_right(truth, scores, [0.5, np.nan]) == 3  # without a threshold: not counted
+    assert rows_right(truth, scores.astype(scores.dtype.newbyteorder()), [0.5, 0.9]) == 1

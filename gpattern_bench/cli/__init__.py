@@ -15,6 +15,7 @@ import typer
 from gpattern_bench import __version__
 from gpattern_bench.cli.options import app
 from gpattern_bench.errors import GPatternBenchError
+from gpattern_bench.threads import calm_threads
 
 # Each adds its commands to the application, in this order.
 from gpattern_bench.cli import data, curate, methods, robustness, scores, plots, board  # isort: skip # noqa: F401
@@ -64,6 +65,7 @@ def _global(
 
 def main() -> None:
     """Run the command line; errors of this package become one paragraph on stderr."""
+    calm_threads()
     try:
         app()
     except (GPatternBenchError, OSError) as error:

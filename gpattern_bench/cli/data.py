@@ -25,8 +25,8 @@ from gpattern_bench.errors import GPatternBenchError, TableError
 @app.command("list", epilog=examples("list", "list --json"))
 def list_(as_json: Json = False) -> None:
     """List the datasets: what the registry says, and what is in the cache."""
-    from gpattern_bench.dataset import Dataset
-    from gpattern_bench.fetch import cache_root
+    from gpattern_bench.cache import cache_root
+    from gpattern_bench.manifest import MANIFEST, read_manifest
     from gpattern_bench.registry import registry
 
     keys = ("molecules", "cells", "genes", "molecules_per_cell", "patterns")
@@ -34,12 +34,13 @@ def list_(as_json: Json = False) -> None:
     for entry in registry():
         folder = cache_root() / entry.name / entry.version
         cached, counts = "no", {}
-        if (folder / "manifest.json").is_file():
+        if (folder / MANIFEST).is_file():
             try:
-                dataset = Dataset(folder)
-                cached, counts = "yes", dict(dataset.counts)
+                manifest = read_manifest(folder)
+                cached, counts = "yes", dict(manifest["counts"])
+                counts["genes"] = len(manifest["genes"])
                 counts["molecules_per_cell"] = round(counts["molecules"] / counts["cells"])
-                counts["patterns"] = len(dataset.patterns)
+                counts["patterns"] = len(manifest["patterns"])
             except TableError:
                 cached = "broken: see verify"
         row: dict[str, Any] = {"dataset": entry.id, "technology": entry.technology}
@@ -62,12 +63,12 @@ def list_(as_json: Json = False) -> None:
 @app.command(epilog=examples("info synthetic"))
 def info(name: Name, as_json: Json = False) -> None:
     """Show what is known of a dataset; fetches nothing."""
-    from gpattern_bench.dataset import Dataset
-    from gpattern_bench.fetch import cache_root
+    from gpattern_bench.cache import cache_root
+    from gpattern_bench.manifest import MANIFEST, read_manifest
     from gpattern_bench.registry import find_entry
 
-    if (Path(name) / "manifest.json").is_file():
-        facts: dict[str, Any] = dict(Dataset(Path(name)).manifest)
+    if (Path(name) / MANIFEST).is_file():
+        facts = read_manifest(Path(name))
         facts.pop("genes")
     else:
         entry = find_entry(name)
@@ -101,9 +102,10 @@ def download(
 @app.command(epilog=examples("cite nih3t3_gold"))
 def cite(name: Name) -> None:
     """Show what to cite for a dataset, its licence and where it comes from."""
+    from gpattern_bench.manifest import MANIFEST
     from gpattern_bench.registry import find_entry
 
-    if (Path(name) / "manifest.json").is_file():
+    if (Path(name) / MANIFEST).is_file():
         raise GPatternBenchError(
             f"{name} is a folder of tables that was curated here: cite what its source asks for, "
             f"see `gpattern-bench info {name}`, and this package (CITATION.cff)"

@@ -15,14 +15,16 @@ from typing import Any
 from filelock import FileLock
 from tqdm import tqdm
 
+from gpattern_bench.cache import CACHE
 from gpattern_bench.curate.recipe import Recipe
 from gpattern_bench.curate.release import Piece
 from gpattern_bench.curate.rules import Tables as Cut
 from gpattern_bench.curate.rules import apply_rules
-from gpattern_bench.curate.write import MANIFEST, new_folder, write_dataset
+from gpattern_bench.curate.write import new_folder, write_dataset
 from gpattern_bench.errors import ChecksumError, FetchError, SourceError, TableError
-from gpattern_bench.fetch import CACHE, fetch, fetch_tables, provenance
+from gpattern_bench.fetch import fetch, fetch_tables, provenance
 from gpattern_bench.files import file_sha256
+from gpattern_bench.manifest import MANIFEST
 from gpattern_bench.registry import Entry, Tables
 from gpattern_bench.workers import Backend, in_order, workers
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from gpattern_bench.curate.release import Piece, Release, by_fov, in_memory
+if TYPE_CHECKING:
+    from gpattern_bench.curate.release import Piece
 
 __all__ = ["Recipe"]
 
@@ -108,6 +109,8 @@ class Recipe(BaseModel):
         MissingExtraError
             The format needs an extra that is not installed.
         """
+        from gpattern_bench.curate.release import Release, by_fov, in_memory
+
         path = sources / self.path
         tile = self.tile_um / self.unit_um
         if self.format == "simulated":

@@ -21,12 +21,12 @@ from gpattern_bench.curate.recipe import Recipe
 from gpattern_bench.curate.rules import Tables, unit_warnings
 from gpattern_bench.errors import SourceError, TableError
 from gpattern_bench.files import file_sha256
+from gpattern_bench.manifest import MANIFEST
 from gpattern_bench.splits import find_leaks, split_fovs
 from gpattern_bench.storage import TableWriter, read_fovs, write_table
 
-__all__ = ["MANIFEST", "new_folder", "write_dataset"]
+__all__ = ["new_folder", "write_dataset"]
 
-MANIFEST = "manifest.json"
 _FORMAT = 1
 _GEO = {"version": "1.1.0", "primary_column": "cell_boundary"}
 

@@ -1,0 +1,184 @@
+"""What everybody does every day: loading, `Evaluator.eval`, and commands on a busy machine.
+
+Three parts, each with a table; the last line is one JSON object with every figure.
+
+*Startup*: whole processes on cached tables, in seconds of the processor (user + system).
+
+*Evaluator*: one call of `Evaluator.eval` on arrays of N pairs x 4 patterns, without intervals, in
+one thread, against scikit-learn's `roc_auc_score` and `precision_recall_curve` of each pattern, in
+seconds of the processor, in turn.
+
+*Busy*: `run boosted` and `demo` by the clock, alone and with one busy process on each processor.
+
+`--before CHECKOUT` measures another checkout of this project too, in turn with this one.
+Rerun: `python benchmarks/everyday.py` (about half an hour), or `--quick` (a minute).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from timing import show
+
+HERE = Path(__file__).resolve().parents[1]
+COMMAND = [sys.executable, "-m", "gpattern_bench"]
+PREDICTIONS = HERE / "submissions" / "sprawl" / "predictions" / "synthetic" / "test-seed0.parquet"
+PYTHON = {
+    'load_dataset("synthetic")': "gpattern_bench.load_dataset('synthetic')",
+    'Evaluator("synthetic")': "gpattern_bench.Evaluator('synthetic')",
+}
+COMMANDS = {
+    "list": ["list"],
+    "info": ["info", "synthetic"],
+    "evaluate": ["evaluate", str(PREDICTIONS), "--dataset", "synthetic"],
+}
+SIZES = (("float32", 10**6), ("float32", 1_500_000), ("float32", 10**7), ("float64", 10**6))
+EVALUATE = """
+import json, sys, time
+import numpy as np, pandas as pd
+from sklearn.metrics import precision_recall_curve, roc_auc_score
+from gpattern_bench import Evaluator
+dtype, n, repeats = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+names = [f"p{k}" for k in range(4)]
+ours = Evaluator(pd.DataFrame({"cell_id": ["1"], "gene": ["A"]} | dict.fromkeys(names, [True])))
+rng = np.random.default_rng(0)
+true = rng.random((n, 4), dtype=np.float32) < 0.2
+scores = rng.random((n, 4), dtype=dtype)
+scores[true] = np.sqrt(scores[true])
+def ours_eval(rows):
+    return ours.eval({"y_true": true[:rows], "y_pred": scores[:rows]})
+def sklearn_eval(rows):
+    columns = [(true[:rows, k], scores[:rows, k]) for k in range(4)]
+    return [(roc_auc_score(*c), precision_recall_curve(*c)) for c in columns]
+def seconds(call):
+    began = time.process_time()
+    call(n)
+    return time.process_time() - began
+ours_eval(100), sklearn_eval(100)
+pairs = [(seconds(ours_eval), seconds(sklearn_eval)) for _ in range(repeats)]
+auc = np.mean([auc for auc, _ in sklearn_eval(n)])
+assert abs(ours_eval(n)["auc_macro"] - auc) < 1e-12
+print(json.dumps([min(column) for column in zip(*pairs)]))
+"""
+
+
+def main() -> None:
+    """Run the parts, print their tables, and all figures as JSON in the last line."""
+    parser = argparse.ArgumentParser(description="Benchmark of everyday work.")
+    parser.add_argument("--before", type=Path, metavar="CHECKOUT", help="measure this one too")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="once, small, without the demo")
+    options = parser.parse_args()
+    homes = {"before": options.before.resolve()} if options.before else {}
+    homes["now"] = HERE
+    sizes, repeats = SIZES, options.repeats
+    busy = {"run boosted": ["run", "boosted", "--dataset", "synthetic"], "demo": ["demo"]}
+    if options.quick:
+        sizes, repeats = (("float32", 10_000),), 1
+        busy = {"run sprawl": ["run", "sprawl", "--dataset", "synthetic"]}
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["GPATTERN_BENCH_DATA"] = str(Path(folder) / "data")
+        for home in homes.values():  # tables made, all compiled
+            spent([*COMMAND, *COMMANDS["evaluate"]], home, folder)
+            spent([*COMMAND, *busy[next(iter(busy))], "--out", "warm"], home, folder)
+        found = {
+            "startup": startup(homes, repeats, folder),
+            "evaluator": evaluator(homes, sizes, min(repeats, 3), folder),
+            "busy": contended(homes, busy, folder),
+        }
+    print(json.dumps(found))
+
+
+def startup(homes: dict[str, Path], repeats: int, folder: str) -> list[dict[str, Any]]:
+    """Seconds of the processor of whole processes, the median of some runs."""
+    commands = {name: [sys.executable, "-c", PYTHON[name]] for name in PYTHON}
+    for command in commands.values():
+        command[2] = f"import gpattern_bench; {command[2]}"
+    commands |= {name: [*COMMAND, *COMMANDS[name]] for name in COMMANDS}
+    rows = []
+    for name, command in commands.items():
+        runs: dict[str, list[float]] = {which: [] for which in homes}
+        for _ in range(repeats):
+            for which, home in homes.items():
+                runs[which].append(spent(command, home, folder)[1])
+        medians = {f"{which} (s)": statistics.median(runs[which]) for which in homes}
+        rows.append({"whole process": name, **medians})
+    show(rows)
+    return rows
+
+
+def evaluator(
+    homes: dict[str, Path], sizes: tuple[tuple[str, int], ...], repeats: int, folder: str
+) -> list[dict[str, Any]]:
+    """Seconds of the processor of one call, ours and scikit-learn's, the best of some."""
+    rows = []
+    for dtype, n in sizes:
+        row: dict[str, Any] = {"pairs": n, "dtype": dtype}
+        for which, home in homes.items():
+            command = [sys.executable, "-c", EVALUATE, dtype, str(n), str(repeats)]
+            ours, theirs = json.loads(spent(command, home, folder, OMP_NUM_THREADS="1")[2])
+            row |= {f"{which} (s)": ours, "scikit-learn (s)": theirs, f"{which} x": theirs / ours}
+        rows.append(row)
+    show(rows)
+    return rows
+
+
+def contended(
+    homes: dict[str, Path], commands: dict[str, list[str]], folder: str
+) -> list[dict[str, Any]]:
+    """Seconds by the clock, alone and with as many busy processes as processors."""
+    rows = []
+    for name, arguments in commands.items():
+        for which, home in homes.items():
+            call = [*COMMAND, *arguments, "--out"]
+            quiet = spent([*call, f"{which}-quiet-{name}"], home, folder)
+            with busy_processors():
+                busy = spent([*call, f"{which}-busy-{name}"], home, folder)
+            row = {"command": name, "checkout": which, "quiet (s)": quiet[0], "busy (s)": busy[0]}
+            cpu = {"quiet (cpu s)": quiet[1], "busy (cpu s)": busy[1]}
+            rows.append(row | {"ratio": busy[0] / quiet[0]} | cpu)
+    show(rows)
+    return rows
+
+
+def spent(
+    command: list[str], home: Path, folder: str, **environment: str
+) -> tuple[float, float, str]:
+    """Seconds by the clock and of the processor of a command of a checkout, and what it prints."""
+    known = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")}
+    known |= {"PYTHONPATH": str(home), **environment}
+    before, began = os.times(), time.perf_counter()
+    done = subprocess.run(  # noqa: S603
+        command, cwd=folder, env=known, check=True, stdout=subprocess.PIPE, text=True
+    )
+    clock, after = time.perf_counter() - began, os.times()
+    used = after.children_user + after.children_system
+    return clock, used - before.children_user - before.children_system, done.stdout
+
+
+@contextmanager
+def busy_processors() -> Iterator[None]:
+    """Have one process that never waits on each processor."""
+    command = [sys.executable, "-c", "while True: pass"]
+    processes = [subprocess.Popen(command) for _ in range(os.cpu_count() or 1)]  # noqa: S603
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Threads: how many processors this process may use, and how its threads wait."""
+
+from __future__ import annotations
+
+import os
+from math import ceil
+from pathlib import Path
+
+__all__ = ["calm_threads", "processors"]
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def processors() -> int:
+    """Processors that this process may use: its affinity, and the quota of its control group.
+
+    A container with a quota of two processors sees all those of its host; threads beyond the
+    quota would stop each other.
+    """
+    try:
+        allowed = len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS has no affinity
+        allowed = os.cpu_count() or 1
+    quota = _quota()
+    return allowed if quota is None else max(1, min(allowed, ceil(quota)))
+
+
+def calm_threads() -> None:
+    """Have threads of OpenMP sleep while they wait, and be no more than the processors.
+
+    Threads that spin take the processor from the work that they wait for: on a busy machine,
+    training takes many times as long. Call it before scikit-learn, PyTorch or numba is imported;
+    what the user has set in the environment stays.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # OpenMP knows the affinity, not the quota.
+    if (allowed := processors()) < (os.cpu_count() or 1):
+        os.environ.setdefault("OMP_NUM_THREADS", str(allowed))
+
+
+def _quota() -> float | None:
+    """Processors' worth of time that the control group has; None without a limit."""
+    for name in ("cpu.max", "cpu/cpu.cfs_quota_us"):  # of version 2 and 1
+        try:
+            found = (_CGROUP / name).read_text().split()
+            if len(found) == 1:
+                found.append((_CGROUP / "cpu/cpu.cfs_period_us").read_text())
+            quota, period = map(float, found)
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+        return quota / period if quota > 0 else None  # -1: no limit
+    return None

@@ -1,0 +1,68 @@
+"""Threads follow the processors that a process may use, and sleep while they wait."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from gpattern_bench import threads
+from gpattern_bench.threads import calm_threads, processors
+
+
+@pytest.fixture
+def allowed(tmp_path, monkeypatch):
+    """No control group, and an affinity of eight processors."""
+    monkeypatch.setattr(threads, "_CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    for name in ("OMP_WAIT_POLICY", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, "")  # so that what the test sets is taken back
+        monkeypatch.delenv(name)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("200000 100000", 2),
+        ("150000 100000", 2),  # a part of a processor is one
+        ("10000 100000", 1),
+        ("9900000 100000", 8),  # the affinity is less
+        ("max 100000", 8),
+    ],
+)
+def test_a_quota_counts_in_version_2(allowed, text, expected):
+    (allowed / "cpu.max").write_text(f"{text}\n")
+    assert processors() == expected
+
+
+@pytest.mark.parametrize(("quota", "expected"), [("300000", 3), ("-1", 8)])
+def test_a_quota_counts_in_version_1(allowed, quota, expected):
+    (allowed / "cpu").mkdir()
+    (allowed / "cpu" / "cpu.cfs_quota_us").write_text(f"{quota}\n")
+    (allowed / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert processors() == expected
+
+
+def test_without_affinity_all_processors_count(allowed, monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert processors() == 64
+
+
+def test_threads_wait_asleep_and_are_no_more_than_the_processors(allowed):
+    calm_threads()
+    assert (os.environ["OMP_WAIT_POLICY"], os.environ["OMP_NUM_THREADS"]) == ("PASSIVE", "8")
+
+
+def test_what_the_user_set_stays(allowed, monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    calm_threads()
+    assert (os.environ["OMP_WAIT_POLICY"], os.environ["OMP_NUM_THREADS"]) == ("ACTIVE", "3")
+
+
+def test_the_number_stays_open_where_all_processors_are_allowed(allowed, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    calm_threads()
+    assert "OMP_NUM_THREADS" not in os.environ
