@@ -78,6 +78,8 @@ EXCUSES = {
     "a submission that somebody renews": r"has no file submission\.yaml|No such file or directory",
 }
 _WAITS = ": waiting until it is done"
+_TOLD = re.compile(r"error|warning|traceback", re.IGNORECASE)
+"""Lines on stderr that are more than progress, which is never the same twice."""
 _MEASURED = ("seconds", "peak_rss_mib", "date", "device")
 _LEFT = re.compile(r"\.[^/]+-[a-z0-9_]{8}(/|$)")
 _SCORES = tuple(f"{split}-seed0.parquet" for split in ("val", "test"))
@@ -404,7 +406,8 @@ class Arena:
             for code, text in zip(codes, err, strict=True):
                 # What is there already is not made, and nobody is warned, again.
                 # The second of two starts of run-all says that it waits for the first.
-                told = {line for line in text.splitlines() if not line.endswith(_WAITS)}
+                lines = [line for line in text.splitlines() if _TOLD.search(line)]
+                told = {line for line in lines if not line.endswith(_WAITS)}
                 if code == 0 and told <= set(wanted["stderr"].splitlines()):
                     continue
                 if code == -signal.SIGKILL and kill_after is not None:

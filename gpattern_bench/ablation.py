@@ -7,8 +7,13 @@ stand beside ours; other cells, another size of model: what compares is how they
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
+import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,13 +22,18 @@ from tabulate import tabulate
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.errors import MethodError
 from gpattern_bench.evaluator import Evaluator
+from gpattern_bench.files import plain, write_text
 from gpattern_bench.methods.gpsnet.method import GPSNetMethod
 from gpattern_bench.methods.gpsnet.model import PRESETS
 from gpattern_bench.methods.gpsnet.settings import TRAININGS
+from gpattern_bench.pieces import run_key
 from gpattern_bench.predict import predict_cells
 from gpattern_bench.predictions import counted
+from gpattern_bench.progress import duration
 
 __all__ = ["REPORTED", "STUDIES", "AblationRow", "ablation_table", "train_variants"]
+
+_log = logging.getLogger(__name__)
 
 STUDIES = ("neighbours", "depths", "cells")
 """What can be changed."""
@@ -74,11 +84,9 @@ _PAPER = ("nih3t3", "u2os")
 _NEIGHBOURS = (1, 4, 16, 64, 256, 1024)  # a cell of `synthetic` has hardly more than 1024 molecules
 _DEPTHS = {"(N-1):1": (5, 1), "2:1": (4, 2), "1:1": (3, 3), "1:2": (2, 4), "1:(N-1)": (1, 5)}
 _PARTS = (16, 8, 4, 2, 1)  # one n-th of the training cells
-_DEFAULT = {
-    name: PRESETS["small"][name] for name in ("neighbours", "encoder_depth", "decoder_depth")
-}
-
 _QUICK_CELLS, _QUICK_EPOCHS = 80, 6
+
+_Scores = tuple[float, float, float]  # macro AUC, ACC, F1
 
 
 @dataclass(frozen=True)
@@ -115,8 +123,13 @@ def train_variants(
     split: str = "val",
     seed: int = 0,
     quick: bool = False,
+    out: str | Path | None = None,
 ) -> Iterator[AblationRow]:
     """Train and score one model per setting; a setting that several studies share once.
+
+    With `out`, what is done is kept there: started again after a crash, it goes on where it was,
+    in the middle of a training too, to the same rows. A file belongs to one setting, seed, split,
+    content of the dataset and code of the package; of any other it is not taken.
 
     Parameters
     ----------
@@ -132,6 +145,8 @@ def train_variants(
     quick : bool
         80 training cells and 6 epochs instead of all cells and the preset's epochs: minutes on
         two cores instead of about an hour; scores are lower, and so are differences.
+    out : str or pathlib.Path, optional
+        Folder for the scores of each setting that is done. Default: nothing is kept.
 
     Raises
     ------
@@ -146,18 +161,50 @@ def train_variants(
     training = TRAININGS["small"]
     if quick:
         training = replace(training, epochs=_QUICK_EPOCHS)
-    found: dict[tuple[tuple[tuple[str, int], ...], int], tuple[float, float, float]] = {}
-    for study in studies:
-        for setting, changes, cells in _settings(study, len(names)):
-            key = (tuple(sorted((_DEFAULT | changes).items())), cells)
-            if key not in found:
-                train = dataset.iter_cells("train", keep=names[:cells])
-                method = GPSNetMethod("small", training=training, **changes)
-                method.fit(train, seed)
-                found[key] = _scored(method, dataset, split)
-            paper = REPORTED.get(study, {})
-            reported = {name: rows[setting] for name, rows in paper.items() if setting in rows}
-            yield AblationRow(study, setting, cells, *found[key], reported)
+    settings = [(study, *each) for study in studies for each in _settings(study, len(names))]
+    found: dict[str, _Scores] = {}
+    for k, (study, setting, changes, cells) in enumerate(settings, 1):
+        name, began = f"{study} {setting}, {k} of {len(settings)}", time.monotonic()
+        key = run_key("gpsnet", dataset, seed) | {
+            "config": PRESETS["small"] | changes,
+            "training": asdict(training),
+            "train_cells": cells,
+            "split": split,
+        }
+        text = json.dumps(key, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        file = None if out is None else Path(out) / f"{digest}.json"
+        if file is not None and text not in found and (kept := _kept(file, text)) is not None:
+            found[text] = kept
+        if text in found:
+            took = "found done"
+        else:
+            _log.info("%s: training on %d cells", name, cells)
+            checkpoint = None if file is None else file.with_suffix(".safetensors")
+            method = GPSNetMethod("small", training=training, checkpoint=checkpoint, **changes)
+            method.fit(dataset.iter_cells("train", keep=names[:cells]), seed)
+            found[text] = _scored(method, dataset, split)
+            if file is not None:
+                record = {"key": key, "scores": plain(found[text])}
+                write_text(file, json.dumps(record, indent=1) + "\n")
+                file.with_suffix(".safetensors").unlink(missing_ok=True)
+            took = duration(time.monotonic() - began)
+        _log.info("%s: AUC %.4f, ACC %.4f, F1 %.4f; %s", name, *found[text], took)
+        paper = REPORTED.get(study, {})
+        reported = {name: rows[setting] for name, rows in paper.items() if setting in rows}
+        yield AblationRow(study, setting, cells, *found[text], reported)
+
+
+def _kept(file: Path, key: str) -> _Scores | None:
+    """Scores that an earlier start left, if they are of this key."""
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if json.dumps(record["key"], sort_keys=True) != key:
+            return None
+        auc, acc, f1 = (np.nan if score is None else score for score in record["scores"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return auc, acc, f1
 
 
 def ablation_table(rows: Iterable[AblationRow]) -> str:
@@ -197,7 +244,7 @@ def _drawn_cells(dataset: Dataset, seed: int) -> list[str]:
     return [names[at] for at in order]
 
 
-def _scored(method: GPSNetMethod, dataset: Dataset, split: str) -> tuple[float, float, float]:
+def _scored(method: GPSNetMethod, dataset: Dataset, split: str) -> _Scores:
     scores = predict_cells(method, dataset.iter_cells(split))
     result = Evaluator(dataset, split=split).eval(counted(scores, dataset.pairs(split)))
     return result["auc_macro"], result["acc_macro"], result["f1_macro"]

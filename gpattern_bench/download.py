@@ -13,11 +13,11 @@ from pathlib import Path
 
 import requests
 from pydantic import BaseModel, ValidationError
-from tqdm import tqdm
 from urllib3.exceptions import HTTPError
 
 from gpattern_bench import __version__
 from gpattern_bench.files import write_text
+from gpattern_bench.progress import Progress
 
 __all__ = ["NotFetched", "discard", "download", "ensure_room", "is_html", "no_room"]
 
@@ -202,9 +202,7 @@ def _receive(
     done, since, then = start, time.monotonic(), start
     with (
         part.open("ab", buffering=0) as file,
-        tqdm(
-            desc=part.stem, total=total, initial=start, unit="B", unit_scale=True, disable=None
-        ) as bar,
+        Progress(part.stem, total, unit="B", done=start) as bar,
     ):
         while data := response.raw.read1(_CHUNK, decode_content=False):
             view = memoryview(data)

@@ -9,11 +9,11 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.errors import UnknownMethodError
 from gpattern_bench.files import replacing
+from gpattern_bench.progress import Progress
 
 __all__ = ["FEATURES", "write_features"]
 
@@ -64,8 +64,7 @@ def write_features(
     with replacing(out) as beside:
         writer = None
         try:
-            # disable=None: a bar on a terminal only
-            frames = tqdm(compute(cells, **unit), desc=method, disable=None)
+            frames = Progress(method, unit="parts").over(compute(cells, **unit))
             for rows in _batches(frames):
                 table = pa.Table.from_pandas(rows, preserve_index=False)
                 writer = writer or pq.ParquetWriter(beside, table.schema, compression="zstd")

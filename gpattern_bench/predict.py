@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from gpattern_bench.cells import Cells
 from gpattern_bench.methods.base import Method
+from gpattern_bench.progress import Progress
 
 __all__ = ["predict_cells", "predict_pieces"]
 
@@ -20,7 +20,7 @@ _PIECE = 1 << 16  # pairs of a piece, at least, but for the last
 def predict_cells(method: Method, cells: Cells, *, bar: bool = True) -> pd.DataFrame:
     """Score every pair of the cells: ``cell_id``, ``gene`` and one float32 column per pattern.
 
-    Labels are hidden from all methods but the positive control. With `bar`, a terminal shows how
+    Labels are hidden from all methods but the positive control. With `bar`, it says how
     far it is.
     """
     return pd.concat(list(predict_pieces(method, cells, bar=bar)), ignore_index=True)
@@ -32,14 +32,8 @@ def predict_pieces(method: Method, cells: Cells, *, bar: bool = True) -> Iterato
     names = pd.Index(cells.genes)
     held: list[tuple[str, NDArray[np.int32], NDArray[np.float32]]] = []
     pairs = 0
-    # disable=None: a bar on a terminal only
-    shown = tqdm(
-        method.predict(seen),
-        total=len(cells),
-        desc=method.about.name,
-        disable=None if bar else True,
-    )
-    for cell, values in shown:
+    shown = Progress(method.about.name, len(cells), shown=bar)
+    for cell, values in shown.over(method.predict(seen)):
         held.append((cell.cell_id, cell.genes, values))
         pairs += len(values)
         if pairs >= _PIECE:

@@ -8,6 +8,7 @@ perturbations. Fewer molecules and less exact positions cost something; how much
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,6 +29,8 @@ from gpattern_bench.model import load_model
 from gpattern_bench.predict import predict_cells
 from gpattern_bench.predictions import Origin, Protocol, counted
 from gpattern_bench.run import choose_protocol
+
+_log = logging.getLogger(__name__)
 
 __all__ = [
     "MEANINGLESS",
@@ -307,6 +310,7 @@ def measure_robustness(
             auc_drop=old["auc_macro"] - new["auc_macro"],
             largest_change=float(np.abs(after[rows] - before[rows]).max()),
         )
+        _log.info("cells %s: F1 %.4f (%+.4f)", name, new["f1_macro"], -found[name].f1_drop)
     return score(np.ones(len(truth), bool), before), found
 
 

@@ -38,6 +38,7 @@ from gpattern_bench.predictions import (
     prediction_table,
     write_tables,
 )
+from gpattern_bench.progress import duration
 
 __all__ = [
     "FOLDS",
@@ -162,7 +163,8 @@ def run_method(
         began = time.perf_counter()
         if protocol == "cv-cell":
             folds = []
-            for train, held_out in _folds(dataset, split, seed):
+            for k, (train, held_out) in enumerate(_folds(dataset, split, seed), 1):
+                _log.info("%s: fold %d of %d of %s", name, k, FOLDS, split)
                 method = make()  # for each fold: nothing of another is left in it
                 method.fit(train, seed)
                 folds.append(predict_cells(method, held_out))
@@ -171,6 +173,7 @@ def run_method(
             found = predict_cells(method, dataset.iter_cells(split))
         scores[split] = [(dataset.fovs(split), found)]
         seconds[split] = time.perf_counter() - began
+        _log.info("%s: predicted %s in %s", name, split, duration(seconds[split]))
     files = write_run(method, dataset, origins, scores, folder, seconds=seconds)
     training.unlink(missing_ok=True)  # a run that is done has nothing to go on from
     return files
@@ -214,14 +217,17 @@ def fit_method(method: Method, source: Dataset, seed: int, training: Path) -> fl
 
     A network goes on from the file `training` if that is there, and leaves it there.
     """
-    began = time.perf_counter()
+    name, began = method.about.name, time.perf_counter()
+    _log.info("%s: fitting on %s", name, source.id)
     if isinstance(method, Network):
         training.parent.mkdir(parents=True, exist_ok=True)
         method.checkpoint = training
         method.val = source.iter_cells("val") if "val" in source.splits else None
         method.batch = 1  # as the paper measures the time of validation
     method.fit(source.iter_cells("train" if "train" in source.splits else None), seed)
-    return time.perf_counter() - began
+    seconds = time.perf_counter() - began
+    _log.info("%s: fitted in %s", name, duration(seconds))
+    return seconds
 
 
 def write_run(

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Literal
 
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.errors import GPatternBenchError, MethodError
@@ -33,6 +33,7 @@ from gpattern_bench.pieces import (
     run_key,
 )
 from gpattern_bench.predictions import Origin
+from gpattern_bench.progress import Progress, duration
 from gpattern_bench.run import choose_protocol, fit_method, run_origins, write_run
 from gpattern_bench.workers import Backend, in_order, workers
 
@@ -130,7 +131,9 @@ def run_all(
         )
     outcomes = []
     with workers(jobs if jobs or cluster else -1, cluster) as backend:
-        for name in names:
+        for k, name in enumerate(names, 1):
+            began = time.monotonic()
+            _log.info("%s, %d of %d", name, k, len(names))
             job = _Job(name, dataset, Path(out).absolute(), seed, splits, backend)
             try:
                 outcomes.append(job.run())
@@ -140,6 +143,8 @@ def run_all(
                     why = f"{type(error).__name__}: {error}"
                     _log.warning("%s failed", name, exc_info=True)  # nobody foresaw it: say where
                 outcomes.append(Outcome(name, "failed", job.written, job.kept, why))
+            outcome = outcomes[-1].outcome
+            _log.info("%s: %s after %s", name, outcome, duration(time.monotonic() - began))
     return outcomes
 
 
@@ -191,6 +196,7 @@ class _Job:
             seconds[origin.split], used = read_costs(here, self.pieces)
             scores[origin.split] = read_pieces(here, self.pieces)
             peak = max(peak, used)
+        _log.info("%s: writing prediction files of %s", name, ", ".join(scores))
         files = write_run(
             self.method, self.dataset, origins, scores, self.folder, seconds=seconds, peak_rss=peak
         )
@@ -234,6 +240,7 @@ class _Job:
         if cost.is_file():
             self.method, _ = load_model(self.pieces / "model")
             found: dict[str, float] = json.loads(cost.read_text(encoding="utf-8"))
+            _log.info("%s: found fitted", about.name)
             return found
         seconds = {}
         if about.learns:
@@ -253,7 +260,9 @@ class _Job:
             for piece in pieces
             if piece.file not in there or not is_whole(self.pieces / piece.file)
         ]
-        self.kept = len(pieces) - len(missing)
+        self.kept, name = len(pieces) - len(missing), self.method.about.name
+        if self.kept:
+            _log.info("%s: found %d of %d pieces done", name, self.kept, len(pieces))
         tasks = [
             (self.pieces / "model", piece.cells, self.pieces / piece.file) for piece in missing
         ]
@@ -263,8 +272,6 @@ class _Job:
         results = (
             starmap(predict_piece, tasks) if here else in_order(self.backend, predict_piece, tasks)
         )
-        bar = tqdm(
-            results, total=len(tasks), desc=f"{self.method.about.name}, pieces", disable=None
-        )
-        for _ in bar:
+        bar = Progress(name, len(pieces), unit="pieces", done=self.kept, every=0.0)
+        for _ in bar.over(results):
             self.written += 1

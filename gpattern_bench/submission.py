@@ -29,6 +29,7 @@ from gpattern_bench.fetch import fetch
 from gpattern_bench.files import file_sha256, plain, write_text
 from gpattern_bench.metadata import METADATA, Metadata, PredictionFile, parse_yaml, shown
 from gpattern_bench.predictions import Origin, Protocol, read_origin, read_predictions
+from gpattern_bench.progress import Progress
 from gpattern_bench.registry import SourceFile
 from gpattern_bench.strata import parts
 from gpattern_bench.uncertainty import REPLICATES
@@ -405,7 +406,9 @@ def rescore(
             for each in plan
             if each.arguments is not None
         )
-        scores = iter(list(in_order(backend, Submission._score, tasks)))
+        total = sum(each.arguments is not None for plan in plans for each in plan)
+        scoring = Progress("scoring", total, unit="prediction files")
+        scores = iter(list(scoring.over(in_order(backend, Submission._score, tasks))))
     found = []
     for submission, plan in zip(submissions, plans, strict=True):
         results = [each.known if each.arguments is None else next(scores) for each in plan]

@@ -20,6 +20,7 @@ import pytest
 
 from gpattern_bench import __version__, load_dataset
 from gpattern_bench.cli import app, main
+from gpattern_bench.cli.board import _DEMO
 from gpattern_bench.curate import simulate
 from gpattern_bench.curate.simulate import PATTERNS
 from gpattern_bench.dataset import Dataset
@@ -131,7 +132,7 @@ class TestAsAPersonRunsIt:
         else:  # an option of the whole program: elsewhere it is wrong usage, not silently ignored
             assert found.returncode == 2
 
-    def test_a_run_with_its_input_closed_prints_its_files_and_no_progress(self, tmp_path):
+    def test_a_run_with_its_input_closed_prints_its_files_and_tells_its_stages(self, tmp_path):
         command = [sys.executable, "-m", "gpattern_bench", "run", "sprawl", "--dataset"]
         found = subprocess.run(
             ["sh", "-c", '"$@" <&-', "sh", *command, "synthetic"],
@@ -145,7 +146,11 @@ class TestAsAPersonRunsIt:
             "runs/sprawl/synthetic/val-seed0.parquet",
             "runs/sprawl/synthetic/test-seed0.parquet",
         ]
-        assert found.stderr == "WARNING: sprawl has no rule for nuclear_edge: scored 0 everywhere\n"
+        assert re.sub(r"\d+(\.\d)? s\b", "T", found.stderr).splitlines() == [
+            "sprawl: predicted val in T",
+            "sprawl: predicted test in T",
+            "WARNING: sprawl has no rule for nuclear_edge: scored 0 everywhere",
+        ]
         assert found.returncode == 0
 
 
@@ -521,6 +526,20 @@ class TestDemo:
         assert found.returncode == 0
         lines = [line for line in found.stdout.splitlines() if line.startswith("|")]
         assert len(lines) == 2 + 10
+
+    def test_tells_each_method_and_the_epochs_of_a_network(self, made):
+        found, _ = made
+        lines = found.stderr.splitlines()
+        assert "\r" not in found.stderr
+        for k, name in enumerate(_DEMO, 1):
+            begin = lines.index(f"{name}, {k} of 10")
+            end = next(
+                at for at, line in enumerate(lines) if line.startswith(f"{name}: done after")
+            )
+            assert begin < end
+        epochs = [line for line in lines[begin:end] if re.match(r"epoch \d+ of 12: loss 0\.", line)]
+        assert len(epochs) == 12
+        assert lines[-1].startswith("the whole demo took ")
 
     def test_writes_what_it_shows(self, made):
         found, folder = made

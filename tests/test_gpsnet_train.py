@@ -297,7 +297,7 @@ class TestLostLoss:
 
 
 SCRIPT = """
-import json, sys
+import json, logging, sys
 from pathlib import Path
 
 import torch
@@ -312,6 +312,7 @@ from gpattern_bench.methods.gpsnet.weights import write_tensors
 
 
 def main(settings):
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     dataset, out = Dataset(Path(settings["dataset"])), Path(settings["out"])
     shown, show = [], train._Trainer._shown
 
@@ -425,6 +426,8 @@ class TestTwoProcesses:
         alone = trained(tiny, training, val=tiny.iter_cells("val"))
         _, errors = process.communicate()
         assert process.returncode == 0, errors
+        told = [line[:12] for line in errors.splitlines() if line.startswith("epoch")]
+        assert told == [f"epoch {k} of 3" for k in (1, 2, 3)], "one of them speaks"
         parts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
 
         cells = tiny.cells("train")["cell_id"].tolist()

@@ -7,6 +7,7 @@ unreadable input. Libraries are imported by the commands, so that ``--help`` is 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import Annotated
 
@@ -15,6 +16,7 @@ import typer
 from gpattern_bench import __version__
 from gpattern_bench.cli.options import app
 from gpattern_bench.errors import GPatternBenchError
+from gpattern_bench.progress import Lines
 from gpattern_bench.threads import calm_threads
 
 # Each adds its commands to the application, in this order.
@@ -57,7 +59,9 @@ def _global(
 ) -> None:
     global _debug
     _debug = debug
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    # Of several processes that train together, the first speaks.
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", handlers=[Lines()])
     if context.invoked_subcommand is None:
         typer.echo(_WELCOME)
         typer.echo(context.get_help())

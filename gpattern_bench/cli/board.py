@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +11,8 @@ from typing import Annotated
 import typer
 
 from gpattern_bench.cli.options import Cluster, app, examples
+
+_log = logging.getLogger(__name__)
 
 
 @app.command(epilog=examples("leaderboard --rescore", "leaderboard --check"))
@@ -117,24 +121,32 @@ def demo(
     from gpattern_bench.copies import flag_copies
     from gpattern_bench.dataset import load_dataset
     from gpattern_bench.metadata import write_schema
+    from gpattern_bench.progress import duration
     from gpattern_bench.run import run_method
-    from gpattern_bench.submission import read_submissions
+    from gpattern_bench.submission import read_submissions, rescore
     from gpattern_bench.submit import submit_run
 
+    began = time.monotonic()
     dataset = load_dataset("synthetic")
     methods = list(_DEMO)
     if not all(find_spec(name) for name in ("accelerate", "safetensors")):
         methods.remove("gpsnet")
         typer.echo("gpsnet is left out: pip install 'gpattern-bench[train]' to train it", err=True)
-    for name in methods:
+    for k, name in enumerate(methods, 1):
+        at = time.monotonic()
+        _log.info("%s, %d of %d", name, k, len(methods))
         run_method(name, dataset, out / "runs" / name)
         submit_run(out / "runs" / name, out / "submissions" / name)
+        _log.info("%s: done after %s", name, duration(time.monotonic() - at))
+    _log.info("scoring all of them")
     write_schema(out / "submissions")
-    scored = [(made, made.rescored()[0]) for made in read_submissions(out / "submissions")]
+    found = read_submissions(out / "submissions")
+    scored = [(made, scores) for made, (scores, _) in zip(found, rescore(found), strict=True)]
     for (made, _), results in zip(scored, flag_copies(scored), strict=True):
         made.write_results(results)
     found = read_submissions(out / "submissions")
     board = build_board(found)
     write_board(board, page(board, found), out / "leaderboard")
+    _log.info("the whole demo took %s", duration(time.monotonic() - began))
     typer.echo(markdown(board))
     typer.echo(f"Prediction files and board are in {out}/")

@@ -182,9 +182,15 @@ def ablation(
     quick: Annotated[
         bool, typer.Option("--quick", help="80 training cells and 6 epochs: some minutes.")
     ] = False,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder; settings that are done are kept there.")
+    ] = Path("runs/ablation"),
     as_json: Json = False,
 ) -> None:
-    """Train GPSNet with other K, depths and numbers of cells; the paper's figures beside ours."""
+    """Train GPSNet with other K, depths and numbers of cells; the paper's figures beside ours.
+
+    Started again after a crash, it goes on where it was.
+    """
     from dataclasses import asdict
 
     from gpattern_bench.ablation import STUDIES, ablation_table, train_variants
@@ -192,7 +198,12 @@ def ablation(
 
     rows = list(
         train_variants(
-            load_dataset(dataset), studies=study or STUDIES, split=split, seed=seed, quick=quick
+            load_dataset(dataset),
+            studies=study or STUDIES,
+            split=split,
+            seed=seed,
+            quick=quick,
+            out=out,
         )
     )
     if as_json:

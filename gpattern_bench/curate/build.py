@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from tqdm import tqdm
 
 from gpattern_bench.cache import CACHE
 from gpattern_bench.curate.recipe import Recipe
@@ -25,6 +24,7 @@ from gpattern_bench.errors import ChecksumError, FetchError, SourceError, TableE
 from gpattern_bench.fetch import fetch, fetch_tables, provenance
 from gpattern_bench.files import file_sha256
 from gpattern_bench.manifest import MANIFEST
+from gpattern_bench.progress import Progress
 from gpattern_bench.registry import Entry, Tables
 from gpattern_bench.workers import Backend, in_order, workers
 
@@ -135,6 +135,7 @@ def curate(
     """
     sources, folder = sources.absolute(), folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
+    _log.info("%s: making its tables", name)
     with (
         workers(jobs, cluster) as backend,
         # What a worker writes after an error of another is in nobody's way.
@@ -146,10 +147,9 @@ def curate(
         here = cluster is None and jobs in (None, 1)
         tables = _one_by_one(tasks) if here else _from_workers(backend, tasks, Path(scratch))
         with closing(tables):  # after an error, workers stop before their folder goes
-            # disable=None: a bar on a terminal only
-            bar = tqdm(tables, desc=name, unit=" fields of view", disable=None)
+            shown = Progress(name, unit="fields of view").over(tables)
             return write_dataset(
-                bar, folder, name=name, version=version, recipe=recipe, about=about, pinned=pinned
+                shown, folder, name=name, version=version, recipe=recipe, about=about, pinned=pinned
             )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,7 +22,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
-from tqdm import tqdm
 
 from gpattern_bench.cells import Cells
 from gpattern_bench.errors import MethodError, MissingExtraError
@@ -38,6 +38,7 @@ from gpattern_bench.methods.gpsnet.model import Config, GPSNet, Tokens, collate
 from gpattern_bench.methods.gpsnet.settings import TrainingConfig
 from gpattern_bench.methods.gpsnet.weights import load_into, read_tensors, write_tensors
 from gpattern_bench.metrics import exact_mean, score_pattern
+from gpattern_bench.progress import Progress, duration
 
 __all__ = ["Trained", "logits", "train_network"]
 
@@ -179,21 +180,37 @@ class _Trainer:
         training = self.training
         steps = -(-len(self.data.cells) // training.batch)
         main = self.accelerator.is_main_process
-        # disable=None: a bar on a terminal only
-        with tqdm(
-            total=training.epochs * steps,
-            initial=len(self.history) * steps,
-            desc="training",
-            unit="step",
-            disable=None if main else True,
+        before, began = len(self.history), time.monotonic()
+        # Epochs have lines of their own: others only where one takes minutes.
+        with Progress(
+            "training",
+            training.epochs * steps,
+            unit="steps",
+            done=before * steps,
+            every=60.0,
+            shown=main,
         ) as bar:
             while len(self.history) < training.epochs and not self._stopped():
+                at = time.monotonic()
                 self._epoch(bar, checkpoint)
                 if checkpoint is not None and main:
                     self._write(checkpoint)
+                if main:
+                    now, done = time.monotonic(), len(self.history) - before
+                    left = (now - began) / done * (training.epochs - len(self.history))
+                    _log.info("%s", self._told(now - at, left))
         if self.best:
             self.network.load_state_dict(self.best)
         return Trained(self.network.cpu().eval(), self.history)
+
+    def _told(self, seconds: float, left: float) -> str:
+        """What is said of an epoch at its end."""
+        row = self.history[-1]
+        text = f"epoch {row['epoch']} of {self.training.epochs}: loss {row['loss']:.4f}"
+        if self.val_data is not None:
+            text += f", val AUC {row['val_auc']:.4f}, val F1 {row['val_f1']:.4f}"
+        text += f"; {duration(seconds)}"
+        return f"{text}, {duration(left)} left" if left else text
 
     def _stopped(self) -> bool:
         if not self.training.patience or not self.history:
@@ -201,7 +218,7 @@ class _Trainer:
         losses = [row["val_loss"] for row in self.history]
         return len(losses) - 1 - int(np.argmin(losses)) >= self.training.patience
 
-    def _epoch(self, bar: tqdm[Any], checkpoint: Path | None) -> None:
+    def _epoch(self, bar: Progress, checkpoint: Path | None) -> None:
         epoch, training = len(self.history), self.training
         batches = epoch_batches(self.data.lengths, training.batch, self.seed, epoch)
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
@@ -225,7 +242,6 @@ class _Trainer:
             raise MethodError(self._lost(epoch, len(batches) - 1, checkpoint))
         row = {"epoch": epoch + 1, "loss": self._summed(total) / len(batches)}
         self.history.append(row | self._validated())
-        _log.info("epoch %d: %s", epoch + 1, self.history[-1])
         if training.patience and len(self.history) - 1 == int(
             np.argmin([row["val_loss"] for row in self.history])
         ):
@@ -350,7 +366,8 @@ class _Trainer:
             }
         self.best = _under("best.", tensors)
         self.history = note["history"]
-        _log.info("%s: going on after epoch %d", path, len(self.history))
+        if self.accelerator.is_main_process:
+            _log.info("%s: going on after epoch %d", path, len(self.history))
 
     def _identity(self) -> str:
         """Hash of all that decides the weights, but for the machine and the processes."""
