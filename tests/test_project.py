@@ -1,4 +1,4 @@
-"""The project around the package: that bounds, pins and versions agree."""
+"""The project around the package: bounds, pins and versions agree; workflows may do little."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+
+import gpattern_bench
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+
+WORKFLOWS = sorted(path.name for path in (ROOT / ".github" / "workflows").glob("*.yml"))
 
 
 def pins(path: str) -> dict[str, str]:
@@ -68,7 +73,77 @@ class TestVersions:
             if name in found:
                 assert release(found[name]) >= release(*many), name
 
-    @pytest.mark.parametrize("path", ["Makefile", ".github/workflows/submission.yml"])
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "Makefile",
+            ".ci/smoke",
+            *(f".github/workflows/{name}" for name in ("submission.yml", "test.yml")),
+        ],
+    )
     def test_torch_is_that_of_the_board(self, path):
-        versions = set(re.findall(r"torch==([0-9.]+)", (ROOT / path).read_text("utf-8")))
+        text = (ROOT / path).read_text("utf-8")
+        floor = release(*bounds()["torch"])  # in the job of the lowest versions
+        found = set(re.findall(r"torch==([0-9.]+)", text))
+        versions = {version for version in found if release(version) != floor}
         assert versions == {pins("leaderboard/versions.txt")["torch"]}
+
+    def test_of_the_package_is_that_of_the_citation(self):
+        citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+        assert citation["version"] == gpattern_bench.__version__
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+class TestWorkflow:
+    def text(self, name: str) -> str:
+        return (ROOT / ".github" / "workflows" / name).read_text("utf-8")
+
+    def test_runs_actions_of_a_commit_with_its_version_beside_it(self, name):
+        uses = re.findall(r"uses: *(.*)", self.text(name))
+        assert uses
+        assert [one for one in uses if not re.fullmatch(r"\S+@[0-9a-f]{40} # v[0-9.]+", one)] == []
+
+    def test_may_only_read_but_for_publishing(self, name):
+        workflow = yaml.safe_load(self.text(name))
+        assert workflow["permissions"] == {"contents": "read"}
+        more = {
+            key: job["permissions"] for key, job in workflow["jobs"].items() if "permissions" in job
+        }
+        assert more == ({"publish": {"id-token": "write"}} if name == "release.yml" else {})
+
+    def test_keeps_no_credentials_and_ends(self, name):
+        for job in yaml.safe_load(self.text(name))["jobs"].values():
+            assert job["timeout-minutes"] <= 90
+            for step in job["steps"]:
+                if step.get("uses", "").startswith("actions/checkout@"):
+                    assert step["with"]["persist-credentials"] is False
+
+    def test_puts_no_text_of_others_into_a_script(self, name):
+        for job in yaml.safe_load(self.text(name))["jobs"].values():
+            assert [s["run"] for s in job["steps"] if "${{" in s.get("run", "")] == []
+
+
+class TestForms:
+    @pytest.mark.parametrize("name", ["addition", "bug", "wrong-score"])
+    def test_of_issues_ask_for_something(self, name):
+        path = ROOT / ".github" / "ISSUE_TEMPLATE" / f"{name}.yml"
+        form = yaml.safe_load(path.read_text("utf-8"))
+        assert {"name", "description", "body"} <= form.keys()
+        ids = [field["id"] for field in form["body"]]
+        assert len(ids) == len(set(ids))
+        assert any(
+            field["validations"]["required"] for field in form["body"] if "validations" in field
+        )
+        assert all(field["attributes"]["label"] for field in form["body"])
+
+    @pytest.mark.parametrize(
+        "path", [".github/ISSUE_TEMPLATE/config.yml", ".github/dependabot.yml"]
+    )
+    def test_and_settings_are_yaml(self, path):
+        assert isinstance(yaml.safe_load((ROOT / path).read_text("utf-8")), dict)
+
+    def test_hooks_before_a_commit_fetch_nothing(self):
+        config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text("utf-8"))
+        assert [repo["repo"] for repo in config["repos"]] == ["local"]
+        hooks = [hook for repo in config["repos"] for hook in repo["hooks"]]
+        assert {hook["language"] for hook in hooks} == {"system"}
