@@ -20,7 +20,7 @@ test: .venv/installed-dev lint
 # With the lower bounds of pyproject.toml, in an environment of its own. Scores of trained methods
 # are those of leaderboard/versions.txt; and old versions warn of what newer ones take away.
 test-lowest: .venv-lowest/installed
-	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n 2 --dist loadfile -m "not trained" \
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n 2 --dist worksteal -m "not trained" \
 		-W default::DeprecationWarning -W default::PendingDeprecationWarning -W default::FutureWarning
 
 lint: .venv/installed-dev
