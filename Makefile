@@ -4,8 +4,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 TORCH := torch==2.13.0
+# That of `make test-lowest`. The floor in pyproject.toml has a CPU build only at PyTorch's own index.
+TORCH_LOWEST ?= $(TORCH)
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test test-lowest lint docs clean
 
 demo: .venv/installed
 	$(BIN)/gpattern-bench demo
@@ -14,6 +16,12 @@ demo: .venv/installed
 test: .venv/installed-dev lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 	$(BIN)/gpattern-bench leaderboard --check
+
+# With the lower bounds of pyproject.toml, in an environment of its own. Scores of trained methods
+# are those of leaderboard/versions.txt; and old versions warn of what newer ones take away.
+test-lowest: .venv-lowest/installed
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n 2 --dist worksteal -m "not trained" \
+		-W default::DeprecationWarning -W default::PendingDeprecationWarning -W default::FutureWarning
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -25,7 +33,7 @@ docs: .venv/installed-dev
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build
 
 clean:
-	rm -rf .venv build dist demo runs docs/_build *.egg-info
+	rm -rf .venv .venv-lowest build dist demo runs docs/_build *.egg-info
 
 .venv/installed: pyproject.toml setup.cfg
 	$(PYTHON) -m venv .venv
@@ -35,4 +43,11 @@ clean:
 
 .venv/installed-dev: .venv/installed
 	$(BIN)/pip install --quiet --editable ".[spatial,train,dask,docs,dev]"
+	touch $@
+
+.venv-lowest/installed: pyproject.toml setup.cfg constraints/lowest.txt
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install --quiet "$(TORCH_LOWEST)"
+	.venv-lowest/bin/pip install --quiet --constraint constraints/lowest.txt \
+		--editable ".[spatial,train,dask,docs,dev]"
 	touch $@

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from base64 import b64decode
 from collections.abc import Iterable, Sequence
 from math import isnan
@@ -31,6 +32,7 @@ __all__ = [
     "markdown",
     "page",
     "read_reported",
+    "read_versions",
     "unpinned_labels",
     "write_board",
 ]
@@ -42,6 +44,7 @@ _SHOWN = {
     "f1_val_macro": "F1 (val)",
     "ap_macro": "AP",
 }
+_NAMED = ("numpy", "numba", "scipy", "scikit-learn", "torch")  # of the versions: what makes scores
 _PROTOCOLS = {
     "fit": "fitted on its own train split",
     "untrained": "by methods that learn nothing",
@@ -93,7 +96,9 @@ class _Reported(TypedDict):
 
 
 def build_board(
-    submissions: Sequence[Submission], reported: Sequence[_Reported] = ()
+    submissions: Sequence[Submission],
+    reported: Sequence[_Reported] = (),
+    versions: str | None = None,
 ) -> dict[str, Any]:
     """Put stored results into tables, one per dataset version and protocol.
 
@@ -104,6 +109,8 @@ def build_board(
         left out.
     reported : sequence of _Reported
         Rows of the paper's table 2: never mixed with measured ones.
+    versions : str, optional
+        With which the scores are reproduced (:func:`read_versions`).
 
     Returns
     -------
@@ -116,9 +123,9 @@ def build_board(
         if sub.metadata.status != "withdrawn"
         for score in sub.results
     ]
-    versions = {(score["dataset"], score["version"]) for _, score in scores}
+    shown = {(score["dataset"], score["version"]) for _, score in scores}
     tables = []
-    for dataset, version in sorted(versions):
+    for dataset, version in sorted(shown):
         here = [
             (about, score)
             for about, score in scores
@@ -151,7 +158,7 @@ def build_board(
                     ),
                 }
             )
-    return {"format": 1, "tables": tables, "reported": list(reported)}
+    return {"format": 1, "versions": versions, "tables": tables, "reported": list(reported)}
 
 
 def _same_labels(dataset: str, version: str, scores: Sequence[Score]) -> None:
@@ -280,6 +287,11 @@ def _ranked(
 def markdown(board: dict[str, Any]) -> str:
     """``LEADERBOARD.md`` of a board."""
     parts = [_HEADER]
+    if board["versions"]:
+        parts.append(
+            f"Scores are reproduced with the versions in `leaderboard/versions.txt`: "
+            f"{board['versions']}.\n"
+        )
     for table in board["tables"]:
         marks: list[str] = []
         columns = _columns(table, _reported_times(table["dataset"], board["reported"]), marks)
@@ -427,6 +439,24 @@ def read_reported(folder: Path) -> list[_Reported]:
         return TypeAdapter(list[_Reported]).validate_python(yaml.safe_load(text))
     except (yaml.YAMLError, ValueError, OSError) as error:
         raise SubmissionError(str(path), [f"cannot be read: {error}"]) from error
+
+
+def read_versions(folder: Path) -> str | None:
+    """Read ``versions.txt`` beside the board, and name those that make scores; None without it.
+
+    It is a file of constraints for pip, so that whoever wants the same scores can install them.
+    The board reads them there and not from the environment, since it must be the same on every
+    machine.
+    """
+    path = folder / "versions.txt"
+    if not path.is_file():
+        return None
+    text = path.read_text(encoding="utf-8")
+    found = dict(re.findall(r"^([a-z0-9-]+)==([0-9][0-9a-z.]*)$", text, re.MULTILINE))
+    missing = [f"no line {name}==VERSION" for name in _NAMED if name not in found]
+    if missing:
+        raise SubmissionError(str(path), missing)
+    return ", ".join(f"{name} {found[name]}" for name in _NAMED)
 
 
 def _texts(board: dict[str, Any], page: str) -> dict[str, str]:

@@ -64,6 +64,7 @@ def build_page(
         tables=tables,
         datasets=names,
         reported=[_reported(table) for table in board["reported"]],
+        versions=board["versions"],
         methods=about,
         styles=drawn,
         inputs=INPUTS,

@@ -18,7 +18,15 @@ import yaml
 from samples import metadata_of
 
 from gpattern_bench import load_dataset
-from gpattern_bench.board import build_board, drift, markdown, page, read_reported, write_board
+from gpattern_bench.board import (
+    build_board,
+    drift,
+    markdown,
+    page,
+    read_reported,
+    read_versions,
+    write_board,
+)
 from gpattern_bench.cli import main
 from gpattern_bench.errors import SubmissionError
 from gpattern_bench.files import plain
@@ -670,6 +678,34 @@ def test_drift_names_what_differs(tmp_path):
     assert len(drift(board, text, tmp_path)) == 3
     write_board(board, text, tmp_path)
     assert drift(board, text, tmp_path) == []
+
+
+class TestVersions:
+    def test_beside_the_board_are_named_on_it(self, here):
+        pins = "# why\nnumba==2.0\nnumpy==1.0\nscikit-learn==4.0\nscipy==3\nsix==6\ntorch==5.0"
+        (here / "leaderboard" / "versions.txt").write_text(pins, "utf-8")
+        found = submissions(here)
+        versions = read_versions(here / "leaderboard")
+        assert versions == "numpy 1.0, numba 2.0, scipy 3, scikit-learn 4.0, torch 5.0"
+        board = build_board(found, (), versions)
+        assert json.loads(json.dumps(board))["versions"] == versions
+        for text in (markdown(board), page(board, found)):
+            assert text.count(versions) == 1
+
+    def test_are_left_out_where_they_are_not_known(self, here):
+        assert read_versions(here / "leaderboard") is None
+        board = build_board(submissions(here))
+        assert "versions.txt" not in markdown(board) + page(board, submissions(here))
+
+    def test_that_are_no_pins_are_named(self, tmp_path):
+        pins = "numba==2.0\nnumpy>=1.0\nscipy==3\nscikit-learn==<b>\ntorch==5.0\n"
+        (tmp_path / "versions.txt").write_text(pins, "utf-8")
+        with pytest.raises(SubmissionError) as caught:
+            read_versions(tmp_path)
+        assert caught.value.problems == (
+            "no line numpy==VERSION",
+            "no line scikit-learn==VERSION",
+        )
 
 
 def test_reported_values_are_those_of_table_2_of_the_paper():

@@ -40,6 +40,7 @@ def leaderboard(
         drift,
         page,
         read_reported,
+        read_versions,
         unpinned_labels,
         write_board,
     )
@@ -70,7 +71,7 @@ def leaderboard(
         found = found if check else read_submissions(submissions)
     problems += [text for submission in found for text in submission.stale()]
     problems += unpinned_labels(found)
-    board = build_board(found, read_reported(out))
+    board = build_board(found, read_reported(out), read_versions(out))
     if not problems and check:
         problems = drift(board, page(board, found), out) + schema_drift(submissions)
     if problems:
