@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from test_robustness import build
+from samples import small_dataset
 
 from gpattern_bench import load_dataset, plots
 from gpattern_bench.ablation import REPORTED, AblationRow
@@ -136,7 +136,7 @@ class TestCell:
         np.testing.assert_array_equal(xy, cell.xy[cell.gene == cell.genes[3]])
 
     def test_without_labels_there_are_molecules(self, tmp_path):
-        figure = plots.plot_cell(build(tmp_path, "bare", labels=False))
+        figure = plots.plot_cell(small_dataset(tmp_path, "bare", labels=False))
         assert "molecules" in texts(figure)
         assert not {"truth", "no pattern", "not labelled"} & set(texts(figure))
 
@@ -162,7 +162,7 @@ class TestCell:
     def test_prediction_files_that_are_wrong(self, dataset, files, tmp_path):
         with pytest.raises(PredictionError, match="no such file"):
             plots.plot_cell(dataset, predictions=[tmp_path / "no.parquet"])
-        other = build(tmp_path, "other")
+        other = small_dataset(tmp_path, "other")
         scores = other.pairs("test").assign(**dict.fromkeys(other.patterns, 0.5))
         path = write_predictions(tmp_path / "o.parquet", scores, other, "test", method="m")
         with pytest.raises(PredictionError):

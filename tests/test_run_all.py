@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from filelock import FileLock
-from test_run import build
+from samples import small_dataset
 
 import gpattern_bench.pieces
 from gpattern_bench.dataset import Dataset
@@ -40,7 +40,7 @@ NO_DASK = "Dask is not installed: pip install 'gpattern-bench[dask]'"
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> Dataset:
-    return build(tmp_path_factory.mktemp("data"), "whole", n_fovs=30)
+    return small_dataset(tmp_path_factory.mktemp("data"), "whole", n_fovs=30)
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +199,7 @@ class TestPieces:
         assert same == method.about.per_cell
 
     def test_key_knows_method_seed_and_content(self, dataset, tmp_path):
-        other = build(tmp_path, "whole", seed=8, n_fovs=30)
+        other = small_dataset(tmp_path, "whole", seed=8, n_fovs=30)
         keys = [
             run_key("bento", dataset, 0),
             run_key("sprawl", dataset, 0),
@@ -269,7 +269,7 @@ class TestResume:
     def test_what_is_done_of_another_content_or_version_is_not_skipped(
         self, dataset, tmp_path, monkeypatch
     ):
-        other = build(tmp_path / "data", "whole", seed=8, n_fovs=30)
+        other = small_dataset(tmp_path / "data", "whole", seed=8, n_fovs=30)
 
         def start(dataset):
             return run_all(["prevalence"], dataset, tmp_path / "out", jobs=1)[0].outcome
@@ -312,7 +312,7 @@ class TestResume:
 
 class TestFailures:
     def test_of_one_do_not_stop_the_others(self, tmp_path):
-        gold = build(tmp_path / "data", "gold", split="test", n_fovs=4)
+        gold = small_dataset(tmp_path / "data", "gold", split="test", n_fovs=4)
         out = tmp_path / "out"
         outcomes = run_all(["gene_prior", "sprawl"], gold, out, jobs=1)
         assert [o.outcome for o in outcomes] == ["failed", "done"]
@@ -367,7 +367,7 @@ class TestFailures:
             run_all(["sprawl"], dataset, tmp_path, cluster="nonsense")
 
     def test_the_command_tells_and_exits_1(self, tmp_path):
-        gold = build(tmp_path / "data", "gold", split="test", n_fovs=4)
+        gold = small_dataset(tmp_path / "data", "gold", split="test", n_fovs=4)
         command = ["run-all", "--dataset", str(gold.folder), "--methods", "gene_prior,prevalence"]
         command[-1] += ",sprawl"
         found = subprocess.run(
