@@ -11,12 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Set at import, so that doctests of the package use this cache too, never the user's.
 _CACHE = tempfile.mkdtemp(prefix="gpattern-bench-tests-")
 atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 os.environ["GPATTERN_BENCH_DATA"] = _CACHE
 os.environ.pop("GPATTERN_BENCH_MIRROR", None)
+
+# A busy machine is no failure: no example and no draw is too slow.
+settings.register_profile("calm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("calm")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -52,11 +57,17 @@ def dask_cluster() -> Iterator[str]:
     distributed = pytest.importorskip(
         "distributed", reason="Dask is not installed: pip install 'gpattern-bench[dask]'"
     )
-    with distributed.LocalCluster(
-        # Port 0: any that is free, for two clusters on one machine.
-        n_workers=2,
-        threads_per_worker=1,
-        processes=True,
-        dashboard_address=":0",
-    ) as cluster:
+    import dask
+    from samples import PATIENCE_S
+
+    patience = dict.fromkeys(("connect", "tcp"), f"{PATIENCE_S} s")  # they import much first
+    with dask.config.set({"distributed.comm.timeouts": patience}):
+        cluster = distributed.LocalCluster(
+            # Port 0: any that is free, for two clusters on one machine.
+            n_workers=2,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=":0",
+        )
+    with cluster:
         yield cluster.scheduler_address

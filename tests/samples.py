@@ -15,6 +15,9 @@ from gpattern_bench.curate.write import write_dataset
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.metadata import Metadata
 
+PATIENCE_S = 1800
+"""Longest wait for another process or thread: with fifteen at work on each core it still ends."""
+
 
 def dataset_of(
     folder: Path,

@@ -90,7 +90,6 @@ def bounded(examples: int) -> Any:
     """So many draws, the same ones every time."""
     return settings(
         max_examples=examples * max(MORE, 1),
-        deadline=None,
         derandomize=not MORE,
         database=None,
         suppress_health_check=list(HealthCheck),

@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from samples import small_dataset
+from samples import PATIENCE_S, small_dataset
 
 from gpattern_bench import load_dataset, plots
 from gpattern_bench.ablation import REPORTED, AblationRow
@@ -244,7 +244,7 @@ class TestFiles:
                 env=os.environ | {"PYTHONHASHSEED": seed, "SOURCE_DATE_EPOCH": seed},
                 capture_output=True,
                 text=True,
-                timeout=60,
+                timeout=PATIENCE_S,
                 check=False,
             )
             assert (run.returncode, run.stderr, run.stdout) == (0, "", f"{out}\n")
@@ -299,7 +299,7 @@ class TestMatplotlib:
         )
         for name in ("a.svg", "a.pdf", "a.png"):
             command = [sys.executable, "-c", code, str(tmp_path / name)]
-            subprocess.run(command, check=True, timeout=60)
+            subprocess.run(command, check=True, timeout=PATIENCE_S)
 
     def test_where_it_lacks_the_extra_is_named(self, dataset, monkeypatch):
         monkeypatch.setitem(sys.modules, "matplotlib", None)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 from threading import Thread
 
@@ -16,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from filelock import FileLock
-from samples import small_dataset
+from samples import PATIENCE_S, small_dataset
 
 import gpattern_bench.pieces
 from gpattern_bench.dataset import Dataset
@@ -78,7 +79,7 @@ def shell(code: str) -> subprocess.CompletedProcess[str]:
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
         check=False,
     )
 
@@ -302,12 +303,15 @@ class TestResume:
                 target=lambda: outcomes.extend(run_all(["prevalence"], dataset, tmp_path, jobs=1))
             )
             second.start()
-            second.join(0.5)
+            until = time.monotonic() + PATIENCE_S
+            while f"another process is at {folder}: waiting" not in caplog.text:
+                assert time.monotonic() < until
+                time.sleep(0.02)
+            second.join(0.2)
             assert second.is_alive()
             assert not any(folder.glob("*.parquet"))
-        second.join(60)
+        second.join(PATIENCE_S)
         assert [o.outcome for o in outcomes] == ["done"]
-        assert f"another process is at {folder}: waiting" in caplog.text
 
 
 class TestFailures:
@@ -375,7 +379,7 @@ class TestFailures:
             env=os.environ | {"PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=PATIENCE_S,
             check=False,
         )
         assert found.returncode == 1
