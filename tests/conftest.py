@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -24,6 +25,24 @@ settings.register_profile("calm", deadline=None, suppress_health_check=[HealthCh
 settings.load_profile("calm")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+_TORCH = re.compile(
+    r"^\s*(from|import) (torch|accelerate|gpattern_bench\.methods\.gpsnet(?!\.settings))\b", re.M
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs real files, a browser or torch; `slow` is written where it holds."""
+    torch = {path: bool(_TORCH.search(path.read_text())) for path in {item.path for item in items}}
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if "shared" in fixtures:
+            item.add_marker("real")
+        if "chromium" in fixtures:
+            item.add_marker("browser")
+        if torch[item.path] or "brief_training" in fixtures:
+            item.add_marker("torch")
 
 
 @pytest.fixture(scope="session")

