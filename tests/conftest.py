@@ -55,10 +55,13 @@ def shared() -> Path:
 
 @pytest.fixture(scope="module")
 def brief_training() -> Iterator[None]:
-    """GPSNet is trained for one epoch: for tests of what any method must do."""
+    """One epoch for networks, few boosted trees: for tests of what any method must do."""
+    from gpattern_bench.methods import boosted
     from gpattern_bench.methods.gpsnet.settings import TRAININGS
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(boosted, "_TREES", 20)
+        patch.setattr(boosted, "_ROUNDS", 15)
         patch.setitem(TRAININGS, "small", replace(TRAININGS["small"], epochs=1))
         yield
 

@@ -189,7 +189,8 @@ class TestPieces:
     def test_union_is_predicted_as_its_parts_where_a_method_says_so(self, dataset, name):
         method = get_method(name)
         if method.about.learns:
-            method.fit(dataset.iter_cells("train"), 0)
+            few = dataset.cells("train")["cell_id"].tolist()[::4]
+            method.fit(dataset.iter_cells("train", keep=few), 0)
         method.batch = 1  # of networks, as in a run
         whole = predict_cells(method, dataset.iter_cells("test"))
         pieces = cut_pieces(dataset, "test", per_cell=True)
