@@ -7,15 +7,19 @@ TORCH := torch==2.13.0
 # That of `make test-lowest`. The floor in pyproject.toml has a CPU build only at PyTorch's own index.
 TORCH_LOWEST ?= $(TORCH)
 
-.PHONY: demo test test-lowest lint docs clean
+.PHONY: demo test check test-lowest lint docs clean
 
 demo: .venv/installed
 	$(BIN)/gpattern-bench demo
 
 # One thread for each of the two: those of OpenMP spin while they wait for one another.
 test: .venv/installed-dev lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 	$(BIN)/gpattern-bench leaderboard --check
+
+# While you work: what takes two minutes.
+check: .venv/installed-dev lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 # With the lower bounds of pyproject.toml, in an environment of its own. Scores of trained methods
 # are those of leaderboard/versions.txt; and old versions warn of what newer ones take away.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Set at import, so that doctests of the package use this cache too, never the user's.
 _CACHE = tempfile.mkdtemp(prefix="gpattern-bench-tests-")
@@ -18,7 +20,29 @@ atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 os.environ["GPATTERN_BENCH_DATA"] = _CACHE
 os.environ.pop("GPATTERN_BENCH_MIRROR", None)
 
+# A busy machine is no failure: no example and no draw is too slow.
+settings.register_profile("calm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("calm")
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+_TORCH = re.compile(
+    r"^\s*(from|import) (torch|accelerate|gpattern_bench\.methods\.gpsnet(?!\.settings))\b", re.M
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs real files, a browser or torch; `slow` is written where it holds."""
+    torch = {path: bool(_TORCH.search(path.read_text())) for path in {item.path for item in items}}
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if "shared" in fixtures:
+            item.add_marker("real")
+        if "chromium" in fixtures:
+            item.add_marker("browser")
+        if torch[item.path] or "brief_training" in fixtures:
+            item.add_marker("torch")
 
 
 @pytest.fixture(scope="session")
@@ -31,10 +55,13 @@ def shared() -> Path:
 
 @pytest.fixture(scope="module")
 def brief_training() -> Iterator[None]:
-    """GPSNet is trained for one epoch: for tests of what any method must do."""
+    """One epoch for networks, few boosted trees: for tests of what any method must do."""
+    from gpattern_bench.methods import boosted
     from gpattern_bench.methods.gpsnet.settings import TRAININGS
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(boosted, "_TREES", 20)
+        patch.setattr(boosted, "_ROUNDS", 15)
         patch.setitem(TRAININGS, "small", replace(TRAININGS["small"], epochs=1))
         yield
 
@@ -52,11 +79,17 @@ def dask_cluster() -> Iterator[str]:
     distributed = pytest.importorskip(
         "distributed", reason="Dask is not installed: pip install 'gpattern-bench[dask]'"
     )
-    with distributed.LocalCluster(
-        # Port 0: any that is free, for two clusters on one machine.
-        n_workers=2,
-        threads_per_worker=1,
-        processes=True,
-        dashboard_address=":0",
-    ) as cluster:
+    import dask
+    from samples import PATIENCE_S
+
+    patience = dict.fromkeys(("connect", "tcp"), f"{PATIENCE_S} s")  # they import much first
+    with dask.config.set({"distributed.comm.timeouts": patience}):
+        cluster = distributed.LocalCluster(
+            # Port 0: any that is free, for two clusters on one machine.
+            n_workers=2,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=":0",
+        )
+    with cluster:
         yield cluster.scheduler_address

@@ -10,10 +10,13 @@ import pandas as pd
 from gpattern_bench.curate.recipe import Recipe
 from gpattern_bench.curate.release import Release
 from gpattern_bench.curate.rules import apply_rules
-from gpattern_bench.curate.simulate import PATTERNS
+from gpattern_bench.curate.simulate import PATTERNS, simulate
 from gpattern_bench.curate.write import write_dataset
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.metadata import Metadata
+
+PATIENCE_S = 1800
+"""Longest wait for another process or thread: with fifteen at work on each core it still ends."""
 
 
 def dataset_of(
@@ -29,6 +32,29 @@ def dataset_of(
     recipe = Recipe(format="simulated", patterns=patterns, patternless="keep", **rules)
     tables = apply_rules(release, recipe)
     return Dataset(write_dataset([tables], folder, name=name, version=version, recipe=recipe))
+
+
+def small_dataset(
+    folder: Path,
+    name: str = "small",
+    *,
+    seed: int = 7,
+    n_fovs: int = 12,
+    labels: bool = True,
+    split: str = "fov",
+    form: str = "simulated",
+    unit_um: float = 1.0,
+) -> Dataset:
+    """A simulated dataset in `folder/name`; `form` and `unit_um` are what its manifest says."""
+    release = simulate(seed, n_fovs=n_fovs, cells_per_fov=3, n_genes=10, mean_molecules=60)
+    if not labels:
+        release = Release(release.molecules, release.cells)
+    rules = {"patterns": PATTERNS, "patternless": "keep", "split": split}
+    tables = apply_rules(release, Recipe(format="simulated", **rules))
+    recipe = Recipe(format=form, unit_um=unit_um, **rules)
+    return Dataset(
+        write_dataset([tables], folder / name, name=name, version="1.2.0", recipe=recipe)
+    )
 
 
 def random_scores(dataset: Dataset) -> pd.DataFrame:

@@ -28,7 +28,7 @@ def brute_force(xy, outlines):
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     corners=st.lists(st.tuples(*[st.integers(0, 8)] * 2, *[st.integers(1, 5)] * 2), max_size=6),
     points=st.lists(st.tuples(*[st.integers(-1, 14)] * 2), max_size=12),

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from samples import PATIENCE_S
 
 BENCHMARK = Path(__file__).resolve().parents[1] / "benchmarks" / "evaluator.py"
 SCORES = {
@@ -18,10 +19,16 @@ SCORES = {
 JOIN = {"rows", "evaluator_s", "eval_s", "total_s", "before_gib", "peak_gib", "file_mib"}
 
 
+def run(command: list[object]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
+
+
 @pytest.fixture(scope="module")
 def output() -> str:
     command = [sys.executable, str(BENCHMARK), "--quick"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=PATIENCE_S, check=True
+    ).stdout
 
 
 def test_the_last_line_is_json_with_every_figure(output):
@@ -51,7 +58,7 @@ def test_there_is_a_table_for_every_part(output):
 
 def test_releases_are_drawn_written_curated_and_loaded(tmp_path):
     command = [sys.executable, str(BENCHMARK.with_name("data.py")), "--quick", "--tmp", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    done = run(command)
     found = json.loads(done.stdout.splitlines()[-1])
     assert set(found) == {"drawing", "writing", "curating", "loading"}
     drawn, [release, tables] = found["drawing"][0], found["curating"]
@@ -71,7 +78,7 @@ def costs():
 
 def test_costs_have_points_and_exponents_along_every_axis(costs, tmp_path):
     command = [sys.executable, str(BENCHMARK.with_name("costs.py")), "--quick", "--tmp", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=True)
+    done = run(command)
     points = json.loads(done.stdout.splitlines()[-1])["points"]
     of_all = {"curation", "evaluation", "evaluation with intervals", "predict, gene_prior"}
     assert {(point["what"], point["axis"]) for point in points} == {
@@ -103,7 +110,7 @@ def test_an_exponent_is_that_of_the_power_law(costs):
 
 def test_the_small_network_is_trained_scored_and_used():
     command = [sys.executable, str(BENCHMARK.with_name("gpsnet_small.py")), "--quick"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
+    done = run(command)
     found = json.loads(done.stdout.splitlines()[-1])
     small, unknown, upright, trees = found["scores"]
     assert set(small) == set(upright) == {"model", "fit_s", "fit_cpu_s", "test_s", "auc", "f1"}
@@ -114,7 +121,7 @@ def test_the_small_network_is_trained_scored_and_used():
 
 def test_the_whole_benchmark_goes_from_files_to_a_board(tmp_path):
     command = [sys.executable, str(BENCHMARK.with_name("full.py")), "--quick", "--tmp", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
+    done = run(command)
     found = json.loads(done.stdout.splitlines()[-1])["synthetic"]
     steps = {step["step"]: step for step in found["steps"]}
     assert list(steps) == [

@@ -8,12 +8,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from samples import PATIENCE_S
 
 from gpattern_bench import load_dataset
 from gpattern_bench.curate.build import build, curate, export_tables
@@ -109,13 +109,15 @@ def test_finished_tables_need_the_network_once(
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path):
     environment = os.environ | {"GPATTERN_BENCH_DATA": str(tmp_path)}
-    code = "from gpattern_bench import load_dataset; load_dataset('synthetic')"
-    child = subprocess.Popen([sys.executable, "-c", code], env=environment)
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("synthetic/.1.0.0-*")) and time.monotonic() < deadline:
-        time.sleep(0.002)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    # It ends itself where everything is written and not yet in its place.
+    code = (
+        "import os, pathlib, signal\n"
+        "from gpattern_bench import load_dataset\n"
+        "pathlib.Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "load_dataset('synthetic')\n"
+    )
+    child = subprocess.run([sys.executable, "-c", code], env=environment, timeout=PATIENCE_S)
+    assert child.returncode == -signal.SIGKILL
     assert not (tmp_path / "synthetic" / "1.0.0" / "manifest.json").exists()
     assert list(tmp_path.glob("synthetic/.1.0.0-*"))
     folder = build(find_entry("synthetic"), tmp_path)

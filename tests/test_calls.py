@@ -28,7 +28,7 @@ from gpattern_bench.run import run_method
 
 @pytest.fixture(scope="module")
 def ds(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    release = simulate(7, n_fovs=20, cells_per_fov=4, n_genes=20, mean_molecules=150)
+    release = simulate(7, n_fovs=12, cells_per_fov=3, n_genes=12, mean_molecules=80)
     return dataset_of(tmp_path_factory.mktemp("small"), release)
 
 

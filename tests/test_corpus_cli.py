@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from broken import CORPUS, folder_instead, of_bytes, of_metadata, of_table, put
 from samples import dataset_of, metadata_of, random_scores
-from test_predictions import CORPUS, folder_instead, of_bytes, of_metadata, of_table, put
 
 from gpattern_bench import load_dataset
 from gpattern_bench.board import build_board, page, write_board

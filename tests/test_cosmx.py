@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import shapely
 import tifffile
+from exports import IMAGE, IMAGES, PLACES, H, W, make_molecules, positions, write_cosmx
 
 from gpattern_bench.curate.cosmx import read_cosmx
 from gpattern_bench.curate.recipe import Recipe
@@ -22,59 +23,6 @@ from gpattern_bench.errors import MissingExtraError, SourceError, TableError
 
 PATTERNS = ("nuclear", "membrane", "cytoplasmic")
 CROPS = {"2": (4800, 0), "3": (0, 0)}  # of the real extract
-PLACES = {1: (1000.25, -5000.5), 2: (7000.0, -5000.5), 10: (1000.25, -9000.0)}
-H, W = 12, 20
-
-# Three cells; in FOV 2 the third is absent.
-IMAGE = np.zeros((H, W), np.uint16)
-IMAGE[2:6, 3:9] = 1
-IMAGE[7:11, 10:20] = 2
-IMAGE[8, 12] = 0
-IMAGE[7:10, 2:5] = 7
-IMAGES = {1: IMAGE, 2: np.where(IMAGE == 7, 0, IMAGE), 10: IMAGE}
-
-
-def make_molecules(seed: int = 0, n: int = 400) -> pd.DataFrame:
-    """Molecules all over the images, each in the cell whose pixel it is in, FOVs mixed."""
-    rng = np.random.default_rng(seed)
-    frame = pd.DataFrame({"fov": rng.choice(list(IMAGES), n)})
-    column, row = rng.integers(0, W, n), rng.integers(0, H, n)
-    cell = [IMAGES[f][r, c] for f, r, c in zip(frame["fov"], row, column, strict=True)]
-    frame["cell_ID"] = np.array(cell, int)
-    x, y = column + rng.uniform(-0.49, 0.49, n), H - row + rng.uniform(-0.49, 0.49, n)
-    place = np.array([PLACES[fov] for fov in frame["fov"]])
-    frame["x_global_px"], frame["y_global_px"] = x + place[:, 0], y + place[:, 1]
-    frame["x_local_px"], frame["y_local_px"] = x, y
-    frame["z"] = rng.integers(0, 8, n)
-    frame["target"] = rng.choice(["CD3E", "KRT8", "NegPrb1"], n)
-    frame["CellComp"] = rng.choice(["Nuclear", "Membrane", "Cytoplasm", "0"], n)
-    return frame
-
-
-def positions(places: dict[int, tuple[float, float]] = PLACES) -> pd.DataFrame:
-    rows = [(fov, *place) for fov, place in places.items()]
-    return pd.DataFrame(rows, columns=["fov", "x_global_px", "y_global_px"])
-
-
-def write(
-    folder: Path,
-    molecules: pd.DataFrame | str | None = None,
-    *,
-    listed: pd.DataFrame | None = None,
-    images: dict[int, Any] = IMAGES,
-    compartments: dict[int, Any] | None = None,
-) -> Path:
-    inner = folder / "S1" / "S1-Flat_files_and_images"
-    for name, of_fov in (("CellLabels", images), ("CompartmentLabels", compartments or {})):
-        (inner / name).mkdir(parents=True)
-        for fov, image in of_fov.items():
-            tifffile.imwrite(inner / name / f"{name}_F{fov:03}.tif", image)
-    molecules = make_molecules() if molecules is None else molecules
-    text = molecules if isinstance(molecules, str) else molecules.to_csv(index=False)
-    (inner / "S1_tx_file.csv").write_text(text)
-    if listed is not None:
-        listed.to_csv(inner / "S1_fov_positions_file.csv", index=False)
-    return folder
 
 
 def read(path: Path, scratch: Path, **options: Any) -> list[Release]:
@@ -176,7 +124,7 @@ def test_real_crops_at_the_wrong_place_are_noticed(shared, scratch, crops):
 
 
 def test_fields_of_view_come_in_the_order_of_text(folder, scratch):
-    pieces = read(write(folder), scratch)
+    pieces = read(write_cosmx(folder), scratch)
     assert [piece.cells["fov"].unique().tolist() for piece in pieces] == [["1"], ["10"], ["2"]]
     for piece in pieces:
         assert set(piece.molecules["fov"]) == set(piece.cells["fov"])
@@ -184,7 +132,7 @@ def test_fields_of_view_come_in_the_order_of_text(folder, scratch):
 
 def test_molecules_are_those_in_cells_in_the_order_of_the_csv(folder, scratch):
     source = make_molecules()
-    pieces = read(write(folder, source), scratch)
+    pieces = read(write_cosmx(folder, source), scratch)
     for piece in pieces:
         fov = int(piece.cells["fov"].iloc[0])
         here = source.query("cell_ID > 0 and fov == @fov")
@@ -197,13 +145,13 @@ def test_molecules_are_those_in_cells_in_the_order_of_the_csv(folder, scratch):
 
 
 def test_no_column_tells_a_compartment_or_plane(folder, scratch):
-    for piece in read(write(folder), scratch):
+    for piece in read(write_cosmx(folder), scratch):
         assert list(piece.molecules) == ["fov", "cell_id", "gene", "x", "y"]
         assert list(piece.labels) == ["cell_id", "gene", *PATTERNS]
 
 
 def test_outlines_lie_around_the_pixels(folder, scratch):
-    first = read(write(folder), scratch)[0].cells.set_index("cell_id")
+    first = read(write_cosmx(folder), scratch)[0].cells.set_index("cell_id")
     assert first.index.tolist() == ["1-1", "2-1", "7-1"]
     # Columns 3 to 8, rows 2 to 5: local x 2.5 to 8.5, local y 12 + 0.5 - (2 to 6).
     x, y = PLACES[1]
@@ -213,7 +161,7 @@ def test_outlines_lie_around_the_pixels(folder, scratch):
 
 
 def test_all_molecules_lie_in_their_outlines(folder, scratch):
-    pieces = read(write(folder), scratch)
+    pieces = read(write_cosmx(folder), scratch)
     cells = joined(pieces, "cells").set_index("cell_id")["cell_boundary"]
     molecules = joined(pieces)
     points = shapely.points(molecules[["x", "y"]])
@@ -223,7 +171,7 @@ def test_all_molecules_lie_in_their_outlines(folder, scratch):
 def test_nuclei_are_where_the_compartment_is_1(folder, scratch):
     compartments = np.full((H, W), 1, np.uint8)  # also outside the cells
     compartments[:, 6:] = 2
-    pieces = read(write(folder, compartments={1: compartments}), scratch)
+    pieces = read(write_cosmx(folder, compartments={1: compartments}), scratch)
     nuclei = pieces[0].cells.set_index("cell_id")["nucleus_boundary"]
     x, y = PLACES[1]
     assert nuclei["1-1"].equals(shapely.box(x + 2.5, y + 6.5, x + 5.5, y + 10.5))
@@ -236,9 +184,9 @@ def test_crops_are_placed_in_the_whole_image(folder, scratch):
     shift = {fov: (x, y - (rows - H)) for fov, (x, y) in PLACES.items()}  # y counts from below
     molecules = make_molecules()
     molecules["y_local_px"] += rows - H
-    whole = read(write(folder / "whole", make_molecules()), scratch)
+    whole = read(write_cosmx(folder / "whole", make_molecules()), scratch)
     images = {fov: image[1:, 2:] for fov, image in IMAGES.items()}
-    path = write(folder / "crop", molecules, images=images, listed=positions(shift))
+    path = write_cosmx(folder / "crop", molecules, images=images, listed=positions(shift))
     cropped = read(path, scratch, crops=dict.fromkeys(("1", "2", "10"), (2, 1)))
     for a, b in zip(whole, cropped, strict=True):
         assert shapely.equals_exact(
@@ -262,7 +210,7 @@ def test_a_pattern_is_the_compartment_of_half_the_molecules_or_more(folder, scra
     molecules["x_local_px"], molecules["y_local_px"] = 5.0, 9.0
     molecules["x_global_px"], molecules["y_global_px"] = 5 + PLACES[1][0], 9 + PLACES[1][1]
     molecules["target"], molecules["CellComp"] = zip(*rows, strict=True)
-    piece = read(write(folder, molecules, images={1: IMAGE}), scratch)[0]
+    piece = read(write_cosmx(folder, molecules, images={1: IMAGE}), scratch)[0]
     labels = piece.labels.set_index("gene")[list(PATTERNS)].astype(int)
     assert labels.T.to_dict("list") == {
         "half": [1, 0, 0],
@@ -275,13 +223,13 @@ def test_a_pattern_is_the_compartment_of_half_the_molecules_or_more(folder, scra
 
 
 def test_without_compartments_there_are_no_labels(folder, scratch):
-    pieces = read(write(folder, make_molecules().drop(columns="CellComp")), scratch)
+    pieces = read(write_cosmx(folder, make_molecules().drop(columns="CellComp")), scratch)
     assert [piece.labels for piece in pieces] == [None] * 3
 
 
 def test_other_compartments_are_none_of_the_patterns_and_told(folder, scratch, caplog):
     molecules = make_molecules().assign(CellComp="Golgi")
-    pieces = read(write(folder, molecules), scratch)
+    pieces = read(write_cosmx(folder, molecules), scratch)
     assert not joined(pieces, "labels")[list(PATTERNS)].to_numpy().any()
     assert "CellComp has ['Golgi']" in caplog.text
 
@@ -299,7 +247,7 @@ def pack(folder: Path, archive: Path, *, backwards: bool = False) -> Path:
 @pytest.mark.parametrize("backwards", [False, True])
 def test_an_archive_is_the_same_whatever_its_order(folder, scratch, tmp_path, backwards):
     compartments = {1: np.ones((H, W), np.uint8)}
-    write(folder, listed=positions(), compartments=compartments)
+    write_cosmx(folder, listed=positions(), compartments=compartments)
     archive = pack(folder, tmp_path / "S1.tar.gz", backwards=backwards)
     before = archive.read_bytes()
     assert_same(read(archive, scratch), read(folder, scratch))
@@ -312,7 +260,7 @@ def test_an_archive_is_the_same_whatever_its_order(folder, scratch, tmp_path, ba
 
 
 def test_links_and_hidden_files_in_an_archive_are_passed_over(folder, scratch, tmp_path):
-    archive = pack(write(folder), tmp_path / "S1.tar")
+    archive = pack(write_cosmx(folder), tmp_path / "S1.tar")
     with tarfile.open(archive, "w") as tar:
         tar.add(folder, "S1")
         for name in ("._S1_tx_file.csv", "S1_exprMat_file.csv"):
@@ -326,7 +274,7 @@ def test_links_and_hidden_files_in_an_archive_are_passed_over(folder, scratch, t
 
 
 def test_an_archive_that_is_cut_is_an_error(folder, scratch, tmp_path):
-    archive = pack(write(folder, make_molecules(n=20_000)), tmp_path / "S1.tar.gz")
+    archive = pack(write_cosmx(folder, make_molecules(n=20_000)), tmp_path / "S1.tar.gz")
     archive.write_bytes(archive.read_bytes()[:-20_000])
     with pytest.raises(SourceError, match="fetch it again"):
         read(archive, scratch)
@@ -334,7 +282,7 @@ def test_an_archive_that_is_cut_is_an_error(folder, scratch, tmp_path):
 
 @pytest.mark.parametrize("limit", [100, 5_000])
 def test_a_full_disk_is_an_error(folder, scratch, tmp_path, limit):
-    archive = pack(write(folder, make_molecules(n=20_000)), tmp_path / "S1.tar.gz")
+    archive = pack(write_cosmx(folder, make_molecules(n=20_000)), tmp_path / "S1.tar.gz")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
@@ -348,13 +296,13 @@ def test_a_full_disk_is_an_error(folder, scratch, tmp_path, limit):
 
 
 def test_quoted_headers_other_cases_more_columns_and_gzip(folder, scratch):
-    plain = read(write(folder / "plain"), scratch)
+    plain = read(write_cosmx(folder / "plain"), scratch)
     molecules = make_molecules()
     molecules["cell"] = "c_1_1_" + molecules["cell_ID"].astype(str)
     molecules["CellComp"] = molecules["CellComp"].replace("0", "None")
     molecules.columns = [name.upper() if name != "cell" else name for name in molecules]
     molecules = molecules[sorted(molecules, reverse=True)]
-    path = write(folder / "other", "")
+    path = write_cosmx(folder / "other", "")
     text = "\ufeff" + molecules.to_csv(quoting=1).replace("\n", "\r\n")  # with row names
     csv = next(path.rglob("*_tx_file.csv"))
     csv.with_name(csv.name + ".gz").write_bytes(gzip.compress(text.encode()))
@@ -363,10 +311,10 @@ def test_quoted_headers_other_cases_more_columns_and_gzip(folder, scratch):
 
 
 def test_local_y_may_count_the_rows(folder, scratch):
-    upward = read(write(folder / "up"), scratch)
+    upward = read(write_cosmx(folder / "up"), scratch)
     molecules = make_molecules()
     molecules["y_local_px"] = H - molecules["y_local_px"]  # its sum with global y is constant
-    downward = read(write(folder / "down", molecules), scratch)
+    downward = read(write_cosmx(folder / "down", molecules), scratch)
     for a, b in zip(upward, downward, strict=True):
         pd.testing.assert_frame_equal(a.molecules, b.molecules)
         outlines = (piece.cells["cell_boundary"] for piece in (a, b))
@@ -376,7 +324,7 @@ def test_local_y_may_count_the_rows(folder, scratch):
 def test_rounded_local_coordinates(folder, scratch):
     molecules = make_molecules()
     molecules[["x_local_px", "y_local_px"]] = molecules[["x_local_px", "y_local_px"]].round()
-    pieces = read(write(folder, molecules), scratch)
+    pieces = read(write_cosmx(folder, molecules), scratch)
     x, y = PLACES[1]
     got = shapely.bounds(pieces[0].cells["cell_boundary"].iloc[0])
     np.testing.assert_allclose(got, [x + 2.5, y + 6.5, x + 8.5, y + 10.5], atol=0.5)
@@ -384,10 +332,10 @@ def test_rounded_local_coordinates(folder, scratch):
 
 @pytest.mark.parametrize("kept", ["local", "global"])
 def test_places_are_taken_from_the_positions_where_molecules_do_not_tell(folder, scratch, kept):
-    whole = read(write(folder / "whole"), scratch)
+    whole = read(write_cosmx(folder / "whole"), scratch)
     gone = "global" if kept == "local" else "local"
     molecules = make_molecules().drop(columns=[f"x_{gone}_px", f"y_{gone}_px"])
-    pieces = read(write(folder / "part", molecules, listed=positions()), scratch)
+    pieces = read(write_cosmx(folder / "part", molecules, listed=positions()), scratch)
     for a, b in zip(whole, pieces, strict=True):
         np.testing.assert_allclose(a.molecules[["x", "y"]], b.molecules[["x", "y"]], atol=1e-6)
         outlines = (piece.cells["cell_boundary"] for piece in (a, b))
@@ -398,20 +346,20 @@ def test_places_are_taken_from_the_positions_where_molecules_do_not_tell(folder,
 def test_a_place_that_nothing_tells_is_an_error(folder, scratch, listed):
     molecules = make_molecules().drop(columns=["x_global_px", "y_global_px"])
     with pytest.raises(SourceError, match=r"nothing tells where FOV 10? lies"):
-        read(write(folder, molecules, listed=listed), scratch)
+        read(write_cosmx(folder, molecules, listed=listed), scratch)
 
 
 def test_positions_that_differ_from_the_molecules_are_told(folder, scratch, caplog):
     listed = positions({**PLACES, 2: (0.0, 0.0)})
-    pieces = read(write(folder / "a", listed=listed), scratch)
+    pieces = read(write_cosmx(folder / "a", listed=listed), scratch)
     assert caplog.text.count("lies at") == 1
     assert "FOV 2 lies at [7000.0, -5000.5]" in caplog.text
-    assert_same(pieces, read(write(folder / "b"), scratch))
+    assert_same(pieces, read(write_cosmx(folder / "b"), scratch))
 
 
 def test_positions_in_other_units_are_not_used(folder, scratch, caplog):
     listed = positions().rename(columns={"x_global_px": "X_mm", "y_global_px": "Y_mm"})
-    assert len(read(write(folder, listed=listed), scratch)) == 3
+    assert len(read(write_cosmx(folder, listed=listed), scratch)) == 3
     assert "is not used" in caplog.text
 
 
@@ -442,7 +390,7 @@ def test_what_cannot_be_used_is_counted(folder, scratch):
     molecules["cell_ID"] = molecules["cell_ID"].astype("Int64")
     molecules.loc[good[11], "cell_ID"] = pd.NA
     molecules.loc[good[12], "cell_ID"] = -1
-    dropped = rules(read(write(folder, molecules), scratch))
+    dropped = rules(read(write_cosmx(folder, molecules), scratch))
     assert dropped["molecules"] == {
         "outside every cell": n + 2,
         "without a field of view": 4,
@@ -456,7 +404,7 @@ def test_what_cannot_be_used_is_counted(folder, scratch):
 
 def test_a_field_of_view_without_an_image_has_no_outlines(folder, scratch, caplog):
     molecules = make_molecules()
-    pieces = read(write(folder, molecules, images={1: IMAGE, 2: IMAGES[2]}), scratch)
+    pieces = read(write_cosmx(folder, molecules, images={1: IMAGE, 2: IMAGES[2]}), scratch)
     assert "no CellLabels of FOV ['10']" in caplog.text
     assert len(pieces[1].cells) == 0
     lost = len(molecules.query("fov == 10 and cell_ID > 0"))
@@ -465,9 +413,9 @@ def test_a_field_of_view_without_an_image_has_no_outlines(folder, scratch, caplo
 
 def test_a_field_of_view_without_molecules(folder, scratch):
     molecules = make_molecules().query("fov != 2")
-    unplaced = read(write(folder / "a", molecules), scratch)
+    unplaced = read(write_cosmx(folder / "a", molecules), scratch)
     assert unplaced[2].dropped["cells"] == {"without molecules": 2}
-    placed = read(write(folder / "b", molecules, listed=positions()), scratch)
+    placed = read(write_cosmx(folder / "b", molecules, listed=positions()), scratch)
     assert placed[2].cells["cell_id"].tolist() == ["1-2", "2-2"]
     for piece in (unplaced[2], placed[2]):
         assert len(piece.molecules) == len(piece.labels) == 0
@@ -478,7 +426,7 @@ def test_a_field_of_view_without_molecules(folder, scratch):
 def test_a_field_of_view_with_all_molecules_outside(folder, scratch):
     molecules = make_molecules()
     molecules.loc[molecules["fov"] == 2, "cell_ID"] = 0
-    piece = read(write(folder, molecules, images={1: IMAGE, 10: IMAGE}), scratch)[2]
+    piece = read(write_cosmx(folder, molecules, images={1: IMAGE, 10: IMAGE}), scratch)[2]
     assert (len(piece.molecules), len(piece.cells), len(piece.labels)) == (0, 0, 0)
     assert piece.dropped["molecules"]["outside every cell"] == (molecules["fov"] == 2).sum()
 
@@ -519,18 +467,18 @@ def spoilt(row: int, column: str, value: str) -> str:
 )
 def test_broken_csv(folder, scratch, text, says):
     with pytest.raises(SourceError, match=r"S1_tx_file\.csv.*" + says):
-        read(write(folder, text), scratch)
+        read(write_cosmx(folder, text), scratch)
 
 
 def test_a_broken_row_deep_in_an_archive(folder, scratch, tmp_path):
     text = make_molecules(n=100_000).to_csv(index=False) + "1,2,3\n"  # more than one block
-    archive = pack(write(folder, text), tmp_path / "S1.tar.gz")
+    archive = pack(write_cosmx(folder, text), tmp_path / "S1.tar.gz")
     with pytest.raises(SourceError, match="Row #100001: Expected 9 columns, got 3"):
         read(archive, scratch)
 
 
 def test_csv_that_is_not_text(folder, scratch):
-    path = write(folder)
+    path = write_cosmx(folder)
     next(path.rglob("*_tx_file.csv")).write_bytes(HEADER.encode() + b"\n\xff\xfe" + ROWS.encode())
     with pytest.raises(SourceError, match=r"S1_tx_file\.csv cannot be read"):
         read(path, scratch)
@@ -540,7 +488,7 @@ def test_frames_that_do_not_go_together(folder, scratch):
     molecules = make_molecules()
     molecules.loc[5, "x_local_px"] += 4
     with pytest.raises(SourceError, match=r"FOV \d+ do not go together.* vary by [34]"):
-        read(write(folder, molecules), scratch)
+        read(write_cosmx(folder, molecules), scratch)
 
 
 @pytest.mark.parametrize(
@@ -556,14 +504,14 @@ def test_frames_that_do_not_go_together(folder, scratch):
     ],
 )
 def test_images_that_are_no_label_images(folder, scratch, image, says):
-    path = write(folder, make_molecules(n=8_000), images={**IMAGES, 2: image})
+    path = write_cosmx(folder, make_molecules(n=8_000), images={**IMAGES, 2: image})
     with pytest.raises(SourceError, match=r"CellLabels_F002\.tif.*" + says):
         read(path, scratch)
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>no such file</html>", b"II*\0" + bytes(9)])
 def test_images_that_are_no_tif(folder, scratch, content):
-    path = write(folder)
+    path = write_cosmx(folder)
     next(path.rglob("CellLabels_F002.tif")).write_bytes(content)
     with pytest.raises(
         SourceError, match=r"CellLabels_F002\.tif (is no|cannot be read as a) label"
@@ -572,7 +520,7 @@ def test_images_that_are_no_tif(folder, scratch, content):
 
 
 def test_an_image_that_is_cut(folder, scratch):
-    path = write(folder)
+    path = write_cosmx(folder)
     image = next(path.rglob("CellLabels_F002.tif"))
     image.write_bytes(image.read_bytes()[:-100])
     with pytest.raises(SourceError, match=r"CellLabels_F002\.tif"):
@@ -580,7 +528,7 @@ def test_an_image_that_is_cut(folder, scratch):
 
 
 def test_a_compression_that_needs_another_package_is_named(folder, scratch):
-    path = write(folder)
+    path = write_cosmx(folder)
     image = next(path.rglob("CellLabels_F002.tif"))
     with tifffile.TiffFile(image, mode="r+b") as tif:
         tif.pages[0].tags["Compression"].overwrite(5)  # LZW
@@ -594,14 +542,14 @@ def test_a_compression_that_needs_another_package_is_named(folder, scratch):
 
 
 def test_compartments_of_another_size(folder, scratch):
-    path = write(folder, compartments={1: np.ones((H, W + 1), np.uint8)})
+    path = write_cosmx(folder, compartments={1: np.ones((H, W + 1), np.uint8)})
     with pytest.raises(SourceError, match=r"CompartmentLabels_F001.tif has \(12, 21\)"):
         read(path, scratch)
 
 
 def test_two_samples_at_once(folder, scratch):
-    path = write(folder)
-    write(folder / "more")
+    path = write_cosmx(folder)
+    write_cosmx(folder / "more")
     with pytest.raises(SourceError, match=r"both in .*one sample at a time"):
         read(path, scratch)
 
@@ -609,13 +557,13 @@ def test_two_samples_at_once(folder, scratch):
 def test_positions_listed_twice(folder, scratch):
     listed = pd.concat([positions(), positions()])
     with pytest.raises(SourceError, match="a FOV more than once"):
-        read(write(folder, listed=listed), scratch)
+        read(write_cosmx(folder, listed=listed), scratch)
 
 
 def test_what_is_missing_is_named(folder, scratch):
     with pytest.raises(SourceError, match="nothing at"):
         read(folder, scratch)
-    path = write(folder, images={})
+    path = write_cosmx(folder, images={})
     with pytest.raises(SourceError, match=r"has no CellLabels_F###\.tif"):
         read(path, scratch)
     next(path.rglob("*_tx_file.csv")).unlink()
@@ -625,11 +573,11 @@ def test_what_is_missing_is_named(folder, scratch):
 
 def test_crops_of_an_unknown_field_of_view(folder, scratch):
     with pytest.raises(SourceError, match="crops of FOV 02, without CellLabels"):
-        read(write(folder), scratch, crops={"02": (0, 0)})
+        read(write_cosmx(folder), scratch, crops={"02": (0, 0)})
 
 
 def test_the_same_release_gives_the_same_values(folder, scratch, caplog):
-    path = write(folder, listed=positions())
+    path = write_cosmx(folder, listed=positions())
     with caplog.at_level(logging.WARNING):
         assert_same(read(path, scratch), read(path, scratch))
     assert not caplog.records

@@ -367,7 +367,7 @@ class TestErrors:
         assert "1 pair is missing" in Evaluator(LABELS).check(SCORES[1:]).problems[0]
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(
     order=st.permutations(range(5)),
     grid=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=5, max_size=5),
@@ -379,7 +379,7 @@ def test_any_order_of_the_rows_gives_the_identical_result(order, grid):
     assert repr(ev.eval(scores.iloc[list(order)])) == repr(ev.eval(scores))
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(order=st.permutations(range(5)), labels=st.lists(st.booleans(), min_size=10, max_size=10))
 def test_any_order_of_the_arrays_gives_the_identical_result(order, labels):
     truth = np.array(labels).reshape(5, 2)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from pytest_httpserver import HTTPServer
+from samples import PATIENCE_S
 from werkzeug import Request, Response
 
 from gpattern_bench.cache import CACHE, cache_root
@@ -235,7 +236,7 @@ def fetch_when_all_are_ready(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(MIRROR, mirror)
-        barrier.wait(60)
+        barrier.wait(PATIENCE_S)
         assert fetch(file, cache).read_bytes() == CONTENT
 
 
@@ -251,7 +252,7 @@ def test_four_processes_fetch_once(httpserver: HTTPServer, cache):
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(60)
+        worker.join(PATIENCE_S)
     assert [worker.exitcode for worker in workers] == [0] * 4
     assert len(httpserver.log) == 1
     assert left_in(cache) == [PATH]
@@ -262,19 +263,19 @@ def test_waiting_thread_takes_what_the_first_fetched(httpserver: HTTPServer, cac
 
     def wait(request: Request) -> Response:
         arrived.set()
-        finish.wait(30)
+        finish.wait(PATIENCE_S)
         return Response(CONTENT)
 
     httpserver.expect_request(f"/{PATH}").respond_with_handler(wait)
     monkeypatch.setenv(MIRROR, httpserver.url_for(""))
     threads = [threading.Thread(target=fetch, args=(source(), cache)) for _ in range(2)]
     threads[0].start()
-    assert arrived.wait(30)
+    assert arrived.wait(PATIENCE_S)
     assert left_in(cache) == []  # nothing in its place before it is whole and compared
     threads[1].start()
     finish.set()
     for thread in threads:
-        thread.join(30)
+        thread.join(PATIENCE_S)
     assert len(httpserver.log) == 1
     assert (cache / PATH).read_bytes() == CONTENT
 

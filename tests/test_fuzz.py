@@ -28,12 +28,7 @@ import pyarrow.parquet as pq
 import pytest
 import shapely
 import yaml
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from samples import dataset_of, metadata_of, random_scores
-from test_cosmx import make_molecules, positions
-from test_cosmx import write as write_cosmx
-from test_platforms import (
+from exports import (
     CELLS,
     DETECTED,
     FLAT,
@@ -41,11 +36,17 @@ from test_platforms import (
     MERSCOPE,
     XENIUM,
     detected,
+    make_molecules,
+    positions,
     transcripts,
     vertices,
+    write_cosmx,
     write_merscope,
     write_xenium,
 )
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from samples import dataset_of, metadata_of, random_scores
 
 from gpattern_bench.cli import main
 from gpattern_bench.curate.build import curate
@@ -89,7 +90,6 @@ def bounded(examples: int) -> Any:
     """So many draws, the same ones every time."""
     return settings(
         max_examples=examples * max(MORE, 1),
-        deadline=None,
         derandomize=not MORE,
         database=None,
         suppress_health_check=list(HealthCheck),

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+import threading
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import dataset_of
+from samples import PATIENCE_S, dataset_of
 
 from gpattern_bench.cells import Cells
 from gpattern_bench.curate.simulate import simulate
@@ -131,11 +131,14 @@ class TestBatches:
         assert len(orders) == 9
 
     def test_work_is_done_ahead_and_comes_in_order(self):
-        begun = []
+        begun, third = [], threading.Event()
 
         def slow_at_first(i):
             begun.append(i)
-            time.sleep(0.05 if i == 0 else 0)
+            if len(begun) >= 3:
+                third.set()
+            if i == 0:
+                assert third.wait(PATIENCE_S)  # it ends after the others have begun
             return i * i
 
         stream = ahead(slow_at_first, iter(range(10)), workers=2)
@@ -297,7 +300,7 @@ class TestLostLoss:
 
 
 SCRIPT = """
-import json, logging, sys
+import json, logging, os, signal, sys
 from pathlib import Path
 
 import torch
@@ -308,15 +311,19 @@ from gpattern_bench.dataset import Dataset
 from gpattern_bench.methods.gpsnet import train
 from gpattern_bench.methods.gpsnet.model import Config
 from gpattern_bench.methods.gpsnet.settings import TrainingConfig
-from gpattern_bench.methods.gpsnet.weights import write_tensors
+from gpattern_bench.methods.gpsnet.weights import read_tensors, write_tensors
 
 
 def main(settings):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     dataset, out = Dataset(Path(settings["dataset"])), Path(settings["out"])
+    state = out / "state.safetensors"
     shown, show = [], train._Trainer._shown
 
     def noted(self, epoch, index):
+        if settings["killed"] and state.exists():
+            if len(read_tensors(state)[1]["history"]) >= settings["killed"]:
+                os.kill(os.getpid(), signal.SIGKILL)
         shown.append([epoch, self.data.cells[index].cell_id])
         return show(self, epoch, index)
 
@@ -327,7 +334,7 @@ def main(settings):
         dataset.iter_cells("train"),
         0,
         val=dataset.iter_cells("val"),
-        checkpoint=out / "state.safetensors",
+        checkpoint=state,
     )
     rank = PartialState().process_index
     write_tensors(out / f"{rank}.safetensors", result.network.state_dict())
@@ -342,14 +349,20 @@ else:
 """
 
 
-def start(dataset, out: Path, training: TrainingConfig, processes: int = 1) -> subprocess.Popen:
-    """Train in new processes, one thread each, with val cells and a checkpoint."""
+def start(
+    dataset, out: Path, training: TrainingConfig, processes: int = 1, killed: int = 0
+) -> subprocess.Popen:
+    """Train in new processes, one thread each, with val cells and a checkpoint.
+
+    After as many epochs as `killed` says, it ends itself by SIGKILL.
+    """
     settings = {
         "dataset": str(dataset.folder),
         "out": str(out),
         "config": config_of(dataset.iter_cells("train")).to_json(),
         "training": asdict(training),
         "processes": processes,
+        "killed": killed,
     }
     script = out / "script.py"
     script.write_text(SCRIPT)
@@ -366,13 +379,9 @@ class TestGoingOn:
     def test_after_kill_9_the_weights_are_the_same_to_the_bit(self, tiny, tmp_path):
         training, val = replace(TRAINING, epochs=12), tiny.iter_cells("val")
         path = tmp_path / "state.safetensors"
-        process = start(tiny, tmp_path, training)
-        while not path.exists() or len(read_tensors(path)[1]["history"]) < 3:
-            assert process.poll() is None, "it ended before it could be killed"
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
+        process = start(tiny, tmp_path, training, killed=3)
+        _, errors = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == -signal.SIGKILL, errors
         assert 3 <= len(read_tensors(path)[1]["history"]) < 12
         resumed = trained(tiny, training, val=val, checkpoint=path)
         whole = trained(tiny, training, val=val)
@@ -424,7 +433,7 @@ class TestTwoProcesses:
         training = replace(TRAINING, decay=False)
         process = start(tiny, tmp_path, training, processes=2)
         alone = trained(tiny, training, val=tiny.iter_cells("val"))
-        _, errors = process.communicate()
+        _, errors = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 0, errors
         told = [line[:12] for line in errors.splitlines() if line.startswith("epoch")]
         assert told == [f"epoch {k} of 3" for k in (1, 2, 3)], "one of them speaks"

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from samples import PATIENCE_S
 from scipy.spatial import cKDTree
 
 from gpattern_bench.errors import MethodError
@@ -118,7 +119,7 @@ def test_work_per_molecule_does_not_grow_with_the_cell():
     assert keys[2] < 1.1 * keys[1]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     hnp.arrays(np.int64, st.tuples(st.integers(1, 300), st.just(3)), elements=st.integers(0, 6)),
     st.integers(1, 90),
@@ -129,7 +130,7 @@ def test_neighbours_on_lattices_are_those_of_all_distances(points, k, step):
     assert torch.equal(knn_plan(positions, k).mask(), near(positions, k))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32), st.integers(150, 400), st.integers(1, 40))
 def test_neighbours_depend_on_no_order_and_no_origin(seed, n, k):
     draws = rng(seed)
@@ -249,7 +250,7 @@ def test_tensors_of_another_length_are_refused():
 
 def test_the_benchmark_runs_and_its_last_line_is_json():
     command = [sys.executable, str(ROOT / "benchmarks" / "gpsnet.py"), "--quick", "--repeats", "1"]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
     found = json.loads(run.stdout.splitlines()[-1])
     assert set(found) == {
         "forward",

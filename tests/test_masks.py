@@ -34,7 +34,7 @@ def only(labels: np.ndarray) -> shapely.Geometry:
     return geometries[0]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(IMAGES, st.integers(-5000, 5000), st.integers(-5000, 5000))
 def test_an_outline_is_the_union_of_its_pixels(labels, x, y):
     corner = (x - 0.5, y + 0.5)
@@ -51,7 +51,7 @@ def test_an_outline_is_the_union_of_its_pixels(labels, x, y):
         assert shapely.is_ccw(shapely.get_exterior_ring(parts)).all()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(IMAGES)
 def test_rings_turn_at_every_vertex(labels):
     _, geometries = outlines(labels)
@@ -62,7 +62,7 @@ def test_rings_turn_at_every_vertex(labels):
         assert (along_x != np.roll(along_x, 1)).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(IMAGES)
 def test_neighbours_neither_overlap_nor_leave_gaps(labels):
     _, geometries = outlines(labels)
@@ -145,6 +145,6 @@ def test_a_whole_field_of_view_takes_seconds(kind):
     outlines(labels[:2, :2])  # compiles
     began = time.process_time()
     ids, geometries = outlines(labels)
-    assert time.process_time() - began < 20
+    assert time.process_time() - began < 60  # two, of this process's own
     assert len(ids) == labels.max()
     assert shapely.area(geometries).sum() == np.count_nonzero(labels)

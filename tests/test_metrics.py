@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -110,13 +110,11 @@ def cases(draw, *, classes=(False, True)):
     return np.array(y_true, bool), np.array(y_score, dtype)
 
 
-@settings(deadline=None)
 @given(cases())
 def test_any_case(case):
     check(*case)
 
 
-@settings(deadline=None)
 @given(cases(classes=(True,)))
 def test_positives_only(case):
     score = check(*case)
@@ -126,13 +124,11 @@ def test_positives_only(case):
     assert score.threshold == case[1].min()
 
 
-@settings(deadline=None)
 @given(cases(classes=(False,)))
 def test_negatives_only(case):
     check(*case)
 
 
-@settings(deadline=None)
 @given(cases(), st.randoms(use_true_random=False))
 def test_row_order_changes_nothing(case, random):
     y_true, y_score = case
@@ -148,7 +144,6 @@ def test_row_order_changes_nothing_in_a_large_table():
     assert same(score_pattern(y_true, y_score), score_pattern(y_true[order], y_score[order]))
 
 
-@settings(deadline=None)
 @given(cases(), st.floats(0, 1))
 def test_at_threshold(case, threshold):
     y_true, y_score = case
@@ -256,7 +251,6 @@ def test_exact_mean():
     assert math.isnan(exact_mean([NAN, NAN]))
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0, 1) | st.just(NAN), min_size=1), st.randoms(use_true_random=False))
 def test_exact_mean_in_any_order(values, random):
     mean = exact_mean(values)

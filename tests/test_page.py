@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from samples import metadata_of
+from samples import PATIENCE_S, metadata_of
 
 from gpattern_bench import load_dataset
 from gpattern_bench.board import build_board, page, read_reported
@@ -264,7 +264,9 @@ def chromium():
         pytest.skip("no chromium on this machine")
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(
+            executable_path=path, args=["--no-sandbox"], timeout=1000 * PATIENCE_S
+        )
         yield browser
         browser.close()
 
@@ -293,6 +295,7 @@ def opened(chromium, address):
                 wrong.append(request.request.url)
                 request.abort()
 
+        context.set_default_timeout(1000 * PATIENCE_S)
         context.route("**/*", route)
         tab = context.new_page()
         tab.on("request", lambda r: r.url not in (address, "data:,") and wrong.append(r.url))

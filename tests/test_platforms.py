@@ -15,6 +15,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import shapely
+from exports import (
+    CELLS,
+    DETECTED,
+    FLAT,
+    FOUR,
+    INSIDE,
+    MERSCOPE,
+    XENIUM,
+    detected,
+    transcripts,
+    vertices,
+    write_merscope,
+    write_xenium,
+)
 from shapely import MultiPolygon, Polygon, box
 
 from gpattern_bench.curate import blocks
@@ -28,10 +42,6 @@ from gpattern_bench.errors import SourceError
 from gpattern_bench.methods import get_method
 from gpattern_bench.predict import predict_cells
 
-FOUR = ("nuclear", "nuclear_edge", "cytoplasmic", "cell_edge")
-XENIUM = Recipe(format="xenium", patterns=FOUR, controls="NegControl|BLANK|antisense", split="test")
-MERSCOPE = Recipe(format="merscope", patterns=FOUR, controls="blank", split="test")
-CELLS = {"a": box(0, 0, 10, 10), "b": box(10, 0, 20, 10), "c": box(0, 30, 10, 40)}
 NAMES = ("fov", "cell_id", "gene")
 READERS = {"xenium": read_xenium, "merscope": read_merscope}
 
@@ -86,42 +96,6 @@ def same(found, expected):
 
 
 # Xenium -------------------------------------------------------------------------------------------
-
-
-def vertices(outlines, **more):
-    """A table of boundaries from (cell, outline): one ring after the other."""
-    rows = [
-        (name, label, x, y)
-        for name, shape in outlines
-        for label, ring in enumerate(shapely.get_exterior_ring(shapely.get_parts(shape)), 1)
-        for x, y in shapely.get_coordinates(ring).tolist()
-    ]
-    frame = pd.DataFrame(rows, columns=["cell_id", "label_id", "vertex_x", "vertex_y"])
-    return frame.astype({"vertex_x": "float32", "vertex_y": "float32"}).assign(**more)
-
-
-def transcripts(rows, **more):
-    """A table of transcripts from (cell, gene, x, y)."""
-    frame = pd.DataFrame(rows, columns=["cell_id", "feature_name", "x_location", "y_location"])
-    frame = frame.assign(transcript_id=range(len(frame)), overlaps_nucleus=0, z_location=3.5, qv=40)
-    numbers = ("x_location", "y_location", "z_location", "qv")
-    return frame.astype(dict.fromkeys(numbers, "float32")).assign(**more)
-
-
-def write_xenium(folder, molecules, cells, nuclei=None, ending=".parquet"):
-    folder.mkdir(parents=True)
-    tables = {"transcripts": molecules, "cell_boundaries": cells, "nucleus_boundaries": nuclei}
-    for name, table in tables.items():
-        if table is not None and ending == ".parquet":
-            table = pa.Table.from_pandas(table, preserve_index=False)
-            pq.write_table(table, folder / f"{name}.parquet")
-        elif table is not None:
-            with gzip.open(folder / f"{name}{ending}", "wt") as file:
-                table.to_csv(file, index=False)
-    return folder
-
-
-INSIDE = [("a", "G1", 1, 1), ("a", "G2", 2, 2), ("b", "G1", 11, 1), ("c", "G2", 1, 31)]
 
 
 @pytest.fixture
@@ -423,43 +397,6 @@ def test_an_export_without_rows_is_refused(tmp_path):
 
 
 # MERSCOPE -----------------------------------------------------------------------------------------
-
-
-def detected(rows, **more):
-    """A table of detected transcripts from (gene, x, y), columns as documented."""
-    frame = pd.DataFrame(rows, columns=["gene", "global_x", "global_y"])
-    frame = frame.assign(
-        barcode_id=0, global_z=range(len(frame)), x=0.5, y=0.5, transcript_id="ENST0"
-    )
-    return frame.assign(**more)
-
-
-def write_merscope(folder, molecules, outlines, hdf5=False):
-    """`outlines`: rows of (cell, plane, outline)."""
-    folder.mkdir(parents=True)
-    molecules.to_csv(folder / "detected_transcripts.csv")  # the first column has no name
-    if not hdf5:
-        frame = pd.DataFrame(outlines, columns=["EntityID", "ZIndex", "Geometry"])
-        frame["Geometry"] = shapely.to_wkb(frame["Geometry"].to_numpy(object))
-        frame = frame.assign(ID=range(len(frame)), Type="cell", ZLevel=1.5 * (frame["ZIndex"] + 1))
-        pq.write_table(pa.Table.from_pandas(frame), folder / "cell_boundaries.parquet")
-        return folder
-    (folder / "cell_boundaries").mkdir()
-    for i, fov in enumerate(("0", "1")):
-        with h5py.File(folder / f"cell_boundaries/feature_data_{fov}.hdf5", "w") as file:
-            file.create_group("featuredata")
-            for name, plane, shape in outlines:
-                if sum(map(ord, str(name))) % 2 == i:  # a cell's planes are in one file
-                    group = file.require_group(f"featuredata/{name}/zIndex_{plane}")
-                    file[f"featuredata/{name}"].attrs["z"] = 0
-                    for k, ring in enumerate(shapely.get_exterior_ring(shapely.get_parts(shape))):
-                        xy = shapely.get_coordinates(ring)
-                        group.create_dataset(f"p_{k}/coordinates", data=xy[None])
-    return folder
-
-
-FLAT = [(name, z, shape) for name, shape in CELLS.items() for z in range(3)]
-DETECTED = [("G1", 1, 1), ("G2", 2, 2), ("G1", 11, 1), ("G2", 1, 31), ("G1", 5, 20)]
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from test_robustness import build
+from samples import PATIENCE_S, small_dataset
 
 from gpattern_bench import load_dataset, plots
 from gpattern_bench.ablation import REPORTED, AblationRow
@@ -136,7 +136,7 @@ class TestCell:
         np.testing.assert_array_equal(xy, cell.xy[cell.gene == cell.genes[3]])
 
     def test_without_labels_there_are_molecules(self, tmp_path):
-        figure = plots.plot_cell(build(tmp_path, "bare", labels=False))
+        figure = plots.plot_cell(small_dataset(tmp_path, "bare", labels=False))
         assert "molecules" in texts(figure)
         assert not {"truth", "no pattern", "not labelled"} & set(texts(figure))
 
@@ -162,7 +162,7 @@ class TestCell:
     def test_prediction_files_that_are_wrong(self, dataset, files, tmp_path):
         with pytest.raises(PredictionError, match="no such file"):
             plots.plot_cell(dataset, predictions=[tmp_path / "no.parquet"])
-        other = build(tmp_path, "other")
+        other = small_dataset(tmp_path, "other")
         scores = other.pairs("test").assign(**dict.fromkeys(other.patterns, 0.5))
         path = write_predictions(tmp_path / "o.parquet", scores, other, "test", method="m")
         with pytest.raises(PredictionError):
@@ -244,7 +244,7 @@ class TestFiles:
                 env=os.environ | {"PYTHONHASHSEED": seed, "SOURCE_DATE_EPOCH": seed},
                 capture_output=True,
                 text=True,
-                timeout=60,
+                timeout=PATIENCE_S,
                 check=False,
             )
             assert (run.returncode, run.stderr, run.stdout) == (0, "", f"{out}\n")
@@ -299,7 +299,7 @@ class TestMatplotlib:
         )
         for name in ("a.svg", "a.pdf", "a.png"):
             command = [sys.executable, "-c", code, str(tmp_path / name)]
-            subprocess.run(command, check=True, timeout=60)
+            subprocess.run(command, check=True, timeout=PATIENCE_S)
 
     def test_where_it_lacks_the_extra_is_named(self, dataset, monkeypatch):
         monkeypatch.setitem(sys.modules, "matplotlib", None)

@@ -7,12 +7,8 @@ import json
 import numpy as np
 import pytest
 import shapely
+from samples import small_dataset
 
-from gpattern_bench.curate.recipe import Recipe
-from gpattern_bench.curate.release import Release
-from gpattern_bench.curate.rules import apply_rules
-from gpattern_bench.curate.simulate import PATTERNS, simulate
-from gpattern_bench.curate.write import write_dataset
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.errors import GPatternBenchError, MethodError
 from gpattern_bench.evaluator import Evaluator
@@ -31,21 +27,9 @@ from gpattern_bench.run import run_method
 GEOMETRIC = ("rotated", "reflected", "translated")
 
 
-def build(folder, name="small", *, labels=True, unit_um=1.0):
-    release = simulate(3, n_fovs=12, cells_per_fov=3, n_genes=10, mean_molecules=60)
-    if not labels:
-        release = Release(release.molecules, release.cells)
-    rules = {"patterns": PATTERNS, "patternless": "keep"}
-    tables = apply_rules(release, Recipe(format="simulated", **rules))
-    recipe = Recipe(format="simulated", unit_um=unit_um, **rules)
-    return Dataset(
-        write_dataset([tables], folder / name, name=name, version="1.0.0", recipe=recipe)
-    )
-
-
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> Dataset:
-    return build(tmp_path_factory.mktemp("data"))
+    return small_dataset(tmp_path_factory.mktemp("data"), seed=3)
 
 
 class MadeUp(Untrained):
@@ -201,7 +185,7 @@ class TestPerturbations:
 
     def test_pixel_of_the_source_or_a_tenth_of_a_micrometre(self, dataset, tmp_path):
         assert pixel_um(dataset) == 0.1
-        assert pixel_um(build(tmp_path, unit_um=0.108)) == 0.108
+        assert pixel_um(small_dataset(tmp_path, unit_um=0.108)) == 0.108
 
 
 class TestRun:
@@ -252,7 +236,7 @@ class TestRun:
         assert not (tmp_path / "out").exists()
 
     def test_without_labels_there_is_nothing_to_score(self, tmp_path):
-        dataset = build(tmp_path, "bare", labels=False)
+        dataset = small_dataset(tmp_path, "bare", seed=3, labels=False)
         with pytest.raises(GPatternBenchError, match="labelled test split"):
             run_robustness("sprawl", dataset, tmp_path / "out")
 

@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from samples import dataset_of
+from samples import dataset_of, small_dataset
 
 from gpattern_bench import Evaluator, __version__
 from gpattern_bench.curate.recipe import Recipe
-from gpattern_bench.curate.release import Release
 from gpattern_bench.curate.rules import apply_rules
 from gpattern_bench.curate.simulate import PATTERNS, simulate
 from gpattern_bench.curate.write import write_dataset
@@ -26,29 +25,16 @@ from gpattern_bench.run import FOLDS, run_method
 from gpattern_bench.run_all import run_all
 
 
-def build(folder, name, *, seed=7, split="fov", labels=True, n_fovs=12, form="simulated"):
-    """A small dataset; `form` is what its manifest says it was made from."""
-    release = simulate(seed, n_fovs=n_fovs, cells_per_fov=3, n_genes=10, mean_molecules=60)
-    if not labels:
-        release = Release(release.molecules, release.cells)
-    rules = {"patterns": PATTERNS, "patternless": "keep", "split": split}
-    tables = apply_rules(release, Recipe(format="simulated", **rules))
-    recipe = Recipe(format=form, **rules)
-    return Dataset(
-        write_dataset([tables], folder / name, name=name, version="1.2.0", recipe=recipe)
-    )
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> dict[str, Dataset]:
     folder = tmp_path_factory.mktemp("data")
     return {
-        "whole": build(folder, "whole"),
-        "gold": build(folder, "gold", seed=8, split="test", n_fovs=4),
-        "real": build(folder, "real", seed=9, form="bento-h5ad"),
-        "all_test": build(folder, "all_test", seed=10, split="test", form="bento-h5ad"),
-        "unlabelled": build(folder, "unlabelled", labels=False),
-        "tiny": build(folder, "tiny", seed=11, split="test", n_fovs=1),
+        "whole": small_dataset(folder, "whole"),
+        "gold": small_dataset(folder, "gold", seed=8, split="test", n_fovs=4),
+        "real": small_dataset(folder, "real", seed=9, form="bento-h5ad"),
+        "all_test": small_dataset(folder, "all_test", seed=10, split="test", form="bento-h5ad"),
+        "unlabelled": small_dataset(folder, "unlabelled", labels=False),
+        "tiny": small_dataset(folder, "tiny", seed=11, split="test", n_fovs=1),
     }
 
 

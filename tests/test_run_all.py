@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 from threading import Thread
 
@@ -16,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from filelock import FileLock
-from test_run import build
+from samples import PATIENCE_S, small_dataset
 
 import gpattern_bench.pieces
 from gpattern_bench.dataset import Dataset
@@ -40,7 +41,7 @@ NO_DASK = "Dask is not installed: pip install 'gpattern-bench[dask]'"
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> Dataset:
-    return build(tmp_path_factory.mktemp("data"), "whole", n_fovs=30)
+    return small_dataset(tmp_path_factory.mktemp("data"), "whole", n_fovs=30)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,7 @@ def shell(code: str) -> subprocess.CompletedProcess[str]:
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
         check=False,
     )
 
@@ -188,7 +189,8 @@ class TestPieces:
     def test_union_is_predicted_as_its_parts_where_a_method_says_so(self, dataset, name):
         method = get_method(name)
         if method.about.learns:
-            method.fit(dataset.iter_cells("train"), 0)
+            few = dataset.cells("train")["cell_id"].tolist()[::4]
+            method.fit(dataset.iter_cells("train", keep=few), 0)
         method.batch = 1  # of networks, as in a run
         whole = predict_cells(method, dataset.iter_cells("test"))
         pieces = cut_pieces(dataset, "test", per_cell=True)
@@ -199,7 +201,7 @@ class TestPieces:
         assert same == method.about.per_cell
 
     def test_key_knows_method_seed_and_content(self, dataset, tmp_path):
-        other = build(tmp_path, "whole", seed=8, n_fovs=30)
+        other = small_dataset(tmp_path, "whole", seed=8, n_fovs=30)
         keys = [
             run_key("bento", dataset, 0),
             run_key("sprawl", dataset, 0),
@@ -269,7 +271,7 @@ class TestResume:
     def test_what_is_done_of_another_content_or_version_is_not_skipped(
         self, dataset, tmp_path, monkeypatch
     ):
-        other = build(tmp_path / "data", "whole", seed=8, n_fovs=30)
+        other = small_dataset(tmp_path / "data", "whole", seed=8, n_fovs=30)
 
         def start(dataset):
             return run_all(["prevalence"], dataset, tmp_path / "out", jobs=1)[0].outcome
@@ -302,17 +304,20 @@ class TestResume:
                 target=lambda: outcomes.extend(run_all(["prevalence"], dataset, tmp_path, jobs=1))
             )
             second.start()
-            second.join(0.5)
+            until = time.monotonic() + PATIENCE_S
+            while f"another process is at {folder}: waiting" not in caplog.text:
+                assert time.monotonic() < until
+                time.sleep(0.02)
+            second.join(0.2)
             assert second.is_alive()
             assert not any(folder.glob("*.parquet"))
-        second.join(60)
+        second.join(PATIENCE_S)
         assert [o.outcome for o in outcomes] == ["done"]
-        assert f"another process is at {folder}: waiting" in caplog.text
 
 
 class TestFailures:
     def test_of_one_do_not_stop_the_others(self, tmp_path):
-        gold = build(tmp_path / "data", "gold", split="test", n_fovs=4)
+        gold = small_dataset(tmp_path / "data", "gold", split="test", n_fovs=4)
         out = tmp_path / "out"
         outcomes = run_all(["gene_prior", "sprawl"], gold, out, jobs=1)
         assert [o.outcome for o in outcomes] == ["failed", "done"]
@@ -367,7 +372,7 @@ class TestFailures:
             run_all(["sprawl"], dataset, tmp_path, cluster="nonsense")
 
     def test_the_command_tells_and_exits_1(self, tmp_path):
-        gold = build(tmp_path / "data", "gold", split="test", n_fovs=4)
+        gold = small_dataset(tmp_path / "data", "gold", split="test", n_fovs=4)
         command = ["run-all", "--dataset", str(gold.folder), "--methods", "gene_prior,prevalence"]
         command[-1] += ",sprawl"
         found = subprocess.run(
@@ -375,7 +380,7 @@ class TestFailures:
             env=os.environ | {"PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=PATIENCE_S,
             check=False,
         )
         assert found.returncode == 1

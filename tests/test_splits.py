@@ -90,7 +90,7 @@ def test_patterns_agree_better_than_in_random_partitions():
     assert disagreement(fovs, split_fovs(fovs, 0)) < 0.5 * np.median(drawn)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     cells=st.lists(st.integers(1, 10_000), min_size=3, max_size=8),
     labelled=st.booleans(),

@@ -7,7 +7,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gpattern_bench.errors import TableError
@@ -205,7 +205,6 @@ def _rows(cells: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
     return fov, np.repeat(np.arange(len(cells)), sizes)
 
 
-@settings(deadline=None)
 @given(cells=_cells, max_rows=st.integers(1, 20))
 def test_row_groups_hold_whole_cells_of_one_fov(cells, max_rows):
     fov, cell = _rows(cells)
@@ -220,7 +219,6 @@ def test_row_groups_hold_whole_cells_of_one_fov(cells, max_rows):
         assert cell[cut - 1] != cell[cut]
 
 
-@settings(deadline=None)
 @given(cells=_cells, max_rows=st.integers(1, 20))
 def test_row_groups_are_as_few_as_possible(cells, max_rows):
     fov, cell = _rows(cells)

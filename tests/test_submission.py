@@ -16,7 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from filelock import FileLock
 from pytest_httpserver import HTTPServer
+from samples import PATIENCE_S
 
 import gpattern_bench.submit
 from gpattern_bench import load_dataset
@@ -57,7 +59,7 @@ def shell(*command: str, cwd: Path, **environment: str) -> str:
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)} | environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -218,16 +220,25 @@ class TestSubmit:
         shell("submissions/my_method/run.py", "--seed", "1", "--out", "runs/more", cwd=here)
         other = threading.Thread(target=self.submit, args=(here, "runs/more"))
         listed = gpattern_bench.submit.listed_files
+        acquire, waits = FileLock.acquire, threading.Event()
+
+        def acquired(lock, *arguments, **options):
+            if threading.current_thread() is other and lock.lock_file.endswith("my_method.lock"):
+                waits.set()
+            return acquire(lock, *arguments, **options)
 
         def meanwhile(*arguments):
             gpattern_bench.submit.listed_files = listed
             other.start()
-            other.join(5)  # it has to wait for this one
+            assert waits.wait(PATIENCE_S)
+            other.join(0.2)
+            assert other.is_alive()  # it has to wait for this one
             return listed(*arguments)
 
+        monkeypatch.setattr(FileLock, "acquire", acquired)
         monkeypatch.setattr(gpattern_bench.submit, "listed_files", meanwhile)
         self.submit(here)
-        other.join()
+        other.join(PATIENCE_S)
         assert mine(here).metadata.seeds == (0, 1)
         assert mine(here).unlisted() == []
 

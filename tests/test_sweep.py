@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -78,7 +78,6 @@ def cases(draw, *, max_size=60):
     return draw(arrays(bool, n)), scores
 
 
-@settings(deadline=None)
 @given(cases(), st.sampled_from([1, 2, -1]), st.booleans())
 def test_keys_of_any_case(case, step, swapped):
     true, scores = case
@@ -111,7 +110,6 @@ def test_bad_scores_are_counted(rows, bad, dtype):
         assert (wrong, first) == (len(rows), min(rows))
 
 
-@settings(deadline=None)
 @given(arrays(np.float32, st.integers(0, 50)) | arrays(np.float64, st.integers(0, 50)))
 def test_bad_scores_of_any_array(scores):
     good = (scores >= 0) & (scores <= 1)
@@ -147,7 +145,6 @@ def check_sweep(true, scores):
     assert got.ap == pytest.approx(float(ap), rel=1e-15, abs=0)
 
 
-@settings(deadline=None)
 @given(cases().filter(lambda case: case[0].any()))
 def test_sweep_of_any_case(case):
     check_sweep(*case)
@@ -227,7 +224,6 @@ def test_replicates_are_the_sweep_of_repeated_rows(replicates, kind, dtype):
     check_replicated(true, scores, rng.integers(0, 12, 300), weights)
 
 
-@settings(deadline=None)
 @given(cases(max_size=30).filter(lambda case: len(case[0])), st.data())
 def test_replicates_of_any_case(case, data):
     true, scores = case
