@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from gpattern_bench.base.version import __version__
+
 __all__ = ["Evaluator", "__version__", "list_datasets", "load_dataset"]
 
 if TYPE_CHECKING:

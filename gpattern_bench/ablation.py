@@ -19,17 +19,17 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
+from gpattern_bench.base.files import plain, write_text
+from gpattern_bench.base.progress import duration
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.errors import MethodError
 from gpattern_bench.evaluator import Evaluator
-from gpattern_bench.files import plain, write_text
 from gpattern_bench.methods.gpsnet.method import GPSNetMethod
 from gpattern_bench.methods.gpsnet.model import PRESETS
 from gpattern_bench.methods.gpsnet.settings import TRAININGS
 from gpattern_bench.pieces import run_key
 from gpattern_bench.predict import predict_cells
 from gpattern_bench.predictions import counted
-from gpattern_bench.progress import duration
 
 __all__ = ["REPORTED", "STUDIES", "AblationRow", "ablation_table", "train_variants"]
 

@@ -18,8 +18,8 @@ from pydantic import TypeAdapter
 from tabulate import tabulate
 from typing_extensions import TypedDict
 
+from gpattern_bench.base.files import plain, write_text
 from gpattern_bench.errors import SubmissionError
-from gpattern_bench.files import plain, write_text
 from gpattern_bench.metrics import exact_mean
 from gpattern_bench.page import best_two, build_page
 from gpattern_bench.registry import registry

@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy.stats import norm
 
+from gpattern_bench.base.files import plain, write_text
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.errors import PredictionError
 from gpattern_bench.evaluator import Evaluator
-from gpattern_bench.files import plain, write_text
 from gpattern_bench.metrics import score_pattern
 from gpattern_bench.predictions import write_tables
 

@@ -22,7 +22,7 @@ from gpattern_bench.errors import TableError
 from gpattern_bench.storage import codes_into, dictionary_codes, read_fovs, read_table
 
 if TYPE_CHECKING:
-    from gpattern_bench.geometry import CellGeometry
+    from gpattern_bench.base.geometry import CellGeometry
 
 __all__ = ["Cell", "Cells", "read_cells"]
 
@@ -76,7 +76,7 @@ class Cell:
     @cached_property
     def geometry(self) -> CellGeometry:
         """Where the molecules lie with respect to the outlines; one for all genes and methods."""
-        from gpattern_bench.geometry import CellGeometry  # numba, only for who asks
+        from gpattern_bench.base.geometry import CellGeometry  # numba, only for who asks
 
         return CellGeometry(self.xy, self.boundary, self.nucleus)
 

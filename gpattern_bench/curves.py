@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
-from gpattern_bench.files import plain
+from gpattern_bench.base.files import plain
 from gpattern_bench.metrics import score_pattern
 
 __all__ = ["Bin", "Curves", "PatternCurves", "curves", "pattern_curves"]

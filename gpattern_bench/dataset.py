@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from gpattern_bench import schema
+from gpattern_bench.base.files import MANIFEST
+from gpattern_bench.base.html import html_table
 from gpattern_bench.cache import cache_root
 from gpattern_bench.errors import GPatternBenchError, TableError
-from gpattern_bench.manifest import MANIFEST, read_manifest
-from gpattern_bench.notebook import html_table
+from gpattern_bench.manifest import read_manifest
 from gpattern_bench.registry import find_entry, list_datasets
 from gpattern_bench.storage import read_table, read_whole
 

@@ -15,9 +15,9 @@ import requests
 from pydantic import BaseModel, ValidationError
 from urllib3.exceptions import HTTPError
 
-from gpattern_bench import __version__
-from gpattern_bench.files import write_text
-from gpattern_bench.progress import Progress
+from gpattern_bench.base.files import write_text
+from gpattern_bench.base.progress import Progress
+from gpattern_bench.base.version import __version__
 
 __all__ = ["NotFetched", "discard", "download", "ensure_room", "is_html", "no_room"]
 

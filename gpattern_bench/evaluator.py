@@ -14,10 +14,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from gpattern_bench import schema
+from gpattern_bench.base.html import html_table
 from gpattern_bench.dataset import Dataset, load_dataset
 from gpattern_bench.errors import EvaluationError, PredictionError
 from gpattern_bench.metrics import at_threshold, exact_mean, score_pattern
-from gpattern_bench.notebook import html_table
 from gpattern_bench.predictions import (
     Checked,
     as_table,

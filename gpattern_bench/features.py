@@ -10,10 +10,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gpattern_bench.base.files import replacing
+from gpattern_bench.base.progress import Progress
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.errors import UnknownMethodError
-from gpattern_bench.files import replacing
-from gpattern_bench.progress import Progress
 
 __all__ = ["FEATURES", "write_features"]
 

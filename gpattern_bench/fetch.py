@@ -15,10 +15,10 @@ from urllib.request import url2pathname
 from filelock import FileLock
 
 from gpattern_bench import download as http
+from gpattern_bench.base.files import MANIFEST
 from gpattern_bench.cache import CACHE
 from gpattern_bench.download import NotFetched
 from gpattern_bench.errors import ChecksumError, FetchError
-from gpattern_bench.manifest import MANIFEST
 from gpattern_bench.place import Place, measure
 from gpattern_bench.registry import SourceFile, Tables
 

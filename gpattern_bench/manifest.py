@@ -9,12 +9,10 @@ from typing import Any, Literal, NotRequired
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
+from gpattern_bench.base.files import MANIFEST
 from gpattern_bench.errors import TableError
 
-__all__ = ["MANIFEST", "read_manifest"]
-
-MANIFEST = "manifest.json"
-"""Name of the file."""
+__all__ = ["read_manifest"]
 
 
 class _File(TypedDict):

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from gpattern_bench.files import write_text
+from gpattern_bench.base.files import write_text
 from gpattern_bench.methods.base import About
 
 __all__ = [

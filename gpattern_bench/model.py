@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
-from gpattern_bench import __version__, schema
+from gpattern_bench import schema
+from gpattern_bench.base.files import write_text
+from gpattern_bench.base.version import __version__
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.errors import GPatternBenchError, MethodError
-from gpattern_bench.files import write_text
 from gpattern_bench.methods import get_method
 from gpattern_bench.methods.base import Method
 from gpattern_bench.predict import predict_pieces

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
+from gpattern_bench.base.files import write_text
 from gpattern_bench.download import is_html
-from gpattern_bench.files import write_text
 from gpattern_bench.registry import SourceFile
 
 __all__ = ["Place", "Record", "measure"]

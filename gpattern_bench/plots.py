@@ -20,10 +20,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from gpattern_bench.base.files import replacing
 from gpattern_bench.cells import Cell
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.errors import GPatternBenchError, MissingExtraError
-from gpattern_bench.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

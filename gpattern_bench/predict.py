@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from gpattern_bench.base.progress import Progress
 from gpattern_bench.cells import Cells
 from gpattern_bench.methods.base import Method
-from gpattern_bench.progress import Progress
 
 __all__ = ["predict_cells", "predict_pieces"]
 

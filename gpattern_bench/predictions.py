@@ -17,10 +17,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from gpattern_bench import __version__, schema
+from gpattern_bench import schema
+from gpattern_bench.base.files import replacing
+from gpattern_bench.base.version import __version__
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.errors import PredictionError
-from gpattern_bench.files import replacing
 from gpattern_bench.storage import codes_into
 
 __all__ = [

@@ -18,11 +18,11 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+from gpattern_bench.base.files import plain, write_text
 from gpattern_bench.cells import Cell, Cells
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.errors import GPatternBenchError, MethodError
 from gpattern_bench.evaluator import Evaluator, Result
-from gpattern_bench.files import plain, write_text
 from gpattern_bench.methods import get_method
 from gpattern_bench.methods.base import Method
 from gpattern_bench.model import load_model

@@ -21,12 +21,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from gpattern_bench import __version__
+from gpattern_bench.base.files import plain, replacing, write_text
+from gpattern_bench.base.progress import duration
+from gpattern_bench.base.version import __version__
 from gpattern_bench.calls import val_thresholds
 from gpattern_bench.cells import Cells
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.errors import MethodError
-from gpattern_bench.files import plain, replacing, write_text
 from gpattern_bench.methods import METHODS, get_method
 from gpattern_bench.methods.base import Method, Network
 from gpattern_bench.model import Model, save_model
@@ -38,7 +39,6 @@ from gpattern_bench.predictions import (
     prediction_table,
     write_tables,
 )
-from gpattern_bench.progress import duration
 
 __all__ = [
     "FOLDS",

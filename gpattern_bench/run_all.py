@@ -17,9 +17,11 @@ from typing import Literal
 
 from filelock import FileLock, Timeout
 
+from gpattern_bench.base.files import file_sha256, write_text
+from gpattern_bench.base.progress import Progress, duration
+from gpattern_bench.base.workers import Backend, in_order, workers
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.errors import GPatternBenchError, MethodError
-from gpattern_bench.files import file_sha256, write_text
 from gpattern_bench.methods import get_method
 from gpattern_bench.methods.base import Method, Network
 from gpattern_bench.model import Model, load_model, save_model
@@ -33,9 +35,7 @@ from gpattern_bench.pieces import (
     run_key,
 )
 from gpattern_bench.predictions import Origin
-from gpattern_bench.progress import Progress, duration
 from gpattern_bench.run import choose_protocol, fit_method, run_origins, write_run
-from gpattern_bench.workers import Backend, in_order, workers
 
 __all__ = ["Outcome", "run_all"]
 

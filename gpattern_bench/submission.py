@@ -15,6 +15,9 @@ import numpy as np
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
+from gpattern_bench.base.files import file_sha256, plain, write_text
+from gpattern_bench.base.progress import Progress
+from gpattern_bench.base.workers import in_order, workers
 from gpattern_bench.cache import cache_root
 from gpattern_bench.curves import Curves, curves
 from gpattern_bench.dataset import Dataset, load_dataset
@@ -26,14 +29,11 @@ from gpattern_bench.errors import (
 )
 from gpattern_bench.evaluator import Evaluator
 from gpattern_bench.fetch import fetch
-from gpattern_bench.files import file_sha256, plain, write_text
 from gpattern_bench.metadata import METADATA, Metadata, PredictionFile, parse_yaml, shown
 from gpattern_bench.predictions import Origin, Protocol, read_origin, read_predictions
-from gpattern_bench.progress import Progress
 from gpattern_bench.registry import SourceFile
 from gpattern_bench.strata import parts
 from gpattern_bench.uncertainty import REPLICATES
-from gpattern_bench.workers import in_order, workers
 
 __all__ = [
     "LARGEST",
@@ -387,7 +387,7 @@ def rescore(
     ----------
     submissions : sequence of Submission
     jobs, cluster
-        As :func:`gpattern_bench.workers.workers` takes them. The workers of a cluster must see
+        As :func:`gpattern_bench.base.workers.workers` takes them. The workers of a cluster must see
         the submissions, and the cache, under the same paths.
 
     Returns

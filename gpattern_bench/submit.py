@@ -11,9 +11,9 @@ from typing import Any
 from filelock import FileLock
 from pydantic import TypeAdapter, ValidationError
 
+from gpattern_bench.base.files import file_sha256, write_text
 from gpattern_bench.dataset import Dataset, load_dataset
 from gpattern_bench.errors import GPatternBenchError, PredictionError, SubmissionError
-from gpattern_bench.files import file_sha256, write_text
 from gpattern_bench.metadata import (
     METADATA,
     Metadata,

@@ -17,7 +17,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from gpattern_bench.threads import processors
+from gpattern_bench.base.threads import processors
 
 __all__ = ["LANES", "Sweep", "replicated_sweep", "rows_right", "sorted_keys", "sweep"]
 

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import shapely
 
 from gpattern_bench import schema
+from gpattern_bench.base.files import file_sha256
 from gpattern_bench.errors import TableError
-from gpattern_bench.files import file_sha256
 from gpattern_bench.splits import find_leaks
 from gpattern_bench.storage import ContentHash, fov_row_groups, read_fovs, read_whole
 

@@ -18,6 +18,7 @@ import yaml
 from samples import metadata_of
 
 from gpattern_bench import load_dataset
+from gpattern_bench.base.files import plain
 from gpattern_bench.board import (
     build_board,
     drift,
@@ -29,7 +30,6 @@ from gpattern_bench.board import (
 )
 from gpattern_bench.cli import main
 from gpattern_bench.errors import SubmissionError
-from gpattern_bench.files import plain
 from gpattern_bench.metadata import write_schema
 from gpattern_bench.methods import METHODS, get_method
 from gpattern_bench.predictions import write_predictions

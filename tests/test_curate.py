@@ -21,6 +21,7 @@ import zarr
 from shapely import MultiPolygon, Polygon, box
 
 from gpattern_bench import schema
+from gpattern_bench.base.files import file_sha256
 from gpattern_bench.curate import write
 from gpattern_bench.curate.bento import read_bento
 from gpattern_bench.curate.build import build
@@ -31,7 +32,6 @@ from gpattern_bench.curate.rules import Tables, apply_rules
 from gpattern_bench.curate.spatialdata import read_spatialdata
 from gpattern_bench.errors import GPatternBenchError, SourceError, TableError
 from gpattern_bench.fetch import MIRROR
-from gpattern_bench.files import file_sha256
 from gpattern_bench.registry import find_entry
 from gpattern_bench.storage import content_sha256
 

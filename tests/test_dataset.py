@@ -16,6 +16,7 @@ import pytest
 import shapely
 
 from gpattern_bench import list_datasets, load_dataset, schema
+from gpattern_bench.base.files import file_sha256
 from gpattern_bench.cells import Cell
 from gpattern_bench.curate.recipe import Recipe
 from gpattern_bench.curate.release import Release
@@ -29,7 +30,6 @@ from gpattern_bench.errors import (
     TableError,
     UnknownDatasetError,
 )
-from gpattern_bench.files import file_sha256
 from gpattern_bench.registry import find_entry
 from gpattern_bench.storage import content_sha256, write_table
 

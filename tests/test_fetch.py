@@ -11,10 +11,10 @@ from pytest_httpserver import HTTPServer
 from samples import PATIENCE_S
 from werkzeug import Request, Response
 
+from gpattern_bench.base.files import file_sha256, replacing, write_text
 from gpattern_bench.cache import CACHE, cache_root
 from gpattern_bench.errors import ChecksumError, FetchError
 from gpattern_bench.fetch import MIRROR, fetch
-from gpattern_bench.files import file_sha256, replacing, write_text
 from gpattern_bench.registry import SourceFile
 
 CONTENT = b"molecules " * 1000

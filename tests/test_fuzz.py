@@ -48,6 +48,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from samples import dataset_of, metadata_of, random_scores
 
+from gpattern_bench.base.files import file_sha256
 from gpattern_bench.cli import main
 from gpattern_bench.curate.build import curate
 from gpattern_bench.curate.recipe import Recipe
@@ -63,7 +64,6 @@ from gpattern_bench.errors import (
     TableError,
 )
 from gpattern_bench.evaluator import Evaluator
-from gpattern_bench.files import file_sha256
 from gpattern_bench.metadata import Metadata
 from gpattern_bench.methods import get_method
 from gpattern_bench.methods.gpsnet.model import Config, GPSNet

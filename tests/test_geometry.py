@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import rankdata
 from shapely import LineString, MultiPolygon, Point, Polygon, box
 
-from gpattern_bench.cells import Cell
-from gpattern_bench.geometry import (
+from gpattern_bench.base.geometry import (
     CellGeometry,
     contains,
     exterior_vertices,
@@ -19,6 +18,7 @@ from gpattern_bench.geometry import (
     polygonal,
     ray_radius,
 )
+from gpattern_bench.cells import Cell
 
 HOLED = Polygon(box(0, 0, 10, 10).exterior, [box(4, 4, 6, 6).exterior])
 PARTS = MultiPolygon([box(0, 0, 2, 2), box(8, 0, 12, 3)])

@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 import pytest
 
 from gpattern_bench import Evaluator, load_dataset
+from gpattern_bench.base.html import html_table
 from gpattern_bench.dataset import Dataset
-from gpattern_bench.notebook import html_table
 
 
 @pytest.fixture

@@ -26,13 +26,13 @@ from samples import dataset_of
 from gpattern_bench import ablation as ablations
 from gpattern_bench import pieces
 from gpattern_bench.ablation import ablation_table, train_variants
+from gpattern_bench.base.progress import Progress
 from gpattern_bench.cli import main
 from gpattern_bench.curate.simulate import simulate
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.methods.gpsnet.method import GPSNetMethod
 from gpattern_bench.methods.gpsnet.model import PRESETS
 from gpattern_bench.methods.gpsnet.settings import TRAININGS
-from gpattern_bench.progress import Progress
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {"width": 8, "heads": 2, "fourier": 4}
@@ -120,7 +120,7 @@ def terminal() -> Iterator[list[bytes]]:
 class TestProgress:
     @pytest.fixture
     def lines(self, caplog):
-        with caplog.at_level(logging.INFO, "gpattern_bench.progress"):
+        with caplog.at_level(logging.INFO, "gpattern_bench.base.progress"):
             yield lambda: [TIME.sub("T", record.getMessage()) for record in caplog.records]
 
     def test_each(self, lines):

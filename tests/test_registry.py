@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from gpattern_bench import list_datasets as public_list_datasets
 from gpattern_bench import schema
+from gpattern_bench.base.files import file_sha256
 from gpattern_bench.errors import UnknownDatasetError
-from gpattern_bench.files import file_sha256
 from gpattern_bench.registry import (
     PUBLISHED,
     Entry,

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from gpattern_bench import threads
-from gpattern_bench.threads import calm_threads, processors
+from gpattern_bench.base import threads
+from gpattern_bench.base.threads import calm_threads, processors
 
 
 @pytest.fixture

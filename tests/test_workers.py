@@ -17,6 +17,7 @@ import tifffile
 from samples import metadata_of
 
 from gpattern_bench import load_dataset
+from gpattern_bench.base.workers import in_order, workers
 from gpattern_bench.cli import main
 from gpattern_bench.curate import simulate
 from gpattern_bench.curate.build import curate
@@ -30,7 +31,6 @@ from gpattern_bench.predictions import write_predictions
 from gpattern_bench.registry import find_entry
 from gpattern_bench.submission import read_submissions, rescore, results_text
 from gpattern_bench.submit import listed_files
-from gpattern_bench.workers import in_order, workers
 
 COSMX = Recipe(
     format="cosmx",

@@ -13,11 +13,11 @@ from typing import Annotated
 
 import typer
 
-from gpattern_bench import __version__
+from gpattern_bench.base.progress import Lines
+from gpattern_bench.base.threads import calm_threads
+from gpattern_bench.base.version import __version__
 from gpattern_bench.cli.options import app
 from gpattern_bench.errors import GPatternBenchError
-from gpattern_bench.progress import Lines
-from gpattern_bench.threads import calm_threads
 
 # Each adds its commands to the application, in this order.
 from gpattern_bench.cli import data, curate, methods, robustness, scores, plots, board  # isort: skip # noqa: F401

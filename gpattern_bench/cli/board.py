@@ -118,11 +118,11 @@ def demo(
     ),
 ) -> None:
     """Run controls, baselines, trees and GPSNet on `synthetic` (no download); show the board."""
+    from gpattern_bench.base.progress import duration
     from gpattern_bench.board import build_board, markdown, page, write_board
     from gpattern_bench.copies import flag_copies
     from gpattern_bench.dataset import load_dataset
     from gpattern_bench.metadata import write_schema
-    from gpattern_bench.progress import duration
     from gpattern_bench.run import run_method
     from gpattern_bench.submission import read_submissions, rescore
     from gpattern_bench.submit import submit_run

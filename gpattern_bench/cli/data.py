@@ -25,8 +25,9 @@ from gpattern_bench.errors import GPatternBenchError, TableError
 @app.command("list", epilog=examples("list", "list --json"))
 def list_(as_json: Json = False) -> None:
     """List the datasets: what the registry says, and what is in the cache."""
+    from gpattern_bench.base.files import MANIFEST
     from gpattern_bench.cache import cache_root
-    from gpattern_bench.manifest import MANIFEST, read_manifest
+    from gpattern_bench.manifest import read_manifest
     from gpattern_bench.registry import registry
 
     keys = ("molecules", "cells", "genes", "molecules_per_cell", "patterns")
@@ -63,8 +64,9 @@ def list_(as_json: Json = False) -> None:
 @app.command(epilog=examples("info synthetic"))
 def info(name: Name, as_json: Json = False) -> None:
     """Show what is known of a dataset; fetches nothing."""
+    from gpattern_bench.base.files import MANIFEST
     from gpattern_bench.cache import cache_root
-    from gpattern_bench.manifest import MANIFEST, read_manifest
+    from gpattern_bench.manifest import read_manifest
     from gpattern_bench.registry import find_entry
 
     if (Path(name) / MANIFEST).is_file():
@@ -102,7 +104,7 @@ def download(
 @app.command(epilog=examples("cite nih3t3_gold"))
 def cite(name: Name) -> None:
     """Show what to cite for a dataset, its licence and where it comes from."""
-    from gpattern_bench.manifest import MANIFEST
+    from gpattern_bench.base.files import MANIFEST
     from gpattern_bench.registry import find_entry
 
     if (Path(name) / MANIFEST).is_file():
@@ -127,9 +129,9 @@ def datasheet_(
     ] = None,
 ) -> None:
     """Describe a dataset in Markdown: counts, table 1 check, quantiles, drops, provenance."""
+    from gpattern_bench.base.files import write_text
     from gpattern_bench.dataset import load_dataset
     from gpattern_bench.datasheet import datasheet
-    from gpattern_bench.files import write_text
 
     text = datasheet(load_dataset(name))
     if out is None:

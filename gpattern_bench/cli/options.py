@@ -46,7 +46,7 @@ def print_json(value: Any) -> None:
     """Print JSON, NaN as null."""
     import json
 
-    from gpattern_bench.files import plain
+    from gpattern_bench.base.files import plain
 
     typer.echo(json.dumps(plain(value), indent=1, ensure_ascii=False))
 

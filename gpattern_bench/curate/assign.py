@@ -9,8 +9,8 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+from gpattern_bench.base.geometry import polygonal
 from gpattern_bench.errors import SourceError
-from gpattern_bench.geometry import polygonal
 
 __all__ = ["CellFinder", "assign_cells", "tiles"]
 
@@ -21,7 +21,7 @@ class CellFinder:
     """Finds the cell that a point lies in, among outlines that are indexed once.
 
     Outlines that are not valid count as curation repairs them
-    (:func:`gpattern_bench.geometry.polygonal`); in those without any area nothing lies.
+    (:func:`gpattern_bench.base.geometry.polygonal`); in those without any area nothing lies.
 
     Parameters
     ----------

@@ -14,6 +14,9 @@ from typing import Any
 
 from filelock import FileLock
 
+from gpattern_bench.base.files import MANIFEST, file_sha256
+from gpattern_bench.base.progress import Progress
+from gpattern_bench.base.workers import Backend, in_order, workers
 from gpattern_bench.cache import CACHE
 from gpattern_bench.curate.recipe import Recipe
 from gpattern_bench.curate.release import Piece
@@ -22,11 +25,7 @@ from gpattern_bench.curate.rules import apply_rules
 from gpattern_bench.curate.write import new_folder, write_dataset
 from gpattern_bench.errors import ChecksumError, FetchError, SourceError, TableError
 from gpattern_bench.fetch import fetch, fetch_tables, provenance
-from gpattern_bench.files import file_sha256
-from gpattern_bench.manifest import MANIFEST
-from gpattern_bench.progress import Progress
 from gpattern_bench.registry import Entry, Tables
-from gpattern_bench.workers import Backend, in_order, workers
 
 __all__ = ["build", "curate", "export_tables"]
 
@@ -128,10 +127,10 @@ def curate(
     """Read a source release, apply the rules and write the tables, field of view by field of view.
 
     Parameters and errors are those of :meth:`Recipe.read`, :func:`apply_rules`,
-    :func:`write_dataset` and, for `jobs` and `cluster`, :func:`gpattern_bench.workers.workers`;
-    besides, `labelled` makes a release without labels a SourceError. The bytes do not depend on
-    how many workers there are; those of a cluster must see `sources` and the parent of `folder`
-    under the same paths.
+    :func:`write_dataset` and, for `jobs` and `cluster`,
+    :func:`gpattern_bench.base.workers.workers`; besides, `labelled` makes a release without labels
+    a SourceError. The bytes do not depend on how many workers there are; those of a cluster must
+    see `sources` and the parent of `folder` under the same paths.
     """
     sources, folder = sources.absolute(), folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -28,10 +28,10 @@ import tifffile
 from numba import njit
 from numpy.typing import NDArray
 
+from gpattern_bench.base.files import replacing
 from gpattern_bench.curate.release import Release
 from gpattern_bench.curate.simulate import N_VERTICES, compartments, membrane_edge
 from gpattern_bench.errors import SourceError
-from gpattern_bench.files import replacing
 
 __all__ = ["write_bento_h5ad", "write_cosmx"]
 

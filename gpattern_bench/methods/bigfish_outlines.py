@@ -10,7 +10,7 @@ from numba import njit
 from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
-from gpattern_bench.geometry import CellGeometry, contains, outline_distance
+from gpattern_bench.base.geometry import CellGeometry, contains, outline_distance
 
 __all__ = ["OPENING_UM", "RINGS", "RING_UM", "Layout", "outline_layout"]
 

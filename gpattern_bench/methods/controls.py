@@ -9,8 +9,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from gpattern_bench.base.files import write_text
 from gpattern_bench.cells import Cells
-from gpattern_bench.files import write_text
 from gpattern_bench.methods.base import About, Scores, Untrained
 
 __all__ = ["GenePrior", "MoleculeCount", "Oracle", "Prevalence"]

@@ -10,8 +10,8 @@ import shapely
 from numba import njit
 from numpy.typing import NDArray
 
+from gpattern_bench.base.geometry import ray_radius
 from gpattern_bench.cells import Cell, Cells
-from gpattern_bench.geometry import ray_radius
 
 __all__ = ["Radii", "Registration", "gather", "relative_radius"]
 

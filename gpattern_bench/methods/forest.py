@@ -17,9 +17,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from gpattern_bench.base.files import replacing
 from gpattern_bench.cells import Cell, Cells
 from gpattern_bench.errors import MethodError
-from gpattern_bench.files import replacing
 from gpattern_bench.methods.base import Scores
 
 __all__ = ["LIMIT", "Forest", "forest_scores", "labelled_pairs", "pair_batches"]

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from gpattern_bench.base.files import plain, write_text
 from gpattern_bench.cells import Cell, Cells
 from gpattern_bench.errors import MethodError
-from gpattern_bench.files import plain, write_text
 from gpattern_bench.methods.base import About, Scores
 from gpattern_bench.methods.gpsnet.data import ahead
 from gpattern_bench.methods.gpsnet.model import Config, GPSNet, Tokens, prepare, vocabulary_rows

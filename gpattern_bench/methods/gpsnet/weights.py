@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gpattern_bench.base.files import replacing
 from gpattern_bench.errors import MethodError, MissingExtraError
-from gpattern_bench.files import replacing
 
 __all__ = ["fits", "load_into", "read_tensors", "write_tensors"]
 

@@ -10,7 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["file_sha256", "plain", "replacing", "write_text"]
+__all__ = ["MANIFEST", "file_sha256", "plain", "replacing", "write_text"]
+
+MANIFEST = "manifest.json"
+"""Name of the file that says what a dataset's folder of tables is."""
 
 
 def file_sha256(path: Path) -> str:
