@@ -16,10 +16,10 @@ from pathlib import Path
 from tabulate import tabulate
 
 from gpattern_bench import load_dataset
-from gpattern_bench.cache import CACHE
 from gpattern_bench.curate.simulate import simulate
-from gpattern_bench.fetch import MIRROR
-from gpattern_bench.registry import find_entry
+from gpattern_bench.sources.cache import CACHE
+from gpattern_bench.sources.fetch import MIRROR
+from gpattern_bench.sources.registry import find_entry
 
 
 def seconds(task) -> float:

@@ -37,9 +37,7 @@ from timing import show
 from gpattern_bench import Evaluator, load_dataset
 from gpattern_bench.base.files import file_sha256
 from gpattern_bench.board import build_board, page, read_reported, write_board
-from gpattern_bench.cache import CACHE
 from gpattern_bench.curate.build import curate
-from gpattern_bench.curate.recipe import Recipe
 from gpattern_bench.curate.releases import write_bento_h5ad, write_cosmx
 from gpattern_bench.curate.simulate import PATTERNS, simulate_like
 from gpattern_bench.dataset import Dataset
@@ -47,7 +45,9 @@ from gpattern_bench.methods import get_method
 from gpattern_bench.pieces import cut_pieces
 from gpattern_bench.predict import predict_cells
 from gpattern_bench.predictions import counted, write_predictions
-from gpattern_bench.registry import find_entry
+from gpattern_bench.sources.cache import CACHE
+from gpattern_bench.sources.recipe import Recipe
+from gpattern_bench.sources.registry import find_entry
 from gpattern_bench.submission import read_submissions, rescore
 
 SPAWN = multiprocessing.get_context("spawn")

@@ -35,7 +35,6 @@ from timing import fresh, resident, told
 
 from gpattern_bench import Evaluator, load_dataset
 from gpattern_bench.cells import Cell, Cells
-from gpattern_bench.curate.recipe import Recipe
 from gpattern_bench.curate.rules import apply_rules
 from gpattern_bench.curate.simulate import PATTERNS, simulate
 from gpattern_bench.curate.write import write_dataset
@@ -46,6 +45,7 @@ from gpattern_bench.methods.gpsnet.settings import TRAININGS
 from gpattern_bench.predict import predict_cells
 from gpattern_bench.predictions import counted
 from gpattern_bench.run import fit_method
+from gpattern_bench.sources.recipe import Recipe
 
 QUANTILES = np.linspace(0, 1, 21)
 

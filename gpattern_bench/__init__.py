@@ -14,11 +14,11 @@ __all__ = ["Evaluator", "__version__", "list_datasets", "load_dataset"]
 if TYPE_CHECKING:
     from gpattern_bench.dataset import load_dataset
     from gpattern_bench.evaluator import Evaluator
-    from gpattern_bench.registry import list_datasets
+    from gpattern_bench.sources.registry import list_datasets
 
 _HOME = {
     "Evaluator": "gpattern_bench.evaluator",
-    "list_datasets": "gpattern_bench.registry",
+    "list_datasets": "gpattern_bench.sources.registry",
     "load_dataset": "gpattern_bench.dataset",
 }
 

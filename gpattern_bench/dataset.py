@@ -11,10 +11,10 @@ import pyarrow as pa
 from gpattern_bench import schema
 from gpattern_bench.base.files import MANIFEST
 from gpattern_bench.base.html import html_table
-from gpattern_bench.cache import cache_root
 from gpattern_bench.errors import GPatternBenchError, TableError
 from gpattern_bench.manifest import read_manifest
-from gpattern_bench.registry import find_entry, list_datasets
+from gpattern_bench.sources.cache import cache_root
+from gpattern_bench.sources.registry import find_entry, list_datasets
 from gpattern_bench.storage import read_table, read_whole
 
 # pandas, shapely and curation are imported by whoever needs them: to load a dataset is quick.

@@ -18,7 +18,6 @@ from typing_extensions import TypedDict
 from gpattern_bench.base.files import file_sha256, plain, write_text
 from gpattern_bench.base.progress import Progress
 from gpattern_bench.base.workers import in_order, workers
-from gpattern_bench.cache import cache_root
 from gpattern_bench.curves import Curves, curves
 from gpattern_bench.dataset import Dataset, load_dataset
 from gpattern_bench.errors import (
@@ -28,10 +27,11 @@ from gpattern_bench.errors import (
     UnknownDatasetError,
 )
 from gpattern_bench.evaluator import Evaluator
-from gpattern_bench.fetch import fetch
 from gpattern_bench.metadata import METADATA, Metadata, PredictionFile, parse_yaml, shown
 from gpattern_bench.predictions import Origin, Protocol, read_origin, read_predictions
-from gpattern_bench.registry import SourceFile
+from gpattern_bench.sources.cache import cache_root
+from gpattern_bench.sources.fetch import fetch
+from gpattern_bench.sources.registry import SourceFile
 from gpattern_bench.strata import parts
 from gpattern_bench.uncertainty import REPLICATES
 

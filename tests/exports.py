@@ -15,7 +15,7 @@ import shapely
 import tifffile
 from shapely import box
 
-from gpattern_bench.curate.recipe import Recipe
+from gpattern_bench.sources.recipe import Recipe
 
 # CosMx
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from gpattern_bench.curate.recipe import Recipe
 from gpattern_bench.curate.release import Release
 from gpattern_bench.curate.rules import apply_rules
 from gpattern_bench.curate.simulate import PATTERNS, simulate
 from gpattern_bench.curate.write import write_dataset
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.metadata import Metadata
+from gpattern_bench.sources.recipe import Recipe
 
 PATIENCE_S = 1800
 """Longest wait for another process or thread: with fifteen at work on each core it still ends."""

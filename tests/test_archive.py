@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from gpattern_bench.archive import members
 from gpattern_bench.errors import SourceError
+from gpattern_bench.sources.archive import members
 
 FILES = {"Lung/tx.csv": b"fov,x\n1,2\n" * 500, "Lung/labels/F001.tif": b"II*\0" + bytes(3000)}
 
@@ -100,7 +100,7 @@ def test_memory_does_not_grow_with_the_archive(tmp_path):
     code = """
         import resource, sys
         from pathlib import Path
-        from gpattern_bench.archive import members
+        from gpattern_bench.sources.archive import members
         def peak():
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         before = peak()
@@ -172,7 +172,7 @@ def test_limit_holds_behind_the_end_mark(path):
 
 
 def test_ratio_above_which_an_archive_is_a_bomb(path, monkeypatch):
-    monkeypatch.setattr("gpattern_bench.archive._ALWAYS", 1 << 20)
+    monkeypatch.setattr("gpattern_bench.sources.archive._ALWAYS", 1 << 20)
     make(path, {"zeros": bytes(8 << 20)})
     assert path.stat().st_size < 10_000
     with pytest.raises(SourceError, match="unpacks to more than"):

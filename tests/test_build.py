@@ -20,7 +20,7 @@ from gpattern_bench.base.files import file_sha256
 from gpattern_bench.curate.build import build, curate, export_tables
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.errors import ChecksumError, FetchError, SourceError, TableError
-from gpattern_bench.registry import Entry, Tables, find_entry
+from gpattern_bench.sources.registry import Entry, Tables, find_entry
 
 
 class _Quiet(SimpleHTTPRequestHandler):

@@ -14,7 +14,6 @@ from samples import dataset_of
 
 from gpattern_bench import Evaluator
 from gpattern_bench.calls import call_patterns, summarise_genes, val_thresholds, write_calls
-from gpattern_bench.curate.recipe import Recipe
 from gpattern_bench.curate.rules import apply_rules
 from gpattern_bench.curate.simulate import PATTERNS, simulate
 from gpattern_bench.curate.write import write_dataset
@@ -24,6 +23,7 @@ from gpattern_bench.methods import METHODS
 from gpattern_bench.methods.gpsnet.method import GPSNetMethod
 from gpattern_bench.model import load_model, predict_tables
 from gpattern_bench.run import run_method
+from gpattern_bench.sources.recipe import Recipe
 
 
 @pytest.fixture(scope="module")

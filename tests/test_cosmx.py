@@ -16,10 +16,10 @@ import tifffile
 from exports import IMAGE, IMAGES, PLACES, H, W, make_molecules, positions, write_cosmx
 
 from gpattern_bench.curate.cosmx import read_cosmx
-from gpattern_bench.curate.recipe import Recipe
 from gpattern_bench.curate.release import Release
 from gpattern_bench.curate.rules import apply_rules
 from gpattern_bench.errors import MissingExtraError, SourceError, TableError
+from gpattern_bench.sources.recipe import Recipe
 
 PATTERNS = ("nuclear", "membrane", "cytoplasmic")
 CROPS = {"2": (4800, 0), "3": (0, 0)}  # of the real extract

@@ -26,13 +26,13 @@ from gpattern_bench.curate import write
 from gpattern_bench.curate.bento import read_bento
 from gpattern_bench.curate.build import build
 from gpattern_bench.curate.labels import read_labels_csv
-from gpattern_bench.curate.recipe import Recipe
 from gpattern_bench.curate.release import Release, by_fov
 from gpattern_bench.curate.rules import Tables, apply_rules
 from gpattern_bench.curate.spatialdata import read_spatialdata
 from gpattern_bench.errors import GPatternBenchError, SourceError, TableError
-from gpattern_bench.fetch import MIRROR
-from gpattern_bench.registry import find_entry
+from gpattern_bench.sources.fetch import MIRROR
+from gpattern_bench.sources.recipe import Recipe
+from gpattern_bench.sources.registry import find_entry
 from gpattern_bench.storage import content_sha256
 
 PATTERNS = ("nuclear", "cytoplasmic")
@@ -1053,7 +1053,7 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 from pathlib import Path
 from gpattern_bench.curate.build import curate
-from gpattern_bench.curate.recipe import Recipe
+from gpattern_bench.sources.recipe import Recipe
 from gpattern_bench.errors import TableError
 patterns = ("cell_edge", "cytoplasmic", "nuclear", "nuclear_edge")
 recipe = Recipe(format="simulated", patterns=patterns, split="test")

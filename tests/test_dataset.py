@@ -18,7 +18,6 @@ import shapely
 from gpattern_bench import list_datasets, load_dataset, schema
 from gpattern_bench.base.files import file_sha256
 from gpattern_bench.cells import Cell
-from gpattern_bench.curate.recipe import Recipe
 from gpattern_bench.curate.release import Release
 from gpattern_bench.curate.rules import apply_rules
 from gpattern_bench.curate.simulate import PATTERNS, simulate
@@ -30,7 +29,8 @@ from gpattern_bench.errors import (
     TableError,
     UnknownDatasetError,
 )
-from gpattern_bench.registry import find_entry
+from gpattern_bench.sources.recipe import Recipe
+from gpattern_bench.sources.registry import find_entry
 from gpattern_bench.storage import content_sha256, write_table
 
 SPLITS = ("train", "val", "test")

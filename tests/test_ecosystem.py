@@ -14,7 +14,6 @@ from shapely import MultiPolygon, box
 
 from gpattern_bench import load_dataset
 from gpattern_bench.curate.build import curate
-from gpattern_bench.curate.recipe import Recipe
 from gpattern_bench.curate.release import Release
 from gpattern_bench.curate.rules import apply_rules
 from gpattern_bench.curate.write import write_dataset
@@ -22,6 +21,7 @@ from gpattern_bench.dataset import Dataset
 from gpattern_bench.ecosystem import to_anndata, to_spatialdata
 from gpattern_bench.errors import MissingExtraError, PredictionError
 from gpattern_bench.predictions import write_predictions
+from gpattern_bench.sources.recipe import Recipe
 
 
 def imported(name):

@@ -12,10 +12,10 @@ from samples import PATIENCE_S
 from werkzeug import Request, Response
 
 from gpattern_bench.base.files import file_sha256, replacing, write_text
-from gpattern_bench.cache import CACHE, cache_root
 from gpattern_bench.errors import ChecksumError, FetchError
-from gpattern_bench.fetch import MIRROR, fetch
-from gpattern_bench.registry import SourceFile
+from gpattern_bench.sources.cache import CACHE, cache_root
+from gpattern_bench.sources.fetch import MIRROR, fetch
+from gpattern_bench.sources.registry import SourceFile
 
 CONTENT = b"molecules " * 1000
 PATH = "set/part one.h5ad"  # a name that an address must quote
@@ -44,7 +44,7 @@ def left_in(cache: Path) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpattern_bench.download.BACKOFF_S", 0.01)
+    monkeypatch.setattr("gpattern_bench.sources.http.BACKOFF_S", 0.01)
 
 
 @pytest.fixture

@@ -30,11 +30,12 @@ from pathlib import Path
 import pytest
 from samples import PATIENCE_S
 
-from gpattern_bench import download, place
-from gpattern_bench import fetch as fetching
 from gpattern_bench.errors import ChecksumError, FetchError
-from gpattern_bench.fetch import MIRROR, OFFLINE, fetch, fetch_tables, provenance
-from gpattern_bench.registry import SourceFile, Tables
+from gpattern_bench.sources import cached_file
+from gpattern_bench.sources import fetch as fetching
+from gpattern_bench.sources import http as download
+from gpattern_bench.sources.fetch import MIRROR, OFFLINE, fetch, fetch_tables, provenance
+from gpattern_bench.sources.registry import SourceFile, Tables
 
 HDF5 = b"\x89HDF\r\n\x1a\n"
 CONTENT = HDF5 + b"".join(b"%07d\n" % i for i in range(5000))  # 40,008 bytes, none like another
@@ -752,7 +753,7 @@ def test_file_that_was_placed_by_hand_must_be_of_its_format(server, cache, conte
 
 @both
 def test_large_file_is_hashed_again_only_when_it_changed(server, cache, monkeypatch, make):
-    monkeypatch.setattr(place, "LARGE", 0)
+    monkeypatch.setattr(cached_file, "LARGE", 0)
     path = fetch(make(server.url), cache)
     before = path.stat()
     path.write_bytes(OTHER)  # nobody can know, if size and time say nothing
@@ -768,7 +769,7 @@ def test_large_file_is_hashed_again_only_when_it_changed(server, cache, monkeypa
 
 
 def test_record_is_no_proof_against_the_registry(server, cache, monkeypatch):
-    monkeypatch.setattr(place, "LARGE", 0)
+    monkeypatch.setattr(cached_file, "LARGE", 0)
     fetch(pinned(server.url), cache)
     with pytest.raises(FetchError, match="expected SHA-256"):
         fetch(pinned(server.url, content=OTHER), cache, download=False)
@@ -837,10 +838,10 @@ def test_mirror_is_asked_for_a_file_without_a_checksum(server, cache, monkeypatc
 CHILD = """
 import json, os, resource, sys
 from pathlib import Path
-from gpattern_bench import download
+from gpattern_bench.sources import http as download
 from gpattern_bench.errors import FetchError
-from gpattern_bench.fetch import fetch
-from gpattern_bench.registry import SourceFile
+from gpattern_bench.sources.fetch import fetch
+from gpattern_bench.sources.registry import SourceFile
 file, cache, before = json.loads(sys.argv[1])
 download.BACKOFF_S = 0.01
 exec(before)

@@ -51,7 +51,6 @@ from samples import dataset_of, metadata_of, random_scores
 from gpattern_bench.base.files import file_sha256
 from gpattern_bench.cli import main
 from gpattern_bench.curate.build import curate
-from gpattern_bench.curate.recipe import Recipe
 from gpattern_bench.curate.releases import write_bento_h5ad
 from gpattern_bench.curate.simulate import _SIZES, PATTERNS, _pieces, simulate
 from gpattern_bench.dataset import Dataset, load_dataset
@@ -76,6 +75,7 @@ from gpattern_bench.predictions import (
     read_predictions,
     write_predictions,
 )
+from gpattern_bench.sources.recipe import Recipe
 from gpattern_bench.submission import _cost, _robustness, read_submissions
 from gpattern_bench.submit import _metadata as metadata_for
 from gpattern_bench.submit import listed_files, submit_run

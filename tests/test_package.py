@@ -47,7 +47,7 @@ class TestImport:
         )
         assert not loaded & {"pandas", "numba", "scipy", "sklearn", "shapely", "requests", "joblib"}
         curation = {name for name in loaded if name.startswith("gpattern_bench.curate.")}
-        assert curation <= {"gpattern_bench.curate.recipe"}  # data only
+        assert curation <= {"gpattern_bench.sources.recipe"}  # data only
 
     def test_an_evaluator_compiles_nothing_before_it_scores(self):
         gpattern_bench.load_dataset("synthetic")

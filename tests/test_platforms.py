@@ -34,13 +34,13 @@ from shapely import MultiPolygon, Polygon, box
 from gpattern_bench.curate import blocks
 from gpattern_bench.curate.build import curate
 from gpattern_bench.curate.merscope import read_merscope
-from gpattern_bench.curate.recipe import Recipe
 from gpattern_bench.curate.rules import apply_rules
 from gpattern_bench.curate.xenium import read_xenium
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.errors import SourceError
 from gpattern_bench.methods import get_method
 from gpattern_bench.predict import predict_cells
+from gpattern_bench.sources.recipe import Recipe
 
 NAMES = ("fov", "cell_id", "gene")
 READERS = {"xenium": read_xenium, "merscope": read_merscope}

@@ -11,7 +11,7 @@ from gpattern_bench import list_datasets as public_list_datasets
 from gpattern_bench import schema
 from gpattern_bench.base.files import file_sha256
 from gpattern_bench.errors import UnknownDatasetError
-from gpattern_bench.registry import (
+from gpattern_bench.sources.registry import (
     PUBLISHED,
     Entry,
     SourceFile,
@@ -184,7 +184,7 @@ def test_newest_version_is_found(monkeypatch):
     versions = ["1.9.0", "1.10.0", "1.2.0"]
     first = find_entry("synthetic")
     entries = tuple(first.model_copy(update={"version": version}) for version in versions)
-    monkeypatch.setattr("gpattern_bench.registry.registry", lambda: entries)
+    monkeypatch.setattr("gpattern_bench.sources.registry.registry", lambda: entries)
     assert find_entry("synthetic").version == "1.10.0"
     assert find_entry("synthetic@1.2.0").version == "1.2.0"
     assert list_datasets() == ["synthetic"]

@@ -12,7 +12,6 @@ import pytest
 from samples import dataset_of, small_dataset
 
 from gpattern_bench import Evaluator, __version__
-from gpattern_bench.curate.recipe import Recipe
 from gpattern_bench.curate.rules import apply_rules
 from gpattern_bench.curate.simulate import PATTERNS, simulate
 from gpattern_bench.curate.write import write_dataset
@@ -23,6 +22,7 @@ from gpattern_bench.methods.base import About, Untrained
 from gpattern_bench.predictions import Origin, read_predictions
 from gpattern_bench.run import FOLDS, run_method
 from gpattern_bench.run_all import run_all
+from gpattern_bench.sources.recipe import Recipe
 
 
 @pytest.fixture(scope="module")

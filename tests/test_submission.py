@@ -415,7 +415,7 @@ class TestAddresses:
     @pytest.fixture
     def afar(self, here, cli, httpserver: HTTPServer, monkeypatch) -> Path:
         """The same submission with its files on a server, and an empty cache of them."""
-        monkeypatch.setattr("gpattern_bench.download.BACKOFF_S", 0.01)
+        monkeypatch.setattr("gpattern_bench.sources.http.BACKOFF_S", 0.01)
         monkeypatch.setattr("gpattern_bench.submission.cache_root", lambda: here / "cache")
         home = here / "submissions" / "my_method"
         files = []

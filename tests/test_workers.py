@@ -21,14 +21,14 @@ from gpattern_bench.base.workers import in_order, workers
 from gpattern_bench.cli import main
 from gpattern_bench.curate import simulate
 from gpattern_bench.curate.build import curate
-from gpattern_bench.curate.recipe import Recipe
 from gpattern_bench.curate.releases import write_bento_h5ad, write_cosmx
 from gpattern_bench.curate.simulate import simulate_like
 from gpattern_bench.errors import PredictionError, SourceError, TableError, WorkersError
 from gpattern_bench.methods import get_method
 from gpattern_bench.predict import predict_cells
 from gpattern_bench.predictions import write_predictions
-from gpattern_bench.registry import find_entry
+from gpattern_bench.sources.recipe import Recipe
+from gpattern_bench.sources.registry import find_entry
 from gpattern_bench.submission import read_submissions, rescore, results_text
 from gpattern_bench.submit import listed_files
 

@@ -249,7 +249,7 @@ def _curate(
     from pydantic import ValidationError
 
     from gpattern_bench.curate.build import curate as make
-    from gpattern_bench.curate.recipe import Recipe
+    from gpattern_bench.sources.recipe import Recipe
 
     source = source.absolute()
     try:

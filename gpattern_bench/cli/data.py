@@ -26,9 +26,9 @@ from gpattern_bench.errors import GPatternBenchError, TableError
 def list_(as_json: Json = False) -> None:
     """List the datasets: what the registry says, and what is in the cache."""
     from gpattern_bench.base.files import MANIFEST
-    from gpattern_bench.cache import cache_root
     from gpattern_bench.manifest import read_manifest
-    from gpattern_bench.registry import registry
+    from gpattern_bench.sources.cache import cache_root
+    from gpattern_bench.sources.registry import registry
 
     keys = ("molecules", "cells", "genes", "molecules_per_cell", "patterns")
     rows: list[dict[str, Any]] = []
@@ -65,9 +65,9 @@ def list_(as_json: Json = False) -> None:
 def info(name: Name, as_json: Json = False) -> None:
     """Show what is known of a dataset; fetches nothing."""
     from gpattern_bench.base.files import MANIFEST
-    from gpattern_bench.cache import cache_root
     from gpattern_bench.manifest import read_manifest
-    from gpattern_bench.registry import find_entry
+    from gpattern_bench.sources.cache import cache_root
+    from gpattern_bench.sources.registry import find_entry
 
     if (Path(name) / MANIFEST).is_file():
         facts = read_manifest(Path(name))
@@ -105,7 +105,7 @@ def download(
 def cite(name: Name) -> None:
     """Show what to cite for a dataset, its licence and where it comes from."""
     from gpattern_bench.base.files import MANIFEST
-    from gpattern_bench.registry import find_entry
+    from gpattern_bench.sources.registry import find_entry
 
     if (Path(name) / MANIFEST).is_file():
         raise GPatternBenchError(
@@ -187,9 +187,9 @@ def simulate_(
 ) -> None:
     """Draw a release of known patterns, at the size of one of the paper's datasets."""
     from gpattern_bench.curate.build import curate as make
-    from gpattern_bench.curate.recipe import Recipe
     from gpattern_bench.curate.releases import write_bento_h5ad, write_cosmx
     from gpattern_bench.curate.simulate import simulate_like
+    from gpattern_bench.sources.recipe import Recipe
 
     patterns = THREE_PATTERNS if like is _Like.cosmx_lung else FOUR_PATTERNS
     if form is _As.tables:

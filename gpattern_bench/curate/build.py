@@ -17,15 +17,15 @@ from filelock import FileLock
 from gpattern_bench.base.files import MANIFEST, file_sha256
 from gpattern_bench.base.progress import Progress
 from gpattern_bench.base.workers import Backend, in_order, workers
-from gpattern_bench.cache import CACHE
-from gpattern_bench.curate.recipe import Recipe
 from gpattern_bench.curate.release import Piece
 from gpattern_bench.curate.rules import Tables as Cut
 from gpattern_bench.curate.rules import apply_rules
 from gpattern_bench.curate.write import new_folder, write_dataset
 from gpattern_bench.errors import ChecksumError, FetchError, SourceError, TableError
-from gpattern_bench.fetch import fetch, fetch_tables, provenance
-from gpattern_bench.registry import Entry, Tables
+from gpattern_bench.sources.cache import CACHE
+from gpattern_bench.sources.fetch import fetch, fetch_tables, provenance
+from gpattern_bench.sources.recipe import Recipe
+from gpattern_bench.sources.registry import Entry, Tables
 
 __all__ = ["build", "curate", "export_tables"]
 
@@ -204,7 +204,7 @@ def export_tables(folder: Path, out: Path) -> str:
     -------
     str
         SHA-256 of the manifest, which names the size and SHA-256 of every other file: what
-        :class:`gpattern_bench.registry.Tables` pins.
+        :class:`gpattern_bench.sources.registry.Tables` pins.
 
     Raises
     ------

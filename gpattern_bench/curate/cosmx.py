@@ -15,7 +15,6 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from gpattern_bench.archive import members
 from gpattern_bench.curate.cosmx_csv import (
     GLOBAL,
     LOCAL,
@@ -28,6 +27,7 @@ from gpattern_bench.curate.masks import border_labels, label_image, outlines
 from gpattern_bench.curate.release import Piece, Release, reading
 from gpattern_bench.curate.spill import Spill
 from gpattern_bench.errors import SourceError, TableError
+from gpattern_bench.sources.archive import members
 
 __all__ = ["read_cosmx"]
 

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from gpattern_bench import schema
 from gpattern_bench.base.geometry import polygonal
-from gpattern_bench.curate.recipe import Recipe
 from gpattern_bench.curate.release import Release
 from gpattern_bench.errors import SourceError
+from gpattern_bench.sources.recipe import Recipe
 from gpattern_bench.storage import used_codes
 
 __all__ = ["DIAMETER_UM", "Tables", "apply_rules", "unit_warnings"]

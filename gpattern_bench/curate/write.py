@@ -19,9 +19,9 @@ import pyarrow as pa
 from gpattern_bench import schema
 from gpattern_bench.base.files import MANIFEST, file_sha256
 from gpattern_bench.base.version import __version__
-from gpattern_bench.curate.recipe import Recipe
 from gpattern_bench.curate.rules import Tables, unit_warnings
 from gpattern_bench.errors import SourceError, TableError
+from gpattern_bench.sources.recipe import Recipe
 from gpattern_bench.splits import find_leaks, split_fovs
 from gpattern_bench.storage import TableWriter, read_fovs, write_table
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from gpattern_bench.base.files import write_text
-from gpattern_bench.download import is_html
-from gpattern_bench.registry import SourceFile
+from gpattern_bench.sources.http import is_html
+from gpattern_bench.sources.registry import SourceFile
 
 __all__ = ["Place", "Record", "measure"]
 

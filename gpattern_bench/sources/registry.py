@@ -21,8 +21,8 @@ from pydantic import (
     model_validator,
 )
 
-from gpattern_bench.curate.recipe import Recipe
 from gpattern_bench.errors import UnknownDatasetError
+from gpattern_bench.sources.recipe import Recipe
 
 __all__ = ["Entry", "SourceFile", "Tables", "find_entry", "list_datasets", "registry"]
 
@@ -193,7 +193,7 @@ class Entry(_Frozen):
 @cache
 def registry() -> tuple[Entry, ...]:
     """All entries of ``datasets.yaml``, in its order."""
-    text = files("gpattern_bench").joinpath("datasets.yaml").read_text(encoding="utf-8")
+    text = files("gpattern_bench.sources").joinpath("datasets.yaml").read_text(encoding="utf-8")
     # The parser in C is ten times as fast; some builds of PyYAML lack it.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     return tuple(Entry.model_validate(entry) for entry in yaml.load(text, loader))  # noqa: S506

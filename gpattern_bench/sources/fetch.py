@@ -14,13 +14,13 @@ from urllib.request import url2pathname
 
 from filelock import FileLock
 
-from gpattern_bench import download as http
 from gpattern_bench.base.files import MANIFEST
-from gpattern_bench.cache import CACHE
-from gpattern_bench.download import NotFetched
 from gpattern_bench.errors import ChecksumError, FetchError
-from gpattern_bench.place import Place, measure
-from gpattern_bench.registry import SourceFile, Tables
+from gpattern_bench.sources import http as http
+from gpattern_bench.sources.cache import CACHE
+from gpattern_bench.sources.cached_file import Place, measure
+from gpattern_bench.sources.http import NotFetched
+from gpattern_bench.sources.registry import SourceFile, Tables
 
 __all__ = ["MIRROR", "OFFLINE", "fetch", "fetch_tables", "provenance"]
 
