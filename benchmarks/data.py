@@ -30,7 +30,7 @@ from gpattern_bench.curate.releases import write_bento_h5ad, write_cosmx
 from gpattern_bench.curate.simulate import PATTERNS, simulate_like
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.sources.recipe import Recipe
-from gpattern_bench.storage import fov_row_groups
+from gpattern_bench.tables.parquet import fov_row_groups
 
 LIKES = ("nih3t3", "u2os", "cosmx_lung")
 SEED = 1

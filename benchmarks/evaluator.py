@@ -37,9 +37,10 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 from tabulate import tabulate
 from timing import fresh, resident, told
 
-from gpattern_bench import Evaluator, schema
+from gpattern_bench import Evaluator
 from gpattern_bench.metrics import PatternScore, score_pattern
 from gpattern_bench.predictions import Origin, write_tables
+from gpattern_bench.tables import schema
 
 PATTERNS = ("cell_edge", "cytoplasmic", "nuclear", "nuclear_edge")
 GENES, PER_CELL = 960, 100  # a panel of 960 genes, of which a cell shows 100

@@ -29,7 +29,7 @@ from gpattern_bench.methods.gpsnet.model import PRESETS
 from gpattern_bench.methods.gpsnet.settings import TRAININGS
 from gpattern_bench.pieces import run_key
 from gpattern_bench.predict import predict_cells
-from gpattern_bench.predictions import counted
+from gpattern_bench.tables.predictions import counted
 
 __all__ = ["REPORTED", "STUDIES", "AblationRow", "ablation_table", "train_variants"]
 

@@ -19,7 +19,7 @@ from gpattern_bench.dataset import Dataset
 from gpattern_bench.errors import PredictionError
 from gpattern_bench.evaluator import Evaluator
 from gpattern_bench.metrics import score_pattern
-from gpattern_bench.predictions import write_tables
+from gpattern_bench.tables.predictions import write_tables
 
 __all__ = ["call_patterns", "summarise_genes", "val_thresholds", "write_calls"]
 

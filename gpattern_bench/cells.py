@@ -19,7 +19,7 @@ from shapely.errors import ShapelyError
 from shapely.geometry.base import BaseGeometry
 
 from gpattern_bench.errors import TableError
-from gpattern_bench.storage import codes_into, dictionary_codes, read_fovs, read_table
+from gpattern_bench.tables.parquet import codes_into, dictionary_codes, read_fovs, read_table
 
 if TYPE_CHECKING:
     from gpattern_bench.base.geometry import CellGeometry

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from gpattern_bench import schema
 from gpattern_bench.base.files import MANIFEST
 from gpattern_bench.base.html import html_table
 from gpattern_bench.errors import GPatternBenchError, TableError
-from gpattern_bench.manifest import read_manifest
 from gpattern_bench.sources.cache import cache_root
 from gpattern_bench.sources.registry import find_entry, list_datasets
-from gpattern_bench.storage import read_table, read_whole
+from gpattern_bench.tables import schema
+from gpattern_bench.tables.manifest import read_manifest
+from gpattern_bench.tables.parquet import read_table, read_whole
 
 # pandas, shapely and curation are imported by whoever needs them: to load a dataset is quick.
 if TYPE_CHECKING:
@@ -161,9 +161,9 @@ class Dataset:
         return {"genes": len(self.genes), **whole}
 
     def molecules(self, split: str | None = None, columns: Sequence[str] | None = None) -> pa.Table:
-        """Molecules of a split (None: of all), columns as :data:`gpattern_bench.schema.MOLECULES`.
+        """Molecules of a split (None: of all); reads only its row groups and the asked columns.
 
-        Only the row groups of that split and the asked columns are read.
+        All columns: :data:`gpattern_bench.tables.schema.MOLECULES`.
         """
         return self._read("molecules", split, columns)
 
@@ -269,14 +269,14 @@ class Dataset:
 
         Files against the manifest's bytes, SHA-256 and content hashes; columns and types; row
         order; row groups within one FOV; outlines; every labelled pair against the molecules;
-        and that no split knows another (:func:`gpattern_bench.splits.find_leaks`).
+        and that no split knows another (:func:`gpattern_bench.tables.leaks.find_leaks`).
 
         Raises
         ------
         TableError
             With every problem found.
         """
-        from gpattern_bench.verify import find_problems
+        from gpattern_bench.tables.verify import find_problems
 
         problems = find_problems(self.folder, self.manifest)
         if problems:

@@ -18,14 +18,14 @@ from gpattern_bench.cells import read_cells
 from gpattern_bench.dataset import Dataset
 from gpattern_bench.errors import MissingExtraError, PredictionError
 from gpattern_bench.model import is_model_output
-from gpattern_bench.predictions import (
+from gpattern_bench.predictions import expected_origin
+from gpattern_bench.tables.parquet import codes_into, read_fovs
+from gpattern_bench.tables.predictions import (
     as_table,
     check_predictions,
-    expected_origin,
     pair_positions,
     read_predictions,
 )
-from gpattern_bench.storage import codes_into, read_fovs
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -72,7 +72,7 @@ class _ProblemsError(GPatternBenchError):
 
 
 class TableError(_ProblemsError):
-    """The tables of a dataset break the rules of :mod:`gpattern_bench.schema`."""
+    """The tables of a dataset break the rules of :mod:`gpattern_bench.tables.schema`."""
 
 
 class PredictionError(_ProblemsError):

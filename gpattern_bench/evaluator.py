@@ -13,19 +13,20 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from gpattern_bench import schema
 from gpattern_bench.base.html import html_table
 from gpattern_bench.dataset import Dataset, load_dataset
 from gpattern_bench.errors import EvaluationError, PredictionError
 from gpattern_bench.metrics import at_threshold, exact_mean, score_pattern
-from gpattern_bench.predictions import (
+from gpattern_bench.predictions import expected_origin
+from gpattern_bench.strata import parts
+from gpattern_bench.tables import schema
+from gpattern_bench.tables.predictions import (
+    FLOATS,
     Checked,
     as_table,
     check_predictions,
-    expected_origin,
     read_predictions,
 )
-from gpattern_bench.strata import parts
 from gpattern_bench.uncertainty import (
     REPLICATES,
     Clusters,
@@ -43,7 +44,6 @@ Predictions: TypeAlias = str | Path | pd.DataFrame | pa.Table | Mapping[str, Any
 _MACRO = {"auc_macro": "auc", "acc_macro": "acc", "f1_macro": "f1", "ap_macro": "ap"}
 _MACRO_VAL = {"f1_val_macro": "f1_val", "acc_val_macro": "acc_val"}
 _SHOWN = ("auc", "acc", "f1", "ap", "f1_val", "acc_val")
-_FLOATS = (pa.float32(), pa.float64())
 
 
 class Result(dict[str, Any]):
@@ -421,7 +421,7 @@ class Evaluator:
                 "expected the path of a prediction file, a pandas.DataFrame, a pyarrow.Table or a "
                 f"dict of y_true and y_pred, got {type(predictions).__name__}"
             )
-        return check_predictions(as_table(predictions), labels, self.patterns, dtypes=_FLOATS)
+        return check_predictions(as_table(predictions), labels, self.patterns, dtypes=FLOATS)
 
     def _aligned(
         self, predictions: Predictions, split: str, labels: pd.DataFrame | None

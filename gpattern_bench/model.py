@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
-from gpattern_bench import schema
 from gpattern_bench.base.files import write_text
 from gpattern_bench.base.version import __version__
 from gpattern_bench.dataset import Dataset
@@ -18,7 +17,8 @@ from gpattern_bench.errors import GPatternBenchError, MethodError
 from gpattern_bench.methods import get_method
 from gpattern_bench.methods.base import Method
 from gpattern_bench.predict import predict_pieces
-from gpattern_bench.predictions import write_tables
+from gpattern_bench.tables import schema
+from gpattern_bench.tables.predictions import write_tables
 
 __all__ = ["Model", "is_model_output", "load_model", "predict_tables", "save_model"]
 

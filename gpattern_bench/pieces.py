@@ -21,9 +21,9 @@ from gpattern_bench.dataset import Dataset
 from gpattern_bench.methods.base import Method, Network
 from gpattern_bench.model import load_model
 from gpattern_bench.predict import predict_cells
-from gpattern_bench.predictions import write_tables
 from gpattern_bench.run import peak_rss_mib
-from gpattern_bench.storage import read_table
+from gpattern_bench.tables.parquet import read_table
+from gpattern_bench.tables.predictions import write_tables
 
 __all__ = [
     "Piece",

@@ -422,7 +422,7 @@ def _pattern_colour(dataset: Dataset, pattern: str) -> str:
 def _split_of(dataset: Dataset, predictions: Sequence[str | Path]) -> str:
     """The split that all prediction files score; without any the one to show."""
     from gpattern_bench.errors import PredictionError
-    from gpattern_bench.predictions import read_origin, read_predictions
+    from gpattern_bench.tables.predictions import read_origin, read_predictions
 
     found: dict[str, Path] = {}
     for path in map(Path, predictions):
@@ -499,7 +499,7 @@ def _predictions_shown(dataset: Dataset, split: str, cell: Cell, path: Path) -> 
     """Calls of a prediction file in one cell."""
     from gpattern_bench.errors import PredictionError
     from gpattern_bench.evaluator import Evaluator
-    from gpattern_bench.predictions import read_origin
+    from gpattern_bench.tables.predictions import read_origin
 
     evaluator = Evaluator(dataset, split)
     checked = evaluator.check(path)

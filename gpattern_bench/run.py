@@ -32,13 +32,8 @@ from gpattern_bench.methods import METHODS, get_method
 from gpattern_bench.methods.base import Method, Network
 from gpattern_bench.model import Model, save_model
 from gpattern_bench.predict import predict_cells
-from gpattern_bench.predictions import (
-    Origin,
-    Protocol,
-    counted,
-    prediction_table,
-    write_tables,
-)
+from gpattern_bench.predictions import prediction_table
+from gpattern_bench.tables.predictions import Origin, Protocol, counted, write_tables
 
 __all__ = [
     "FOLDS",

@@ -34,8 +34,8 @@ from gpattern_bench.pieces import (
     read_pieces,
     run_key,
 )
-from gpattern_bench.predictions import Origin
 from gpattern_bench.run import choose_protocol, fit_method, run_origins, write_run
+from gpattern_bench.tables.predictions import Origin
 
 __all__ = ["Outcome", "run_all"]
 

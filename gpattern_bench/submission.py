@@ -28,11 +28,11 @@ from gpattern_bench.errors import (
 )
 from gpattern_bench.evaluator import Evaluator
 from gpattern_bench.metadata import METADATA, Metadata, PredictionFile, parse_yaml, shown
-from gpattern_bench.predictions import Origin, Protocol, read_origin, read_predictions
 from gpattern_bench.sources.cache import cache_root
 from gpattern_bench.sources.fetch import fetch
 from gpattern_bench.sources.registry import SourceFile
 from gpattern_bench.strata import parts
+from gpattern_bench.tables.predictions import Origin, Protocol, read_origin, read_predictions
 from gpattern_bench.uncertainty import REPLICATES
 
 __all__ = [

@@ -23,14 +23,14 @@ from gpattern_bench.metadata import (
     shown,
 )
 from gpattern_bench.methods import METHODS, get_method
-from gpattern_bench.predictions import (
+from gpattern_bench.predictions import expected_origin
+from gpattern_bench.run import Run
+from gpattern_bench.tables.predictions import (
     Origin,
     check_predictions,
-    expected_origin,
     read_origin,
     read_predictions,
 )
-from gpattern_bench.run import Run
 
 __all__ = ["listed_files", "submit_run"]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from samples import PATIENCE_S
 
-import gpattern_bench.verify
+import gpattern_bench.tables.verify
 from gpattern_bench import load_dataset
 from gpattern_bench.errors import TableError
 
@@ -123,13 +123,13 @@ class TestWatch:
 
 def test_removed_while_it_is_verified(tmp_path, monkeypatch):
     dataset = load_dataset("synthetic", root=tmp_path)
-    read = gpattern_bench.verify.read_whole
+    read = gpattern_bench.tables.verify.read_whole
 
     def removed(path):
         table = read(path)
         (path.parent / "labels.parquet").unlink()
         return table
 
-    monkeypatch.setattr(gpattern_bench.verify, "read_whole", removed)
+    monkeypatch.setattr(gpattern_bench.tables.verify, "read_whole", removed)
     with pytest.raises(TableError, match=r"cannot be read .*labels\.parquet"):
         dataset.verify()

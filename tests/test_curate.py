@@ -20,7 +20,6 @@ import shapely
 import zarr
 from shapely import MultiPolygon, Polygon, box
 
-from gpattern_bench import schema
 from gpattern_bench.base.files import file_sha256
 from gpattern_bench.curate import write
 from gpattern_bench.curate.bento import read_bento
@@ -33,7 +32,8 @@ from gpattern_bench.errors import GPatternBenchError, SourceError, TableError
 from gpattern_bench.sources.fetch import MIRROR
 from gpattern_bench.sources.recipe import Recipe
 from gpattern_bench.sources.registry import find_entry
-from gpattern_bench.storage import content_sha256
+from gpattern_bench.tables import schema
+from gpattern_bench.tables.parquet import content_sha256
 
 PATTERNS = ("nuclear", "cytoplasmic")
 RECIPE = Recipe(format="bento-h5ad", patterns=PATTERNS, unit_um=0.1, split="test")

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import shapely
 
-from gpattern_bench import list_datasets, load_dataset, schema
+from gpattern_bench import list_datasets, load_dataset
 from gpattern_bench.base.files import file_sha256
 from gpattern_bench.cells import Cell
 from gpattern_bench.curate.release import Release
@@ -31,7 +31,8 @@ from gpattern_bench.errors import (
 )
 from gpattern_bench.sources.recipe import Recipe
 from gpattern_bench.sources.registry import find_entry
-from gpattern_bench.storage import content_sha256, write_table
+from gpattern_bench.tables import schema
+from gpattern_bench.tables.parquet import content_sha256, write_table
 
 SPLITS = ("train", "val", "test")
 

@@ -8,7 +8,6 @@ import pytest
 from pydantic import ValidationError
 
 from gpattern_bench import list_datasets as public_list_datasets
-from gpattern_bench import schema
 from gpattern_bench.base.files import file_sha256
 from gpattern_bench.errors import UnknownDatasetError
 from gpattern_bench.sources.registry import (
@@ -20,6 +19,7 @@ from gpattern_bench.sources.registry import (
     list_datasets,
     registry,
 )
+from gpattern_bench.tables import schema
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 ENTRIES = registry()

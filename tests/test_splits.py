@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpattern_bench.curate.splits import SHARES, split_fovs
 from gpattern_bench.errors import SourceError
-from gpattern_bench.schema import SPLIT_NAMES
-from gpattern_bench.splits import SHARES, Read, copied_cells, find_leaks, split_fovs
+from gpattern_bench.tables.leaks import Read, copied_cells, find_leaks
+from gpattern_bench.tables.schema import SPLIT_NAMES
 
 PATTERNS = ["cell_edge", "nuclear"]
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpattern_bench.errors import TableError
-from gpattern_bench.storage import (
+from gpattern_bench.tables.parquet import (
     codes_into,
     content_sha256,
     dictionary_codes,

@@ -26,9 +26,9 @@ from gpattern_bench.errors import GPatternBenchError, TableError
 def list_(as_json: Json = False) -> None:
     """List the datasets: what the registry says, and what is in the cache."""
     from gpattern_bench.base.files import MANIFEST
-    from gpattern_bench.manifest import read_manifest
     from gpattern_bench.sources.cache import cache_root
     from gpattern_bench.sources.registry import registry
+    from gpattern_bench.tables.manifest import read_manifest
 
     keys = ("molecules", "cells", "genes", "molecules_per_cell", "patterns")
     rows: list[dict[str, Any]] = []
@@ -65,9 +65,9 @@ def list_(as_json: Json = False) -> None:
 def info(name: Name, as_json: Json = False) -> None:
     """Show what is known of a dataset; fetches nothing."""
     from gpattern_bench.base.files import MANIFEST
-    from gpattern_bench.manifest import read_manifest
     from gpattern_bench.sources.cache import cache_root
     from gpattern_bench.sources.registry import find_entry
+    from gpattern_bench.tables.manifest import read_manifest
 
     if (Path(name) / MANIFEST).is_file():
         facts = read_manifest(Path(name))

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 def validate(file: File, dataset: DatasetOption) -> None:
     """Check a prediction file, of labelled pairs or, without labels, of all: every problem."""
     from gpattern_bench.dataset import load_dataset
-    from gpattern_bench.predictions import check_predictions, expected_origin, read_predictions
+    from gpattern_bench.predictions import expected_origin
+    from gpattern_bench.tables.predictions import check_predictions, read_predictions
 
     found = load_dataset(dataset)
     try:
@@ -80,7 +81,7 @@ def evaluate(
 ) -> None:
     """Score a prediction file."""
     from gpattern_bench.evaluator import Evaluator
-    from gpattern_bench.predictions import read_origin
+    from gpattern_bench.tables.predictions import read_origin
 
     origin = read_origin(file)
     split = "test" if origin is None else origin.split
@@ -206,7 +207,7 @@ def calls(
 def scored_by(file: Path, dataset: str | None) -> tuple[Dataset, str]:
     """Dataset and split of a prediction file."""
     from gpattern_bench.dataset import load_dataset
-    from gpattern_bench.predictions import read_origin, read_predictions
+    from gpattern_bench.tables.predictions import read_origin, read_predictions
 
     origin = read_origin(file)
     if origin is None:

@@ -20,7 +20,7 @@ from gpattern_bench.curate.blocks import find_table, read_blocks
 from gpattern_bench.curate.gather import Dropped, count, gather, join_parts, outlined_cells
 from gpattern_bench.curate.release import Piece, reading
 from gpattern_bench.errors import SourceError
-from gpattern_bench.storage import codes_into
+from gpattern_bench.tables.parquet import codes_into
 
 __all__ = ["read_merscope"]
 

@@ -14,12 +14,12 @@ import pyarrow as pa
 import shapely
 from numpy.typing import NDArray
 
-from gpattern_bench import schema
 from gpattern_bench.base.geometry import polygonal
 from gpattern_bench.curate.release import Release
 from gpattern_bench.errors import SourceError
 from gpattern_bench.sources.recipe import Recipe
-from gpattern_bench.storage import used_codes
+from gpattern_bench.tables import schema
+from gpattern_bench.tables.parquet import used_codes
 
 __all__ = ["DIAMETER_UM", "Tables", "apply_rules", "unit_warnings"]
 
@@ -38,7 +38,7 @@ class Tables:
     Attributes
     ----------
     molecules, cells : pyarrow.Table
-        As :mod:`gpattern_bench.schema` says.
+        As :mod:`gpattern_bench.tables.schema` says.
     labels : pyarrow.Table or None
         None where the source has no labels.
     dropped : dict of str to dict of str to int

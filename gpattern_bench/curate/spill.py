@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.ipc
 
 from gpattern_bench.errors import TableError
-from gpattern_bench.storage import used_codes
+from gpattern_bench.tables.parquet import used_codes
 
 __all__ = ["Spill"]
 

@@ -16,14 +16,15 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from gpattern_bench import schema
 from gpattern_bench.base.files import MANIFEST, file_sha256
 from gpattern_bench.base.version import __version__
 from gpattern_bench.curate.rules import Tables, unit_warnings
+from gpattern_bench.curate.splits import split_fovs
 from gpattern_bench.errors import SourceError, TableError
 from gpattern_bench.sources.recipe import Recipe
-from gpattern_bench.splits import find_leaks, split_fovs
-from gpattern_bench.storage import TableWriter, read_fovs, write_table
+from gpattern_bench.tables import schema
+from gpattern_bench.tables.leaks import find_leaks
+from gpattern_bench.tables.parquet import TableWriter, read_fovs, write_table
 
 __all__ = ["new_folder", "write_dataset"]
 

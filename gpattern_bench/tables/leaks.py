@@ -1,4 +1,4 @@
-"""Train, validation and test: whole fields of view, alike in cells and patterns, without leaks."""
+"""Leaks: fields of view or cells that two splits share."""
 
 from __future__ import annotations
 
@@ -9,92 +9,16 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from gpattern_bench.errors import SourceError
-from gpattern_bench.schema import SPLIT_NAMES
-from gpattern_bench.storage import codes_into
+from gpattern_bench.tables.parquet import codes_into
+from gpattern_bench.tables.schema import SPLIT_NAMES
 
-__all__ = ["SHARES", "Read", "copied_cells", "find_leaks", "split_fovs"]
+__all__ = ["Read", "copied_cells", "find_leaks"]
 
 Read = Callable[[Collection[str]], Iterable[pa.Table]]
 """Reads the molecules of some fields of view, piece by piece; a piece does not cut a cell."""
 
-SHARES = (0.8, 0.1, 0.1)
-"""Shares of the cells in train, val and test (paper, appendix B.2)."""
-
-_DRAWS = 4096
 _FEW = 5  # molecules; cells of fewer can agree by chance
 _SAME_UM = 0.01  # float32 and the grid of centroids move a copy by less
-
-
-def split_fovs(fovs: pd.DataFrame, seed: int) -> dict[str, str]:
-    """Choose a split for every field of view.
-
-    Of 4096 seeded random partitions of whole FOVs, each cut at 80 and 90 % of the cells, the one
-    is taken whose splits are most alike: in their share of the cells, and in the share of their
-    pairs that has each pattern (paper, appendix B.2 and figure 6: stratified, 80:10:10 by FOV).
-
-    Parameters
-    ----------
-    fovs : pandas.DataFrame
-        One row per FOV, indexed by its name: column ``cells`` = cells in it, ``pairs`` = labelled
-        pairs, and one column per pattern = pairs that have it.
-    seed : int
-        The same seed gives the same split.
-
-    Returns
-    -------
-    dict of str to str
-        FOV -> ``train``, ``val`` or ``test``; each of the three has at least one FOV.
-
-    Raises
-    ------
-    SourceError
-        With fewer than three FOVs.
-    """
-    names = sorted(str(name) for name in fovs.index)
-    if len(names) < len(SPLIT_NAMES):
-        raise SourceError(
-            f"cannot split by field of view: {len(SPLIT_NAMES)} or more are needed (train, val, "
-            f"test), the release has {len(names)} ({', '.join(names)}). Put every cell into the "
-            "test split instead (split: test)."
-        )
-    fovs = fovs.loc[names]
-    cells = fovs["cells"].to_numpy(dtype=np.float64)
-    patterns = [name for name in fovs.columns if name not in ("cells", "pairs")]
-    counts = fovs[["pairs", *patterns]].to_numpy(dtype=np.float64)
-    rng = np.random.Generator(np.random.Philox(seed))
-    # Ranks of uniforms are permutations on every machine; Generator.permutation may change.
-    orders = np.argsort(rng.random((_DRAWS, len(names))), axis=1, kind="stable")
-    codes = _cut(cells[orders])  # (draws, fovs) in drawn order
-    costs = _cost(codes, cells[orders], counts[orders])
-    best = int(np.argmin(costs))
-    return {names[f]: SPLIT_NAMES[c] for f, c in zip(orders[best], codes[best], strict=True)}
-
-
-def _cut(cells: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Codes 0, 1, 2 of the FOVs in drawn order: test is filled first, then val, then train."""
-    middle = np.cumsum(cells, axis=1) - cells / 2
-    share = middle / cells.sum(axis=1, keepdims=True)
-    codes = np.where(share < SHARES[2], 2, np.where(share < SHARES[2] + SHARES[1], 1, 0))
-    codes[:, 0], codes[:, -1] = 2, 0
-    codes[~(codes == 1).any(axis=1), 1] = 1
-    return codes
-
-
-def _cost(
-    codes: NDArray[np.int64], cells: NDArray[np.float64], counts: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Sum over splits of the squared relative deviations in cells and in pattern shares."""
-    pairs, patterns = counts[..., 0], counts[..., 1:]
-    overall = patterns.sum(axis=1) / np.maximum(pairs.sum(axis=1), 1)[:, None]
-    cost = np.zeros(len(codes))
-    for code, share in enumerate(SHARES):
-        inside = codes == code
-        cost += ((cells * inside).sum(axis=1) / cells.sum(axis=1) / share - 1) ** 2
-        held = np.maximum((pairs * inside).sum(axis=1), 1)[:, None]
-        shares = (patterns * inside[..., None]).sum(axis=1) / held
-        cost += ((shares / np.maximum(overall, 1e-9) - 1) ** 2 * (overall > 0)).sum(axis=1)
-    return cost
 
 
 def copied_cells(cells: pd.DataFrame, read: Read) -> list[tuple[str, str]]:

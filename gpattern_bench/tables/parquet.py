@@ -68,7 +68,7 @@ class ContentHash:
 
     The hash depends on the column names, their logical types and the values in row order; not on
     chunks, row groups, dictionaries, compression or the library that wrote the file. Callers put
-    the rows in canonical order first (:data:`gpattern_bench.schema.SORT_KEYS`).
+    the rows in canonical order first (:data:`gpattern_bench.tables.schema.SORT_KEYS`).
     """
 
     def __init__(self) -> None:

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
 
-from gpattern_bench import schema
 from gpattern_bench.base.files import file_sha256
 from gpattern_bench.errors import TableError
-from gpattern_bench.splits import find_leaks
-from gpattern_bench.storage import ContentHash, fov_row_groups, read_fovs, read_whole
+from gpattern_bench.tables import schema
+from gpattern_bench.tables.leaks import find_leaks
+from gpattern_bench.tables.parquet import ContentHash, fov_row_groups, read_fovs, read_whole
 
 __all__ = ["find_problems"]
 
@@ -29,7 +29,7 @@ def find_problems(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
 
     Files against the manifest's SHA-256 and content hashes; columns and types; row groups within
     one FOV; row order; outlines; coordinates; genes and counts; every labelled pair against the
-    molecules; and that no split knows another (:func:`gpattern_bench.splits.find_leaks`). One
+    molecules; and that no split knows another (:func:`gpattern_bench.tables.leaks.find_leaks`). One
     field of view is in memory at a time.
 
     Returns

@@ -1,0 +1,480 @@
+"""Prediction files: their format, reading them, and every way in which one can be wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from gpattern_bench.base.files import replacing
+from gpattern_bench.base.version import __version__
+from gpattern_bench.errors import PredictionError
+from gpattern_bench.tables.parquet import codes_into
+
+__all__ = [
+    "FLOATS",
+    "Checked",
+    "Origin",
+    "Protocol",
+    "as_table",
+    "check_predictions",
+    "counted",
+    "pair_positions",
+    "read_origin",
+    "read_predictions",
+    "write_tables",
+]
+
+_KEY = b"gpattern_bench"
+_EXAMPLES = 5
+_ROWS = 1 << 20  # of a row group: as many as pyarrow gives one by default
+_METHOD = r"\w[\w.-]*"
+_LONGEST_FOOTER = 1 << 26  # bytes; that of 10^7 pairs has some thousands
+_NUMPY_NAMES = {"halffloat": "float16", "float": "float32", "double": "float64"}
+
+FLOATS = (pa.float32(), pa.float64())
+"""Types of scores in memory; a file holds the first."""
+
+Protocol = Literal["fit", "untrained", "transfer", "simulation", "cv-cell"]
+"""How the scores came to be: fitted on the dataset's own train split; by a method that learns
+nothing; fitted on another real dataset; on a simulated one; out of fold, by cell."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a prediction file belongs: stored in its metadata under ``gpattern_bench``.
+
+    Attributes
+    ----------
+    dataset, version, split : str
+        Which pairs it scores.
+    method : str
+        Whose scores.
+    seed : int
+        Of the run.
+    protocol : str
+        One of :data:`Protocol`.
+    trained_on : str or None
+        The other dataset, ``name@version``, for ``transfer`` and ``simulation``.
+    package_version : str
+        What wrote the file.
+    """
+
+    dataset: str
+    version: str
+    split: str
+    method: str
+    seed: int = 0
+    protocol: Protocol = "fit"
+    trained_on: str | None = None
+    package_version: str = __version__
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    def to_metadata(self) -> dict[bytes, str]:
+        """Give the metadata of a prediction file."""
+        return {_KEY: json.dumps(asdict(self))}
+
+    def stem(self, what: str | None = None) -> str:
+        """Name of the file without its ending; of a sibling, such as ``val`` or ``run``.
+
+        >>> Origin("d", "1.0.0", "test", "m", seed=3, protocol="cv-cell").stem("run")
+        'run-seed3-cv-cell'
+        """
+        marks: list[str] = [] if self.protocol in ("fit", "untrained") else [self.protocol]
+        marks += [self.trained_on.partition("@")[0]] if self.trained_on else []
+        return "-".join([what or self.split, f"seed{self.seed}", *marks])
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A prediction table held against the pairs that it should score.
+
+    Attributes
+    ----------
+    problems, warnings : list of str
+        One paragraph each: how many, the first five, what to do.
+    scores : numpy.ndarray or None
+        (N, C) in the order of the expected pairs; None if there are problems.
+    """
+
+    problems: list[str]
+    warnings: list[str] = field(default_factory=list)
+    scores: NDArray[np.floating[Any]] | None = None
+
+
+def write_tables(
+    pieces: Iterable[pa.Table], path: Path, metadata: Mapping[str, str] | None = None
+) -> Path:
+    """Write tables of one schema (one at least) below each other, whole or not at all.
+
+    However the rows are cut into tables, the bytes are those of all of them in one. Without
+    `metadata` the file has that of the first table.
+    """
+    groups = _row_groups(pieces)
+    first = next(groups)
+    with replacing(path) as beside:
+        named = first.schema if metadata is None else first.schema.with_metadata(metadata)
+        with pq.ParquetWriter(beside, named, compression="zstd", write_page_checksum=True) as file:
+            for group in chain([first], groups):
+                file.write_table(group.cast(named))
+    return path
+
+
+def _row_groups(pieces: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Cut rows as ``write_table`` of all of them would: as many to a group, but for the last."""
+    held: list[pa.Table] = []
+    rows = 0
+    for piece in pieces:
+        held.append(piece)
+        rows += len(piece)
+        while rows > _ROWS:
+            together = pa.concat_tables(held)
+            yield together.slice(0, _ROWS).combine_chunks()
+            held, rows = [together.slice(_ROWS)], rows - _ROWS
+    yield pa.concat_tables(held).combine_chunks()
+
+
+def as_table(predictions: pd.DataFrame | pa.Table) -> pa.Table:
+    """A table in memory as Arrow holds it, repeated columns and all.
+
+    Raises
+    ------
+    PredictionError
+        Arrow cannot hold a column; the text says which.
+    """
+    if isinstance(predictions, pa.Table):
+        return predictions
+    columns = []
+    for i, name in enumerate(predictions.columns):
+        try:
+            columns.append(pa.chunked_array(pa.array(predictions.iloc[:, i], from_pandas=True)))
+        except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
+            problem = (
+                f"column {name} has values of several types, or beyond 64 bit ({error}); give it "
+                "one type"
+            )
+            raise PredictionError("predictions", [problem]) from error
+    return pa.Table.from_arrays(columns, names=[str(name) for name in predictions.columns])
+
+
+def read_origin(path: str | Path) -> Origin | None:
+    """Read only where a prediction file belongs; None where it does not say."""
+    try:
+        return _origin(pq.read_schema(path).metadata)[0]
+    except (OSError, ValueError, pa.ArrowException):
+        return None
+
+
+def read_predictions(path: str | Path) -> tuple[pa.Table, Origin | None, list[str]]:
+    """Read a prediction file.
+
+    Returns
+    -------
+    table : pyarrow.Table
+    origin : Origin or None
+        None where the metadata is missing or wrong.
+    problems : list of str
+        What is wrong with the metadata.
+
+    Raises
+    ------
+    PredictionError
+        The file is missing, truncated, damaged, or no Parquet file; the text says which.
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = "it is a folder" if path.is_dir() else "there is no such file"
+        raise PredictionError(str(path), [f"{what}; expected a prediction file (Parquet)"])
+    with path.open("rb") as file:
+        head = file.read(64)
+        file.seek(max(0, path.stat().st_size - 8))
+        tail = file.read()
+    if not head.startswith(b"PAR1"):
+        start = head.lstrip()[:32]
+        what = "is empty" if not head else f"begins with {start!r}"
+        if start[:1] == b"<":
+            what = "is an HTML page, as a server sends instead of a file"
+        raise PredictionError(
+            str(path), [f"not a Parquet file: it {what}; write it with write_predictions"]
+        )
+    if tail[4:] != b"PAR1":
+        raise PredictionError(
+            str(path), ["the Parquet file is truncated: its end is missing; copy it again"]
+        )
+    if int.from_bytes(tail[:4], "little") > _LONGEST_FOOTER:  # Arrow would read all of it
+        raise PredictionError(
+            str(path), ["the Parquet file is damaged (its footer is too long); copy it again"]
+        )
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as opened:
+            table = opened.read()
+        table.validate(full=True)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise PredictionError(
+            str(path), [f"the Parquet file is damaged ({error}); copy or write it again"]
+        ) from error
+    return (table, *_origin(table.schema.metadata))
+
+
+def _origin(metadata: Mapping[bytes, bytes] | None) -> tuple[Origin | None, list[str]]:
+    remedy = (
+        "without it nobody can tell what the file scores; write the file with write_predictions"
+    )
+    if _KEY not in (metadata or {}):
+        return None, [
+            f"no metadata `gpattern_bench` (dataset, version, split, method, seed): {remedy}"
+        ]
+    try:
+        return TypeAdapter(Origin).validate_json((metadata or {})[_KEY], strict=True), []
+    except ValidationError as error:
+        details = "; ".join(
+            f"{'.'.join(map(str, found['loc'])) or 'the JSON'}: {found['msg']}"
+            + (f", got {found['input']!r}" if found["loc"] else "")
+            for found in error.errors()
+        )
+        return None, [f"unreadable metadata `gpattern_bench` ({details}): {remedy}"]
+
+
+def check_predictions(
+    table: pa.Table,
+    pairs: pd.DataFrame,
+    patterns: Sequence[str],
+    *,
+    origin: Origin | None = None,
+    expected: Mapping[str, str] | None = None,
+    dtypes: Sequence[pa.DataType] = (pa.float32(),),
+) -> Checked:
+    """Hold a prediction table against the pairs that it should score: all problems at once.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        ``cell_id``, ``gene`` and one column per pattern, rows in any order.
+    pairs : pandas.DataFrame
+        The expected ``cell_id``, ``gene``, each pair once; other columns are not looked at.
+    patterns : sequence of str
+    origin : Origin, optional
+        The file's metadata, compared with `expected`.
+    expected : mapping of str to str, optional
+        Attributes of `origin` -> value that they must have.
+    dtypes : sequence of pyarrow.DataType
+        Allowed types of scores.
+    """
+    problems = [] if origin is None else _origin_problems(origin, expected or {})
+    names = ["cell_id", "gene", *patterns]
+    absent = [name for name in names if name not in table.column_names]
+    extra = [str(name) for name in table.column_names if name not in names]
+    repeated = sorted({name for name in names if table.column_names.count(name) > 1})
+    if absent:
+        present = ", ".join(map(str, table.column_names))
+        problems.append(
+            f"{_count(absent, 'column is', 'columns are')} missing: {', '.join(absent)} (there "
+            f"are: {present}); add what is missing"
+        )
+    if extra:
+        many = _count(extra, "column", "columns")
+        problems.append(f"{many} too many: {', '.join(extra)}; remove what is not expected")
+    if repeated:
+        problems.append(f"columns that occur more than once: {', '.join(repeated)}; keep one each")
+    usable = [name for name in names if name not in absent and name not in repeated]
+    ids = table.select([name for name in usable if name in ("cell_id", "gene")])
+    warnings: list[str] = []
+    columns = {}
+    for name in (name for name in usable if name in patterns):
+        kind = table[name].type
+        if kind not in dtypes:
+            allowed = " or ".join(map(_type_name, dtypes))
+            problems.append(
+                f"column {name} is {_type_name(kind)}, expected {allowed}; cast the scores"
+            )
+        if pa.types.is_floating(kind) or pa.types.is_integer(kind):
+            values = table[name] if kind in dtypes else table[name].cast(pa.float64(), safe=False)
+            columns[name] = values.to_numpy()  # nulls become NaN
+            problems += _value_problems(ids, name, columns[name])
+            if len(table) > 1 and (columns[name] == columns[name][0]).all():
+                warnings.append(f"column {name} is constant ({columns[name][0]:g} for every pair)")
+    sound = True
+    for name in ids.column_names:
+        if not _is_text(ids[name].type):
+            sound = False
+            problems.append(
+                f"column {name} is {_type_name(ids[name].type)}, expected text; cast the ids"
+            )
+        elif ids[name].null_count:
+            problems.append(
+                f"column {name} is null in {ids[name].null_count:,} rows; name them all"
+            )
+    if not sound or ids.num_columns < 2:
+        return Checked(problems, warnings)
+    position = pair_positions(ids, pairs)
+    problems += _pair_problems(ids, position, pairs)
+    if problems:
+        return Checked(problems, warnings)
+    # One column after the other in memory: the metrics take a pattern at a time.
+    aligned = np.empty((len(patterns), len(pairs)), dtype=np.result_type(*columns.values())).T
+    for k, name in enumerate(patterns):
+        aligned[position, k] = columns[name]
+    return Checked(problems, warnings, aligned)
+
+
+def pair_positions(table: pa.Table, pairs: pd.DataFrame) -> NDArray[np.int64]:
+    """Row of `pairs` (each once) that every row of `table` names; -1 where there is none."""
+    cell_of, cells = pd.factorize(pairs["cell_id"])
+    gene_of, genes = pd.factorize(pairs["gene"])
+    known = cell_of.astype(np.int64) * len(genes) + gene_of
+    cell = codes_into(pd.Index(cells.astype(object)), table["cell_id"])
+    gene = codes_into(pd.Index(genes.astype(object)), table["gene"])
+    keys = np.where((cell < 0) | (gene < 0), -1, cell * len(genes) + gene)
+    return np.asarray(pd.Index(known).get_indexer(keys), dtype=np.int64)
+
+
+def counted(scores: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the pairs that count, of what a method said of all pairs of some cells.
+
+    Parameters
+    ----------
+    scores : pandas.DataFrame
+        ``cell_id``, ``gene`` and one column per pattern, rows in any order.
+    pairs : pandas.DataFrame
+        ``cell_id``, ``gene`` of those that count, each once.
+
+    Returns
+    -------
+    pandas.DataFrame
+        In the order of `pairs`; the index is the row of `pairs`. Pairs without scores are left out.
+
+    Examples
+    --------
+    >>> scores = pd.DataFrame({"cell_id": ["1", "1", "2"], "gene": ["A", "B", "A"], "p": [1, 2, 3]})
+    >>> pairs = pd.DataFrame({"cell_id": ["2", "2", "1"], "gene": ["A", "B", "A"]})
+    >>> counted(scores, pairs)["p"].to_dict()
+    {0: 3, 2: 1}
+    """
+    table = pa.Table.from_pandas(scores[["cell_id", "gene"]], preserve_index=False)
+    position = pair_positions(table, pairs)
+    kept, position = scores[position >= 0], position[position >= 0]
+    order = np.argsort(position, kind="stable")
+    return kept.iloc[order].set_index(position[order])
+
+
+def _origin_problems(origin: Origin, expected: Mapping[str, str]) -> list[str]:
+    problems = []
+    if origin.seed < 0 or not re.fullmatch(_METHOD, origin.method):
+        problems.append(
+            f"the metadata says method = {origin.method!r}, seed = {origin.seed}; expected a name "
+            "of letters, digits and _ . - and a seed of 0 or more"
+        )
+    problems += [
+        f"the metadata says {name} = {getattr(origin, name)!r}, expected {value!r}; score the "
+        "pairs of that dataset, version and split"
+        for name, value in expected.items()
+        if getattr(origin, name) != value
+    ]
+    if origin.protocol not in get_args(Protocol):
+        allowed = ", ".join(get_args(Protocol))
+        problems.append(f"protocol = {origin.protocol!r}; allowed: {allowed}")
+    elif (origin.protocol in ("transfer", "simulation")) != (origin.trained_on is not None):
+        problems.append(
+            f"protocol = {origin.protocol!r} with trained_on = {origin.trained_on!r}; transfer and "
+            "simulation name the dataset that they were fitted on, the others name none"
+        )
+    return problems
+
+
+def _pair_problems(ids: pa.Table, position: NDArray[np.int64], pairs: pd.DataFrame) -> list[str]:
+    problems = []
+    seen = np.bincount(position[position >= 0], minlength=len(pairs))
+    missing = np.flatnonzero(seen == 0)
+    if len(missing):
+        examples = _examples(pairs.iloc[missing[:_EXAMPLES]][["cell_id", "gene"]], len(missing))
+        problems.append(
+            f"{_count(missing, 'pair is', 'pairs are')} missing: {examples}; score every pair of "
+            "dataset.pairs(split)"
+        )
+    twice = np.flatnonzero(_repeats(position)) if (seen > 1).any() else np.empty(0, np.int64)
+    for rows, what, remedy in (
+        (np.flatnonzero(position < 0), "not of this split", "remove these rows"),
+        (twice, "given more than once", "keep one row per pair"),
+    ):
+        if len(rows):
+            named = _named(ids, rows[:_EXAMPLES])
+            examples = _examples(named[["cell_id", "gene"]], len(rows))
+            many = _count(rows, "row is", "rows are")
+            problems.append(f"{many} of pairs {what}: {examples}; {remedy}")
+    return problems
+
+
+def _repeats(position: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Rows whose pair an earlier row has."""
+    first = np.unique(position, return_index=True)[1]
+    repeats = position >= 0
+    repeats[first] = False
+    return repeats
+
+
+def _value_problems(ids: pa.Table, name: str, values: NDArray[Any]) -> list[str]:
+    problems = []
+    finite = np.isfinite(values)
+    for rows, verb, what, remedy in (
+        (~finite, ("that is", "that are"), "NaN, null or infinite", "every pair needs a score"),
+        (
+            finite & ((values < 0) | (values > 1)),
+            ("", ""),
+            "outside [0, 1]",
+            "map them, for example with a logistic function; nothing is clipped here",
+        ),
+    ):
+        at = np.flatnonzero(rows)
+        if len(at):
+            named = _named(ids, at[:_EXAMPLES])
+            examples = _examples(named.assign(value=values[at[:_EXAMPLES]]), len(at))
+            many = _count(at, f"score {verb[0]}", f"scores {verb[1]}").rstrip()
+            problems.append(f"column {name} has {many} {what}: {examples}; {remedy}")
+    return problems
+
+
+def _named(ids: pa.Table, rows: NDArray[np.int64]) -> pd.DataFrame:
+    """What some rows are called, as far as text and numbers tell."""
+    shown = [
+        name
+        for name in ids.column_names
+        if _is_text(kind := ids[name].type)
+        or pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+    ]
+    # Not by pandas: it refuses dictionaries that hold a value twice.
+    values = {name: ids[name].take(pa.array(rows)).to_pylist() for name in shown}
+    return pd.DataFrame(values, index=range(len(rows)), dtype=object)
+
+
+def _count(things: Sequence[Any] | NDArray[Any], one: str, many: str) -> str:
+    return f"{len(things):,} {one if len(things) == 1 else many}"
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _type_name(kind: pa.DataType) -> str:
+    return _NUMPY_NAMES.get(str(kind), str(kind))
+
+
+def _examples(rows: pd.DataFrame, total: int) -> str:
+    shown = ", ".join(
+        f"({', '.join(map(str, row))})" for row in rows.itertuples(index=False, name=None)
+    )
+    more = total - len(rows)
+    return f"{shown} and {more:,} more" if more else shown
