@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from gpattern_bench.uncertainty import Clusters, bootstrap
+from gpattern_bench.evaluate.bootstrap import Clusters, bootstrap
 
 MIB = 2**20
 

@@ -40,14 +40,14 @@ from timing import fresh, resident, show, told
 
 from gpattern_bench import Evaluator
 from gpattern_bench.curate.build import curate
-from gpattern_bench.curate.releases import write_cosmx
-from gpattern_bench.curate.simulate import COMPARTMENTS, simulate_tissue
-from gpattern_bench.dataset import Dataset
+from gpattern_bench.curate.simulate.cells import COMPARTMENTS, simulate_tissue
+from gpattern_bench.curate.simulate.releases import write_cosmx
+from gpattern_bench.data.dataset import Dataset
+from gpattern_bench.evaluate.bootstrap import REPLICATES
 from gpattern_bench.methods import get_method
 from gpattern_bench.predict import predict_pieces
 from gpattern_bench.predictions import write_predictions
 from gpattern_bench.sources.recipe import Recipe
-from gpattern_bench.uncertainty import REPLICATES
 
 METHODS_TIMED = (
     "prevalence",

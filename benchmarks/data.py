@@ -26,9 +26,9 @@ from timing import fresh, show
 
 from gpattern_bench import load_dataset
 from gpattern_bench.curate.build import curate
-from gpattern_bench.curate.releases import write_bento_h5ad, write_cosmx
-from gpattern_bench.curate.simulate import PATTERNS, simulate_like
-from gpattern_bench.dataset import Dataset
+from gpattern_bench.curate.simulate.cells import PATTERNS, simulate_like
+from gpattern_bench.curate.simulate.releases import write_bento_h5ad, write_cosmx
+from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.sources.recipe import Recipe
 from gpattern_bench.tables.parquet import fov_row_groups
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from gpattern_bench import load_dataset
-from gpattern_bench.curate.simulate import simulate
+from gpattern_bench.curate.simulate.cells import simulate
 from gpattern_bench.sources.cache import CACHE
 from gpattern_bench.sources.fetch import MIRROR
 from gpattern_bench.sources.registry import find_entry

@@ -38,7 +38,7 @@ from tabulate import tabulate
 from timing import fresh, resident, told
 
 from gpattern_bench import Evaluator
-from gpattern_bench.metrics import PatternScore, score_pattern
+from gpattern_bench.evaluate.metrics import PatternScore, score_pattern
 from gpattern_bench.predictions import Origin, write_tables
 from gpattern_bench.tables import schema
 

@@ -38,9 +38,9 @@ from gpattern_bench import Evaluator, load_dataset
 from gpattern_bench.base.files import file_sha256
 from gpattern_bench.board import build_board, page, read_reported, write_board
 from gpattern_bench.curate.build import curate
-from gpattern_bench.curate.releases import write_bento_h5ad, write_cosmx
-from gpattern_bench.curate.simulate import PATTERNS, simulate_like
-from gpattern_bench.dataset import Dataset
+from gpattern_bench.curate.simulate.cells import PATTERNS, simulate_like
+from gpattern_bench.curate.simulate.releases import write_bento_h5ad, write_cosmx
+from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.methods import get_method
 from gpattern_bench.pieces import cut_pieces
 from gpattern_bench.predict import predict_cells

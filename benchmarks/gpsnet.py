@@ -44,7 +44,7 @@ from timing import fresh, resident, told
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from gpattern_bench.cells import Cell
+from gpattern_bench.data.cells import Cell
 from gpattern_bench.methods.gpsnet import join_plans, knn_attention, knn_plan
 from gpattern_bench.methods.gpsnet.model import Config, GPSNet, parameter_table
 from gpattern_bench.methods.gpsnet.tokens import Batch, collate, prepare, vocabulary_rows

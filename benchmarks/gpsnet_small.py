@@ -34,11 +34,11 @@ from tabulate import tabulate
 from timing import fresh, resident, told
 
 from gpattern_bench import Evaluator, load_dataset
-from gpattern_bench.cells import Cell, Cells
 from gpattern_bench.curate.rules import apply_rules
-from gpattern_bench.curate.simulate import PATTERNS, simulate
+from gpattern_bench.curate.simulate.cells import PATTERNS, simulate
 from gpattern_bench.curate.write import write_dataset
-from gpattern_bench.dataset import Dataset
+from gpattern_bench.data.cells import Cell, Cells
+from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.methods.base import Method
 from gpattern_bench.methods.gpsnet.method import GPSNetMethod
 from gpattern_bench.methods.gpsnet.settings import TRAININGS

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import test_uncertainty as study
 
-from gpattern_bench.uncertainty import interval
+from gpattern_bench.evaluate.bootstrap import interval
 
 
 def main() -> None:

@@ -27,11 +27,11 @@ import numpy as np
 from timing import fresh, show
 
 from gpattern_bench import load_dataset
-from gpattern_bench.cells import Cell
 from gpattern_bench.curate.rules import apply_rules
-from gpattern_bench.curate.simulate import simulate_like
+from gpattern_bench.curate.simulate.cells import simulate_like
 from gpattern_bench.curate.write import write_dataset
-from gpattern_bench.dataset import Dataset
+from gpattern_bench.data.cells import Cell
+from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.methods import get_method
 from gpattern_bench.sources.fetch import MIRROR
 from gpattern_bench.sources.recipe import Recipe

@@ -12,14 +12,14 @@ from gpattern_bench.base.version import __version__
 __all__ = ["Evaluator", "__version__", "list_datasets", "load_dataset"]
 
 if TYPE_CHECKING:
-    from gpattern_bench.dataset import load_dataset
-    from gpattern_bench.evaluator import Evaluator
+    from gpattern_bench.data.dataset import load_dataset
+    from gpattern_bench.evaluate.evaluator import Evaluator
     from gpattern_bench.sources.registry import list_datasets
 
 _HOME = {
-    "Evaluator": "gpattern_bench.evaluator",
+    "Evaluator": "gpattern_bench.evaluate.evaluator",
     "list_datasets": "gpattern_bench.sources.registry",
-    "load_dataset": "gpattern_bench.dataset",
+    "load_dataset": "gpattern_bench.data.dataset",
 }
 
 

@@ -21,9 +21,9 @@ from tabulate import tabulate
 
 from gpattern_bench.base.files import plain, write_text
 from gpattern_bench.base.progress import duration
-from gpattern_bench.dataset import Dataset
+from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import MethodError
-from gpattern_bench.evaluator import Evaluator
+from gpattern_bench.evaluate.evaluator import Evaluator
 from gpattern_bench.methods.gpsnet.method import GPSNetMethod
 from gpattern_bench.methods.gpsnet.model import PRESETS
 from gpattern_bench.methods.gpsnet.settings import TRAININGS

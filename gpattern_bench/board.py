@@ -20,11 +20,11 @@ from typing_extensions import TypedDict
 
 from gpattern_bench.base.files import plain, write_text
 from gpattern_bench.errors import SubmissionError
-from gpattern_bench.metrics import exact_mean
+from gpattern_bench.evaluate.bootstrap import interval, tie_groups
+from gpattern_bench.evaluate.metrics import exact_mean
 from gpattern_bench.page import best_two, build_page
 from gpattern_bench.sources.registry import registry
 from gpattern_bench.submission import MACROS, OF_PATTERN, Metadata, Score, Submission
-from gpattern_bench.uncertainty import interval, tie_groups
 
 __all__ = [
     "build_board",

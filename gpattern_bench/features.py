@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from gpattern_bench.base.files import replacing
 from gpattern_bench.base.progress import Progress
-from gpattern_bench.dataset import Dataset
+from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import UnknownMethodError
 
 __all__ = ["FEATURES", "write_features"]

@@ -14,9 +14,9 @@ import shapely
 from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
-from gpattern_bench.dataset import load_dataset
+from gpattern_bench.data.dataset import load_dataset
 from gpattern_bench.errors import UnknownDatasetError
-from gpattern_bench.evaluator import Evaluator
+from gpattern_bench.evaluate.evaluator import Evaluator
 from gpattern_bench.submission import Score, Submission
 
 __all__ = ["Call", "Gallery", "Picture", "build_gallery"]

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from gpattern_bench.base.files import write_text
 from gpattern_bench.base.version import __version__
-from gpattern_bench.dataset import Dataset
+from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import GPatternBenchError, MethodError
 from gpattern_bench.methods import get_method
 from gpattern_bench.methods.base import Method

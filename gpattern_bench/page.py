@@ -7,9 +7,9 @@ from importlib.resources import files
 from typing import Any, Literal
 
 from gpattern_bench.charts import Chart, Style, bins_chart, styles, time_chart, unit_chart
-from gpattern_bench.curves import Curves
+from gpattern_bench.evaluate.curves import Curves
+from gpattern_bench.evaluate.metrics import exact_mean
 from gpattern_bench.gallery import Gallery, build_gallery
-from gpattern_bench.metrics import exact_mean
 from gpattern_bench.submission import Score, Submission
 
 __all__ = ["Mark", "best_two", "build_page"]

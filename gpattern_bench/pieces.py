@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gpattern_bench.base.version import __version__
-from gpattern_bench.cells import Cells
-from gpattern_bench.dataset import Dataset
+from gpattern_bench.data.cells import Cells
+from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.methods.base import Method, Network
 from gpattern_bench.model import load_model
 from gpattern_bench.predict import predict_cells

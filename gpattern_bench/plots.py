@@ -21,8 +21,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from gpattern_bench.base.files import replacing
-from gpattern_bench.cells import Cell
-from gpattern_bench.dataset import Dataset
+from gpattern_bench.data.cells import Cell
+from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import GPatternBenchError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -498,7 +498,7 @@ def _labels_shown(dataset: Dataset, cell: Cell) -> _Shown:
 def _predictions_shown(dataset: Dataset, split: str, cell: Cell, path: Path) -> _Shown:
     """Calls of a prediction file in one cell."""
     from gpattern_bench.errors import PredictionError
-    from gpattern_bench.evaluator import Evaluator
+    from gpattern_bench.evaluate.evaluator import Evaluator
     from gpattern_bench.tables.predictions import read_origin
 
     evaluator = Evaluator(dataset, split)

@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from gpattern_bench.base.progress import Progress
-from gpattern_bench.cells import Cells
+from gpattern_bench.data.cells import Cells
 from gpattern_bench.methods.base import Method
 
 __all__ = ["predict_cells", "predict_pieces"]

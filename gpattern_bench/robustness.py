@@ -19,10 +19,10 @@ import shapely
 from numpy.typing import NDArray
 
 from gpattern_bench.base.files import plain, write_text
-from gpattern_bench.cells import Cell, Cells
-from gpattern_bench.dataset import Dataset
+from gpattern_bench.data.cells import Cell, Cells
+from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import GPatternBenchError, MethodError
-from gpattern_bench.evaluator import Evaluator, Result
+from gpattern_bench.evaluate.evaluator import Evaluator, Result
 from gpattern_bench.methods import get_method
 from gpattern_bench.methods.base import Method
 from gpattern_bench.model import load_model

@@ -24,10 +24,10 @@ import pyarrow as pa
 from gpattern_bench.base.files import plain, replacing, write_text
 from gpattern_bench.base.progress import duration
 from gpattern_bench.base.version import __version__
-from gpattern_bench.calls import val_thresholds
-from gpattern_bench.cells import Cells
-from gpattern_bench.dataset import Dataset
+from gpattern_bench.data.cells import Cells
+from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import MethodError
+from gpattern_bench.evaluate.calls import val_thresholds
 from gpattern_bench.methods import METHODS, get_method
 from gpattern_bench.methods.base import Method, Network
 from gpattern_bench.model import Model, save_model

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from gpattern_bench.base.files import file_sha256, write_text
 from gpattern_bench.base.progress import Progress, duration
 from gpattern_bench.base.workers import Backend, in_order, workers
-from gpattern_bench.dataset import Dataset
+from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import GPatternBenchError, MethodError
 from gpattern_bench.methods import get_method
 from gpattern_bench.methods.base import Method, Network

@@ -12,7 +12,7 @@ from filelock import FileLock
 from pydantic import TypeAdapter, ValidationError
 
 from gpattern_bench.base.files import file_sha256, write_text
-from gpattern_bench.dataset import Dataset, load_dataset
+from gpattern_bench.data.dataset import Dataset, load_dataset
 from gpattern_bench.errors import GPatternBenchError, PredictionError, SubmissionError
 from gpattern_bench.metadata import (
     METADATA,

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapely import MultiPolygon, Polygon, box
 
-from gpattern_bench.curate import assign
-from gpattern_bench.curate.assign import CellFinder, assign_cells, tiles
+from gpattern_bench.curate.readers import assign
+from gpattern_bench.curate.readers.assign import CellFinder, assign_cells, tiles
 from gpattern_bench.errors import SourceError
 
 HOLED = Polygon(box(0, 0, 10, 10).exterior, [box(4, 4, 6, 6).exterior])

@@ -11,9 +11,9 @@ from scipy.spatial.distance import cdist, pdist
 from scipy.stats import spearmanr
 
 from gpattern_bench import load_dataset
-from gpattern_bench.cells import Cell
-from gpattern_bench.curate.simulate import simulate
-from gpattern_bench.dataset import Dataset
+from gpattern_bench.curate.simulate.cells import simulate
+from gpattern_bench.data.cells import Cell
+from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import MethodError
 from gpattern_bench.methods.bento import BENTO_FEATURES, Bento, bento_features, features
 from gpattern_bench.methods.forest import Forest

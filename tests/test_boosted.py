@@ -12,9 +12,9 @@ from scipy.special import expit, logit
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from gpattern_bench import load_dataset
-from gpattern_bench.cells import Cell, Cells
-from gpattern_bench.dataset import Dataset
-from gpattern_bench.evaluator import Evaluator
+from gpattern_bench.data.cells import Cell, Cells
+from gpattern_bench.data.dataset import Dataset
+from gpattern_bench.evaluate.evaluator import Evaluator
 from gpattern_bench.methods import boosted, get_method
 from gpattern_bench.methods.boosted import Boosted, BoostedGene, _boost, _curve, _joined
 from gpattern_bench.methods.pair_features import PAIR_FEATURES, pair_features

@@ -18,7 +18,7 @@ from samples import PATIENCE_S
 from gpattern_bench import load_dataset
 from gpattern_bench.base.files import file_sha256
 from gpattern_bench.curate.build import build, curate, export_tables
-from gpattern_bench.dataset import Dataset
+from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import ChecksumError, FetchError, SourceError, TableError
 from gpattern_bench.sources.registry import Entry, Tables, find_entry
 

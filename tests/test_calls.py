@@ -13,12 +13,17 @@ import pytest
 from samples import dataset_of
 
 from gpattern_bench import Evaluator
-from gpattern_bench.calls import call_patterns, summarise_genes, val_thresholds, write_calls
 from gpattern_bench.curate.rules import apply_rules
-from gpattern_bench.curate.simulate import PATTERNS, simulate
+from gpattern_bench.curate.simulate.cells import PATTERNS, simulate
 from gpattern_bench.curate.write import write_dataset
-from gpattern_bench.dataset import Dataset
+from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import MethodError, PredictionError
+from gpattern_bench.evaluate.calls import (
+    call_patterns,
+    summarise_genes,
+    val_thresholds,
+    write_calls,
+)
 from gpattern_bench.methods import METHODS
 from gpattern_bench.methods.gpsnet.method import GPSNetMethod
 from gpattern_bench.model import load_model, predict_tables

@@ -22,9 +22,9 @@ from samples import PATIENCE_S
 from gpattern_bench import __version__, load_dataset
 from gpattern_bench.cli import app, main
 from gpattern_bench.cli.board import _DEMO
-from gpattern_bench.curate import simulate
-from gpattern_bench.curate.simulate import PATTERNS
-from gpattern_bench.dataset import Dataset
+from gpattern_bench.curate.simulate import cells as simulate
+from gpattern_bench.curate.simulate.cells import PATTERNS
+from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.predictions import write_predictions
 
 COMMANDS = ["list", "info", "cite", "datasheet", "download", "export", "verify", "curate"]

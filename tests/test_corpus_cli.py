@@ -20,8 +20,8 @@ from samples import dataset_of, metadata_of, random_scores
 from gpattern_bench import load_dataset
 from gpattern_bench.board import build_board, page, write_board
 from gpattern_bench.cli import main
-from gpattern_bench.curate.simulate import simulate
-from gpattern_bench.dataset import Dataset
+from gpattern_bench.curate.simulate.cells import simulate
+from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.metadata import write_schema
 from gpattern_bench.predictions import write_predictions
 from gpattern_bench.submission import Metadata, read_submissions

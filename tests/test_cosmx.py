@@ -15,7 +15,7 @@ import shapely
 import tifffile
 from exports import IMAGE, IMAGES, PLACES, H, W, make_molecules, positions, write_cosmx
 
-from gpattern_bench.curate.cosmx import read_cosmx
+from gpattern_bench.curate.readers.cosmx import read_cosmx
 from gpattern_bench.curate.release import Release
 from gpattern_bench.curate.rules import apply_rules
 from gpattern_bench.errors import MissingExtraError, SourceError, TableError

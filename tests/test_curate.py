@@ -22,12 +22,13 @@ from shapely import MultiPolygon, Polygon, box
 
 from gpattern_bench.base.files import file_sha256
 from gpattern_bench.curate import write
-from gpattern_bench.curate.bento import read_bento
 from gpattern_bench.curate.build import build
-from gpattern_bench.curate.labels import read_labels_csv
+from gpattern_bench.curate.readers import read_release
+from gpattern_bench.curate.readers.bento import read_bento
+from gpattern_bench.curate.readers.label_csv import read_labels_csv
+from gpattern_bench.curate.readers.spatialdata import read_spatialdata
 from gpattern_bench.curate.release import Release, by_fov
 from gpattern_bench.curate.rules import Tables, apply_rules
-from gpattern_bench.curate.spatialdata import read_spatialdata
 from gpattern_bench.errors import GPatternBenchError, SourceError, TableError
 from gpattern_bench.sources.fetch import MIRROR
 from gpattern_bench.sources.recipe import Recipe
@@ -945,7 +946,7 @@ def test_recipe_reads_a_source_and_its_labels(tmp_path):
         labels="labels.csv",
         labels_where={"dataset": "mine"},
     )
-    [piece] = asked.read(tmp_path, tmp_path / "scratch")
+    [piece] = read_release(asked, tmp_path, tmp_path / "scratch")
     made = apply_rules(piece(), asked)
     assert made.labels["gene"].to_pylist() == ["A", "B"]
     assert made.dropped == {

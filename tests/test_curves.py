@@ -9,7 +9,7 @@ import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import f1_score, precision_recall_curve, roc_auc_score, roc_curve
 
-from gpattern_bench.curves import curves, pattern_curves
+from gpattern_bench.evaluate.curves import curves, pattern_curves
 
 
 def drawn(n: int, levels: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

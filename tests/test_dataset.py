@@ -17,12 +17,12 @@ import shapely
 
 from gpattern_bench import list_datasets, load_dataset
 from gpattern_bench.base.files import file_sha256
-from gpattern_bench.cells import Cell
 from gpattern_bench.curate.release import Release
 from gpattern_bench.curate.rules import apply_rules
-from gpattern_bench.curate.simulate import PATTERNS, simulate
+from gpattern_bench.curate.simulate.cells import PATTERNS, simulate
 from gpattern_bench.curate.write import write_dataset
-from gpattern_bench.dataset import Dataset
+from gpattern_bench.data.cells import Cell
+from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import (
     FetchError,
     GPatternBenchError,

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from gpattern_bench import load_dataset
-from gpattern_bench.dataset import Dataset
-from gpattern_bench.datasheet import datasheet, table1_check
+from gpattern_bench.data.dataset import Dataset
+from gpattern_bench.data.datasheet import datasheet, table1_check
 
 
 @pytest.fixture(scope="module")

@@ -305,10 +305,10 @@ class TestSite:
         names |= {f"gpattern_bench.errors.{name}" for name in errors.__all__}
         names |= {f"gpattern_bench.methods.gpsnet.{name}" for name in gpsnet.__all__}
         names |= {
-            "gpattern_bench.cells.Cell",
-            "gpattern_bench.cells.Cells",
-            "gpattern_bench.dataset.Dataset",
-            "gpattern_bench.evaluator.Result",
+            "gpattern_bench.data.cells.Cell",
+            "gpattern_bench.data.cells.Cells",
+            "gpattern_bench.data.dataset.Dataset",
+            "gpattern_bench.evaluate.evaluator.Result",
             "gpattern_bench.methods.METHODS",
             "gpattern_bench.methods.base.About",
             "gpattern_bench.methods.base.Method",

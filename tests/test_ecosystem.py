@@ -17,9 +17,9 @@ from gpattern_bench.curate.build import curate
 from gpattern_bench.curate.release import Release
 from gpattern_bench.curate.rules import apply_rules
 from gpattern_bench.curate.write import write_dataset
-from gpattern_bench.dataset import Dataset
-from gpattern_bench.ecosystem import to_anndata, to_spatialdata
+from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import MissingExtraError, PredictionError
+from gpattern_bench.interop.scverse import to_anndata, to_spatialdata
 from gpattern_bench.predictions import write_predictions
 from gpattern_bench.sources.recipe import Recipe
 
@@ -270,6 +270,6 @@ def test_a_missing_extra_is_named(synthetic, monkeypatch, function):
 
 
 def test_the_libraries_are_imported_only_when_they_are_needed():
-    code = "import sys, gpattern_bench.ecosystem; print('anndata' in sys.modules)"
+    code = "import sys, gpattern_bench.interop.scverse; print('anndata' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

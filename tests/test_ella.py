@@ -15,10 +15,10 @@ from scipy.integrate import trapezoid
 from scipy.optimize import minimize_scalar
 from sklearn.metrics import roc_auc_score
 
-from gpattern_bench.cells import Cell
-from gpattern_bench.curate.bento import read_bento
-from gpattern_bench.curate.simulate import PATTERNS, simulate
-from gpattern_bench.dataset import Dataset
+from gpattern_bench.curate.readers.bento import read_bento
+from gpattern_bench.curate.simulate.cells import PATTERNS, simulate
+from gpattern_bench.data.cells import Cell
+from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import MethodError
 from gpattern_bench.methods.ella import Ella, EllaRobust, features
 from gpattern_bench.methods.ella_model import (

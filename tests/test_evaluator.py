@@ -14,8 +14,8 @@ from samples import dataset_of
 
 from gpattern_bench import Evaluator, load_dataset
 from gpattern_bench.curate.release import Release
-from gpattern_bench.curate.simulate import PATTERNS, simulate
-from gpattern_bench.dataset import Dataset
+from gpattern_bench.curate.simulate.cells import PATTERNS, simulate
+from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import EvaluationError, PredictionError, TableError
 from gpattern_bench.predictions import write_predictions
 

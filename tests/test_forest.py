@@ -9,7 +9,7 @@ import pytest
 import shapely
 from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 
-from gpattern_bench.cells import Cell
+from gpattern_bench.data.cells import Cell
 from gpattern_bench.errors import MethodError
 from gpattern_bench.methods.forest import Forest, labelled_pairs, pair_batches
 

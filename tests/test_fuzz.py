@@ -51,9 +51,9 @@ from samples import dataset_of, metadata_of, random_scores
 from gpattern_bench.base.files import file_sha256
 from gpattern_bench.cli import main
 from gpattern_bench.curate.build import curate
-from gpattern_bench.curate.releases import write_bento_h5ad
-from gpattern_bench.curate.simulate import _SIZES, PATTERNS, _pieces, simulate
-from gpattern_bench.dataset import Dataset, load_dataset
+from gpattern_bench.curate.simulate.cells import _SIZES, PATTERNS, _pieces, simulate
+from gpattern_bench.curate.simulate.releases import write_bento_h5ad
+from gpattern_bench.data.dataset import Dataset, load_dataset
 from gpattern_bench.errors import (
     GPatternBenchError,
     MethodError,
@@ -62,7 +62,7 @@ from gpattern_bench.errors import (
     SubmissionError,
     TableError,
 )
-from gpattern_bench.evaluator import Evaluator
+from gpattern_bench.evaluate.evaluator import Evaluator
 from gpattern_bench.metadata import Metadata
 from gpattern_bench.methods import get_method
 from gpattern_bench.methods.gpsnet.model import Config, GPSNet

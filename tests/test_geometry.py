@@ -18,7 +18,7 @@ from gpattern_bench.base.geometry import (
     polygonal,
     ray_radius,
 )
-from gpattern_bench.cells import Cell
+from gpattern_bench.data.cells import Cell
 
 HOLED = Polygon(box(0, 0, 10, 10).exterior, [box(4, 4, 6, 6).exterior])
 PARTS = MultiPolygon([box(0, 0, 2, 2), box(8, 0, 12, 3)])

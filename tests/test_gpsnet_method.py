@@ -15,11 +15,11 @@ from samples import dataset_of
 
 from gpattern_bench import ablation as ablations
 from gpattern_bench.ablation import REPORTED, STUDIES, ablation_table, train_variants
-from gpattern_bench.cells import Cell
-from gpattern_bench.curate.simulate import PATTERNS, simulate
-from gpattern_bench.dataset import Dataset
+from gpattern_bench.curate.simulate.cells import PATTERNS, simulate
+from gpattern_bench.data.cells import Cell
+from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import MethodError
-from gpattern_bench.evaluator import Evaluator
+from gpattern_bench.evaluate.evaluator import Evaluator
 from gpattern_bench.methods.gpsnet import method as module
 from gpattern_bench.methods.gpsnet import train
 from gpattern_bench.methods.gpsnet.method import CoordinateMLP, GPSNetMethod

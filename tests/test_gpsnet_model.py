@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.data import DataLoader
 
-from gpattern_bench.cells import Cell
+from gpattern_bench.data.cells import Cell
 from gpattern_bench.errors import MethodError
 from gpattern_bench.methods.gpsnet.model import (
     PRESETS,

@@ -19,9 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import PATIENCE_S, dataset_of
 
-from gpattern_bench.cells import Cells
-from gpattern_bench.curate.simulate import simulate
-from gpattern_bench.dataset import Dataset
+from gpattern_bench.curate.simulate.cells import simulate
+from gpattern_bench.data.cells import Cells
+from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import MethodError
 from gpattern_bench.methods.gpsnet import data
 from gpattern_bench.methods.gpsnet.data import (
@@ -307,7 +307,7 @@ import torch
 from accelerate import PartialState, debug_launcher
 
 torch.set_num_threads(1)
-from gpattern_bench.dataset import Dataset
+from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.methods.gpsnet import train
 from gpattern_bench.methods.gpsnet.model import Config
 from gpattern_bench.methods.gpsnet.settings import TrainingConfig

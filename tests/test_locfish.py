@@ -12,11 +12,11 @@ import shapely
 from samples import dataset_of
 from shapely import affinity
 
-from gpattern_bench.cells import Cell
-from gpattern_bench.curate.masks import outlines
-from gpattern_bench.curate.simulate import simulate
-from gpattern_bench.dataset import Dataset
-from gpattern_bench.evaluator import Evaluator
+from gpattern_bench.curate.readers.label_images import outlines
+from gpattern_bench.curate.simulate.cells import simulate
+from gpattern_bench.data.cells import Cell
+from gpattern_bench.data.dataset import Dataset
+from gpattern_bench.evaluate.evaluator import Evaluator
 from gpattern_bench.methods import locfish
 from gpattern_bench.methods.bigfish import BIGFISH_FEATURES, bigfish_features
 from gpattern_bench.methods.locfish import (

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from gpattern_bench.curate.masks import border_labels, outlines
+from gpattern_bench.curate.readers.label_images import border_labels, outlines
 
 IMAGES = hnp.arrays(
     np.int32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.integers(0, 3)

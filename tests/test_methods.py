@@ -11,11 +11,11 @@ import pytest
 import shapely
 from samples import dataset_of
 
-from gpattern_bench.cells import Cell
-from gpattern_bench.curate.bento import read_bento
+from gpattern_bench.curate.readers.bento import read_bento
 from gpattern_bench.curate.release import Release
-from gpattern_bench.curate.simulate import PATTERNS, simulate
-from gpattern_bench.dataset import Dataset
+from gpattern_bench.curate.simulate.cells import PATTERNS, simulate
+from gpattern_bench.data.cells import Cell
+from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import UnknownMethodError
 from gpattern_bench.methods import METHODS, get_method
 from gpattern_bench.methods.sprawl import (

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from gpattern_bench.errors import EvaluationError
-from gpattern_bench.metrics import PatternScore, at_threshold, exact_mean, score_pattern
+from gpattern_bench.evaluate.metrics import PatternScore, at_threshold, exact_mean, score_pattern
 
 NAN = math.nan
 UNDEFINED_WITHOUT_POSITIVES = ("auc", "ap", "f1", "threshold", "acc", "precision", "recall")

@@ -10,7 +10,7 @@ import pytest
 
 from gpattern_bench import Evaluator, load_dataset
 from gpattern_bench.base.html import html_table
-from gpattern_bench.dataset import Dataset
+from gpattern_bench.data.dataset import Dataset
 
 
 @pytest.fixture

@@ -31,12 +31,12 @@ from exports import (
 )
 from shapely import MultiPolygon, Polygon, box
 
-from gpattern_bench.curate import blocks
 from gpattern_bench.curate.build import curate
-from gpattern_bench.curate.merscope import read_merscope
+from gpattern_bench.curate.readers import columns as blocks
+from gpattern_bench.curate.readers.merscope import read_merscope
+from gpattern_bench.curate.readers.xenium import read_xenium
 from gpattern_bench.curate.rules import apply_rules
-from gpattern_bench.curate.xenium import read_xenium
-from gpattern_bench.dataset import Dataset
+from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import SourceError
 from gpattern_bench.methods import get_method
 from gpattern_bench.predict import predict_cells

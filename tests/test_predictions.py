@@ -16,9 +16,9 @@ import pytest
 from broken import CORPUS, KEY, cast, of_metadata, of_table, put, value_at
 from samples import dataset_of, random_scores
 
-from gpattern_bench import Evaluator, __version__, predictions
-from gpattern_bench.curate.simulate import PATTERNS, simulate
-from gpattern_bench.dataset import Dataset
+from gpattern_bench import Evaluator, __version__
+from gpattern_bench.curate.simulate.cells import PATTERNS, simulate
+from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import GPatternBenchError, PredictionError
 from gpattern_bench.predictions import (
     Origin,
@@ -26,7 +26,7 @@ from gpattern_bench.predictions import (
     write_predictions,
     write_tables,
 )
-from gpattern_bench.tables import schema
+from gpattern_bench.tables import predictions, schema
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +78,9 @@ class TestPieces:
         assert pq.read_metadata(tmp_path / "pieces").num_row_groups == -(-len(table) // 16)
 
     def test_as_many_rows_to_a_group_as_pyarrow_gives(self, tmp_path):
-        pq.write_table(pa.table({"x": np.zeros(_ROWS + 1)}), tmp_path / "file")
+        pq.write_table(pa.table({"x": np.zeros(predictions._ROWS + 1)}), tmp_path / "file")
         metadata = pq.read_metadata(tmp_path / "file")
-        assert metadata.row_group(0).num_rows == _ROWS
+        assert metadata.row_group(0).num_rows == predictions._ROWS
 
 
 class TestRoundTrip:

@@ -28,8 +28,8 @@ from gpattern_bench import pieces
 from gpattern_bench.ablation import ablation_table, train_variants
 from gpattern_bench.base.progress import Progress
 from gpattern_bench.cli import main
-from gpattern_bench.curate.simulate import simulate
-from gpattern_bench.dataset import Dataset
+from gpattern_bench.curate.simulate.cells import simulate
+from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.methods.gpsnet.method import GPSNetMethod
 from gpattern_bench.methods.gpsnet.model import PRESETS
 from gpattern_bench.methods.gpsnet.settings import TRAININGS

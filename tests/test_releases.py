@@ -13,11 +13,10 @@ import pytest
 import shapely
 import tifffile
 
-from gpattern_bench.curate.bento import read_bento
-from gpattern_bench.curate.cosmx import read_cosmx
+from gpattern_bench.curate.readers.bento import read_bento
+from gpattern_bench.curate.readers.cosmx import read_cosmx
 from gpattern_bench.curate.release import Release, by_fov
-from gpattern_bench.curate.releases import _paint, write_bento_h5ad, write_cosmx
-from gpattern_bench.curate.simulate import (
+from gpattern_bench.curate.simulate.cells import (
     _SIZES,
     COMPARTMENTS,
     PATTERNS,
@@ -25,6 +24,7 @@ from gpattern_bench.curate.simulate import (
     simulate,
     simulate_like,
 )
+from gpattern_bench.curate.simulate.releases import _paint, write_bento_h5ad, write_cosmx
 from gpattern_bench.errors import SourceError
 
 HEIGHT, PIXEL = 3648, 0.18

@@ -9,9 +9,9 @@ import pytest
 import shapely
 from samples import small_dataset
 
-from gpattern_bench.dataset import Dataset
+from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import GPatternBenchError, MethodError
-from gpattern_bench.evaluator import Evaluator
+from gpattern_bench.evaluate.evaluator import Evaluator
 from gpattern_bench.methods import METHODS
 from gpattern_bench.methods.base import About, Untrained
 from gpattern_bench.robustness import (

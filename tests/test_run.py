@@ -13,9 +13,9 @@ from samples import dataset_of, small_dataset
 
 from gpattern_bench import Evaluator, __version__
 from gpattern_bench.curate.rules import apply_rules
-from gpattern_bench.curate.simulate import PATTERNS, simulate
+from gpattern_bench.curate.simulate.cells import PATTERNS, simulate
 from gpattern_bench.curate.write import write_dataset
-from gpattern_bench.dataset import Dataset
+from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import GPatternBenchError, MethodError, UnknownMethodError
 from gpattern_bench.methods import METHODS
 from gpattern_bench.methods.base import About, Untrained

@@ -20,14 +20,14 @@ from filelock import FileLock
 from samples import PATIENCE_S, small_dataset
 
 import gpattern_bench.pieces
-from gpattern_bench.dataset import Dataset
+from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import (
     MethodError,
     MissingExtraError,
     UnknownMethodError,
     WorkersError,
 )
-from gpattern_bench.evaluator import Evaluator
+from gpattern_bench.evaluate.evaluator import Evaluator
 from gpattern_bench.methods import METHODS, get_method
 from gpattern_bench.pieces import cut_pieces, run_key
 from gpattern_bench.predict import predict_cells
@@ -90,7 +90,7 @@ def killed_at(piece: int, dataset: Dataset, out: Path) -> None:
         import os, signal
         from pathlib import Path
         import gpattern_bench.pieces as pieces
-        from gpattern_bench.dataset import Dataset
+        from gpattern_bench.data.dataset import Dataset
         from gpattern_bench.run_all import run_all
 
         begun, predict_cells = [], pieces.predict_cells

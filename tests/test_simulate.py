@@ -13,7 +13,7 @@ import shapely
 from sklearn.metrics import roc_auc_score
 
 from gpattern_bench.curate.release import Release
-from gpattern_bench.curate.simulate import (
+from gpattern_bench.curate.simulate.cells import (
     _SIZES,
     COMPARTMENTS,
     N_VERTICES,

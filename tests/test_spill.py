@@ -7,7 +7,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from gpattern_bench.curate.spill import Spill
+from gpattern_bench.curate.readers.spill import Spill
 from gpattern_bench.errors import TableError
 
 

@@ -19,10 +19,10 @@ from samples import dataset_of
 from scipy.stats import chi2_contingency, chisquare, hypergeom, ks_2samp, kstest, norm
 
 from gpattern_bench.base.geometry import exterior_vertices, outline_distance
-from gpattern_bench.cells import Cell
-from gpattern_bench.curate.bento import read_bento
-from gpattern_bench.curate.simulate import PATTERNS, simulate
-from gpattern_bench.dataset import Dataset
+from gpattern_bench.curate.readers.bento import read_bento
+from gpattern_bench.curate.simulate.cells import PATTERNS, simulate
+from gpattern_bench.data.cells import Cell
+from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.methods import sprawl_random
 from gpattern_bench.methods.sprawl import (
     STATISTICS,

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 from gpattern_bench import Evaluator, load_dataset
-from gpattern_bench.dataset import Dataset
+from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import EvaluationError
-from gpattern_bench.strata import STRATA, parts
+from gpattern_bench.evaluate.strata import STRATA, parts
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from gpattern_bench.sweep import LANES, replicated_sweep, rows_right, sorted_keys, sweep
+from gpattern_bench.evaluate.threshold_sweep import (
+    LANES,
+    replicated_sweep,
+    rows_right,
+    sorted_keys,
+    sweep,
+)
 
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 SIZES = [0, 1, 2, 3, 255, 256, 257, 1000, 100_000]

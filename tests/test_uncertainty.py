@@ -10,8 +10,7 @@ import pytest
 from scipy.stats import t as student_t
 
 from gpattern_bench.errors import EvaluationError
-from gpattern_bench.metrics import at_threshold, score_pattern
-from gpattern_bench.uncertainty import (
+from gpattern_bench.evaluate.bootstrap import (
     MIN_FOVS,
     Clusters,
     bootstrap,
@@ -20,6 +19,7 @@ from gpattern_bench.uncertainty import (
     is_biased,
     tie_groups,
 )
+from gpattern_bench.evaluate.metrics import at_threshold, score_pattern
 
 NAN = math.nan
 METRICS = ("auc", "acc", "f1", "ap", "precision", "recall")

@@ -19,10 +19,10 @@ from samples import metadata_of
 from gpattern_bench import load_dataset
 from gpattern_bench.base.workers import in_order, workers
 from gpattern_bench.cli import main
-from gpattern_bench.curate import simulate
 from gpattern_bench.curate.build import curate
-from gpattern_bench.curate.releases import write_bento_h5ad, write_cosmx
-from gpattern_bench.curate.simulate import simulate_like
+from gpattern_bench.curate.simulate import cells as simulate
+from gpattern_bench.curate.simulate.cells import simulate_like
+from gpattern_bench.curate.simulate.releases import write_bento_h5ad, write_cosmx
 from gpattern_bench.errors import PredictionError, SourceError, TableError, WorkersError
 from gpattern_bench.methods import get_method
 from gpattern_bench.predict import predict_cells

@@ -121,7 +121,7 @@ def demo(
     from gpattern_bench.base.progress import duration
     from gpattern_bench.board import build_board, markdown, page, write_board
     from gpattern_bench.copies import flag_copies
-    from gpattern_bench.dataset import load_dataset
+    from gpattern_bench.data.dataset import load_dataset
     from gpattern_bench.metadata import write_schema
     from gpattern_bench.run import run_method
     from gpattern_bench.submission import read_submissions, rescore

@@ -89,8 +89,8 @@ def download(
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Datasets to make.")],
 ) -> None:
     """Fetch and curate datasets into the cache."""
-    from gpattern_bench.dataset import load_dataset
-    from gpattern_bench.datasheet import table1_check
+    from gpattern_bench.data.dataset import load_dataset
+    from gpattern_bench.data.datasheet import table1_check
 
     for name in names:
         dataset = load_dataset(name)
@@ -130,8 +130,8 @@ def datasheet_(
 ) -> None:
     """Describe a dataset in Markdown: counts, table 1 check, quantiles, drops, provenance."""
     from gpattern_bench.base.files import write_text
-    from gpattern_bench.dataset import load_dataset
-    from gpattern_bench.datasheet import datasheet
+    from gpattern_bench.data.dataset import load_dataset
+    from gpattern_bench.data.datasheet import datasheet
 
     text = datasheet(load_dataset(name))
     if out is None:
@@ -147,7 +147,7 @@ def export(
 ) -> None:
     """Write a dataset's finished tables, verified, for any address to serve."""
     from gpattern_bench.curate.build import export_tables
-    from gpattern_bench.dataset import load_dataset
+    from gpattern_bench.data.dataset import load_dataset
 
     dataset = load_dataset(name, verify=True)
     digest = export_tables(dataset.folder, out)
@@ -187,8 +187,8 @@ def simulate_(
 ) -> None:
     """Draw a release of known patterns, at the size of one of the paper's datasets."""
     from gpattern_bench.curate.build import curate as make
-    from gpattern_bench.curate.releases import write_bento_h5ad, write_cosmx
-    from gpattern_bench.curate.simulate import simulate_like
+    from gpattern_bench.curate.simulate.cells import simulate_like
+    from gpattern_bench.curate.simulate.releases import write_bento_h5ad, write_cosmx
     from gpattern_bench.sources.recipe import Recipe
 
     patterns = THREE_PATTERNS if like is _Like.cosmx_lung else FOUR_PATTERNS
@@ -214,7 +214,7 @@ def simulate_(
 @app.command(epilog=examples("verify synthetic"))
 def verify(name: Name) -> None:
     """Check a dataset's files, hashes and rules, and that no split knows another."""
-    from gpattern_bench.dataset import load_dataset
+    from gpattern_bench.data.dataset import load_dataset
 
     try:
         dataset = load_dataset(name, verify=True)

@@ -45,7 +45,7 @@ def run(
     ] = None,
 ) -> None:
     """Fit a method, and write prediction files for val and test, with what the run cost."""
-    from gpattern_bench.dataset import load_dataset
+    from gpattern_bench.data.dataset import load_dataset
     from gpattern_bench.run import run_method
 
     files = run_method(
@@ -87,7 +87,7 @@ def run_all_(
     ] = None,
 ) -> None:
     """Run several methods; started again, it goes on where it was. Exit code 1 if one failed."""
-    from gpattern_bench.dataset import load_dataset
+    from gpattern_bench.data.dataset import load_dataset
     from gpattern_bench.run_all import run_all
 
     outcomes = run_all(
@@ -125,7 +125,7 @@ def features(
     ] = None,
 ) -> None:
     """Write a method's raw features: one row per pair (ELLA: per gene and kernel)."""
-    from gpattern_bench.dataset import load_dataset
+    from gpattern_bench.data.dataset import load_dataset
     from gpattern_bench.features import write_features
 
     typer.echo(str(write_features(method, load_dataset(tables), out, unit_um=unit_um)))
@@ -148,8 +148,8 @@ def predict(
     ] = False,
 ) -> None:
     """Score every pair of a dataset, labelled or not, with a model that a run left."""
-    from gpattern_bench.calls import write_calls
-    from gpattern_bench.dataset import load_dataset
+    from gpattern_bench.data.dataset import load_dataset
+    from gpattern_bench.evaluate.calls import write_calls
     from gpattern_bench.model import load_model, predict_tables
 
     method, about = load_model(model)
@@ -194,7 +194,7 @@ def ablation(
     from dataclasses import asdict
 
     from gpattern_bench.ablation import STUDIES, ablation_table, train_variants
-    from gpattern_bench.dataset import load_dataset
+    from gpattern_bench.data.dataset import load_dataset
 
     rows = list(
         train_variants(

@@ -53,7 +53,7 @@ def print_json(value: Any) -> None:
 
 def tell(folder: Path) -> None:
     """Say what is in a folder of tables, and what was left out of it."""
-    from gpattern_bench.dataset import Dataset
+    from gpattern_bench.data.dataset import Dataset
 
     dataset = Dataset(folder)
     typer.echo(f"{dataset!r} in {folder}")

@@ -29,7 +29,7 @@ _Out = Annotated[
 @plot.command("splits", epilog=examples("plot splits synthetic --out splits.svg"))
 def plot_splits_(name: Name, out: _Out) -> None:
     """Draw cells, and molecules and genes per cell, of each split (figure 6)."""
-    from gpattern_bench.dataset import load_dataset
+    from gpattern_bench.data.dataset import load_dataset
     from gpattern_bench.plots import plot_splits
 
     _save(plot_splits(load_dataset(name)), out)
@@ -38,7 +38,7 @@ def plot_splits_(name: Name, out: _Out) -> None:
 @plot.command("patterns", epilog=examples("plot patterns synthetic --out patterns.pdf"))
 def plot_patterns_(name: Name, out: _Out) -> None:
     """Draw the patterns of the labelled pairs of each split (figure 7)."""
-    from gpattern_bench.dataset import load_dataset
+    from gpattern_bench.data.dataset import load_dataset
     from gpattern_bench.plots import plot_patterns
 
     _save(plot_patterns(load_dataset(name)), out)
@@ -66,7 +66,7 @@ def plot_cell_(
     ] = None,
 ) -> None:
     """Draw genes of one cell: labels, and what methods predict (figures 5, 8-10)."""
-    from gpattern_bench.dataset import load_dataset
+    from gpattern_bench.data.dataset import load_dataset
     from gpattern_bench.plots import plot_cell
 
     _save(plot_cell(load_dataset(name), cell, gene or (), predictions or ()), out)

@@ -40,7 +40,7 @@ def robustness_(
     """Score the test cells turned, moved, thinned and blurred, with the model that a run left."""
     from dataclasses import asdict
 
-    from gpattern_bench.dataset import load_dataset
+    from gpattern_bench.data.dataset import load_dataset
     from gpattern_bench.robustness import run_robustness
 
     path, found = run_robustness(

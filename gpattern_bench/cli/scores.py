@@ -20,13 +20,13 @@ from gpattern_bench.cli.options import (
 from gpattern_bench.errors import PredictionError
 
 if TYPE_CHECKING:
-    from gpattern_bench.dataset import Dataset
+    from gpattern_bench.data.dataset import Dataset
 
 
 @app.command(epilog=examples("validate test-seed0.parquet --dataset synthetic"))
 def validate(file: File, dataset: DatasetOption) -> None:
     """Check a prediction file, of labelled pairs or, without labels, of all: every problem."""
-    from gpattern_bench.dataset import load_dataset
+    from gpattern_bench.data.dataset import load_dataset
     from gpattern_bench.predictions import expected_origin
     from gpattern_bench.tables.predictions import check_predictions, read_predictions
 
@@ -80,7 +80,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score a prediction file."""
-    from gpattern_bench.evaluator import Evaluator
+    from gpattern_bench.evaluate.evaluator import Evaluator
     from gpattern_bench.tables.predictions import read_origin
 
     origin = read_origin(file)
@@ -156,7 +156,7 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Compare two prediction files on the same pairs: differences with intervals."""
-    from gpattern_bench.evaluator import Evaluator
+    from gpattern_bench.evaluate.evaluator import Evaluator
 
     found = Evaluator(*scored_by(a, dataset)).compare(a, b, replicates=replicates)
     if as_json:
@@ -192,8 +192,8 @@ def calls(
     ] = None,
 ) -> None:
     """Turn scores into calls, by the thresholds chosen on val, and sum them up per gene."""
-    from gpattern_bench.calls import val_thresholds, write_calls
-    from gpattern_bench.evaluator import Evaluator
+    from gpattern_bench.evaluate.calls import val_thresholds, write_calls
+    from gpattern_bench.evaluate.evaluator import Evaluator
 
     found, split = scored_by(file, dataset)
     checked = Evaluator(found, split).check(file)
@@ -206,7 +206,7 @@ def calls(
 
 def scored_by(file: Path, dataset: str | None) -> tuple[Dataset, str]:
     """Dataset and split of a prediction file."""
-    from gpattern_bench.dataset import load_dataset
+    from gpattern_bench.data.dataset import load_dataset
     from gpattern_bench.tables.predictions import read_origin, read_predictions
 
     origin = read_origin(file)

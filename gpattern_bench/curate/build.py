@@ -17,6 +17,7 @@ from filelock import FileLock
 from gpattern_bench.base.files import MANIFEST, file_sha256
 from gpattern_bench.base.progress import Progress
 from gpattern_bench.base.workers import Backend, in_order, workers
+from gpattern_bench.curate.readers import read_release
 from gpattern_bench.curate.release import Piece
 from gpattern_bench.curate.rules import Tables as Cut
 from gpattern_bench.curate.rules import apply_rules
@@ -126,7 +127,7 @@ def curate(
 ) -> Path:
     """Read a source release, apply the rules and write the tables, field of view by field of view.
 
-    Parameters and errors are those of :meth:`Recipe.read`, :func:`apply_rules`,
+    Parameters and errors are those of :func:`read_release`, :func:`apply_rules`,
     :func:`write_dataset` and, for `jobs` and `cluster`,
     :func:`gpattern_bench.base.workers.workers`; besides, `labelled` makes a release without labels
     a SourceError. The bytes do not depend on how many workers there are; those of a cluster must
@@ -142,7 +143,9 @@ def curate(
             prefix=f".{folder.name}-", dir=folder.parent, ignore_cleanup_errors=True
         ) as scratch,
     ):
-        tasks = ((piece, recipe, labelled) for piece in recipe.read(sources, Path(scratch)))
+        tasks = (
+            (piece, recipe, labelled) for piece in read_release(recipe, sources, Path(scratch))
+        )
         here = cluster is None and jobs in (None, 1)
         tables = _one_by_one(tasks) if here else _from_workers(backend, tasks, Path(scratch))
         with closing(tables):  # after an error, workers stop before their folder goes

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from gpattern_bench.cells import Cell, Cells
+from gpattern_bench.data.cells import Cell, Cells
 
 __all__ = ["About", "Method", "Network", "Scores", "Untrained"]
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpattern_bench.cells import Cell
+from gpattern_bench.data.cells import Cell
 from gpattern_bench.methods.bigfish_outlines import RINGS, Layout, outline_layout
 from gpattern_bench.methods.bigfish_pixels import pixel_layout
 

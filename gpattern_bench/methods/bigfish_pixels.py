@@ -11,7 +11,7 @@ from scipy.ndimage import distance_transform_edt
 from shapely.geometry.base import BaseGeometry
 
 from gpattern_bench.base.geometry import contains
-from gpattern_bench.cells import Cell
+from gpattern_bench.data.cells import Cell
 from gpattern_bench.methods.bigfish_outlines import OPENING_UM, RING_UM, RINGS, Layout
 
 __all__ = ["Raster", "distance_to", "distinct", "mask_moments", "opened", "pixel_layout"]

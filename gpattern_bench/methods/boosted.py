@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 
 from gpattern_bench.base.files import write_text
-from gpattern_bench.cells import Cell, Cells
+from gpattern_bench.data.cells import Cell, Cells
 from gpattern_bench.methods.base import About, Scores
 from gpattern_bench.methods.forest import Forest, labelled_pairs, pair_batches
 from gpattern_bench.methods.pair_features import PAIR_FEATURES, pair_features

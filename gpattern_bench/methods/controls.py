@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpattern_bench.base.files import write_text
-from gpattern_bench.cells import Cells
+from gpattern_bench.data.cells import Cells
 from gpattern_bench.methods.base import About, Scores, Untrained
 
 __all__ = ["GenePrior", "MoleculeCount", "Oracle", "Prevalence"]

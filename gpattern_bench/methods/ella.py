@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit, softmax
 
 from gpattern_bench.base.files import write_text
-from gpattern_bench.cells import Cell, Cells
+from gpattern_bench.data.cells import Cell, Cells
 from gpattern_bench.errors import MethodError
 from gpattern_bench.methods.base import About, Scores
 from gpattern_bench.methods.ella_model import (

@@ -11,7 +11,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from gpattern_bench.base.geometry import ray_radius
-from gpattern_bench.cells import Cell, Cells
+from gpattern_bench.data.cells import Cell, Cells
 
 __all__ = ["Radii", "Registration", "gather", "relative_radius"]
 

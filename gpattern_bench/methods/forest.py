@@ -18,7 +18,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from gpattern_bench.base.files import replacing
-from gpattern_bench.cells import Cell, Cells
+from gpattern_bench.data.cells import Cell, Cells
 from gpattern_bench.errors import MethodError
 from gpattern_bench.methods.base import Scores
 

@@ -18,7 +18,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from gpattern_bench.base.files import replacing
-from gpattern_bench.cells import Cell, Cells
+from gpattern_bench.data.cells import Cell, Cells
 from gpattern_bench.methods.base import About, Scores
 from gpattern_bench.methods.bigfish import BIGFISH_FEATURES, UNIT_UM, bigfish_features
 from gpattern_bench.methods.forest import Forest, forest_scores, labelled_pairs

@@ -15,7 +15,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from gpattern_bench.base.geometry import mean_ranks
-from gpattern_bench.cells import Cell
+from gpattern_bench.data.cells import Cell
 from gpattern_bench.methods.bento import BENTO_FEATURES, bento_features
 from gpattern_bench.methods.bigfish import BIGFISH_FEATURES, bigfish_features
 from gpattern_bench.methods.sprawl import median_rank_variance, peripheral_central

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import pdist
 
 from gpattern_bench.base.geometry import mean_ranks
-from gpattern_bench.cells import Cell
+from gpattern_bench.data.cells import Cell
 from gpattern_bench.methods.bigfish import UNIT_UM
 from gpattern_bench.methods.bigfish_pixels import (
     Raster,

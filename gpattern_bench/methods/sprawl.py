@@ -19,7 +19,7 @@ from scipy.special import expit
 from scipy.stats import false_discovery_control, norm
 
 from gpattern_bench.base.geometry import exterior_vertices, mean_ranks
-from gpattern_bench.cells import Cell, Cells
+from gpattern_bench.data.cells import Cell, Cells
 from gpattern_bench.methods.base import About, Scores, Untrained
 from gpattern_bench.methods.sprawl_random import DRAW_VARIANCE, ObservedDraws, pair_scores
 

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-
-if TYPE_CHECKING:
-    from gpattern_bench.curate.release import Piece
 
 __all__ = ["Recipe"]
 
@@ -92,56 +87,3 @@ class Recipe(BaseModel):
         except re.error as error:
             raise ValueError(f"not a regular expression: {error}") from error
         return controls
-
-    def read(self, sources: Path, scratch: Path) -> Iterator[Piece]:
-        """Yield the pieces of the source release below the folder `sources`, in its own units.
-
-        Parameters
-        ----------
-        sources : pathlib.Path
-        scratch : pathlib.Path
-            Folder for what a reader must put aside; there until all pieces are read.
-
-        Raises
-        ------
-        SourceError
-            The source is missing or not in the stated format.
-        MissingExtraError
-            The format needs an extra that is not installed.
-        """
-        from gpattern_bench.curate.release import Release, by_fov, in_memory
-
-        path = sources / self.path
-        tile = self.tile_um / self.unit_um
-        if self.format == "simulated":
-            from gpattern_bench.curate.simulate import pieces_like
-
-            return pieces_like(self.like, self.seed)
-        if self.format == "cosmx":
-            from gpattern_bench.curate.cosmx import read_cosmx
-
-            return read_cosmx(path, scratch, crops=self.crops)
-        if self.format == "merscope":
-            from gpattern_bench.curate.merscope import read_merscope
-
-            return read_merscope(path, scratch, tile=tile)
-        if self.format == "xenium":
-            from gpattern_bench.curate.xenium import read_xenium
-
-            return read_xenium(path, scratch, tile=tile, min_qv=self.min_qv)
-        if self.format == "bento-h5ad":
-            from gpattern_bench.curate.bento import read_bento
-
-            release = read_bento(path, self.patterns)
-        else:
-            from gpattern_bench.curate.spatialdata import read_spatialdata
-
-            release = read_spatialdata(path, fov_column=self.fov_column, tile=tile)
-        if self.labels is not None:
-            from gpattern_bench.curate.labels import read_labels_csv
-
-            labels, dropped = read_labels_csv(
-                sources / self.labels, self.patterns, self.labels_where
-            )
-            release = Release(release.molecules, release.cells, labels, release.dropped | dropped)
-        return (in_memory(piece) for piece in by_fov(release))

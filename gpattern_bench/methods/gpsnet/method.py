@@ -13,7 +13,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from gpattern_bench.base.files import plain, write_text
-from gpattern_bench.cells import Cell, Cells
+from gpattern_bench.data.cells import Cell, Cells
 from gpattern_bench.errors import MethodError
 from gpattern_bench.methods.base import About, Scores
 from gpattern_bench.methods.gpsnet.data import ahead

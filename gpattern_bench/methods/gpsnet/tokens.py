@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gpattern_bench.cells import Cell
+from gpattern_bench.data.cells import Cell
 from gpattern_bench.methods.gpsnet.plan import KNNPlan, join_plans, knn_plan
 
 if TYPE_CHECKING:

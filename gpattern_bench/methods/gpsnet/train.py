@@ -24,8 +24,9 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from gpattern_bench.base.progress import Progress, duration
-from gpattern_bench.cells import Cells
+from gpattern_bench.data.cells import Cells
 from gpattern_bench.errors import MethodError, MissingExtraError
+from gpattern_bench.evaluate.metrics import exact_mean, score_pattern
 from gpattern_bench.methods.gpsnet.data import (
     LabelledTokens,
     ahead,
@@ -38,7 +39,6 @@ from gpattern_bench.methods.gpsnet.data import (
 from gpattern_bench.methods.gpsnet.model import Config, GPSNet, Tokens, collate
 from gpattern_bench.methods.gpsnet.settings import TrainingConfig
 from gpattern_bench.methods.gpsnet.weights import load_into, read_tensors, write_tensors
-from gpattern_bench.metrics import exact_mean, score_pattern
 
 __all__ = ["Trained", "logits", "train_network"]
 

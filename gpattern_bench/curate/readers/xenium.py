@@ -11,8 +11,14 @@ import pyarrow as pa
 import shapely
 from numpy.typing import NDArray
 
-from gpattern_bench.curate.blocks import find_table, read_blocks
-from gpattern_bench.curate.gather import Dropped, count, gather, join_parts, outlined_cells
+from gpattern_bench.curate.readers.columns import find_table, read_blocks
+from gpattern_bench.curate.readers.group_by_fov import (
+    Dropped,
+    count,
+    gather,
+    join_parts,
+    outlined_cells,
+)
 from gpattern_bench.curate.release import Piece, reading
 from gpattern_bench.errors import SourceError
 from gpattern_bench.tables.parquet import codes_into
@@ -39,7 +45,7 @@ def read_xenium(path: Path, scratch: Path, *, tile: float, min_qv: float = 20.0)
     tells a molecule's compartment (``overlaps_nucleus``, ``nucleus_distance``) is not read.
 
     Fields of view are those of ``fov_name`` or, in older exports, tiles
-    (:func:`gpattern_bench.curate.gather.gather`).
+    (:func:`gpattern_bench.curate.readers.group_by_fov.gather`).
 
     Parameters
     ----------

@@ -79,7 +79,10 @@ def score_pattern(y_true: ArrayLike, y_score: ArrayLike) -> PatternScore:
     >>> score.threshold, score.acc, score.auc
     (0.6, 0.6, 0.6666666666666666)
     """
-    from gpattern_bench.sweep import sorted_keys, sweep  # numba, only for who scores
+    from gpattern_bench.evaluate.threshold_sweep import (  # numba, only for who scores
+        sorted_keys,
+        sweep,
+    )
 
     true, values = _validated(y_true, y_score)
     N, P = len(true), int(np.count_nonzero(true))

@@ -13,9 +13,9 @@ import pyarrow as pa
 import shapely
 from numpy.typing import NDArray
 
-from gpattern_bench.curate.assign import tiles
+from gpattern_bench.curate.readers.assign import tiles
+from gpattern_bench.curate.readers.spill import Spill
 from gpattern_bench.curate.release import Piece, Release
-from gpattern_bench.curate.spill import Spill
 from gpattern_bench.errors import SourceError
 
 __all__ = ["Dropped", "count", "gather", "join_parts", "outlined_cells"]
@@ -77,7 +77,7 @@ def gather(
     scratch : pathlib.Path
         Folder for what is put aside.
     tile : float
-        Side of the tiles (:func:`gpattern_bench.curate.assign.tiles`).
+        Side of the tiles (:func:`gpattern_bench.curate.readers.assign.tiles`).
     dropped : dict
         What was left out, complete once `blocks` are through; goes with the first piece.
 

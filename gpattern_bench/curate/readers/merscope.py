@@ -15,9 +15,15 @@ import pyarrow.compute as pc
 import shapely
 from numpy.typing import NDArray
 
-from gpattern_bench.curate.assign import CellFinder
-from gpattern_bench.curate.blocks import find_table, read_blocks
-from gpattern_bench.curate.gather import Dropped, count, gather, join_parts, outlined_cells
+from gpattern_bench.curate.readers.assign import CellFinder
+from gpattern_bench.curate.readers.columns import find_table, read_blocks
+from gpattern_bench.curate.readers.group_by_fov import (
+    Dropped,
+    count,
+    gather,
+    join_parts,
+    outlined_cells,
+)
 from gpattern_bench.curate.release import Piece, reading
 from gpattern_bench.errors import SourceError
 from gpattern_bench.tables.parquet import codes_into
@@ -37,11 +43,11 @@ def read_merscope(path: Path, scratch: Path, *, tile: float) -> Iterator[Piece]:
     Cells are outlined once per z-plane; of the planes in which a cell has an outline the middle
     one counts (of two the lower), for the molecules of all planes. The cell of a molecule is its
     ``cell_id`` (-1 = none) or, in older exports, the one whose outline holds it
-    (:class:`gpattern_bench.curate.assign.CellFinder`). ``global_z`` numbers the planes, it is no
-    length and is not read. There are no nuclei.
+    (:class:`~gpattern_bench.curate.readers.assign.CellFinder`). ``global_z`` numbers the planes, it
+    is no length and is not read. There are no nuclei.
 
     Fields of view are those of ``fov`` or, without that column, tiles
-    (:func:`gpattern_bench.curate.gather.gather`).
+    (:func:`gpattern_bench.curate.readers.group_by_fov.gather`).
 
     Parameters
     ----------

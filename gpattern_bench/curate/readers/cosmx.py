@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from gpattern_bench.curate.cosmx_csv import (
+from gpattern_bench.curate.readers.cosmx_csv import (
     GLOBAL,
     LOCAL,
     PATTERNS,
@@ -23,9 +23,9 @@ from gpattern_bench.curate.cosmx_csv import (
     CosmxMolecules,
     read_positions,
 )
-from gpattern_bench.curate.masks import border_labels, label_image, outlines
+from gpattern_bench.curate.readers.label_images import border_labels, label_image, outlines
+from gpattern_bench.curate.readers.spill import Spill
 from gpattern_bench.curate.release import Piece, Release, reading
-from gpattern_bench.curate.spill import Spill
 from gpattern_bench.errors import SourceError, TableError
 from gpattern_bench.sources.archive import members
 

@@ -21,8 +21,8 @@ from gpattern_bench.tables.parquet import read_table, read_whole
 if TYPE_CHECKING:
     import pandas as pd
 
-    from gpattern_bench.cells import Cells
-    from gpattern_bench.torch_view import TorchCells
+    from gpattern_bench.data.cells import Cells
+    from gpattern_bench.data.torch import TorchCells
 
 __all__ = ["Dataset", "load_dataset"]
 
@@ -183,7 +183,7 @@ class Dataset:
 
     def cells(self, split: str | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """Cells of a split, outlines as shapely geometries in slide-global micrometres."""
-        from gpattern_bench.cells import read_cells
+        from gpattern_bench.data.cells import read_cells
 
         return read_cells(self.folder, self.fovs(split), columns)
 
@@ -215,7 +215,7 @@ class Dataset:
         keep : collection of str, optional
             Only the cells of these ids.
         """
-        from gpattern_bench.cells import Cells
+        from gpattern_bench.data.cells import Cells
 
         return Cells(
             self.folder,
@@ -228,7 +228,7 @@ class Dataset:
 
     def torch(self, split: str | None = None) -> TorchCells:
         """Give the cells of a split as a ``torch.utils.data.Dataset``."""
-        from gpattern_bench.torch_view import TorchCells
+        from gpattern_bench.data.torch import TorchCells
 
         return TorchCells(self.iter_cells(split))
 
@@ -249,18 +249,18 @@ class Dataset:
     def to_anndata(self, scores: Any = None) -> Any:
         """Give counts, labels and, if given, scores as an AnnData (extra ``[spatial]``).
 
-        See :func:`gpattern_bench.ecosystem.to_anndata`.
+        See :func:`gpattern_bench.interop.scverse.to_anndata`.
         """
-        from gpattern_bench.ecosystem import to_anndata
+        from gpattern_bench.interop.scverse import to_anndata
 
         return to_anndata(self, scores)
 
     def to_spatialdata(self) -> Any:
         """Give molecules, outlines, counts and labels as a SpatialData (extra ``[spatial]``).
 
-        See :func:`gpattern_bench.ecosystem.to_spatialdata`.
+        See :func:`gpattern_bench.interop.scverse.to_spatialdata`.
         """
-        from gpattern_bench.ecosystem import to_spatialdata
+        from gpattern_bench.interop.scverse import to_spatialdata
 
         return to_spatialdata(self)
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from gpattern_bench.cells import Cells
+from gpattern_bench.data.cells import Cells
 
 __all__ = ["TorchCells"]
 

@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 from numpy.typing import NDArray
 
+from gpattern_bench.curate.readers.spill import Spill
 from gpattern_bench.curate.release import reading
-from gpattern_bench.curate.spill import Spill
 from gpattern_bench.errors import SourceError
 
 __all__ = ["GLOBAL", "LOCAL", "PATTERNS", "TEXT", "CosmxMolecules", "read_positions"]

@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 from scipy.stats import norm
 
 from gpattern_bench.base.files import plain, write_text
-from gpattern_bench.dataset import Dataset
+from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import PredictionError
-from gpattern_bench.evaluator import Evaluator
-from gpattern_bench.metrics import score_pattern
+from gpattern_bench.evaluate.evaluator import Evaluator
+from gpattern_bench.evaluate.metrics import score_pattern
 from gpattern_bench.tables.predictions import write_tables
 
 __all__ = ["call_patterns", "summarise_genes", "val_thresholds", "write_calls"]

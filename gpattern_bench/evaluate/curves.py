@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
 from gpattern_bench.base.files import plain
-from gpattern_bench.metrics import score_pattern
+from gpattern_bench.evaluate.metrics import score_pattern
 
 __all__ = ["Bin", "Curves", "PatternCurves", "curves", "pattern_curves"]
 
@@ -37,7 +37,8 @@ class PatternCurves(TypedDict):
 class Bin(TypedDict):
     """Pairs with similar numbers of molecules: name, size, and pattern -> value (null: undefined).
 
-    As in :meth:`gpattern_bench.evaluator.Evaluator.strata`, thresholds are chosen anew in each.
+    As in :meth:`~gpattern_bench.evaluate.evaluator.Evaluator.strata`, thresholds are chosen anew
+    in each.
     """
 
     molecules: str
@@ -71,7 +72,7 @@ def curves(
         The C patterns.
     part, names
         (N,) code of the bin of each pair and the bins' names
-        (:func:`gpattern_bench.strata.parts`); empty bins are left out.
+        (:func:`gpattern_bench.evaluate.strata.parts`); empty bins are left out.
     """
     bins: list[Bin] = []
     for code, name in enumerate(names):

@@ -14,11 +14,19 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from gpattern_bench.base.html import html_table
-from gpattern_bench.dataset import Dataset, load_dataset
+from gpattern_bench.data.dataset import Dataset, load_dataset
 from gpattern_bench.errors import EvaluationError, PredictionError
-from gpattern_bench.metrics import at_threshold, exact_mean, score_pattern
+from gpattern_bench.evaluate.bootstrap import (
+    REPLICATES,
+    Clusters,
+    bootstrap,
+    includes_zero,
+    interval,
+    is_biased,
+)
+from gpattern_bench.evaluate.metrics import at_threshold, exact_mean, score_pattern
+from gpattern_bench.evaluate.strata import parts
 from gpattern_bench.predictions import expected_origin
-from gpattern_bench.strata import parts
 from gpattern_bench.tables import schema
 from gpattern_bench.tables.predictions import (
     FLOATS,
@@ -26,14 +34,6 @@ from gpattern_bench.tables.predictions import (
     as_table,
     check_predictions,
     read_predictions,
-)
-from gpattern_bench.uncertainty import (
-    REPLICATES,
-    Clusters,
-    bootstrap,
-    includes_zero,
-    interval,
-    is_biased,
 )
 
 __all__ = ["Evaluator", "Predictions", "Result"]
@@ -316,7 +316,7 @@ class Evaluator:
         clusters: Clusters | None,
         warnings: list[str],
     ) -> Result:
-        from gpattern_bench.sweep import rows_right  # numba, only for who scores
+        from gpattern_bench.evaluate.threshold_sweep import rows_right  # numba, only for who scores
 
         per_pattern: dict[str, dict[str, Any]] = {}
         for k, pattern in enumerate(self.patterns):

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
 
-from gpattern_bench.curate.assign import tiles
+from gpattern_bench.curate.readers.assign import tiles
 from gpattern_bench.curate.release import Release, reading
 from gpattern_bench.errors import MissingExtraError, SourceError
 

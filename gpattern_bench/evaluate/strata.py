@@ -7,7 +7,7 @@ import pandas as pd
 import shapely
 from numpy.typing import NDArray
 
-from gpattern_bench.dataset import Dataset
+from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import EvaluationError
 
 __all__ = ["STRATA", "parts"]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from gpattern_bench.dataset import Dataset
+from gpattern_bench.data.dataset import Dataset
 
 __all__ = ["datasheet", "table1_check"]
 

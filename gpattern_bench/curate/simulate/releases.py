@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from gpattern_bench.base.files import replacing
 from gpattern_bench.curate.release import Release
-from gpattern_bench.curate.simulate import N_VERTICES, compartments, membrane_edge
+from gpattern_bench.curate.simulate.cells import N_VERTICES, compartments, membrane_edge
 from gpattern_bench.errors import SourceError
 
 __all__ = ["write_bento_h5ad", "write_cosmx"]
@@ -96,7 +96,7 @@ def write_bento_h5ad(
     Parameters
     ----------
     pieces : iterable of Release
-        Of :func:`~gpattern_bench.curate.simulate.simulate_like`: one field of view each.
+        Of :func:`~gpattern_bench.curate.simulate.cells.simulate_like`: one field of view each.
     path : pathlib.Path
         The file; replaced if it is there.
     patterns : sequence of str
@@ -152,7 +152,7 @@ def write_cosmx(pieces: Iterable[Release], folder: Path, archive: bool = False) 
     Parameters
     ----------
     pieces : iterable of Release
-        Of :func:`~gpattern_bench.curate.simulate.simulate_like`: one field of view each.
+        Of :func:`~gpattern_bench.curate.simulate.cells.simulate_like`: one field of view each.
     folder : pathlib.Path
         Must not exist, or be empty.
     archive : bool

@@ -129,7 +129,9 @@ def bootstrap(
         Metric -> (B, C) for ``auc acc f1 ap precision recall`` (and ``f1_val acc_val``), and
         ``accuracy_subset`` -> (B,).
     """
-    from gpattern_bench.sweep import replicated_sweep  # numba, only for who scores
+    from gpattern_bench.evaluate.threshold_sweep import (
+        replicated_sweep,  # numba, only for who scores
+    )
 
     n, patterns = truth.shape
     names = ["auc", "acc", "f1", "ap", "precision", "recall"]

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy import sparse
 
-from gpattern_bench.cells import read_cells
-from gpattern_bench.dataset import Dataset
+from gpattern_bench.data.cells import read_cells
+from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import MissingExtraError, PredictionError
 from gpattern_bench.model import is_model_output
 from gpattern_bench.predictions import expected_origin
@@ -119,8 +119,9 @@ def to_spatialdata(dataset: Dataset) -> SpatialData:
     ``tables/table``               :func:`to_anndata`, annotates ``cell_boundaries``
     ============================== =================================================
 
-    The names are those that :func:`gpattern_bench.curate.spatialdata.read_spatialdata` reads. The
-    molecules are in memory at once.
+    The names are those that
+    :func:`gpattern_bench.curate.readers.spatialdata.read_spatialdata` reads. The molecules are in
+    memory at once.
 
     Parameters
     ----------

@@ -1,0 +1,68 @@
+"""Readers: one per format, from a source release to pieces that any process can read.
+
+A reader states no rule: what is dropped is decided in `curate/rules`, for all formats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from gpattern_bench.curate.release import Piece, Release, by_fov, in_memory
+from gpattern_bench.sources.recipe import Recipe
+
+__all__ = ["read_release"]
+
+
+def read_release(recipe: Recipe, sources: Path, scratch: Path) -> Iterator[Piece]:
+    """Yield the pieces of the source release below the folder `sources`, in its own units.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        Names the format, and the path below `sources`.
+    sources : pathlib.Path
+    scratch : pathlib.Path
+        Folder for what a reader must put aside; there until all pieces are read.
+
+    Raises
+    ------
+    SourceError
+        The source is missing or not in the stated format.
+    MissingExtraError
+        The format needs an extra that is not installed.
+    """
+    path = sources / recipe.path
+    tile = recipe.tile_um / recipe.unit_um
+    if recipe.format == "simulated":
+        from gpattern_bench.curate.simulate.cells import pieces_like
+
+        return pieces_like(recipe.like, recipe.seed)
+    if recipe.format == "cosmx":
+        from gpattern_bench.curate.readers.cosmx import read_cosmx
+
+        return read_cosmx(path, scratch, crops=recipe.crops)
+    if recipe.format == "merscope":
+        from gpattern_bench.curate.readers.merscope import read_merscope
+
+        return read_merscope(path, scratch, tile=tile)
+    if recipe.format == "xenium":
+        from gpattern_bench.curate.readers.xenium import read_xenium
+
+        return read_xenium(path, scratch, tile=tile, min_qv=recipe.min_qv)
+    if recipe.format == "bento-h5ad":
+        from gpattern_bench.curate.readers.bento import read_bento
+
+        release = read_bento(path, recipe.patterns)
+    else:
+        from gpattern_bench.curate.readers.spatialdata import read_spatialdata
+
+        release = read_spatialdata(path, fov_column=recipe.fov_column, tile=tile)
+    if recipe.labels is not None:
+        from gpattern_bench.curate.readers.label_csv import read_labels_csv
+
+        labels, dropped = read_labels_csv(
+            sources / recipe.labels, recipe.patterns, recipe.labels_where
+        )
+        release = Release(release.molecules, release.cells, labels, release.dropped | dropped)
+    return (in_memory(piece) for piece in by_fov(release))

@@ -1,0 +1,1 @@
+"""Simulated cells of known patterns, and releases of them in the formats of the sources."""
