@@ -45,7 +45,7 @@ from gpattern_bench.curate.simulate.releases import write_cosmx
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.evaluate.bootstrap import REPLICATES
 from gpattern_bench.methods import get_method
-from gpattern_bench.predict import predict_pieces
+from gpattern_bench.methods.predict import predict_pieces
 from gpattern_bench.predictions import write_predictions
 from gpattern_bench.sources.recipe import Recipe
 

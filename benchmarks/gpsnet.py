@@ -46,7 +46,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from gpattern_bench.data.cells import Cell
 from gpattern_bench.methods.gpsnet import join_plans, knn_attention, knn_plan
-from gpattern_bench.methods.gpsnet.model import Config, GPSNet, parameter_table
+from gpattern_bench.methods.gpsnet.config import Config
+from gpattern_bench.methods.gpsnet.model import GPSNet, parameter_table
 from gpattern_bench.methods.gpsnet.tokens import Batch, collate, prepare, vocabulary_rows
 from gpattern_bench.methods.gpsnet.train import logits
 

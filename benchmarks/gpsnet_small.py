@@ -40,9 +40,9 @@ from gpattern_bench.curate.write import write_dataset
 from gpattern_bench.data.cells import Cell, Cells
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.methods.base import Method
+from gpattern_bench.methods.gpsnet.config import TRAININGS
 from gpattern_bench.methods.gpsnet.method import GPSNetMethod
-from gpattern_bench.methods.gpsnet.settings import TRAININGS
-from gpattern_bench.predict import predict_cells
+from gpattern_bench.methods.predict import predict_cells
 from gpattern_bench.predictions import counted
 from gpattern_bench.run import fit_method
 from gpattern_bench.sources.recipe import Recipe

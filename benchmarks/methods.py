@@ -63,7 +63,7 @@ METHODS_TIMED = ("bento", "ella", "ella_robust", "locfish", "locfish_unsupervise
 
 def bento(cells: list[Cell]) -> None:
     """All 13 features."""
-    from gpattern_bench.methods.bento import bento_features
+    from gpattern_bench.methods.bento.method import bento_features
 
     for cell in cells:
         bento_features(cell)
@@ -71,7 +71,7 @@ def bento(cells: list[Cell]) -> None:
 
 def peripheral(cells: list[Cell]) -> None:
     """Peripheral scores, distances included."""
-    from gpattern_bench.methods.sprawl import median_rank_scores
+    from gpattern_bench.methods.sprawl.method import median_rank_scores
 
     for cell in cells:
         median_rank_scores(cell.geometry.boundary_distance, cell.gene)
@@ -79,7 +79,7 @@ def peripheral(cells: list[Cell]) -> None:
 
 def punctate_radial(cells: list[Cell]) -> None:
     """Punctate and radial scores, which share their draws: each is charged with both."""
-    from gpattern_bench.methods.sprawl_random import pair_scores
+    from gpattern_bench.methods.sprawl.permutation import pair_scores
 
     for cell in cells:
         pair_scores(cell.xy, cell.gene, np.zeros(2), seed=0, name=cell.cell_id)
@@ -87,8 +87,8 @@ def punctate_radial(cells: list[Cell]) -> None:
 
 def ella(cells: list[Cell]) -> None:
     """Fit 22 kernels to every gene, registration included."""
-    from gpattern_bench.methods.ella_model import fit_kernels
-    from gpattern_bench.methods.ella_radii import relative_radius
+    from gpattern_bench.methods.ella.kernels import fit_kernels
+    from gpattern_bench.methods.ella.radii import relative_radius
 
     gene = np.concatenate([cell.gene for cell in cells])
     order = np.argsort(gene, kind="stable")
@@ -99,7 +99,7 @@ def ella(cells: list[Cell]) -> None:
 
 def locfish(cells: list[Cell]) -> None:
     """All 41 features."""
-    from gpattern_bench.methods.bigfish import bigfish_features
+    from gpattern_bench.methods.locfish.bigfish import bigfish_features
 
     for cell in cells:
         bigfish_features(cell)

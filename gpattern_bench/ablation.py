@@ -24,11 +24,10 @@ from gpattern_bench.base.progress import duration
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import MethodError
 from gpattern_bench.evaluate.evaluator import Evaluator
+from gpattern_bench.methods.gpsnet.config import PRESETS, TRAININGS
 from gpattern_bench.methods.gpsnet.method import GPSNetMethod
-from gpattern_bench.methods.gpsnet.model import PRESETS
-from gpattern_bench.methods.gpsnet.settings import TRAININGS
+from gpattern_bench.methods.predict import predict_cells
 from gpattern_bench.pieces import run_key
-from gpattern_bench.predict import predict_cells
 from gpattern_bench.tables.predictions import counted
 
 __all__ = ["REPORTED", "STUDIES", "AblationRow", "ablation_table", "train_variants"]

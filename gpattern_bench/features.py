@@ -18,11 +18,11 @@ from gpattern_bench.errors import UnknownMethodError
 __all__ = ["FEATURES", "write_features"]
 
 FEATURES = {
-    "bento": "gpattern_bench.methods.bento:features",
-    "ella": "gpattern_bench.methods.ella:features",
-    "locfish": "gpattern_bench.methods.locfish:features",
-    "locfish_2018": "gpattern_bench.methods.locfish:features_2018",
-    "sprawl": "gpattern_bench.methods.sprawl:features",
+    "bento": "gpattern_bench.methods.bento.method:features",
+    "ella": "gpattern_bench.methods.ella.method:features",
+    "locfish": "gpattern_bench.methods.locfish.method:features",
+    "locfish_2018": "gpattern_bench.methods.locfish.method:features_2018",
+    "sprawl": "gpattern_bench.methods.sprawl.method:features",
 }
 """Name -> ``module:function`` of the methods' raw features."""
 

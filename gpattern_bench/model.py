@@ -16,7 +16,7 @@ from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import GPatternBenchError, MethodError
 from gpattern_bench.methods import get_method
 from gpattern_bench.methods.base import Method
-from gpattern_bench.predict import predict_pieces
+from gpattern_bench.methods.predict import predict_pieces
 from gpattern_bench.tables import schema
 from gpattern_bench.tables.predictions import write_tables
 

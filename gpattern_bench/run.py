@@ -30,8 +30,8 @@ from gpattern_bench.errors import MethodError
 from gpattern_bench.evaluate.calls import val_thresholds
 from gpattern_bench.methods import METHODS, get_method
 from gpattern_bench.methods.base import Method, Network
+from gpattern_bench.methods.predict import predict_cells
 from gpattern_bench.model import Model, save_model
-from gpattern_bench.predict import predict_cells
 from gpattern_bench.predictions import prediction_table
 from gpattern_bench.tables.predictions import Origin, Protocol, counted, write_tables
 
@@ -245,8 +245,8 @@ def write_run(
     origins : list of Origin
     scores : mapping of str to iterable of (list of str, pandas.DataFrame)
         Split -> fields of view, in their order, and what
-        :func:`gpattern_bench.predict.predict_cells` gave of them, rows in any order. One is in
-        memory at a time.
+        :func:`~gpattern_bench.methods.predict.predict_cells` gave of them, rows in any order. One
+        is in memory at a time.
     folder : pathlib.Path
     seconds : dict of str to float
         See :class:`Run`.

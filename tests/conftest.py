@@ -28,7 +28,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 _TORCH = re.compile(
-    r"^\s*(from|import) (torch|accelerate|gpattern_bench\.methods\.gpsnet(?!\.settings))\b", re.M
+    r"^\s*(from|import) (torch|accelerate|gpattern_bench\.methods\.gpsnet(?!\.config))\b", re.M
 )
 
 
@@ -56,8 +56,8 @@ def shared() -> Path:
 @pytest.fixture(scope="module")
 def brief_training() -> Iterator[None]:
     """One epoch for networks, few boosted trees: for tests of what any method must do."""
-    from gpattern_bench.methods import boosted
-    from gpattern_bench.methods.gpsnet.settings import TRAININGS
+    from gpattern_bench.methods.boosted import method as boosted
+    from gpattern_bench.methods.gpsnet.config import TRAININGS
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(boosted, "_TREES", 20)

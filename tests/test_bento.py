@@ -15,9 +15,9 @@ from gpattern_bench.curate.simulate.cells import simulate
 from gpattern_bench.data.cells import Cell
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import MethodError
-from gpattern_bench.methods.bento import BENTO_FEATURES, Bento, bento_features, features
-from gpattern_bench.methods.forest import Forest
-from gpattern_bench.methods.rnaforest import PUBLISHED_CLASSES, predict_published
+from gpattern_bench.methods._forest import Forest
+from gpattern_bench.methods.bento.method import BENTO_FEATURES, Bento, bento_features, features
+from gpattern_bench.methods.bento.rnaforest import PUBLISHED_CLASSES, predict_published
 
 COLUMN = {name: k for k, name in enumerate(BENTO_FEATURES)}
 RIPLEY = [k for k, name in enumerate(BENTO_FEATURES) if name.startswith("l_")]

@@ -15,10 +15,11 @@ from gpattern_bench import load_dataset
 from gpattern_bench.data.cells import Cell, Cells
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.evaluate.evaluator import Evaluator
-from gpattern_bench.methods import boosted, get_method
-from gpattern_bench.methods.boosted import Boosted, BoostedGene, _boost, _curve, _joined
-from gpattern_bench.methods.pair_features import PAIR_FEATURES, pair_features
-from gpattern_bench.predict import predict_cells
+from gpattern_bench.methods import get_method
+from gpattern_bench.methods.boosted import method as boosted
+from gpattern_bench.methods.boosted.features import PAIR_FEATURES, pair_features
+from gpattern_bench.methods.boosted.method import Boosted, BoostedGene, _boost, _curve, _joined
+from gpattern_bench.methods.predict import predict_cells
 
 
 @pytest.fixture(scope="module")

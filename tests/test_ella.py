@@ -20,8 +20,7 @@ from gpattern_bench.curate.simulate.cells import PATTERNS, simulate
 from gpattern_bench.data.cells import Cell
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import MethodError
-from gpattern_bench.methods.ella import Ella, EllaRobust, features
-from gpattern_bench.methods.ella_model import (
+from gpattern_bench.methods.ella.kernels import (
     GRID,
     KERNELS,
     MODES,
@@ -34,8 +33,9 @@ from gpattern_bench.methods.ella_model import (
     kernel_p_values,
     kernel_ratios,
 )
-from gpattern_bench.methods.ella_radii import gather, relative_radius
-from gpattern_bench.methods.ella_templates import (
+from gpattern_bench.methods.ella.method import Ella, EllaRobust, features
+from gpattern_bench.methods.ella.radii import gather, relative_radius
+from gpattern_bench.methods.ella.templates import (
     CLASSES,
     cluster_curves,
     cluster_shares,
@@ -43,7 +43,7 @@ from gpattern_bench.methods.ella_templates import (
     evidence,
     kernel_groups,
 )
-from gpattern_bench.predict import predict_cells
+from gpattern_bench.methods.predict import predict_cells
 
 A, B = KERNELS.T
 SQUARE = shapely.box(-5, -5, 5, 5)

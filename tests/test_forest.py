@@ -11,7 +11,7 @@ from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 
 from gpattern_bench.data.cells import Cell
 from gpattern_bench.errors import MethodError
-from gpattern_bench.methods.forest import Forest, labelled_pairs, pair_batches
+from gpattern_bench.methods._forest import Forest, labelled_pairs, pair_batches
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(400, 6))

@@ -65,7 +65,8 @@ from gpattern_bench.errors import (
 from gpattern_bench.evaluate.evaluator import Evaluator
 from gpattern_bench.metadata import Metadata
 from gpattern_bench.methods import get_method
-from gpattern_bench.methods.gpsnet.model import Config, GPSNet
+from gpattern_bench.methods.gpsnet.config import Config
+from gpattern_bench.methods.gpsnet.model import GPSNet
 from gpattern_bench.methods.gpsnet.train import Trained
 from gpattern_bench.model import Model, load_model, save_model
 from gpattern_bench.predictions import (

@@ -22,11 +22,10 @@ from gpattern_bench.errors import MethodError
 from gpattern_bench.evaluate.evaluator import Evaluator
 from gpattern_bench.methods.gpsnet import method as module
 from gpattern_bench.methods.gpsnet import train
+from gpattern_bench.methods.gpsnet.config import PRESETS, TRAININGS
 from gpattern_bench.methods.gpsnet.method import CoordinateMLP, GPSNetMethod
-from gpattern_bench.methods.gpsnet.model import PRESETS
-from gpattern_bench.methods.gpsnet.settings import TRAININGS
+from gpattern_bench.methods.predict import predict_cells
 from gpattern_bench.model import Model, load_model, predict_tables, save_model
-from gpattern_bench.predict import predict_cells
 from gpattern_bench.run import run_method
 
 TINY = {"width": 16, "heads": 2, "encoder_depth": 1, "decoder_depth": 1, "neighbours": 16}

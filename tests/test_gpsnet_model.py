@@ -14,9 +14,8 @@ from torch.utils.data import DataLoader
 
 from gpattern_bench.data.cells import Cell
 from gpattern_bench.errors import MethodError
+from gpattern_bench.methods.gpsnet.config import PRESETS, Config
 from gpattern_bench.methods.gpsnet.model import (
-    PRESETS,
-    Config,
     GPSNet,
     collate,
     parameter_table,

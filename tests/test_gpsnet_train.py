@@ -23,8 +23,9 @@ from gpattern_bench.curate.simulate.cells import simulate
 from gpattern_bench.data.cells import Cells
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import MethodError
-from gpattern_bench.methods.gpsnet import data
-from gpattern_bench.methods.gpsnet.data import (
+from gpattern_bench.methods.gpsnet import loader as data
+from gpattern_bench.methods.gpsnet.config import PRESETS, TRAININGS, Config, TrainingConfig
+from gpattern_bench.methods.gpsnet.loader import (
     LabelledTokens,
     ahead,
     epoch_batches,
@@ -33,8 +34,7 @@ from gpattern_bench.methods.gpsnet.data import (
     thinned,
     turned,
 )
-from gpattern_bench.methods.gpsnet.model import PRESETS, Config, GPSNet
-from gpattern_bench.methods.gpsnet.settings import TRAININGS, TrainingConfig
+from gpattern_bench.methods.gpsnet.model import GPSNet
 from gpattern_bench.methods.gpsnet.train import train_network
 from gpattern_bench.methods.gpsnet.weights import read_tensors
 
@@ -309,8 +309,8 @@ from accelerate import PartialState, debug_launcher
 torch.set_num_threads(1)
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.methods.gpsnet import train
-from gpattern_bench.methods.gpsnet.model import Config
-from gpattern_bench.methods.gpsnet.settings import TrainingConfig
+from gpattern_bench.methods.gpsnet.config import Config
+from gpattern_bench.methods.gpsnet.config import TrainingConfig
 from gpattern_bench.methods.gpsnet.weights import read_tensors, write_tensors
 
 

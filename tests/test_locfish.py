@@ -17,17 +17,17 @@ from gpattern_bench.curate.simulate.cells import simulate
 from gpattern_bench.data.cells import Cell
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.evaluate.evaluator import Evaluator
-from gpattern_bench.methods import locfish
-from gpattern_bench.methods.bigfish import BIGFISH_FEATURES, bigfish_features
-from gpattern_bench.methods.locfish import (
+from gpattern_bench.methods.locfish import method as locfish
+from gpattern_bench.methods.locfish.bigfish import BIGFISH_FEATURES, bigfish_features
+from gpattern_bench.methods.locfish.features_2018 import SAMACOITS_FEATURES, samacoits_features
+from gpattern_bench.methods.locfish.method import (
     Clusters,
     Locfish,
     Locfish2018,
     LocfishUnsupervised,
     features,
 )
-from gpattern_bench.methods.samacoits import SAMACOITS_FEATURES, samacoits_features
-from gpattern_bench.predict import predict_cells
+from gpattern_bench.methods.predict import predict_cells
 
 AT = {name: k for k, name in enumerate(BIGFISH_FEATURES)}
 RINGS = [name.removeprefix("index_rna_") for name in BIGFISH_FEATURES[13:37:2]]

@@ -18,7 +18,7 @@ from gpattern_bench.data.cells import Cell
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import UnknownMethodError
 from gpattern_bench.methods import METHODS, get_method
-from gpattern_bench.methods.sprawl import (
+from gpattern_bench.methods.sprawl.method import (
     median_rank_scores,
     median_rank_variance,
     pattern_scores,

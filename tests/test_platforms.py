@@ -39,7 +39,7 @@ from gpattern_bench.curate.rules import apply_rules
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import SourceError
 from gpattern_bench.methods import get_method
-from gpattern_bench.predict import predict_cells
+from gpattern_bench.methods.predict import predict_cells
 from gpattern_bench.sources.recipe import Recipe
 
 NAMES = ("fov", "cell_id", "gene")

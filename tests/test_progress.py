@@ -30,9 +30,8 @@ from gpattern_bench.base.progress import Progress
 from gpattern_bench.cli import main
 from gpattern_bench.curate.simulate.cells import simulate
 from gpattern_bench.data.dataset import Dataset
+from gpattern_bench.methods.gpsnet.config import PRESETS, TRAININGS
 from gpattern_bench.methods.gpsnet.method import GPSNetMethod
-from gpattern_bench.methods.gpsnet.model import PRESETS
-from gpattern_bench.methods.gpsnet.settings import TRAININGS
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {"width": 8, "heads": 2, "fourier": 4}
@@ -211,7 +210,7 @@ import torch
 torch.set_num_threads(1)
 from gpattern_bench import ablation
 from gpattern_bench.cli import main
-from gpattern_bench.methods.gpsnet.model import PRESETS
+from gpattern_bench.methods.gpsnet.config import PRESETS
 from gpattern_bench.methods.gpsnet.train import _Trainer
 
 ablation._QUICK_CELLS, ablation._QUICK_EPOCHS = 6, 2

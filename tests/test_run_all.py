@@ -29,8 +29,8 @@ from gpattern_bench.errors import (
 )
 from gpattern_bench.evaluate.evaluator import Evaluator
 from gpattern_bench.methods import METHODS, get_method
+from gpattern_bench.methods.predict import predict_cells
 from gpattern_bench.pieces import cut_pieces, run_key
-from gpattern_bench.predict import predict_cells
 from gpattern_bench.run import run_method
 from gpattern_bench.run_all import Outcome, run_all
 

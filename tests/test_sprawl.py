@@ -23,8 +23,8 @@ from gpattern_bench.curate.readers.bento import read_bento
 from gpattern_bench.curate.simulate.cells import PATTERNS, simulate
 from gpattern_bench.data.cells import Cell
 from gpattern_bench.data.dataset import Dataset
-from gpattern_bench.methods import sprawl_random
-from gpattern_bench.methods.sprawl import (
+from gpattern_bench.methods.sprawl import permutation as sprawl_random
+from gpattern_bench.methods.sprawl.method import (
     STATISTICS,
     aggregate,
     cell_features,
@@ -33,7 +33,7 @@ from gpattern_bench.methods.sprawl import (
     median_rank_scores,
     median_rank_variance,
 )
-from gpattern_bench.methods.sprawl_random import DRAW_VARIANCE, pair_scores
+from gpattern_bench.methods.sprawl.permutation import DRAW_VARIANCE, pair_scores
 
 METRICS = pytest.mark.parametrize("metric", ["punctate", "radial"])
 

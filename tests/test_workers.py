@@ -25,7 +25,7 @@ from gpattern_bench.curate.simulate.cells import simulate_like
 from gpattern_bench.curate.simulate.releases import write_bento_h5ad, write_cosmx
 from gpattern_bench.errors import PredictionError, SourceError, TableError, WorkersError
 from gpattern_bench.methods import get_method
-from gpattern_bench.predict import predict_cells
+from gpattern_bench.methods.predict import predict_cells
 from gpattern_bench.predictions import write_predictions
 from gpattern_bench.sources.recipe import Recipe
 from gpattern_bench.sources.registry import find_entry

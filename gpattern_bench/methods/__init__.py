@@ -1,4 +1,8 @@
-"""Methods by name: controls, baselines and models, loaded when asked for."""
+"""Methods: controls, baselines and models, loaded by name when asked for.
+
+In: cells without labels, or with them to fit. Out: scores of every pair. May import: all rooms up
+to `evaluate`.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +19,18 @@ METHODS = {
     "gene_prior": "gpattern_bench.methods.controls:GenePrior",
     "molecule_count": "gpattern_bench.methods.controls:MoleculeCount",
     "oracle": "gpattern_bench.methods.controls:Oracle",
-    "bento": "gpattern_bench.methods.bento:Bento",
-    "boosted": "gpattern_bench.methods.boosted:Boosted",
-    "boosted_gene": "gpattern_bench.methods.boosted:BoostedGene",
-    "ella": "gpattern_bench.methods.ella:Ella",
-    "ella_robust": "gpattern_bench.methods.ella:EllaRobust",
+    "bento": "gpattern_bench.methods.bento.method:Bento",
+    "boosted": "gpattern_bench.methods.boosted.method:Boosted",
+    "boosted_gene": "gpattern_bench.methods.boosted.method:BoostedGene",
+    "ella": "gpattern_bench.methods.ella.method:Ella",
+    "ella_robust": "gpattern_bench.methods.ella.method:EllaRobust",
     "coordinate_mlp": "gpattern_bench.methods.gpsnet.method:CoordinateMLP",
     "gpsnet": "gpattern_bench.methods.gpsnet.method:GPSNetMethod",
     "gpsnet_outlines": "gpattern_bench.methods.gpsnet.method:GPSNetOutlines",
-    "locfish": "gpattern_bench.methods.locfish:Locfish",
-    "locfish_2018": "gpattern_bench.methods.locfish:Locfish2018",
-    "locfish_unsupervised": "gpattern_bench.methods.locfish:LocfishUnsupervised",
-    "sprawl": "gpattern_bench.methods.sprawl:Sprawl",
+    "locfish": "gpattern_bench.methods.locfish.method:Locfish",
+    "locfish_2018": "gpattern_bench.methods.locfish.method:Locfish2018",
+    "locfish_unsupervised": "gpattern_bench.methods.locfish.method:LocfishUnsupervised",
+    "sprawl": "gpattern_bench.methods.sprawl.method:Sprawl",
 }
 """Name -> ``module:class`` of every method that ships with the package."""
 

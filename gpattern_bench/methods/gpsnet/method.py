@@ -16,9 +16,9 @@ from gpattern_bench.base.files import plain, write_text
 from gpattern_bench.data.cells import Cell, Cells
 from gpattern_bench.errors import MethodError
 from gpattern_bench.methods.base import About, Scores
-from gpattern_bench.methods.gpsnet.data import ahead
-from gpattern_bench.methods.gpsnet.model import Config, GPSNet, Tokens, prepare, vocabulary_rows
-from gpattern_bench.methods.gpsnet.settings import TRAININGS, TrainingConfig
+from gpattern_bench.methods.gpsnet.config import TRAININGS, Config, TrainingConfig
+from gpattern_bench.methods.gpsnet.loader import ahead
+from gpattern_bench.methods.gpsnet.model import GPSNet, Tokens, prepare, vocabulary_rows
 from gpattern_bench.methods.gpsnet.train import Trained, logits, train_network
 from gpattern_bench.methods.gpsnet.weights import fits, load_into, read_tensors, write_tensors
 

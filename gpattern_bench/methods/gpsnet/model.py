@@ -1,7 +1,7 @@
 """GPSNet: a transformer that reads the molecules of a cell and scores the genes present in it.
 
-From top to bottom: what a model is made of (:class:`Config`), the network and its parts
-(:class:`GPSNet`), and how large the published ones are. What it reads is in
+From top to bottom: the network and its parts (:class:`GPSNet`), and how large the published ones
+are. What a model is made of is in :mod:`gpattern_bench.methods.gpsnet.config`, what it reads in
 :mod:`gpattern_bench.methods.gpsnet.tokens`.
 
 In the comments on shapes: T tokens and G pairs of all cells of a batch, W the width, H heads of
@@ -13,10 +13,7 @@ Source: the paper's section 3 and table 3. Where the two contradict each other (
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 from torch.utils.checkpoint import checkpoint
 
-from gpattern_bench.errors import MethodError
 from gpattern_bench.methods.gpsnet.attention import KNNAttention
+from gpattern_bench.methods.gpsnet.config import PRESETS, Config
 from gpattern_bench.methods.gpsnet.plan import KNNPlan
 from gpattern_bench.methods.gpsnet.tokens import (
     Batch,
@@ -49,141 +46,8 @@ __all__ = [
     "vocabulary_rows",
 ]
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "nih3t3": {"encoder_depth": 4, "decoder_depth": 8, "checkpointing": True},
-    "u2os": {"encoder_depth": 4, "decoder_depth": 8},
-    "cosmx_lung": {"encoder_depth": 6, "decoder_depth": 12},
-    "small": {
-        "encoder_depth": 2,
-        "decoder_depth": 4,
-        "heads": 4,
-        "width": 64,
-        "neighbours": 64,
-        "fourier": 32,
-        "pooled": True,
-    },
-}
-"""What the presets set; the first three are those of the paper's table 3."""
-
 UNIT = 10.0  # micrometres: coordinates of order 1 for the network
 PADDED = 2**18  # scores of the largest cell of a batch whose attention is one padded product
-
-
-# What a model is made of
-
-
-@dataclass(frozen=True)
-class Config:
-    """Everything that fixes the shape of a model; with the weights, a whole model.
-
-    Attributes
-    ----------
-    genes : tuple of str
-        The vocabulary. A gene of a cell that is not in it is "unknown": it shares one embedding
-        with all other unknown genes.
-    patterns : tuple of str
-        Columns of the scores.
-    width, heads, encoder_depth, decoder_depth, mlp_ratio : int
-        Of the transformer.
-    neighbours : int
-        K of the KNN-attention.
-    fourier : int
-        Random frequencies whose sine and cosine, of the position along random directions and of
-        its distance from the centroid, go into the coordinate MLP beside the position; 0 is the
-        paper's.
-    pooled : bool
-        Whether the query of a gene starts from the mean of its own molecules' encodings, beside
-        its embedding. It makes unknown genes of one cell differ; False is the paper's.
-    outlines : bool
-        Whether points of the outlines of cell and nucleus are tokens of their own kinds, where
-        they are known; False is the paper's.
-    checkpointing : bool
-        Whether training recomputes blocks instead of keeping what they computed: the same result
-        in less memory.
-    """
-
-    genes: tuple[str, ...]
-    patterns: tuple[str, ...]
-    width: int = 768
-    heads: int = 12
-    encoder_depth: int = 4
-    decoder_depth: int = 8
-    mlp_ratio: int = 4
-    neighbours: int = 256
-    fourier: int = 0
-    pooled: bool = False
-    outlines: bool = False
-    checkpointing: bool = False
-
-    def __post_init__(self) -> None:
-        problems = [
-            f"{name} is {getattr(self, name)}, expected {least} or more"
-            for name, least in _LEAST.items()
-            if getattr(self, name) < least
-        ]
-        if not problems and self.width % self.heads:
-            problems.append(f"{self.heads} heads do not divide the width of {self.width}")
-        if not self.patterns:
-            problems.append("there are no patterns to score")
-        if len(set(self.genes)) != len(self.genes):
-            problems.append("a gene is in the vocabulary twice")
-        if problems:
-            raise MethodError(f"this is no GPSNet: {'; '.join(problems)}")
-
-    @classmethod
-    def preset(
-        cls, name: str, genes: Sequence[str], patterns: Sequence[str], **changes: Any
-    ) -> Self:
-        """Make one of :data:`PRESETS` for a vocabulary, with changes.
-
-        Examples
-        --------
-        >>> Config.preset("small", ["ACTB"], ["nuclear"], neighbours=16).width
-        64
-        """
-        if name not in PRESETS:
-            raise MethodError(f"no GPSNet named {name!r}; known: {', '.join(PRESETS)}")
-        return cls(tuple(genes), tuple(patterns), **PRESETS[name] | changes)
-
-    def to_json(self) -> str:
-        """All of it as JSON."""
-        return json.dumps(asdict(self), indent=1)
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Read what :meth:`to_json` wrote.
-
-        Raises
-        ------
-        MethodError
-            It is something else.
-        """
-        try:
-            found = dict(json.loads(text))
-        except (TypeError, ValueError) as error:
-            raise MethodError(f"not the configuration of a GPSNet: {error}") from error
-        kinds = {field.name: _JSON_KINDS[str(field.type)] for field in fields(cls)}
-        wrong = {name for name in kinds if type(found.get(name)) is not kinds[name]}
-        wrong |= set(found) - set(kinds)
-        if wrong:
-            raise MethodError(
-                "not the configuration of a GPSNet: missing, unknown or of another kind: "
-                + ", ".join(sorted(wrong))
-            )
-        lists = {"genes": tuple(found["genes"]), "patterns": tuple(found["patterns"])}
-        return cls(**found | lists)
-
-
-_LEAST = {
-    "width": 1,
-    "heads": 1,
-    "encoder_depth": 0,
-    "decoder_depth": 1,
-    "mlp_ratio": 1,
-    "neighbours": 1,
-    "fourier": 0,
-}
-_JSON_KINDS = {"tuple[str, ...]": list, "int": int, "bool": bool}
 
 
 # The network

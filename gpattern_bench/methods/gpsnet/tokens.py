@@ -24,7 +24,7 @@ from gpattern_bench.data.cells import Cell
 from gpattern_bench.methods.gpsnet.plan import KNNPlan, join_plans, knn_plan
 
 if TYPE_CHECKING:
-    from gpattern_bench.methods.gpsnet.model import Config
+    from gpattern_bench.methods.gpsnet.config import Config
 
 __all__ = ["Batch", "Spans", "Tokens", "collate", "prepare", "vocabulary_rows"]
 

@@ -27,7 +27,8 @@ from gpattern_bench.base.progress import Progress, duration
 from gpattern_bench.data.cells import Cells
 from gpattern_bench.errors import MethodError, MissingExtraError
 from gpattern_bench.evaluate.metrics import exact_mean, score_pattern
-from gpattern_bench.methods.gpsnet.data import (
+from gpattern_bench.methods.gpsnet.config import Config, TrainingConfig
+from gpattern_bench.methods.gpsnet.loader import (
     LabelledTokens,
     ahead,
     epoch_batches,
@@ -36,8 +37,7 @@ from gpattern_bench.methods.gpsnet.data import (
     thinned,
     turned,
 )
-from gpattern_bench.methods.gpsnet.model import Config, GPSNet, Tokens, collate
-from gpattern_bench.methods.gpsnet.settings import TrainingConfig
+from gpattern_bench.methods.gpsnet.model import GPSNet, Tokens, collate
 from gpattern_bench.methods.gpsnet.weights import load_into, read_tensors, write_tensors
 
 __all__ = ["Trained", "logits", "train_network"]

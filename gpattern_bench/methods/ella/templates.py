@@ -11,7 +11,7 @@ from scipy.special import softmax
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
-from gpattern_bench.methods.ella_model import MODES
+from gpattern_bench.methods.ella.kernels import MODES
 
 __all__ = [
     "CLASSES",

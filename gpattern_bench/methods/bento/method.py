@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from gpattern_bench.base.geometry import Rings
 from gpattern_bench.data.cells import Cell, Cells
 from gpattern_bench.errors import MethodError
+from gpattern_bench.methods._forest import Forest, forest_scores, labelled_pairs, pair_batches
 from gpattern_bench.methods.base import About, Scores
-from gpattern_bench.methods.forest import Forest, forest_scores, labelled_pairs, pair_batches
 
 __all__ = ["BENTO_FEATURES", "UNIT_UM", "Bento", "bento_features", "features"]
 

@@ -1,4 +1,4 @@
-"""What boosted trees know of a pair (:mod:`gpattern_bench.methods.boosted`), free of units.
+"""What boosted trees know of a pair (:mod:`gpattern_bench.methods.boosted.method`), free of units.
 
 Bento's and big-fish's features, SPRAWL's z-scores, and the distribution of the molecules over the
 cell: quantiles of where they lie between its middle, its nucleus and its outline, as shares of the
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from gpattern_bench.base.geometry import mean_ranks
 from gpattern_bench.data.cells import Cell
-from gpattern_bench.methods.bento import BENTO_FEATURES, bento_features
-from gpattern_bench.methods.bigfish import BIGFISH_FEATURES, bigfish_features
-from gpattern_bench.methods.sprawl import median_rank_variance, peripheral_central
+from gpattern_bench.methods.bento.method import BENTO_FEATURES, bento_features
+from gpattern_bench.methods.locfish.bigfish import BIGFISH_FEATURES, bigfish_features
+from gpattern_bench.methods.sprawl.method import median_rank_variance, peripheral_central
 
 __all__ = ["PAIR_FEATURES", "pair_features"]
 

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpattern_bench.data.cells import Cell
-from gpattern_bench.methods.bigfish_outlines import RINGS, Layout, outline_layout
-from gpattern_bench.methods.bigfish_pixels import pixel_layout
+from gpattern_bench.methods.locfish.outlines import RINGS, Layout, outline_layout
+from gpattern_bench.methods.locfish.pixels import pixel_layout
 
 __all__ = ["BIGFISH_FEATURES", "UNIT_UM", "bigfish_features"]
 

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpattern_bench.data.cells import Cell, Cells
-from gpattern_bench.methods.gpsnet.model import Config, Tokens, prepare, vocabulary_rows
+from gpattern_bench.methods.gpsnet.config import Config
+from gpattern_bench.methods.gpsnet.model import Tokens, prepare, vocabulary_rows
 
 __all__ = [
     "LabelledTokens",

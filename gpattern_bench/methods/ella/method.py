@@ -21,7 +21,7 @@ from gpattern_bench.base.files import write_text
 from gpattern_bench.data.cells import Cell, Cells
 from gpattern_bench.errors import MethodError
 from gpattern_bench.methods.base import About, Scores
-from gpattern_bench.methods.ella_model import (
+from gpattern_bench.methods.ella.kernels import (
     GRID,
     KERNELS,
     KernelFit,
@@ -34,8 +34,8 @@ from gpattern_bench.methods.ella_model import (
     kernel_p_values,
     kernel_ratios,
 )
-from gpattern_bench.methods.ella_radii import Radii, Registration, gather, relative_radius
-from gpattern_bench.methods.ella_templates import (
+from gpattern_bench.methods.ella.radii import Radii, Registration, gather, relative_radius
+from gpattern_bench.methods.ella.templates import (
     CLASSES,
     cluster_curves,
     cluster_shares,
@@ -62,7 +62,7 @@ class _Posterior:
     Parameters
     ----------
     registration : {"exact", "grid"}
-        See :func:`gpattern_bench.methods.ella_radii.relative_radius`.
+        See :func:`gpattern_bench.methods.ella.radii.relative_radius`.
     scores : {"posterior", "one-vs-null"}
         Whether the patterns of a pair compete, or each is held against the null alone.
     """
@@ -239,7 +239,7 @@ def features(cells: Cells, *, unit_um: float = 1.0) -> Iterator[pd.DataFrame]:  
     ------
     pandas.DataFrame
         ``gene``; ``kernel`` (0 to 21), its shapes ``a`` and ``b``; ``T`` and ``w`` of
-        :class:`gpattern_bench.methods.ella_model.KernelFit`, and ``p`` of T; and of the gene
+        :class:`gpattern_bench.methods.ella.kernels.KernelFit`, and ``p`` of T; and of the gene
         ``n_molecules``, ``n_cells``, ``p_cauchy`` over the kernels, ``p_fdr_by`` over the genes,
         and ``peak``, the radius at which its curve is largest.
     """

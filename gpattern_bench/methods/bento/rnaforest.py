@@ -30,8 +30,8 @@ def predict_published(
     Parameters
     ----------
     features : numpy.ndarray
-        (n, 13) as :func:`gpattern_bench.methods.bento.bento_features` gives them, computed in
-        pixels of about 100 nm.
+        (n, 13) as :func:`~gpattern_bench.methods.bento.method.bento_features` gives them, computed
+        in pixels of about 100 nm.
     path : pathlib.Path
         ``rnaforest_flat.npz``: ``mean`` and ``scale`` of the features; per class k = 0..4 the
         nodes ``k_feature``, ``k_threshold`` (the value, at a leaf), ``k_left`` (-1 at a leaf),

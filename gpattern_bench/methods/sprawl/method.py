@@ -3,7 +3,7 @@
 A gene is peripheral in a cell if its molecules rank among those nearest to the outline, central
 if among those nearest to the middle; under the null the genes are shuffled over the molecules.
 The null variance of the median rank is written in closed form, its tail summed exactly. The
-punctate and the radial score are in :mod:`gpattern_bench.methods.sprawl_random`.
+punctate and the radial score are in :mod:`gpattern_bench.methods.sprawl.permutation`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from scipy.stats import false_discovery_control, norm
 from gpattern_bench.base.geometry import exterior_vertices, mean_ranks
 from gpattern_bench.data.cells import Cell, Cells
 from gpattern_bench.methods.base import About, Scores, Untrained
-from gpattern_bench.methods.sprawl_random import DRAW_VARIANCE, ObservedDraws, pair_scores
+from gpattern_bench.methods.sprawl.permutation import DRAW_VARIANCE, ObservedDraws, pair_scores
 
 __all__ = [
     "STATISTICS",
@@ -285,7 +285,7 @@ def features(
     seed : int
         Of the draws of punctate and radial; with the cell's id it decides them.
     obs_draws : {1, "expected"}
-        See :func:`gpattern_bench.methods.sprawl_random.pair_scores`.
+        See :func:`gpattern_bench.methods.sprawl.permutation.pair_scores`.
 
     Yields
     ------

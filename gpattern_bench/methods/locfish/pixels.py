@@ -12,7 +12,7 @@ from shapely.geometry.base import BaseGeometry
 
 from gpattern_bench.base.geometry import contains
 from gpattern_bench.data.cells import Cell
-from gpattern_bench.methods.bigfish_outlines import OPENING_UM, RING_UM, RINGS, Layout
+from gpattern_bench.methods.locfish.outlines import OPENING_UM, RING_UM, RINGS, Layout
 
 __all__ = ["Raster", "distance_to", "distinct", "mask_moments", "opened", "pixel_layout"]
 

@@ -1,7 +1,7 @@
 """Gradient-boosted and extremely randomised trees on the features of all baselines together.
 
 Scores are the mean of both kinds of trees, calibrated on training cells that the trees had not
-seen. Trees are kept as flat arrays (:mod:`gpattern_bench.methods.forest`), never as pickles.
+seen. Trees are kept as flat arrays (:mod:`gpattern_bench.methods._forest`), never as pickles.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from scipy.special import expit, logit
 
 from gpattern_bench.base.files import write_text
 from gpattern_bench.data.cells import Cell, Cells
+from gpattern_bench.methods._forest import Forest, labelled_pairs, pair_batches
 from gpattern_bench.methods.base import About, Scores
-from gpattern_bench.methods.forest import Forest, labelled_pairs, pair_batches
-from gpattern_bench.methods.pair_features import PAIR_FEATURES, pair_features
+from gpattern_bench.methods.boosted.features import PAIR_FEATURES, pair_features
 
 __all__ = ["Boosted", "BoostedGene"]
 
@@ -32,7 +32,7 @@ _SMALL = 1e-6
 
 
 class Boosted:
-    """Trees on the features of :mod:`gpattern_bench.methods.pair_features`; no gene identity."""
+    """Trees on the features of :mod:`gpattern_bench.methods.boosted.features`; no gene identity."""
 
     about: ClassVar = About(
         name="boosted",

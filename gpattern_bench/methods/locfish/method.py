@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from gpattern_bench.base.files import replacing
 from gpattern_bench.data.cells import Cell, Cells
+from gpattern_bench.methods._forest import Forest, forest_scores, labelled_pairs
 from gpattern_bench.methods.base import About, Scores
-from gpattern_bench.methods.bigfish import BIGFISH_FEATURES, UNIT_UM, bigfish_features
-from gpattern_bench.methods.forest import Forest, forest_scores, labelled_pairs
-from gpattern_bench.methods.samacoits import SAMACOITS_FEATURES, samacoits_features
+from gpattern_bench.methods.locfish.bigfish import BIGFISH_FEATURES, UNIT_UM, bigfish_features
+from gpattern_bench.methods.locfish.features_2018 import SAMACOITS_FEATURES, samacoits_features
 
 __all__ = [
     "SAMPLE",

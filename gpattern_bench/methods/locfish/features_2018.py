@@ -16,8 +16,8 @@ from scipy.spatial.distance import pdist
 
 from gpattern_bench.base.geometry import mean_ranks
 from gpattern_bench.data.cells import Cell
-from gpattern_bench.methods.bigfish import UNIT_UM
-from gpattern_bench.methods.bigfish_pixels import (
+from gpattern_bench.methods.locfish.bigfish import UNIT_UM
+from gpattern_bench.methods.locfish.pixels import (
     Raster,
     distance_to,
     distinct,

@@ -1,0 +1,1 @@
+"""Bento: features of a gene's molecules in a cell, and random forests on them."""

@@ -1,0 +1,238 @@
+"""What a GPSNet is made of and how it is trained: settings, and those of each preset."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+import numpy as np
+
+from gpattern_bench.errors import MethodError
+
+__all__ = ["PRESETS", "TRAININGS", "Config", "TrainingConfig"]
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "nih3t3": {"encoder_depth": 4, "decoder_depth": 8, "checkpointing": True},
+    "u2os": {"encoder_depth": 4, "decoder_depth": 8},
+    "cosmx_lung": {"encoder_depth": 6, "decoder_depth": 12},
+    "small": {
+        "encoder_depth": 2,
+        "decoder_depth": 4,
+        "heads": 4,
+        "width": 64,
+        "neighbours": 64,
+        "fourier": 32,
+        "pooled": True,
+    },
+}
+"""What the presets set; the first three are those of the paper's table 3."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that fixes the shape of a model; with the weights, a whole model.
+
+    Attributes
+    ----------
+    genes : tuple of str
+        The vocabulary. A gene of a cell that is not in it is "unknown": it shares one embedding
+        with all other unknown genes.
+    patterns : tuple of str
+        Columns of the scores.
+    width, heads, encoder_depth, decoder_depth, mlp_ratio : int
+        Of the transformer.
+    neighbours : int
+        K of the KNN-attention.
+    fourier : int
+        Random frequencies whose sine and cosine, of the position along random directions and of
+        its distance from the centroid, go into the coordinate MLP beside the position; 0 is the
+        paper's.
+    pooled : bool
+        Whether the query of a gene starts from the mean of its own molecules' encodings, beside
+        its embedding. It makes unknown genes of one cell differ; False is the paper's.
+    outlines : bool
+        Whether points of the outlines of cell and nucleus are tokens of their own kinds, where
+        they are known; False is the paper's.
+    checkpointing : bool
+        Whether training recomputes blocks instead of keeping what they computed: the same result
+        in less memory.
+    """
+
+    genes: tuple[str, ...]
+    patterns: tuple[str, ...]
+    width: int = 768
+    heads: int = 12
+    encoder_depth: int = 4
+    decoder_depth: int = 8
+    mlp_ratio: int = 4
+    neighbours: int = 256
+    fourier: int = 0
+    pooled: bool = False
+    outlines: bool = False
+    checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} is {getattr(self, name)}, expected {least} or more"
+            for name, least in _LEAST.items()
+            if getattr(self, name) < least
+        ]
+        if not problems and self.width % self.heads:
+            problems.append(f"{self.heads} heads do not divide the width of {self.width}")
+        if not self.patterns:
+            problems.append("there are no patterns to score")
+        if len(set(self.genes)) != len(self.genes):
+            problems.append("a gene is in the vocabulary twice")
+        if problems:
+            raise MethodError(f"this is no GPSNet: {'; '.join(problems)}")
+
+    @classmethod
+    def preset(
+        cls, name: str, genes: Sequence[str], patterns: Sequence[str], **changes: Any
+    ) -> Self:
+        """Make one of :data:`PRESETS` for a vocabulary, with changes.
+
+        Examples
+        --------
+        >>> Config.preset("small", ["ACTB"], ["nuclear"], neighbours=16).width
+        64
+        """
+        if name not in PRESETS:
+            raise MethodError(f"no GPSNet named {name!r}; known: {', '.join(PRESETS)}")
+        return cls(tuple(genes), tuple(patterns), **PRESETS[name] | changes)
+
+    def to_json(self) -> str:
+        """All of it as JSON."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what :meth:`to_json` wrote.
+
+        Raises
+        ------
+        MethodError
+            It is something else.
+        """
+        try:
+            found = dict(json.loads(text))
+        except (TypeError, ValueError) as error:
+            raise MethodError(f"not the configuration of a GPSNet: {error}") from error
+        kinds = {field.name: _JSON_KINDS[str(field.type)] for field in fields(cls)}
+        wrong = {name for name in kinds if type(found.get(name)) is not kinds[name]}
+        wrong |= set(found) - set(kinds)
+        if wrong:
+            raise MethodError(
+                "not the configuration of a GPSNet: missing, unknown or of another kind: "
+                + ", ".join(sorted(wrong))
+            )
+        lists = {"genes": tuple(found["genes"]), "patterns": tuple(found["patterns"])}
+        return cls(**found | lists)
+
+
+_LEAST = {
+    "width": 1,
+    "heads": 1,
+    "encoder_depth": 0,
+    "decoder_depth": 1,
+    "mlp_ratio": 1,
+    "neighbours": 1,
+    "fourier": 0,
+}
+_JSON_KINDS = {"tuple[str, ...]": list, "int": int, "bool": bool}
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a model is trained.
+
+    Attributes
+    ----------
+    epochs : int
+    batch : int
+        Cells in a step, over all processes.
+    rate : float
+        Learning rate of AdamW, after `warmup` steps that lead up to it.
+    warmup : int
+    decay : bool
+        Whether the rate then falls to 0, as a cosine; else it is constant, as the paper's.
+    weight_decay : float
+    betas : tuple of float
+    clip : float
+        Largest norm of the gradient.
+    bf16 : bool
+        Whether to compute in bfloat16 where the device can; weights are float32.
+    turned : bool
+        Whether each cell is rotated, and mirrored half of the time, at random in each epoch.
+    thinned : float
+        Largest share of its molecules that a cell loses at random, in half of the epochs.
+    forgotten : float
+        Share of the cells some of whose genes are made unknown, drawn anew in each epoch: a share
+        of the genes between none and all.
+    patience : int
+        Stop after so many epochs in which the loss on val did not become lower, and take the
+        weights of the best epoch; 0: never.
+    """
+
+    epochs: int
+    batch: int = 4
+    rate: float = 1e-5
+    warmup: int = 1000
+    decay: bool = False
+    weight_decay: float = 0.03
+    betas: tuple[float, float] = (0.9, 0.9)
+    clip: float = 1.0
+    bf16: bool = True
+    turned: bool = False
+    thinned: float = 0.0
+    forgotten: float = 0.05
+    patience: int = 0
+
+    def __post_init__(self) -> None:
+        wrong = [
+            f"{name} is {getattr(self, name)}, expected {least} or more"
+            for name, least in {"epochs": 1, "batch": 1, "warmup": 0, "patience": 0}.items()
+            if getattr(self, name) < least
+        ]
+        if not self.rate > 0 or not self.clip > 0:
+            wrong.append(f"rate and clip are {self.rate} and {self.clip}, expected above 0")
+        for name, share in {"thinned": self.thinned, "forgotten": self.forgotten}.items():
+            if not 0 <= share <= 1:
+                wrong.append(f"{name} is {share}, expected a share")
+        if wrong:
+            raise MethodError(f"GPSNet cannot be trained like this: {'; '.join(wrong)}")
+
+    def rate_at(self, step: int, steps: int) -> float:
+        """Learning rate of a step, of so many.
+
+        >>> [TrainingConfig(1, rate=1.0, warmup=2).rate_at(step, 4) for step in range(4)]
+        [0.5, 1.0, 1.0, 1.0]
+        """
+        if step < self.warmup:
+            return self.rate * (step + 1) / self.warmup
+        if not self.decay:
+            return self.rate
+        past = (step - self.warmup) / max(steps - self.warmup, 1)
+        return self.rate * (1 + float(np.cos(np.pi * past))) / 2
+
+
+TRAININGS = {
+    "nih3t3": TrainingConfig(epochs=10),
+    "u2os": TrainingConfig(epochs=5),
+    "cosmx_lung": TrainingConfig(epochs=10, batch=64, warmup=5000),
+    "small": TrainingConfig(
+        epochs=12,
+        rate=3e-3,
+        warmup=200,
+        decay=True,
+        betas=(0.9, 0.99),
+        bf16=False,
+        turned=True,
+        thinned=0.5,
+        forgotten=0.3,
+    ),
+}
+"""For each of :data:`PRESETS`; the paper's by its table 3."""

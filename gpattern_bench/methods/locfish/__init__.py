@@ -1,0 +1,1 @@
+"""locFISH: the features of big-fish and what is learnt on them."""

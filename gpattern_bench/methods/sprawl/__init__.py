@@ -1,0 +1,1 @@
+"""SPRAWL: peripheral and central scores against permutations of the genes."""
