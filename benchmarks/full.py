@@ -43,8 +43,8 @@ from gpattern_bench.curate.simulate.releases import write_bento_h5ad, write_cosm
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.methods import get_method
 from gpattern_bench.methods.predict import predict_cells
-from gpattern_bench.pieces import cut_pieces
 from gpattern_bench.predictions import counted, write_predictions
+from gpattern_bench.runs.shards import cut_pieces
 from gpattern_bench.sources.cache import CACHE
 from gpattern_bench.sources.recipe import Recipe
 from gpattern_bench.sources.registry import find_entry

@@ -44,7 +44,7 @@ from gpattern_bench.methods.gpsnet.config import TRAININGS
 from gpattern_bench.methods.gpsnet.method import GPSNetMethod
 from gpattern_bench.methods.predict import predict_cells
 from gpattern_bench.predictions import counted
-from gpattern_bench.run import fit_method
+from gpattern_bench.runs.run import fit_method
 from gpattern_bench.sources.recipe import Recipe
 
 QUANTILES = np.linspace(0, 1, 21)

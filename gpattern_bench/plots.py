@@ -299,7 +299,8 @@ def plot_ablation(rows: Sequence[Mapping[str, Any]]) -> Figure:
     Parameters
     ----------
     rows : sequence of mapping
-        As ``gpattern-bench ablation --json`` prints: :class:`gpattern_bench.ablation.AblationRow`.
+        As ``gpattern-bench ablation --json`` prints them:
+        :class:`gpattern_bench.runs.ablation.AblationRow`.
 
     Raises
     ------
@@ -562,7 +563,7 @@ def _scale_bar(axes: Axes, left: float, bottom: float, width: float) -> None:
 def _checked_rows(rows: Any) -> list[dict[str, Any]]:
     from pydantic import TypeAdapter, ValidationError
 
-    from gpattern_bench.ablation import AblationRow
+    from gpattern_bench.runs.ablation import AblationRow
 
     def whole(row: Mapping[str, Any]) -> dict[str, Any]:
         scores = {name: _number(row.get(name)) for name in ("auc", "acc", "f1")}

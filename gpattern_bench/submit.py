@@ -24,7 +24,7 @@ from gpattern_bench.metadata import (
 )
 from gpattern_bench.methods import METHODS, get_method
 from gpattern_bench.predictions import expected_origin
-from gpattern_bench.run import Run
+from gpattern_bench.runs.run import Run
 from gpattern_bench.tables.predictions import (
     Origin,
     check_predictions,

@@ -33,7 +33,7 @@ from gpattern_bench.errors import SubmissionError
 from gpattern_bench.metadata import write_schema
 from gpattern_bench.methods import METHODS, get_method
 from gpattern_bench.predictions import write_predictions
-from gpattern_bench.run import run_method
+from gpattern_bench.runs.run import run_method
 from gpattern_bench.submission import Metadata, Submission, read_submissions
 from gpattern_bench.submit import submit_run
 

@@ -26,8 +26,8 @@ from gpattern_bench.evaluate.calls import (
 )
 from gpattern_bench.methods import METHODS
 from gpattern_bench.methods.gpsnet.method import GPSNetMethod
-from gpattern_bench.model import load_model, predict_tables
-from gpattern_bench.run import run_method
+from gpattern_bench.runs.run import run_method
+from gpattern_bench.runs.saved_model import load_model, predict_tables
 from gpattern_bench.sources.recipe import Recipe
 
 

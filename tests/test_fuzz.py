@@ -68,7 +68,6 @@ from gpattern_bench.methods import get_method
 from gpattern_bench.methods.gpsnet.config import Config
 from gpattern_bench.methods.gpsnet.model import GPSNet
 from gpattern_bench.methods.gpsnet.train import Trained
-from gpattern_bench.model import Model, load_model, save_model
 from gpattern_bench.predictions import (
     check_predictions,
     expected_origin,
@@ -76,6 +75,7 @@ from gpattern_bench.predictions import (
     read_predictions,
     write_predictions,
 )
+from gpattern_bench.runs.saved_model import Model, load_model, save_model
 from gpattern_bench.sources.recipe import Recipe
 from gpattern_bench.submission import _cost, _robustness, read_submissions
 from gpattern_bench.submit import _metadata as metadata_for

@@ -15,7 +15,7 @@ import shapely
 from gpattern_bench import Evaluator, load_dataset
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.methods.sprawl.method import median_rank_variance, peripheral_central
-from gpattern_bench.run import run_method
+from gpattern_bench.runs.run import run_method
 
 PATTERNS = ("cell_edge", "cytoplasmic", "nuclear", "nuclear_edge")
 

@@ -13,8 +13,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from samples import dataset_of
 
-from gpattern_bench import ablation as ablations
-from gpattern_bench.ablation import REPORTED, STUDIES, ablation_table, train_variants
 from gpattern_bench.curate.simulate.cells import PATTERNS, simulate
 from gpattern_bench.data.cells import Cell
 from gpattern_bench.data.dataset import Dataset
@@ -25,8 +23,10 @@ from gpattern_bench.methods.gpsnet import train
 from gpattern_bench.methods.gpsnet.config import PRESETS, TRAININGS
 from gpattern_bench.methods.gpsnet.method import CoordinateMLP, GPSNetMethod
 from gpattern_bench.methods.predict import predict_cells
-from gpattern_bench.model import Model, load_model, predict_tables, save_model
-from gpattern_bench.run import run_method
+from gpattern_bench.runs import ablation as ablations
+from gpattern_bench.runs.ablation import REPORTED, STUDIES, ablation_table, train_variants
+from gpattern_bench.runs.run import run_method
+from gpattern_bench.runs.saved_model import Model, load_model, predict_tables, save_model
 
 TINY = {"width": 16, "heads": 2, "encoder_depth": 1, "decoder_depth": 1, "neighbours": 16}
 TRAINING = replace(TRAININGS["small"], epochs=4, warmup=4)

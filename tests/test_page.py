@@ -21,7 +21,7 @@ from gpattern_bench.charts import _spread, styles
 from gpattern_bench.gallery import build_gallery
 from gpattern_bench.methods import get_method
 from gpattern_bench.page import count, percent, seconds
-from gpattern_bench.run import run_method
+from gpattern_bench.runs.run import run_method
 from gpattern_bench.submission import Metadata, Submission, read_submissions
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -13,10 +13,10 @@ import pytest
 from samples import PATIENCE_S, small_dataset
 
 from gpattern_bench import load_dataset, plots
-from gpattern_bench.ablation import REPORTED, AblationRow
 from gpattern_bench.errors import GPatternBenchError, MissingExtraError, PredictionError
 from gpattern_bench.predictions import write_predictions
-from gpattern_bench.run import run_method
+from gpattern_bench.runs.ablation import REPORTED, AblationRow
+from gpattern_bench.runs.run import run_method
 
 
 @pytest.fixture(scope="module")

@@ -23,15 +23,15 @@ import pytest
 import torch
 from samples import dataset_of
 
-from gpattern_bench import ablation as ablations
-from gpattern_bench import pieces
-from gpattern_bench.ablation import ablation_table, train_variants
 from gpattern_bench.base.progress import Progress
 from gpattern_bench.cli import main
 from gpattern_bench.curate.simulate.cells import simulate
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.methods.gpsnet.config import PRESETS, TRAININGS
 from gpattern_bench.methods.gpsnet.method import GPSNetMethod
+from gpattern_bench.runs import ablation as ablations
+from gpattern_bench.runs import shards as pieces
+from gpattern_bench.runs.ablation import ablation_table, train_variants
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {"width": 8, "heads": 2, "fourier": 4}
@@ -208,7 +208,7 @@ import os, signal
 import torch
 
 torch.set_num_threads(1)
-from gpattern_bench import ablation
+from gpattern_bench.runs import ablation
 from gpattern_bench.cli import main
 from gpattern_bench.methods.gpsnet.config import PRESETS
 from gpattern_bench.methods.gpsnet.train import _Trainer

@@ -14,7 +14,7 @@ from gpattern_bench.errors import GPatternBenchError, MethodError
 from gpattern_bench.evaluate.evaluator import Evaluator
 from gpattern_bench.methods import METHODS
 from gpattern_bench.methods.base import About, Untrained
-from gpattern_bench.robustness import (
+from gpattern_bench.runs.robustness import (
     MEANINGLESS,
     PERTURBATIONS,
     Perturbed,
@@ -22,7 +22,7 @@ from gpattern_bench.robustness import (
     pixel_um,
     run_robustness,
 )
-from gpattern_bench.run import run_method
+from gpattern_bench.runs.run import run_method
 
 GEOMETRIC = ("rotated", "reflected", "translated")
 

@@ -20,8 +20,8 @@ from gpattern_bench.errors import GPatternBenchError, MethodError, UnknownMethod
 from gpattern_bench.methods import METHODS
 from gpattern_bench.methods.base import About, Untrained
 from gpattern_bench.predictions import Origin, read_predictions
-from gpattern_bench.run import FOLDS, run_method
-from gpattern_bench.run_all import run_all
+from gpattern_bench.runs.run import FOLDS, run_method
+from gpattern_bench.runs.run_all import run_all
 from gpattern_bench.sources.recipe import Recipe
 
 

@@ -19,7 +19,7 @@ import pytest
 from filelock import FileLock
 from samples import PATIENCE_S, small_dataset
 
-import gpattern_bench.pieces
+import gpattern_bench.runs.shards
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import (
     MethodError,
@@ -30,9 +30,9 @@ from gpattern_bench.errors import (
 from gpattern_bench.evaluate.evaluator import Evaluator
 from gpattern_bench.methods import METHODS, get_method
 from gpattern_bench.methods.predict import predict_cells
-from gpattern_bench.pieces import cut_pieces, run_key
-from gpattern_bench.run import run_method
-from gpattern_bench.run_all import Outcome, run_all
+from gpattern_bench.runs.run import run_method
+from gpattern_bench.runs.run_all import Outcome, run_all
+from gpattern_bench.runs.shards import cut_pieces, run_key
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ("prevalence", "sprawl", "bento")
@@ -56,7 +56,7 @@ def single(dataset, tmp_path_factory) -> Path:
 @pytest.fixture
 def small_pieces(monkeypatch):
     """A piece per field of view: of so small a dataset all would be one."""
-    monkeypatch.setattr(gpattern_bench.pieces, "MOLECULES", 1)
+    monkeypatch.setattr(gpattern_bench.runs.shards, "MOLECULES", 1)
 
 
 def results(folder: Path) -> dict[str, bytes]:
@@ -89,9 +89,9 @@ def killed_at(piece: int, dataset: Dataset, out: Path) -> None:
     found = shell(f"""
         import os, signal
         from pathlib import Path
-        import gpattern_bench.pieces as pieces
+        import gpattern_bench.runs.shards as pieces
         from gpattern_bench.data.dataset import Dataset
-        from gpattern_bench.run_all import run_all
+        from gpattern_bench.runs.run_all import run_all
 
         begun, predict_cells = [], pieces.predict_cells
 
@@ -264,7 +264,7 @@ class TestResume:
         [old] = begun.rglob("pieces-seed3-*")
         assert run_all(["bento"], dataset, begun, seed=4, jobs=1)[0].kept == 0
         assert old.is_dir()  # of another seed: not in the way
-        monkeypatch.setattr(gpattern_bench.pieces, "__version__", "0.0.0")
+        monkeypatch.setattr(gpattern_bench.runs.shards, "__version__", "0.0.0")
         assert run_all(["bento"], dataset, begun, seed=3, jobs=1)[0].kept == 0
         assert not old.exists()
 
@@ -279,21 +279,21 @@ class TestResume:
         assert [start(d) for d in (dataset, other, other, dataset)] == [
             "done", "done", "skipped", "done",
         ]  # fmt: skip
-        monkeypatch.setattr(gpattern_bench.pieces, "__version__", "0.0.0")
+        monkeypatch.setattr(gpattern_bench.runs.shards, "__version__", "0.0.0")
         assert start(dataset) == "done"
 
     def test_code_that_changed_makes_another_key(self, dataset, tmp_path, monkeypatch):
         key = run_key("bento", dataset, 0)
-        package = Path(gpattern_bench.pieces.__file__).parent
+        package = Path(gpattern_bench.runs.shards.__file__).parent
         copy = Path(shutil.copytree(package, tmp_path / "package"))
-        monkeypatch.setattr(gpattern_bench.pieces, "__file__", str(copy / "pieces.py"))
-        gpattern_bench.pieces._code_sha256.cache_clear()
+        monkeypatch.setattr(gpattern_bench.runs.shards, "__file__", str(copy / "pieces.py"))
+        gpattern_bench.runs.shards._code_sha256.cache_clear()
         assert run_key("bento", dataset, 0) == key
         code = copy / "methods" / "bento.py"
         code.write_text(code.read_text() + "# changed\n")
-        gpattern_bench.pieces._code_sha256.cache_clear()
+        gpattern_bench.runs.shards._code_sha256.cache_clear()
         assert run_key("bento", dataset, 0) != key
-        gpattern_bench.pieces._code_sha256.cache_clear()
+        gpattern_bench.runs.shards._code_sha256.cache_clear()
 
     def test_a_second_start_waits(self, dataset, tmp_path, caplog):
         folder = tmp_path / "prevalence" / "whole"
@@ -334,7 +334,7 @@ class TestFailures:
                 raise ZeroDivisionError("of a method")
             return predict_cells(*arguments, **options)
 
-        monkeypatch.setattr(gpattern_bench.pieces, "predict_cells", broken)
+        monkeypatch.setattr(gpattern_bench.runs.shards, "predict_cells", broken)
         outcomes = run_all(["bento", "prevalence"], dataset, tmp_path, jobs=1)
         assert [o.outcome for o in outcomes] == ["failed", "done"]
         assert outcomes[0].why == "ZeroDivisionError: of a method"

@@ -27,7 +27,7 @@ from gpattern_bench.copies import flag_copies
 from gpattern_bench.errors import ChecksumError, FetchError, SubmissionError
 from gpattern_bench.metadata import Metadata, placeholders, schema_text
 from gpattern_bench.predictions import write_predictions
-from gpattern_bench.run import run_method
+from gpattern_bench.runs.run import run_method
 from gpattern_bench.submission import LARGEST, Submission, read_submissions
 from gpattern_bench.submit import listed_files, submit_run
 

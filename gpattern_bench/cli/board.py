@@ -123,7 +123,7 @@ def demo(
     from gpattern_bench.copies import flag_copies
     from gpattern_bench.data.dataset import load_dataset
     from gpattern_bench.metadata import write_schema
-    from gpattern_bench.run import run_method
+    from gpattern_bench.runs.run import run_method
     from gpattern_bench.submission import read_submissions, rescore
     from gpattern_bench.submit import submit_run
 

@@ -46,7 +46,7 @@ def run(
 ) -> None:
     """Fit a method, and write prediction files for val and test, with what the run cost."""
     from gpattern_bench.data.dataset import load_dataset
-    from gpattern_bench.run import run_method
+    from gpattern_bench.runs.run import run_method
 
     files = run_method(
         method,
@@ -88,7 +88,7 @@ def run_all_(
 ) -> None:
     """Run several methods; started again, it goes on where it was. Exit code 1 if one failed."""
     from gpattern_bench.data.dataset import load_dataset
-    from gpattern_bench.run_all import run_all
+    from gpattern_bench.runs.run_all import run_all
 
     outcomes = run_all(
         [name for name in methods.split(",") if name],
@@ -150,7 +150,7 @@ def predict(
     """Score every pair of a dataset, labelled or not, with a model that a run left."""
     from gpattern_bench.data.dataset import load_dataset
     from gpattern_bench.evaluate.calls import write_calls
-    from gpattern_bench.model import load_model, predict_tables
+    from gpattern_bench.runs.saved_model import load_model, predict_tables
 
     method, about = load_model(model)
     thresholds = about.thresholds if with_calls else None
@@ -193,8 +193,8 @@ def ablation(
     """
     from dataclasses import asdict
 
-    from gpattern_bench.ablation import STUDIES, ablation_table, train_variants
     from gpattern_bench.data.dataset import load_dataset
+    from gpattern_bench.runs.ablation import STUDIES, ablation_table, train_variants
 
     rows = list(
         train_variants(

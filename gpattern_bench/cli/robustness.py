@@ -41,7 +41,7 @@ def robustness_(
     from dataclasses import asdict
 
     from gpattern_bench.data.dataset import load_dataset
-    from gpattern_bench.robustness import run_robustness
+    from gpattern_bench.runs.robustness import run_robustness
 
     path, found = run_robustness(
         method,

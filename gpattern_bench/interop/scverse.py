@@ -17,8 +17,8 @@ from scipy import sparse
 from gpattern_bench.data.cells import read_cells
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import MissingExtraError, PredictionError
-from gpattern_bench.model import is_model_output
 from gpattern_bench.predictions import expected_origin
+from gpattern_bench.runs.saved_model import is_model_output
 from gpattern_bench.tables.parquet import codes_into, read_fovs
 from gpattern_bench.tables.predictions import (
     as_table,

@@ -27,7 +27,7 @@ from gpattern_bench.evaluate.evaluator import Evaluator
 from gpattern_bench.methods.gpsnet.config import PRESETS, TRAININGS
 from gpattern_bench.methods.gpsnet.method import GPSNetMethod
 from gpattern_bench.methods.predict import predict_cells
-from gpattern_bench.pieces import run_key
+from gpattern_bench.runs.shards import run_key
 from gpattern_bench.tables.predictions import counted
 
 __all__ = ["REPORTED", "STUDIES", "AblationRow", "ablation_table", "train_variants"]

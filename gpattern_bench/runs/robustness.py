@@ -26,8 +26,8 @@ from gpattern_bench.evaluate.evaluator import Evaluator, Result
 from gpattern_bench.methods import get_method
 from gpattern_bench.methods.base import Method
 from gpattern_bench.methods.predict import predict_cells
-from gpattern_bench.model import load_model
-from gpattern_bench.run import choose_protocol
+from gpattern_bench.runs.run import choose_protocol
+from gpattern_bench.runs.saved_model import load_model
 from gpattern_bench.tables.predictions import Origin, Protocol, counted
 
 _log = logging.getLogger(__name__)

@@ -24,8 +24,9 @@ from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import GPatternBenchError, MethodError
 from gpattern_bench.methods import get_method
 from gpattern_bench.methods.base import Method, Network
-from gpattern_bench.model import Model, load_model, save_model
-from gpattern_bench.pieces import (
+from gpattern_bench.runs.run import choose_protocol, fit_method, run_origins, write_run
+from gpattern_bench.runs.saved_model import Model, load_model, save_model
+from gpattern_bench.runs.shards import (
     Piece,
     cut_pieces,
     is_whole,
@@ -34,7 +35,6 @@ from gpattern_bench.pieces import (
     read_pieces,
     run_key,
 )
-from gpattern_bench.run import choose_protocol, fit_method, run_origins, write_run
 from gpattern_bench.tables.predictions import Origin
 
 __all__ = ["Outcome", "run_all"]
@@ -76,7 +76,7 @@ def run_all(
     jobs: int | None = None,
     cluster: str | None = None,
 ) -> list[Outcome]:
-    """Run methods one after the other, each as :func:`gpattern_bench.run.run_method` does.
+    """Run methods one after the other, each as :func:`gpattern_bench.runs.run.run_method` does.
 
     What `run_method` writes is in ``out/<method>``, the same bytes but for what was measured: a
     split's seconds are the sum over its pieces. Started again after a crash, or with more methods,

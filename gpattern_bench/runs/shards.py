@@ -20,8 +20,8 @@ from gpattern_bench.data.cells import Cells
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.methods.base import Method, Network
 from gpattern_bench.methods.predict import predict_cells
-from gpattern_bench.model import load_model
-from gpattern_bench.run import peak_rss_mib
+from gpattern_bench.runs.run import peak_rss_mib
+from gpattern_bench.runs.saved_model import load_model
 from gpattern_bench.tables.parquet import read_table
 from gpattern_bench.tables.predictions import write_tables
 

@@ -1,0 +1,404 @@
+"""Runs: one method on one dataset, to prediction files and what they cost, measured."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from gpattern_bench.base.files import plain, replacing, write_text
+from gpattern_bench.base.progress import duration
+from gpattern_bench.base.version import __version__
+from gpattern_bench.data.cells import Cells
+from gpattern_bench.data.dataset import Dataset
+from gpattern_bench.errors import MethodError
+from gpattern_bench.evaluate.calls import val_thresholds
+from gpattern_bench.methods import METHODS, get_method
+from gpattern_bench.methods.base import Method, Network
+from gpattern_bench.methods.predict import predict_cells
+from gpattern_bench.predictions import prediction_table
+from gpattern_bench.runs.saved_model import Model, save_model
+from gpattern_bench.tables.predictions import Origin, Protocol, counted, write_tables
+
+__all__ = [
+    "FOLDS",
+    "Run",
+    "choose_protocol",
+    "fit_method",
+    "peak_rss_mib",
+    "run_method",
+    "run_origins",
+    "write_run",
+]
+
+_log = logging.getLogger(__name__)
+
+_Scored = tuple[list[str], pd.DataFrame]  # fields of view, and scores of all of their pairs
+
+FOLDS = 5
+"""Folds of the cross-validation by cell."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run did and what it cost; stored beside its prediction files as JSON.
+
+    Attributes
+    ----------
+    method, dataset, version : str
+    seed : int
+    protocol : str
+        One of :data:`gpattern_bench.predictions.Protocol`.
+    trained_on : str or None
+        The other dataset that it was fitted on, if any.
+    seconds : dict of str to float
+        Wall time of ``fit`` and of the prediction of each split; out of fold, of both together.
+    cells : dict of str to int
+        Cells of each split.
+    peak_rss_mib : float
+        Largest memory of the process so far, MiB.
+    device : str
+        Processor and cores, and the GPU if one was used.
+    parameters : int or None
+        What the method says that it learnt, in numbers: its attribute ``parameters``, if any.
+    date : str or None
+        Day on which it ended, UTC, ISO 8601. Reports of older versions lack this and the number
+        of parameters.
+    package_version : str
+    """
+
+    method: str
+    dataset: str
+    version: str
+    seed: int
+    protocol: Protocol
+    trained_on: str | None
+    seconds: dict[str, float]
+    cells: dict[str, int]
+    peak_rss_mib: float
+    device: str
+    parameters: int | None = None
+    date: str | None = None
+    package_version: str = __version__
+
+
+def run_method(
+    method: str | Method,
+    dataset: Dataset,
+    out: str | Path,
+    *,
+    train_on: Dataset | None = None,
+    cv: bool = False,
+    seed: int = 0,
+) -> list[Path]:
+    """Fit a method and write its prediction files for val and test.
+
+    Files go to ``out/<dataset>/``: ``<split>-seed<k>.parquet``, ``run-seed<k>.json`` and, except
+    out of fold, the folder ``model-seed<k>`` (:mod:`gpattern_bench.runs.saved_model`), with the
+    protocol, and the other training set, in the name where it was not fitted on the dataset's own
+    train split.
+
+    Parameters
+    ----------
+    method : str or Method
+        A name of :data:`gpattern_bench.methods.METHODS`, or a method of your own, not fitted yet
+        (``submissions/_template/run.py``): what it costs is measured in the same way.
+    dataset : Dataset
+        What to predict.
+    out : str or pathlib.Path
+    train_on : Dataset, optional
+        Fit on this dataset's train split, or on all of its labelled pairs if it has none.
+    cv : bool
+        Out-of-fold predictions by cell, for a dataset without a train split.
+    seed : int
+        Of the folds and of the method.
+
+    Returns
+    -------
+    list of pathlib.Path
+        The prediction files.
+
+    Raises
+    ------
+    MethodError
+        The method cannot be fitted as asked, or has the name of one that ships with the package;
+        the text says what to do instead.
+    """
+    if seed < 0:
+        raise MethodError(f"expected a seed of 0 or more, got {seed}")
+    name, make = _named(method)
+    method = make()
+    protocol = choose_protocol(method, dataset, train_on, cv)
+    trained_on = None if train_on is None else train_on.id
+    origins = run_origins(name, dataset, seed, protocol, trained_on)
+    seconds: dict[str, float] = {}
+    folder = Path(out) / dataset.name
+    training = folder / f"{origins[0].stem('training')}.safetensors"
+    if method.about.learns and protocol != "cv-cell":
+        seconds["fit"] = fit_method(method, train_on or dataset, seed, training)
+    if os.environ.get("RANK", "0") != "0":
+        return []  # of several processes that train together, the first goes on
+    scores: dict[str, Iterable[_Scored]] = {}
+    for split in (origin.split for origin in origins):
+        began = time.perf_counter()
+        if protocol == "cv-cell":
+            folds = []
+            for k, (train, held_out) in enumerate(_folds(dataset, split, seed), 1):
+                _log.info("%s: fold %d of %d of %s", name, k, FOLDS, split)
+                method = make()  # for each fold: nothing of another is left in it
+                method.fit(train, seed)
+                folds.append(predict_cells(method, held_out))
+            found = pd.concat(folds, ignore_index=True)
+        else:
+            found = predict_cells(method, dataset.iter_cells(split))
+        scores[split] = [(dataset.fovs(split), found)]
+        seconds[split] = time.perf_counter() - began
+        _log.info("%s: predicted %s in %s", name, split, duration(seconds[split]))
+    files = write_run(method, dataset, origins, scores, folder, seconds=seconds)
+    training.unlink(missing_ok=True)  # a run that is done has nothing to go on from
+    return files
+
+
+def run_origins(
+    method: str,
+    dataset: Dataset,
+    seed: int,
+    protocol: Protocol,
+    trained_on: str | None = None,
+    splits: Sequence[str] | None = None,
+) -> list[Origin]:
+    """Where the prediction files of a run belong.
+
+    Of all `splits`, or without any named of val and test, as far as the dataset has them.
+
+    Raises
+    ------
+    MethodError
+        The dataset lacks one of `splits`, or has neither val nor test.
+    """
+    if splits is None and not (splits := [s for s in ("val", "test") if s in dataset.splits]):
+        raise MethodError(
+            f"{dataset.id} has no split to predict: expected val or test, got "
+            f"{', '.join(dataset.splits)} only; curate it with one, or score all of its pairs by "
+            "`gpattern-bench predict`"
+        )
+    if foreign := [split for split in splits if split not in dataset.splits]:
+        raise MethodError(
+            f"{dataset.id} has no split {', '.join(foreign)}; it has {', '.join(dataset.splits)}"
+        )
+    return [
+        Origin(dataset.name, dataset.version, split, method, seed, protocol, trained_on)
+        for split in dict.fromkeys(splits)
+    ]
+
+
+def fit_method(method: Method, source: Dataset, seed: int, training: Path) -> float:
+    """Fit on a dataset's train split, or on all of it if it has none; gives the seconds taken.
+
+    A network goes on from the file `training` if that is there, and leaves it there.
+    """
+    name, began = method.about.name, time.perf_counter()
+    _log.info("%s: fitting on %s", name, source.id)
+    if isinstance(method, Network):
+        training.parent.mkdir(parents=True, exist_ok=True)
+        method.checkpoint = training
+        method.val = source.iter_cells("val") if "val" in source.splits else None
+        method.batch = 1  # as the paper measures the time of validation
+    method.fit(source.iter_cells("train" if "train" in source.splits else None), seed)
+    seconds = time.perf_counter() - began
+    _log.info("%s: fitted in %s", name, duration(seconds))
+    return seconds
+
+
+def write_run(
+    method: Method,
+    dataset: Dataset,
+    origins: list[Origin],
+    scores: Mapping[str, Iterable[_Scored]],
+    folder: Path,
+    *,
+    seconds: dict[str, float],
+    peak_rss: float = 0.0,
+) -> list[Path]:
+    """Check the scores of all pairs of each split, and write all that a run leaves.
+
+    Parameters
+    ----------
+    method : Method
+        Fitted.
+    dataset : Dataset
+    origins : list of Origin
+    scores : mapping of str to iterable of (list of str, pandas.DataFrame)
+        Split -> fields of view, in their order, and what
+        :func:`~gpattern_bench.methods.predict.predict_cells` gave of them, rows in any order. One
+        is in memory at a time.
+    folder : pathlib.Path
+    seconds : dict of str to float
+        See :class:`Run`.
+    peak_rss : float
+        Of other processes that had a part in it, MiB.
+
+    Returns
+    -------
+    list of pathlib.Path
+        The prediction files.
+    """
+    name, seed, protocol = origins[0].method, origins[0].seed, origins[0].protocol
+    trained_on = origins[0].trained_on
+    rules = method.about.rules_for
+    if rules is not None and (none := [p for p in dataset.patterns if p not in rules]):
+        _log.warning("%s has no rule for %s: scored 0 everywhere", name, ", ".join(none))
+    files = [folder / f"{origin.stem()}.parquet" for origin in origins]
+    with ExitStack() as all_or_none:
+        besides = [all_or_none.enter_context(replacing(file)) for file in files]
+        for origin, beside in zip(origins, besides, strict=True):
+            tables = _prediction_tables(scores[origin.split], dataset, origin)
+            write_tables(tables, beside)
+    if protocol != "cv-cell" and not method.about.sees_labels:
+        thresholds = None
+        if dataset.has_labels:
+            for file, origin in zip(files, origins, strict=True):
+                if origin.split == "val":
+                    thresholds = plain(val_thresholds(dataset, file))
+        fitted_on = (trained_on or dataset.id) if method.about.learns else None
+        model = Model(name, list(dataset.patterns), fitted_on, thresholds, seed)
+        save_model(method, model, folder / origins[0].stem("model"))
+    report = Run(
+        method=name,
+        dataset=dataset.name,
+        version=dataset.version,
+        seed=seed,
+        protocol=protocol,
+        trained_on=trained_on,
+        seconds={what: round(value, 3) for what, value in seconds.items()},
+        cells={o.split: len(dataset.iter_cells(o.split)) for o in origins},
+        peak_rss_mib=round(max(peak_rss_mib(), peak_rss), 1),
+        device=_device(),
+        parameters=_parameters(method),
+        date=datetime.now(UTC).date().isoformat(),
+    )
+    path = folder / f"{origins[0].stem('run')}.json"
+    write_text(path, json.dumps(asdict(report), indent=1) + "\n")
+    return files
+
+
+def _prediction_tables(
+    scores: Iterable[_Scored], dataset: Dataset, origin: Origin
+) -> Iterator[pa.Table]:
+    for fovs, found in scores:
+        pairs = dataset.pairs(fovs=fovs)
+        yield prediction_table(counted(found, pairs), dataset, origin, pairs)
+
+
+def _named(method: str | Method) -> tuple[str, Callable[[], Method]]:
+    """Name of a method, and what makes it anew, not fitted."""
+    if isinstance(method, str):
+        return method, partial(get_method, method)
+    name = method.about.name
+    if name in METHODS and not isinstance(method, type(get_method(name))):
+        raise MethodError(f"{name} is the name of a method of this package: choose another")
+    return name, partial(copy.deepcopy, method)
+
+
+def choose_protocol(
+    method: Method, dataset: Dataset, train_on: Dataset | None, cv: bool
+) -> Protocol:
+    """How a method's scores of a dataset come to be.
+
+    Raises
+    ------
+    MethodError
+        It cannot be fitted so; the text says what to do instead.
+    """
+    about = method.about
+    if not about.learns:
+        if cv or train_on is not None:
+            raise MethodError(
+                f"{about.name} learns nothing from labels: leave out --train-on and --cv"
+            )
+        if about.sees_labels and not dataset.has_labels:
+            raise MethodError(f"{about.name} shows the labels, and {dataset.id} has no labels")
+        return "untrained"
+    if train_on is not None:
+        if cv:
+            raise MethodError("give either --train-on or --cv, not both")
+        if train_on.id == dataset.id:
+            raise MethodError(
+                f"--train-on {train_on.id} is the dataset to predict: leave it out to fit on its "
+                "train split, or give --cv cell where it has none"
+            )
+        if not train_on.has_labels or train_on.patterns != dataset.patterns:
+            raise MethodError(
+                f"{about.name} cannot be fitted on {train_on.id} for {dataset.id}: it needs labels "
+                f"of the patterns {', '.join(dataset.patterns)}, there are "
+                f"{', '.join(train_on.patterns) if train_on.has_labels else 'no labels'}"
+            )
+        simulated = train_on.manifest["curation"]["format"] == "simulated"
+        return "simulation" if simulated else "transfer"
+    if not dataset.has_labels:
+        raise MethodError(
+            f"{about.name} must be fitted, and {dataset.id} has no labels: add --train-on NAME to "
+            "fit on another dataset"
+        )
+    if cv:
+        if "train" in dataset.splits:
+            raise MethodError(
+                f"{dataset.id} has a train split: run {about.name} without --cv, it is fitted there"
+            )
+        return "cv-cell"
+    if "train" not in dataset.splits:
+        raise MethodError(
+            f"{about.name} must be fitted, and {dataset.id} has no train split (only "
+            f"{', '.join(dataset.splits)}): add --train-on NAME to fit on another dataset, or "
+            "--cv cell for out-of-fold predictions"
+        )
+    return "fit"
+
+
+def _folds(dataset: Dataset, split: str, seed: int) -> Iterator[tuple[Cells, Cells]]:
+    """Training and held-out cells of each fold."""
+    names = np.array(dataset.cells(split)["cell_id"].tolist())
+    if len(names) < FOLDS:
+        raise MethodError(
+            f"{dataset.id} has {len(names)} cells in {split}: {FOLDS} or more are needed for "
+            f"{FOLDS} folds"
+        )
+    draws = np.random.Generator(np.random.Philox(seed)).random(len(names))
+    fold = np.argsort(np.argsort(draws, kind="stable"), kind="stable") % FOLDS
+    for k in range(FOLDS):
+        train, held_out = names[fold != k].tolist(), names[fold == k].tolist()
+        yield dataset.iter_cells(split, keep=train), dataset.iter_cells(split, keep=held_out)
+
+
+def peak_rss_mib() -> float:
+    """Largest memory of this process so far, MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)  # bytes there, KiB elsewhere
+
+
+def _parameters(method: Method) -> int | None:
+    found = getattr(method, "parameters", None)
+    return None if found is None else int(found)
+
+
+def _device() -> str:
+    device = f"CPU {platform.machine()}, {os.cpu_count()} cores"
+    torch = sys.modules.get("torch")  # whoever uses a GPU has imported it
+    if torch is not None and torch.cuda.is_initialized():
+        device += f"; GPU {torch.cuda.get_device_name()}"
+    return device
