@@ -54,15 +54,15 @@ from tabulate import tabulate
 import gpattern_bench
 from gpattern_bench import Evaluator, load_dataset
 from gpattern_bench.base.files import plain
-from gpattern_bench.board import build_board, page
+from gpattern_bench.board.leaderboard import build_board, page
+from gpattern_bench.board.submission import read_submissions
 from gpattern_bench.errors import GPatternBenchError
-from gpattern_bench.plots import plot_cell, save_figure
+from gpattern_bench.figures import plot_cell, save_figure
 from gpattern_bench.runs.run import run_method
 from gpattern_bench.runs.saved_model import load_model, predict_tables
 from gpattern_bench.sources.cache import CACHE
 from gpattern_bench.sources.fetch import MIRROR
 from gpattern_bench.sources.registry import find_entry
-from gpattern_bench.submission import read_submissions
 
 TRIES = 20
 LONGEST_S = 300

@@ -36,7 +36,8 @@ from timing import show
 
 from gpattern_bench import Evaluator, load_dataset
 from gpattern_bench.base.files import file_sha256
-from gpattern_bench.board import build_board, page, read_reported, write_board
+from gpattern_bench.board.leaderboard import build_board, page, read_reported, write_board
+from gpattern_bench.board.submission import read_submissions, rescore
 from gpattern_bench.curate.build import curate
 from gpattern_bench.curate.simulate.cells import PATTERNS, simulate_like
 from gpattern_bench.curate.simulate.releases import write_bento_h5ad, write_cosmx
@@ -48,7 +49,6 @@ from gpattern_bench.runs.shards import cut_pieces
 from gpattern_bench.sources.cache import CACHE
 from gpattern_bench.sources.recipe import Recipe
 from gpattern_bench.sources.registry import find_entry
-from gpattern_bench.submission import read_submissions, rescore
 
 SPAWN = multiprocessing.get_context("spawn")
 LIKES = ("nih3t3", "u2os", "cosmx_lung")

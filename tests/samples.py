@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from gpattern_bench.board.metadata import Metadata
 from gpattern_bench.curate.release import Release
 from gpattern_bench.curate.rules import apply_rules
 from gpattern_bench.curate.simulate.cells import PATTERNS, simulate
 from gpattern_bench.curate.write import write_dataset
 from gpattern_bench.data.dataset import Dataset
-from gpattern_bench.metadata import Metadata
 from gpattern_bench.sources.recipe import Recipe
 
 PATIENCE_S = 1800

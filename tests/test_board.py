@@ -19,7 +19,7 @@ from samples import metadata_of
 
 from gpattern_bench import load_dataset
 from gpattern_bench.base.files import plain
-from gpattern_bench.board import (
+from gpattern_bench.board.leaderboard import (
     build_board,
     drift,
     markdown,
@@ -28,14 +28,14 @@ from gpattern_bench.board import (
     read_versions,
     write_board,
 )
+from gpattern_bench.board.metadata import write_schema
+from gpattern_bench.board.submission import Metadata, Submission, read_submissions
+from gpattern_bench.board.submit import submit_run
 from gpattern_bench.cli import main
 from gpattern_bench.errors import SubmissionError
-from gpattern_bench.metadata import write_schema
 from gpattern_bench.methods import METHODS, get_method
 from gpattern_bench.predictions import write_predictions
 from gpattern_bench.runs.run import run_method
-from gpattern_bench.submission import Metadata, Submission, read_submissions
-from gpattern_bench.submit import submit_run
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 METRICS = ("auc_macro", "acc_macro", "f1_macro", "ap_macro", "accuracy_subset")

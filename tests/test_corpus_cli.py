@@ -18,14 +18,14 @@ from broken import CORPUS, folder_instead, of_bytes, of_metadata, of_table, put
 from samples import dataset_of, metadata_of, random_scores
 
 from gpattern_bench import load_dataset
-from gpattern_bench.board import build_board, page, write_board
+from gpattern_bench.board.leaderboard import build_board, page, write_board
+from gpattern_bench.board.metadata import write_schema
+from gpattern_bench.board.submission import Metadata, read_submissions
+from gpattern_bench.board.submit import listed_files
 from gpattern_bench.cli import main
 from gpattern_bench.curate.simulate.cells import simulate
 from gpattern_bench.data.dataset import Dataset
-from gpattern_bench.metadata import write_schema
 from gpattern_bench.predictions import write_predictions
-from gpattern_bench.submission import Metadata, read_submissions
-from gpattern_bench.submit import listed_files
 
 GIB = 2**30
 

@@ -49,6 +49,10 @@ from hypothesis import strategies as st
 from samples import dataset_of, metadata_of, random_scores
 
 from gpattern_bench.base.files import file_sha256
+from gpattern_bench.board.metadata import Metadata
+from gpattern_bench.board.submission import _cost, _robustness, read_submissions
+from gpattern_bench.board.submit import _metadata as metadata_for
+from gpattern_bench.board.submit import listed_files, submit_run
 from gpattern_bench.cli import main
 from gpattern_bench.curate.build import curate
 from gpattern_bench.curate.simulate.cells import _SIZES, PATTERNS, _pieces, simulate
@@ -63,7 +67,6 @@ from gpattern_bench.errors import (
     TableError,
 )
 from gpattern_bench.evaluate.evaluator import Evaluator
-from gpattern_bench.metadata import Metadata
 from gpattern_bench.methods import get_method
 from gpattern_bench.methods.gpsnet.config import Config
 from gpattern_bench.methods.gpsnet.model import GPSNet
@@ -77,9 +80,6 @@ from gpattern_bench.predictions import (
 )
 from gpattern_bench.runs.saved_model import Model, load_model, save_model
 from gpattern_bench.sources.recipe import Recipe
-from gpattern_bench.submission import _cost, _robustness, read_submissions
-from gpattern_bench.submit import _metadata as metadata_for
-from gpattern_bench.submit import listed_files, submit_run
 
 # A warning of a library is no crash; as an error it would hide what comes after it.
 pytestmark = pytest.mark.filterwarnings("ignore")

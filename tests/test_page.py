@@ -16,13 +16,13 @@ import pytest
 from samples import PATIENCE_S, metadata_of
 
 from gpattern_bench import load_dataset
-from gpattern_bench.board import build_board, page, read_reported
-from gpattern_bench.charts import _spread, styles
-from gpattern_bench.gallery import build_gallery
+from gpattern_bench.board.charts import _spread, styles
+from gpattern_bench.board.gallery import build_gallery
+from gpattern_bench.board.leaderboard import build_board, page, read_reported
+from gpattern_bench.board.page import count, percent, seconds
+from gpattern_bench.board.submission import Metadata, Submission, read_submissions
 from gpattern_bench.methods import get_method
-from gpattern_bench.page import count, percent, seconds
 from gpattern_bench.runs.run import run_method
-from gpattern_bench.submission import Metadata, Submission, read_submissions
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 HOSTILE = "<script>alert(1)</script>"

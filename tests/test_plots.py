@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from samples import PATIENCE_S, small_dataset
 
-from gpattern_bench import load_dataset, plots
+from gpattern_bench import figures as plots
+from gpattern_bench import load_dataset
 from gpattern_bench.errors import GPatternBenchError, MissingExtraError, PredictionError
 from gpattern_bench.predictions import write_predictions
 from gpattern_bench.runs.ablation import REPORTED, AblationRow
@@ -290,7 +291,7 @@ class TestFiles:
 class TestMatplotlib:
     def test_is_imported_when_something_is_drawn_and_pyplot_never(self, tmp_path):
         code = (
-            "import sys, gpattern_bench.plots as plots, gpattern_bench as g\n"
+            "import sys, gpattern_bench.figures as plots, gpattern_bench as g\n"
             "assert 'matplotlib' not in sys.modules\n"
             "data = g.load_dataset('synthetic')\n"
             "for draw in (plots.plot_splits, plots.plot_patterns, plots.plot_cell):\n"

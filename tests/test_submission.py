@@ -20,16 +20,16 @@ from filelock import FileLock
 from pytest_httpserver import HTTPServer
 from samples import PATIENCE_S
 
-import gpattern_bench.submit
+import gpattern_bench.board.submit
 from gpattern_bench import load_dataset
+from gpattern_bench.board.duplicates import flag_copies
+from gpattern_bench.board.metadata import Metadata, placeholders, schema_text
+from gpattern_bench.board.submission import LARGEST, Submission, read_submissions
+from gpattern_bench.board.submit import listed_files, submit_run
 from gpattern_bench.cli import main
-from gpattern_bench.copies import flag_copies
 from gpattern_bench.errors import ChecksumError, FetchError, SubmissionError
-from gpattern_bench.metadata import Metadata, placeholders, schema_text
 from gpattern_bench.predictions import write_predictions
 from gpattern_bench.runs.run import run_method
-from gpattern_bench.submission import LARGEST, Submission, read_submissions
-from gpattern_bench.submit import listed_files, submit_run
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SUBMISSIONS = REPOSITORY / "submissions"
@@ -219,7 +219,7 @@ class TestSubmit:
     def test_two_at_the_same_moment_both_end_up_in_it(self, here, monkeypatch):
         shell("submissions/my_method/run.py", "--seed", "1", "--out", "runs/more", cwd=here)
         other = threading.Thread(target=self.submit, args=(here, "runs/more"))
-        listed = gpattern_bench.submit.listed_files
+        listed = gpattern_bench.board.submit.listed_files
         acquire, waits = FileLock.acquire, threading.Event()
 
         def acquired(lock, *arguments, **options):
@@ -228,7 +228,7 @@ class TestSubmit:
             return acquire(lock, *arguments, **options)
 
         def meanwhile(*arguments):
-            gpattern_bench.submit.listed_files = listed
+            gpattern_bench.board.submit.listed_files = listed
             other.start()
             assert waits.wait(PATIENCE_S)
             other.join(0.2)
@@ -236,7 +236,7 @@ class TestSubmit:
             return listed(*arguments)
 
         monkeypatch.setattr(FileLock, "acquire", acquired)
-        monkeypatch.setattr(gpattern_bench.submit, "listed_files", meanwhile)
+        monkeypatch.setattr(gpattern_bench.board.submit, "listed_files", meanwhile)
         self.submit(here)
         other.join(PATIENCE_S)
         assert mine(here).metadata.seeds == (0, 1)
@@ -303,7 +303,7 @@ class TestSubmit:
         submit_run(here / "runs" / "oracle", here / "submissions" / "oracle")
         curation = dataset.manifest["curation"] | {"format": "bento-h5ad"}
         monkeypatch.setitem(dataset.manifest, "curation", curation)
-        monkeypatch.setattr("gpattern_bench.submit.load_dataset", lambda name: dataset)
+        monkeypatch.setattr("gpattern_bench.board.submit.load_dataset", lambda name: dataset)
         with pytest.raises(SubmissionError, match="those of real data are never committed"):
             submit_run(here / "runs" / "oracle", here / "submissions" / "oracle")
 
@@ -386,7 +386,7 @@ class TestListedFiles:
 
     def test_too_large_ones_are_to_be_published_elsewhere(self, here, monkeypatch):
         assert LARGEST == 20 * 2**20
-        monkeypatch.setattr("gpattern_bench.submission.LARGEST", 1000)
+        monkeypatch.setattr("gpattern_bench.board.submission.LARGEST", 1000)
         assert "add its address as `url`" in mine(here).unlisted()[0]
 
     @pytest.mark.parametrize(
@@ -416,7 +416,7 @@ class TestAddresses:
     def afar(self, here, cli, httpserver: HTTPServer, monkeypatch) -> Path:
         """The same submission with its files on a server, and an empty cache of them."""
         monkeypatch.setattr("gpattern_bench.sources.http.BACKOFF_S", 0.01)
-        monkeypatch.setattr("gpattern_bench.submission.cache_root", lambda: here / "cache")
+        monkeypatch.setattr("gpattern_bench.board.submission.cache_root", lambda: here / "cache")
         home = here / "submissions" / "my_method"
         files = []
         for file in listed_files(home):

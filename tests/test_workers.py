@@ -18,6 +18,8 @@ from samples import metadata_of
 
 from gpattern_bench import load_dataset
 from gpattern_bench.base.workers import in_order, workers
+from gpattern_bench.board.submission import read_submissions, rescore, results_text
+from gpattern_bench.board.submit import listed_files
 from gpattern_bench.cli import main
 from gpattern_bench.curate.build import curate
 from gpattern_bench.curate.simulate import cells as simulate
@@ -29,8 +31,6 @@ from gpattern_bench.methods.predict import predict_cells
 from gpattern_bench.predictions import write_predictions
 from gpattern_bench.sources.recipe import Recipe
 from gpattern_bench.sources.registry import find_entry
-from gpattern_bench.submission import read_submissions, rescore, results_text
-from gpattern_bench.submit import listed_files
 
 COSMX = Recipe(
     format="cosmx",

@@ -35,7 +35,8 @@ def leaderboard(
     cluster: Cluster = None,
 ) -> None:
     """Make LEADERBOARD.md, leaderboard.json and index.html from the submissions' stored results."""
-    from gpattern_bench.board import (
+    from gpattern_bench.board.duplicates import flag_copies
+    from gpattern_bench.board.leaderboard import (
         build_board,
         drift,
         page,
@@ -44,10 +45,9 @@ def leaderboard(
         unpinned_labels,
         write_board,
     )
-    from gpattern_bench.copies import flag_copies
-    from gpattern_bench.metadata import schema_drift, write_schema
-    from gpattern_bench.submission import read_submissions, results_text
-    from gpattern_bench.submission import rescore as score_again
+    from gpattern_bench.board.metadata import schema_drift, write_schema
+    from gpattern_bench.board.submission import read_submissions, results_text
+    from gpattern_bench.board.submission import rescore as score_again
 
     if (jobs is not None or cluster is not None) and not rescore:
         raise typer.BadParameter("--jobs and --cluster are of --rescore")
@@ -93,8 +93,8 @@ def submit(
     to: Annotated[Path, typer.Option(metavar="DIR", help="Folder: submissions/NAME.")],
 ) -> None:
     """Make or update a submission from a run: checks everything, writes all of it or nothing."""
-    from gpattern_bench.submission import LARGEST
-    from gpattern_bench.submit import submit_run
+    from gpattern_bench.board.submission import LARGEST
+    from gpattern_bench.board.submit import submit_run
 
     metadata = submit_run(run, to)
     typer.echo(f"{to}: {len(metadata.files)} prediction files are listed")
@@ -119,13 +119,13 @@ def demo(
 ) -> None:
     """Run controls, baselines, trees and GPSNet on `synthetic` (no download); show the board."""
     from gpattern_bench.base.progress import duration
-    from gpattern_bench.board import build_board, markdown, page, write_board
-    from gpattern_bench.copies import flag_copies
+    from gpattern_bench.board.duplicates import flag_copies
+    from gpattern_bench.board.leaderboard import build_board, markdown, page, write_board
+    from gpattern_bench.board.metadata import write_schema
+    from gpattern_bench.board.submission import read_submissions, rescore
+    from gpattern_bench.board.submit import submit_run
     from gpattern_bench.data.dataset import load_dataset
-    from gpattern_bench.metadata import write_schema
     from gpattern_bench.runs.run import run_method
-    from gpattern_bench.submission import read_submissions, rescore
-    from gpattern_bench.submit import submit_run
 
     began = time.monotonic()
     dataset = load_dataset("synthetic")

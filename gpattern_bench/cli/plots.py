@@ -30,7 +30,7 @@ _Out = Annotated[
 def plot_splits_(name: Name, out: _Out) -> None:
     """Draw cells, and molecules and genes per cell, of each split (figure 6)."""
     from gpattern_bench.data.dataset import load_dataset
-    from gpattern_bench.plots import plot_splits
+    from gpattern_bench.figures import plot_splits
 
     _save(plot_splits(load_dataset(name)), out)
 
@@ -39,7 +39,7 @@ def plot_splits_(name: Name, out: _Out) -> None:
 def plot_patterns_(name: Name, out: _Out) -> None:
     """Draw the patterns of the labelled pairs of each split (figure 7)."""
     from gpattern_bench.data.dataset import load_dataset
-    from gpattern_bench.plots import plot_patterns
+    from gpattern_bench.figures import plot_patterns
 
     _save(plot_patterns(load_dataset(name)), out)
 
@@ -67,7 +67,7 @@ def plot_cell_(
 ) -> None:
     """Draw genes of one cell: labels, and what methods predict (figures 5, 8-10)."""
     from gpattern_bench.data.dataset import load_dataset
-    from gpattern_bench.plots import plot_cell
+    from gpattern_bench.figures import plot_cell
 
     _save(plot_cell(load_dataset(name), cell, gene or (), predictions or ()), out)
 
@@ -80,7 +80,7 @@ def plot_ablation_(
     """Draw an ablation, ours beside the paper's numbers (figure 4)."""
     import json
 
-    from gpattern_bench.plots import plot_ablation
+    from gpattern_bench.figures import plot_ablation
 
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))
@@ -102,12 +102,12 @@ def plot_training_(
     out: _Out,
 ) -> None:
     """Draw training curves: losses, and AUC and F1 on val, by epoch."""
-    from gpattern_bench.plots import plot_training
+    from gpattern_bench.figures import plot_training
 
     _save(plot_training(folders), out)
 
 
 def _save(figure: Figure, out: Path) -> None:
-    from gpattern_bench.plots import save_figure
+    from gpattern_bench.figures import save_figure
 
     typer.echo(str(save_figure(figure, out)))

@@ -66,7 +66,7 @@ class Piece:
 def _code_sha256() -> str:
     """Hash over the modules of this package: a method's code may change without its version."""
     digest = hashlib.sha256()
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]  # the whole package
     for path in sorted(here.rglob("*.py")):
         digest.update(path.relative_to(here).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()

@@ -12,9 +12,7 @@ from filelock import FileLock
 from pydantic import TypeAdapter, ValidationError
 
 from gpattern_bench.base.files import file_sha256, write_text
-from gpattern_bench.data.dataset import Dataset, load_dataset
-from gpattern_bench.errors import GPatternBenchError, PredictionError, SubmissionError
-from gpattern_bench.metadata import (
+from gpattern_bench.board.metadata import (
     METADATA,
     Metadata,
     PredictionFile,
@@ -22,6 +20,8 @@ from gpattern_bench.metadata import (
     placeholders,
     shown,
 )
+from gpattern_bench.data.dataset import Dataset, load_dataset
+from gpattern_bench.errors import GPatternBenchError, PredictionError, SubmissionError
 from gpattern_bench.methods import METHODS, get_method
 from gpattern_bench.predictions import expected_origin
 from gpattern_bench.runs.run import Run

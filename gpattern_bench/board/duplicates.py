@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from gpattern_bench.board.submission import Score, Submission
 from gpattern_bench.errors import ChecksumError, FetchError
-from gpattern_bench.submission import Score, Submission
 from gpattern_bench.tables.predictions import read_predictions
 
 __all__ = ["CORRELATION", "flag_copies"]

@@ -19,12 +19,12 @@ from tabulate import tabulate
 from typing_extensions import TypedDict
 
 from gpattern_bench.base.files import plain, write_text
+from gpattern_bench.board.page import best_two, build_page
+from gpattern_bench.board.submission import MACROS, OF_PATTERN, Metadata, Score, Submission
 from gpattern_bench.errors import SubmissionError
 from gpattern_bench.evaluate.bootstrap import interval, tie_groups
 from gpattern_bench.evaluate.metrics import exact_mean
-from gpattern_bench.page import best_two, build_page
 from gpattern_bench.sources.registry import registry
-from gpattern_bench.submission import MACROS, OF_PATTERN, Metadata, Score, Submission
 
 __all__ = [
     "build_board",

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any, Literal
 
-from gpattern_bench.charts import Chart, Style, bins_chart, styles, time_chart, unit_chart
+from gpattern_bench.board.charts import Chart, Style, bins_chart, styles, time_chart, unit_chart
+from gpattern_bench.board.gallery import Gallery, build_gallery
+from gpattern_bench.board.submission import Score, Submission
 from gpattern_bench.evaluate.curves import Curves
 from gpattern_bench.evaluate.metrics import exact_mean
-from gpattern_bench.gallery import Gallery, build_gallery
-from gpattern_bench.submission import Score, Submission
 
 __all__ = ["Mark", "best_two", "build_page"]
 
@@ -38,7 +38,7 @@ def build_page(
     Parameters
     ----------
     board : mapping
-        As :func:`gpattern_bench.board.build_board` gives it.
+        As :func:`gpattern_bench.board.leaderboard.build_board` gives it.
     submissions : sequence of Submission
         Of which it was made: their curves and, of `synthetic`, their prediction files.
     protocols : mapping of str to str

@@ -18,6 +18,7 @@ from typing_extensions import TypedDict
 from gpattern_bench.base.files import file_sha256, plain, write_text
 from gpattern_bench.base.progress import Progress
 from gpattern_bench.base.workers import in_order, workers
+from gpattern_bench.board.metadata import METADATA, Metadata, PredictionFile, parse_yaml, shown
 from gpattern_bench.data.dataset import Dataset, load_dataset
 from gpattern_bench.errors import (
     ChecksumError,
@@ -29,7 +30,6 @@ from gpattern_bench.evaluate.bootstrap import REPLICATES
 from gpattern_bench.evaluate.curves import Curves, curves
 from gpattern_bench.evaluate.evaluator import Evaluator
 from gpattern_bench.evaluate.strata import parts
-from gpattern_bench.metadata import METADATA, Metadata, PredictionFile, parse_yaml, shown
 from gpattern_bench.sources.cache import cache_root
 from gpattern_bench.sources.fetch import fetch
 from gpattern_bench.sources.registry import SourceFile

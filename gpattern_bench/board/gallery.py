@@ -14,10 +14,10 @@ import shapely
 from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
+from gpattern_bench.board.submission import Score, Submission
 from gpattern_bench.data.dataset import load_dataset
 from gpattern_bench.errors import UnknownDatasetError
 from gpattern_bench.evaluate.evaluator import Evaluator
-from gpattern_bench.submission import Score, Submission
 
 __all__ = ["Call", "Gallery", "Picture", "build_gallery"]
 
