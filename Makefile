@@ -31,6 +31,7 @@ lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # The site, in docs/_build; warnings are errors.
 docs: .venv/installed-dev
