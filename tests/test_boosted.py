@@ -20,6 +20,8 @@ from gpattern_bench.methods.boosted import Boosted, BoostedGene, _boost, _curve,
 from gpattern_bench.methods.pair_features import PAIR_FEATURES, pair_features
 from gpattern_bench.predict import predict_cells
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def synthetic() -> Dataset:

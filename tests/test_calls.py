@@ -25,6 +25,8 @@ from gpattern_bench.methods.gpsnet.method import GPSNetMethod
 from gpattern_bench.model import load_model, predict_tables
 from gpattern_bench.run import run_method
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def ds(tmp_path_factory: pytest.TempPathFactory) -> Dataset:

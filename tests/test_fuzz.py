@@ -81,7 +81,7 @@ from gpattern_bench.submit import _metadata as metadata_for
 from gpattern_bench.submit import listed_files, submit_run
 
 # A warning of a library is no crash; as an error it would hide what comes after it.
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 MORE = int(os.environ.get("GPATTERN_BENCH_FUZZ", "0"))
 

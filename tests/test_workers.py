@@ -32,6 +32,8 @@ from gpattern_bench.submission import read_submissions, rescore, results_text
 from gpattern_bench.submit import listed_files
 from gpattern_bench.workers import in_order, workers
 
+pytestmark = pytest.mark.slow
+
 COSMX = Recipe(
     format="cosmx",
     path="flat",
