@@ -91,6 +91,7 @@ def test_gzip_in_several_parts_is_one_archive(path):
     assert read(path) == FILES
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_archive(tmp_path):
     with tarfile.open(tmp_path / "many.tar", "w") as archive:
         for i in range(20000):

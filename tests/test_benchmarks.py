@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from samples import PATIENCE_S
 
+pytestmark = pytest.mark.slow
+
 BENCHMARK = Path(__file__).resolve().parents[1] / "benchmarks" / "evaluator.py"
 SCORES = {
     "n", "dtype", "ours_s", "sklearn_s", "sklearn_ap_s", "torchmetrics_s", "ratio_sklearn",

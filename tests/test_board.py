@@ -148,6 +148,7 @@ def table_rows(text: str) -> list[list[str]]:
     return [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines]
 
 
+@pytest.mark.slow
 class TestPure:
     def test_rebuilding_gives_the_same_bytes(self, here):
         before = {p.name: p.read_bytes() for p in (here / "leaderboard").iterdir()}
@@ -440,6 +441,7 @@ class TestTables:
         assert label not in markdown(build_board([submitted(entry(), label=label)]))
 
 
+@pytest.mark.slow
 class TestDrift:
     def test_of_the_repository_there_is_none(self, leaderboard, monkeypatch):
         if not (REPOSITORY / "submissions").is_dir():

@@ -21,6 +21,8 @@ from gpattern_bench.methods.boosted.features import PAIR_FEATURES, pair_features
 from gpattern_bench.methods.boosted.method import Boosted, BoostedGene, _boost, _curve, _joined
 from gpattern_bench.methods.predict import predict_cells
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def synthetic() -> Dataset:

@@ -107,6 +107,7 @@ def test_finished_tables_need_the_network_once(
     assert build(finished, tmp_path / "root", download=False) == folder
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_left_is_removed(tmp_path: Path):
     environment = os.environ | {"GPATTERN_BENCH_DATA": str(tmp_path)}
     # It ends itself where everything is written and not yet in its place.

@@ -30,6 +30,8 @@ from gpattern_bench.runs.run import run_method
 from gpattern_bench.runs.saved_model import load_model, predict_tables
 from gpattern_bench.sources.recipe import Recipe
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def ds(tmp_path_factory: pytest.TempPathFactory) -> Dataset:

@@ -133,6 +133,7 @@ class TestAsAPersonRunsIt:
         else:  # an option of the whole program: elsewhere it is wrong usage, not silently ignored
             assert found.returncode == 2
 
+    @pytest.mark.slow
     def test_a_run_with_its_input_closed_prints_its_files_and_tells_its_stages(self, tmp_path):
         command = [sys.executable, "-m", "gpattern_bench", "run", "sprawl", "--dataset"]
         found = subprocess.run(
@@ -516,6 +517,7 @@ class TestCurate:
         refused(cli(*args, "--out", "d"), "but lacks nuclear")
 
 
+@pytest.mark.slow
 class TestDemo:
     @pytest.fixture(scope="class")
     @classmethod
@@ -688,6 +690,7 @@ def test_datasheet_is_shown_or_written(cli, tmp_path):
     assert (tmp_path / "sheet.md").read_text(encoding="utf-8") == shown.out
 
 
+@pytest.mark.slow
 def test_export_writes_tables_that_load(cli, tmp_path):
     outcome = cli("export", "synthetic", "--out", "shared")
     assert outcome.code == 0
@@ -696,6 +699,7 @@ def test_export_writes_tables_that_load(cli, tmp_path):
     refused(cli("export", "synthetic", "--out", "shared"), "not empty")
 
 
+@pytest.mark.slow
 def test_simulate_writes_a_release_that_curate_reads(cli, tmp_path, monkeypatch):
     # The whole of nih3t3's size takes a minute; a few of its fields of view are the same code.
     whole = simulate.simulate_like

@@ -31,6 +31,7 @@ def contention():
         yield module
 
 
+@pytest.mark.slow
 def test_no_wrong_byte_with_kills(tmp_path):
     command = [sys.executable, str(SCRIPT), "--quick", "--tmp", str(tmp_path)]
     command += ["--seed", "4"]  # kills its first command after a fifth of its time

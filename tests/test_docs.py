@@ -44,6 +44,7 @@ def python_of(text: str) -> str:
 
 @pytest.mark.parametrize("page", [page for page in TEXTS if python_of(TEXTS[page])])
 @pytest.mark.usefixtures("socket_disabled", "brief_training")
+@pytest.mark.slow
 def test_python_runs_as_printed(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -266,6 +267,7 @@ def parsed(site: Path) -> dict[Path, _Html]:
     return found
 
 
+@pytest.mark.slow
 class TestSite:
     def test_every_page_is_there(self, site: Path) -> None:
         pages = [page.relative_to(DOCS) for page in PAGES if page.is_relative_to(DOCS)]

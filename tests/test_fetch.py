@@ -240,6 +240,7 @@ def fetch_when_all_are_ready(
         assert fetch(file, cache).read_bytes() == CONTENT
 
 
+@pytest.mark.slow
 def test_four_processes_fetch_once(httpserver: HTTPServer, cache):
     def slow(request: Request) -> Response:
         time.sleep(0.3)

@@ -654,6 +654,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("hasty")
+@pytest.mark.slow
 def test_slow_drip_is_given_up(server, mirror, cache):
     server.answers = [drip]
     begun = time.monotonic()
@@ -667,6 +668,7 @@ def test_slow_drip_is_given_up(server, mirror, cache):
 
 
 @pytest.mark.usefixtures("hasty")
+@pytest.mark.slow
 def test_silence_is_given_up(server, mirror, cache):
     server.answers = [silence]
     assert fetch(pinned(server.url, mirror.url), cache).read_bytes() == CONTENT
@@ -869,6 +871,7 @@ def said(process: subprocess.Popen) -> str:
     return out.removeprefix("ready\n").strip()
 
 
+@pytest.mark.slow
 def test_four_processes_fetch_once_through_a_cut(server, cache):
     server.answers = [serve(upto=HALF), serve()]
     workers = [child(unpinned(server.url), cache) for _ in range(4)]

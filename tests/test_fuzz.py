@@ -82,7 +82,7 @@ from gpattern_bench.runs.saved_model import Model, load_model, save_model
 from gpattern_bench.sources.recipe import Recipe
 
 # A warning of a library is no crash; as an error it would hide what comes after it.
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 MORE = int(os.environ.get("GPATTERN_BENCH_FUZZ", "0"))
 

@@ -28,6 +28,8 @@ from gpattern_bench.runs.ablation import REPORTED, STUDIES, ablation_table, trai
 from gpattern_bench.runs.run import run_method
 from gpattern_bench.runs.saved_model import Model, load_model, predict_tables, save_model
 
+pytestmark = pytest.mark.slow
+
 TINY = {"width": 16, "heads": 2, "encoder_depth": 1, "decoder_depth": 1, "neighbours": 16}
 TRAINING = replace(TRAININGS["small"], epochs=4, warmup=4)
 
@@ -109,7 +111,7 @@ class TestScores:
             np.testing.assert_allclose(alone, together[cell.cell_id], atol=1e-5)
 
     def test_it_learns_where_molecules_lie(self, tmp_path):
-        dataset = simulated(tmp_path / "more", n_fovs=40, mean_molecules=120)
+        dataset = simulated(tmp_path / "more", n_fovs=24, mean_molecules=80)
         scores = {}
         for seen in ("positions", "genes"):
             method = GPSNetMethod(training=replace(TRAINING, epochs=8), **TINY)

@@ -179,11 +179,12 @@ def test_augmentations_turn_cells_and_forget_genes():
 # Training it
 
 
+@pytest.mark.slow
 def test_it_learns_patterns_of_positions():
     config = replace(TINY, fourier=8, pooled=True)
     torch.manual_seed(0)
     model = GPSNet(config)
-    batch = collate([prepare(cell(n, seed=n, labels=True), ROWS, config) for n in (200, 250, 300)])
+    batch = collate([prepare(cell(n, seed=n, labels=True), ROWS, config) for n in (60, 80, 100)])
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
     for _ in range(40):
@@ -218,6 +219,7 @@ def test_bfloat16_is_close():
     assert torch.allclose(low, score(model, given), atol=0.05)
 
 
+@pytest.mark.slow
 def test_plans_are_made_in_loader_workers():
     cells = _Prepared([cell(n, labels=True) for n in (60, 400)])
     loader = DataLoader(

@@ -38,6 +38,8 @@ from gpattern_bench.methods.gpsnet.model import GPSNet
 from gpattern_bench.methods.gpsnet.train import train_network
 from gpattern_bench.methods.gpsnet.weights import read_tensors
 
+pytestmark = pytest.mark.slow
+
 TRAINING = TrainingConfig(
     epochs=3, rate=3e-3, warmup=3, decay=True, bf16=False, turned=True, thinned=0.5, forgotten=0.3
 )

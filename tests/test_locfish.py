@@ -376,6 +376,7 @@ class TestSet2018:
         wanted = [cells[name] for name in reference.index.unique("cell")]
         return reference, wanted
 
+    @pytest.mark.slow
     def test_all_21_are_the_old_codes_own(self, upstream):
         reference, cells = upstream
         ours = table(
@@ -385,6 +386,7 @@ class TestSet2018:
         for name in SAMACOITS_FEATURES:  # upstream sums in float32
             np.testing.assert_allclose(ours[name], reference[name], rtol=2e-5, atol=2e-6)
 
+    @pytest.mark.slow
     def test_ripleys_function_by_brute_force(self):
         boundary, nucleus = lobed(4.0)
         xy = scattered(boundary, 60)
@@ -441,6 +443,7 @@ def simulated(folder, n_fovs: int = 12, nuclei: bool = True) -> Dataset:
 class TestMethods:
     @pytest.mark.parametrize("kind", METHODS)
     @pytest.mark.parametrize("which", ["four", "bare"])
+    @pytest.mark.slow
     def test_every_pair_has_scores_and_the_model_keeps_them(self, request, tmp_path, kind, which):
         dataset = request.getfixturevalue(which)
         method, loaded = kind(), kind()
@@ -455,6 +458,7 @@ class TestMethods:
         pd.testing.assert_frame_equal(predict_cells(loaded, dataset.iter_cells("test")), scores)
 
     @pytest.mark.parametrize("kind", [Locfish, LocfishUnsupervised])
+    @pytest.mark.slow
     def test_the_seed_decides_the_bytes(self, bare, tmp_path, kind):
         written = []
         for seed, name in [(1, "a"), (1, "b"), (2, "c")]:
@@ -468,6 +472,7 @@ class TestMethods:
     @pytest.mark.parametrize(
         ("kind", "least"), [(Locfish, 0.85), (Locfish2018, 0.85), (LocfishUnsupervised, 0.75)]
     )
+    @pytest.mark.slow
     def test_they_learn(self, four, kind, least):
         method = kind()
         method.fit(four.iter_cells("train"), 0)
@@ -510,6 +515,7 @@ class TestClusters:
         values[:, :2] += 12 * np.array([[0, 0], [1, 0], [0, 1]])[kind]
         return values, kind[:, None] == np.arange(3)
 
+    @pytest.mark.slow
     def test_new_pairs_share_in_the_clusters_that_they_lie_in(self):
         values, labels = self.planted(240)
         clusters = Clusters.fit(values, labels, 0)

@@ -100,6 +100,7 @@ def cell_of(xy, gene, boundary=SQUARE) -> Cell:
 class TestEveryMethod:
     @pytest.mark.parametrize("name", METHODS)
     @pytest.mark.parametrize("which", ["four", "three"])
+    @pytest.mark.slow
     def test_scores_are_float32_in_0_1_for_every_pair(self, request, name, which):
         dataset = request.getfixturevalue(which)
         scores = predicted(name, dataset)

@@ -321,6 +321,7 @@ def methods_of(tab) -> list[str]:
     return rows.evaluate_all("rows => rows.map(row => row.dataset.m)")
 
 
+@pytest.mark.slow
 class TestBrowser:
     def test_nothing_hostile_runs(self, opened):
         tab = opened()

@@ -420,6 +420,7 @@ def lower_plane(outlines):
 
 
 @pytest.mark.parametrize("hdf5", [False, True])
+@pytest.mark.slow
 def test_the_merscope_slide_is_assigned_like_geopandas_does(brain, tmp_path, hdf5):
     source, outlines = brain
     found = pieces("merscope", write_merscope(tmp_path / "region", source, outlines, hdf5))
@@ -443,6 +444,7 @@ def test_the_merscope_slide_is_assigned_like_geopandas_does(brain, tmp_path, hdf
     assert set(cells["nucleus_boundary"]) == {None}
 
 
+@pytest.mark.slow
 def test_a_cell_id_in_the_csv_counts_and_gives_the_same(brain, tmp_path):
     source, outlines = brain
     expected = pieces("merscope", write_merscope(tmp_path / "without", source, outlines), tile=50)
@@ -469,6 +471,7 @@ def test_the_merscope_slide_becomes_a_dataset_that_can_be_predicted(brain, tmp_p
     assert len(scores) == dataset.manifest["counts"]["splits"]["test"]["pairs"]
 
 
+@pytest.mark.slow
 def test_csv_blocks_of_any_size_give_the_same_pieces(brain, tmp_path, monkeypatch):
     folder = write_merscope(tmp_path / "region", *brain)
     expected = pieces("merscope", folder, tile=50)
@@ -636,6 +639,7 @@ def test_a_csv_that_is_not_as_documented_is_refused(tmp_path, text, match):
         pieces("merscope", folder)
 
 
+@pytest.mark.slow
 def test_a_truncated_gzip_is_refused(brain, tmp_path):
     folder = write_merscope(tmp_path / "r", *brain)
     path = folder / "detected_transcripts.csv"

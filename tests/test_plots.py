@@ -234,22 +234,32 @@ class TestTraining:
 
 
 class TestFiles:
-    @pytest.mark.parametrize("suffix", plots.SUFFIXES)
-    def test_the_same_bytes_in_another_process(self, files, tmp_path, suffix):
+    @pytest.mark.slow
+    def test_the_same_bytes_in_another_process(self, files, tmp_path):
+        code = (
+            "import sys; from gpattern_bench.cli import main\n"
+            "scores, *names = sys.argv[1:]\n"
+            "for name in names:\n"
+            "    sys.argv = ['x', 'plot', 'cell', 'synthetic', scores, '--out', name]\n"
+            "    try:\n"
+            "        main()\n"
+            "    except SystemExit as end:\n"
+            "        assert not end.code\n"
+        )
         found = []
         for seed in ("1", "2"):
-            out = tmp_path / f"cell{seed}{suffix}"
-            args = ["plot", "cell", "synthetic", str(files["sprawl"]), "--out", str(out)]
+            outs = [tmp_path / f"cell{seed}{suffix}" for suffix in plots.SUFFIXES]
             run = subprocess.run(
-                [sys.executable, "-m", "gpattern_bench", *args],
+                [sys.executable, "-c", code, files["sprawl"], *outs],
                 env=os.environ | {"PYTHONHASHSEED": seed, "SOURCE_DATE_EPOCH": seed},
                 capture_output=True,
                 text=True,
                 timeout=PATIENCE_S,
                 check=False,
             )
-            assert (run.returncode, run.stderr, run.stdout) == (0, "", f"{out}\n")
-            found.append(out.read_bytes())
+            told = "".join(f"{out}\n" for out in outs)
+            assert (run.returncode, run.stderr, run.stdout) == (0, "", told)
+            found.append([out.read_bytes() for out in outs])
         assert found[0] == found[1]
 
     @pytest.mark.parametrize("kind", ["splits", "patterns", "ablation", "training"])
@@ -289,18 +299,19 @@ class TestFiles:
 
 
 class TestMatplotlib:
+    @pytest.mark.slow
     def test_is_imported_when_something_is_drawn_and_pyplot_never(self, tmp_path):
         code = (
             "import sys, gpattern_bench.figures as plots, gpattern_bench as g\n"
             "assert 'matplotlib' not in sys.modules\n"
             "data = g.load_dataset('synthetic')\n"
             "for draw in (plots.plot_splits, plots.plot_patterns, plots.plot_cell):\n"
-            "    plots.save_figure(draw(data), sys.argv[1])\n"
+            "    for name in sys.argv[1:]:\n"
+            "        plots.save_figure(draw(data), name)\n"
             "assert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules\n"
         )
-        for name in ("a.svg", "a.pdf", "a.png"):
-            command = [sys.executable, "-c", code, str(tmp_path / name)]
-            subprocess.run(command, check=True, timeout=PATIENCE_S)
+        names = [str(tmp_path / name) for name in ("a.svg", "a.pdf", "a.png")]
+        subprocess.run([sys.executable, "-c", code, *names], check=True, timeout=PATIENCE_S)
 
     def test_where_it_lacks_the_extra_is_named(self, dataset, monkeypatch):
         monkeypatch.setitem(sys.modules, "matplotlib", None)

@@ -34,6 +34,8 @@ from gpattern_bench.runs.run import run_method
 from gpattern_bench.runs.run_all import Outcome, run_all
 from gpattern_bench.runs.shards import cut_pieces, run_key
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ("prevalence", "sprawl", "bento")
 NO_DASK = "Dask is not installed: pip install 'gpattern-bench[dask]'"
@@ -396,7 +398,8 @@ class TestFailures:
 
 @pytest.mark.usefixtures("small_pieces")
 class TestNetworks:
-    def test_same_bytes_as_a_run(self, dataset, tmp_path, brief_training):
+    def test_same_bytes_as_a_run(self, tmp_path, brief_training):
+        dataset = small_dataset(tmp_path / "data", "whole")
         run_method("gpsnet", dataset, tmp_path / "single" / "gpsnet", seed=3)
         run_all(["gpsnet"], dataset, tmp_path / "all", seed=3, jobs=2)
         assert results(tmp_path / "all") == results(tmp_path / "single")

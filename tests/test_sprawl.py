@@ -208,6 +208,7 @@ def scored(cloud, seed=0, name="c", **options):
 
 
 class TestPairScores:
+    @pytest.mark.slow
     def test_one_draw_is_on_the_grid_of_a_thousand(self, cloud):
         for scores in scored(cloud, obs_draws=1):
             steps = scores[~np.isnan(scores)] * 500
@@ -447,6 +448,7 @@ class TestAgainstUpstream:
         return joined
 
     @pytest.mark.parametrize("metric", ["puncta", "radial"])
+    @pytest.mark.slow
     def test_the_law_is_the_same(self, joined, metric):
         rng = np.random.default_rng(5)
         for _, rows in joined[joined["metric"] == metric].groupby("rep"):

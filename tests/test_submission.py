@@ -46,9 +46,12 @@ FILLED = {
 TEST = "predictions/synthetic/test-seed0.parquet"
 VAL = "predictions/synthetic/val-seed0.parquet"
 
-pytestmark = pytest.mark.skipif(
-    not SUBMISSIONS.is_dir(), reason="the package is tested without its submissions"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not SUBMISSIONS.is_dir(), reason="the package is tested without its submissions"
+    ),
+]
 
 
 def shell(*command: str, cwd: Path, **environment: str) -> str:
@@ -93,6 +96,21 @@ def made(tmp_path_factory) -> Path:
             assert words[0] == "gpattern-bench"
             shell("-m", "gpattern_bench", *words[1:], cwd=folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def second(made, tmp_path_factory) -> Path:
+    """What its run.py writes for another seed."""
+    folder = tmp_path_factory.mktemp("second")
+    shell(made / "submissions/my_method/run.py", "--seed", "1", "--out", "runs/more", cwd=folder)
+    return folder
+
+
+@pytest.fixture
+def more(here, second) -> Path:
+    """The copy and the current folder, with the run of another seed in `runs/more`."""
+    shutil.copytree(second, here, dirs_exist_ok=True)
+    return here
 
 
 @pytest.fixture
@@ -204,20 +222,17 @@ class TestSubmit:
         self.submit(here, "submissions/my_method/predictions")
         assert everything(here) == before
 
-    def test_a_second_seed_is_added(self, here):
-        shell(
-            "submissions/my_method/run.py", "--seed", "1", "--out", "runs/more", cwd=here
-        )  # fmt: skip
-        metadata = self.submit(here, "runs/more")
+    def test_a_second_seed_is_added(self, more):
+        metadata = self.submit(more, "runs/more")
         assert metadata.seeds == (0, 1)
         assert len(metadata.files) == 4
-        assert mine(here).unlisted() == []
-        assert mine(here).stale() == [
+        assert mine(more).unlisted() == []
+        assert mine(more).stale() == [
             "my_method/predictions/synthetic/test-seed1.parquet: not scored yet"
         ]
 
-    def test_two_at_the_same_moment_both_end_up_in_it(self, here, monkeypatch):
-        shell("submissions/my_method/run.py", "--seed", "1", "--out", "runs/more", cwd=here)
+    def test_two_at_the_same_moment_both_end_up_in_it(self, more, monkeypatch):
+        here = more
         other = threading.Thread(target=self.submit, args=(here, "runs/more"))
         listed = gpattern_bench.board.submit.listed_files
         acquire, waits = FileLock.acquire, threading.Event()
@@ -323,11 +338,10 @@ class TestSubmit:
         path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
         self.refused(here, "seed is 1, test-seed0.parquet says 0")
 
-    def test_a_file_of_an_earlier_run_that_was_changed(self, here):
-        shell("submissions/my_method/run.py", "--seed", "1", "--out", "runs/more", cwd=here)
-        with (here / "submissions/my_method" / TEST).open("ab") as file:
+    def test_a_file_of_an_earlier_run_that_was_changed(self, more):
+        with (more / "submissions/my_method" / TEST).open("ab") as file:
             file.write(b"x")
-        self.refused(here, "not the bytes that submission.yaml lists", run="runs/more")
+        self.refused(more, "not the bytes that submission.yaml lists", run="runs/more")
 
     def test_reports_of_older_versions_are_read(self, here):
         path = here / "runs/my_method/synthetic/run-seed0.json"

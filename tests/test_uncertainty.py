@@ -396,6 +396,7 @@ COVERED = {
 
 
 @pytest.mark.parametrize("metric", COVERED)
+@pytest.mark.slow
 def test_intervals_cover(studies, metric):
     low, high = COVERED[metric]
     assert low <= coverage(studies, metric, interval) <= high
@@ -405,6 +406,7 @@ def percentiles(estimate, values, freedom, biased):
     return np.quantile(values, [0.025, 0.975])
 
 
+@pytest.mark.slow
 def test_plain_percentiles_cover_less(studies):
     for metric in ("auc", "f1", "ap"):
         assert coverage(studies, metric, percentiles) < coverage(studies, metric, interval)
@@ -429,11 +431,13 @@ def shares_tied(studies, metric, one, other):
 
 
 @pytest.mark.parametrize("metric", [*METRICS, "accuracy_subset"])
+@pytest.mark.slow
 def test_equal_methods_tie_in_most_runs(studies, metric):
     assert shares_tied(studies, metric, "a", "equal") >= 0.90
 
 
 @pytest.mark.parametrize("metric", ["auc", "f1", "ap"])
+@pytest.mark.slow
 def test_a_planted_difference_separates(studies, metric):
     population = studies[1]
     gain = population["better"]["auc"] - population["a"]["auc"]

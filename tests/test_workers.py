@@ -32,6 +32,8 @@ from gpattern_bench.predictions import write_predictions
 from gpattern_bench.sources.recipe import Recipe
 from gpattern_bench.sources.registry import find_entry
 
+pytestmark = pytest.mark.slow
+
 COSMX = Recipe(
     format="cosmx",
     path="flat",
