@@ -316,7 +316,7 @@ class TestSite:
             "gpattern_bench.methods.base.Method",
             "gpattern_bench.methods.get_method",
             "gpattern_bench.predictions.write_predictions",
-            "gpattern_bench.runs.run.run_method",
+            "gpattern_bench.run.run_method",
         }
         api = next(page for path, page in parsed.items() if path.name == "api.html")
         assert names - api.places == {"gpattern_bench.__version__"}
