@@ -53,6 +53,7 @@ def contents(folder: Path) -> dict[str, str]:
     return {path.name: file_sha256(path) for path in folder.glob("*.*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_export_has_every_file_and_its_sum(tmp_path: Path):
     source = load_dataset("synthetic").folder
     digest = export_tables(source, tmp_path / "out")
@@ -70,6 +71,7 @@ def test_export_into_a_folder_in_use_is_refused(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+@pytest.mark.slow
 def test_finished_tables_are_the_same_dataset(finished: Entry, tmp_path: Path):
     folder = build(finished, tmp_path / "root")
     assert folder == tmp_path / "root" / "synthetic" / "1.0.0"

@@ -17,6 +17,8 @@ import gpattern_bench.tables.verify
 from gpattern_bench import load_dataset
 from gpattern_bench.errors import TableError
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "contention.py"
 
 
@@ -31,7 +33,6 @@ def contention():
         yield module
 
 
-@pytest.mark.slow
 def test_no_wrong_byte_with_kills(tmp_path):
     command = [sys.executable, str(SCRIPT), "--quick", "--tmp", str(tmp_path)]
     command += ["--seed", "4"]  # kills its first command after a fifth of its time

@@ -240,6 +240,7 @@ def test_the_library_finds_the_cells_of_the_table_and_of_a_region(spatialdata, s
     assert 0 < len(part.points["transcripts"]) == inside.sum() < len(x)
 
 
+@pytest.mark.slow
 def test_the_zarr_is_curated_to_the_same_tables(spatialdata, synthetic, tmp_path):
     read_again(spatialdata, synthetic, tmp_path)
     recipe = Recipe(

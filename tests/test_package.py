@@ -117,6 +117,7 @@ class TestErrors:
             assert (str(again), again.problems) == (str(error), error.problems)
 
 
+@pytest.mark.slow
 class TestNetwork:
     def test_synthetic_needs_none(self, socket_disabled, tmp_path):
         dataset = gpattern_bench.load_dataset("synthetic", root=tmp_path)

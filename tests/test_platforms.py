@@ -458,6 +458,7 @@ def test_a_cell_id_in_the_csv_counts_and_gives_the_same(brain, tmp_path):
     assert len(expected) > 20
 
 
+@pytest.mark.slow
 def test_the_merscope_slide_becomes_a_dataset_that_can_be_predicted(brain, tmp_path):
     write_merscope(tmp_path / "region", *brain)
     recipe = MERSCOPE.model_copy(update={"path": "region", "split": "fov", "tile_um": 100.0})

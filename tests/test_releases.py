@@ -265,6 +265,7 @@ def test_cosmx_comes_back(flat, drawn, tmp_path):
     check_cosmx([piece() for piece in read_cosmx(flat, tmp_path)], drawn)
 
 
+@pytest.mark.slow
 def test_cosmx_archive(flat, drawn, tmp_path):
     path = write_cosmx(iter(drawn), tmp_path / "one", archive=True)
     assert path == tmp_path / "one" / "Lung5_Rep1+SMI+Flat+data.tar.gz"

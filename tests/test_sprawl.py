@@ -460,6 +460,7 @@ class TestAgainstUpstream:
             assert kstest(placed, "uniform").pvalue > 1e-3
 
     @pytest.mark.parametrize("metric", ["puncta", "radial"])
+    @pytest.mark.slow
     def test_upstream_scatters_about_the_expected_value(self, joined, metric):
         for _, rows in joined[joined["metric"] == metric].groupby("rep"):
             off = rows["score"] - rows["expected"]
