@@ -22,7 +22,7 @@ from samples import PATIENCE_S
 
 import gpattern_bench.board.submit
 from gpattern_bench import load_dataset
-from gpattern_bench.board.duplicates import flag_copies
+from gpattern_bench.board.duplicates import flag_duplicates
 from gpattern_bench.board.metadata import Metadata, placeholders, schema_text
 from gpattern_bench.board.submission import LARGEST, Submission, read_submissions
 from gpattern_bench.board.submit import listed_files, submit_run
@@ -568,7 +568,7 @@ class TestFlags:
         scored = [(submission, submission.rescored()[0]) for submission in found]
         return {
             submission.metadata.method: [flag for score in results for flag in score["flags"]]
-            for (submission, _), results in zip(scored, flag_copies(scored), strict=True)
+            for (submission, _), results in zip(scored, flag_duplicates(scored), strict=True)
         }
 
     def other(self, here: Path, change, **values) -> None:

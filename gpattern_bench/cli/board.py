@@ -35,7 +35,7 @@ def leaderboard(
     cluster: Cluster = None,
 ) -> None:
     """Make LEADERBOARD.md, leaderboard.json and index.html from the submissions' stored results."""
-    from gpattern_bench.board.duplicates import flag_copies
+    from gpattern_bench.board.duplicates import flag_duplicates
     from gpattern_bench.board.leaderboard import (
         build_board,
         drift,
@@ -57,7 +57,7 @@ def leaderboard(
         again = score_again(found, jobs=jobs, cluster=cluster)
         skipped = sum(len(missing) for _, missing in again)
         scored = [(made, results) for made, (results, _) in zip(found, again, strict=True)]
-        for (submission, _), results in zip(scored, flag_copies(scored), strict=True):
+        for (submission, _), results in zip(scored, flag_duplicates(scored), strict=True):
             if results_text(results) != results_text(submission.results):
                 if check:
                     problems.append(f"{submission.folder.name}: scores differ from results.json")
@@ -119,7 +119,7 @@ def demo(
 ) -> None:
     """Run controls, baselines, trees and GPSNet on `synthetic` (no download); show the board."""
     from gpattern_bench.base.progress import duration
-    from gpattern_bench.board.duplicates import flag_copies
+    from gpattern_bench.board.duplicates import flag_duplicates
     from gpattern_bench.board.leaderboard import build_board, markdown, page, write_board
     from gpattern_bench.board.metadata import write_schema
     from gpattern_bench.board.submission import read_submissions, rescore
@@ -143,7 +143,7 @@ def demo(
     write_schema(out / "submissions")
     found = read_submissions(out / "submissions")
     scored = [(made, scores) for made, (scores, _) in zip(found, rescore(found), strict=True)]
-    for (made, _), results in zip(scored, flag_copies(scored), strict=True):
+    for (made, _), results in zip(scored, flag_duplicates(scored), strict=True):
         made.write_results(results)
     found = read_submissions(out / "submissions")
     board = build_board(found)
