@@ -17,6 +17,7 @@ from shapely.geometry.base import BaseGeometry
 from gpattern_bench.board.submission import Score, Submission
 from gpattern_bench.data.dataset import load_dataset
 from gpattern_bench.errors import UnknownDatasetError
+from gpattern_bench.evaluate.calls import makes_calls
 from gpattern_bench.evaluate.evaluator import Evaluator
 
 __all__ = ["Call", "Gallery", "Picture", "build_gallery"]
@@ -167,7 +168,7 @@ def _called(submission: Submission, score: Score, evaluator: Evaluator) -> _Call
         if threshold is not None:
             called[:, k] = scores[:, k] >= scores.dtype.type(threshold)
     about = submission.metadata
-    return _Calls(about.label, about.kind, called, scores.min(axis=0) < scores.max(axis=0))
+    return _Calls(about.label, about.kind, called, makes_calls(scores))
 
 
 def _pictures(calls: dict[str, _Calls], evaluator: Evaluator) -> list[Picture]:
