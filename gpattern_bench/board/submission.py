@@ -40,6 +40,7 @@ __all__ = [
     "MACROS",
     "OF_PATTERN",
     "Metadata",
+    "RobustnessSummary",
     "Score",
     "Submission",
     "read_submissions",
@@ -83,15 +84,13 @@ class Metrics(TypedDict):
     clusters: str
 
 
-class Robustness(TypedDict):
+class RobustnessSummary(TypedDict):
     """What ``robustness-seed<k>.json`` says of a prediction file; further keys are left out.
 
     ``f1_worst_drop`` is the largest loss of macro F1 under a change of the cells, a fraction;
     ``largest_change`` the largest change of any score where cells are only turned, moved or listed
     in another order.
     """
-
-    __pydantic_config__ = ConfigDict(extra="ignore")  # type: ignore[misc]
 
     f1_worst_drop: _Difference
     largest_change: _Share
@@ -151,7 +150,7 @@ class Score(TypedDict):
     curves: Curves
     f1_replicates: Annotated[str, AfterValidator(_decodes)]
     degrees_of_freedom: _Count
-    robustness: Robustness | None
+    robustness: RobustnessSummary | None
     flags: list[str]
 
 
@@ -513,12 +512,12 @@ def _cost(report: Path, split: str) -> _Cost:
         raise SubmissionError(str(report), [problem]) from error
 
 
-def _robustness(report: Path) -> Robustness | None:
+def _robustness(report: Path) -> RobustnessSummary | None:
     """What `gpattern-bench robustness` found for a prediction file, where it was run."""
     if not report.is_file():
         return None
     try:
-        return TypeAdapter(Robustness).validate_json(report.read_bytes())
+        return TypeAdapter(RobustnessSummary).validate_json(report.read_bytes())
     except ValueError as error:
         problem = f"not a report of robustness ({error}); run gpattern-bench robustness again"
         raise SubmissionError(str(report), [problem]) from error

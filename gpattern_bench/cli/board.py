@@ -36,16 +36,15 @@ def leaderboard(
 ) -> None:
     """Make LEADERBOARD.md, leaderboard.json and index.html from the submissions' stored results."""
     from gpattern_bench.board.duplicates import flag_duplicates
-    from gpattern_bench.board.leaderboard import (
-        build_board,
+    from gpattern_bench.board.leaderboard import build_board
+    from gpattern_bench.board.metadata import schema_drift, write_schema
+    from gpattern_bench.board.publish import (
         drift,
-        page,
         read_reported,
         read_versions,
         unpinned_labels,
         write_board,
     )
-    from gpattern_bench.board.metadata import schema_drift, write_schema
     from gpattern_bench.board.submission import read_submissions, results_text
     from gpattern_bench.board.submission import rescore as score_again
 
@@ -73,7 +72,7 @@ def leaderboard(
     problems += unpinned_labels(found)
     board = build_board(found, read_reported(out), read_versions(out))
     if not problems and check:
-        problems = drift(board, page(board, found), out) + schema_drift(submissions)
+        problems = drift(board, found, out) + schema_drift(submissions)
     if problems:
         for problem in problems:
             typer.echo(f"error: {problem}", err=True)
@@ -82,7 +81,7 @@ def leaderboard(
     if check:
         typer.echo("the board is what the submissions give")
     else:
-        write_board(board, page(board, found), out)
+        write_board(board, found, out)
         write_schema(submissions)
         typer.echo(str(out / "LEADERBOARD.md"))
 
@@ -120,8 +119,10 @@ def demo(
     """Run controls, baselines, trees and GPSNet on `synthetic` (no download); show the board."""
     from gpattern_bench.base.progress import duration
     from gpattern_bench.board.duplicates import flag_duplicates
-    from gpattern_bench.board.leaderboard import build_board, markdown, page, write_board
+    from gpattern_bench.board.leaderboard import build_board
+    from gpattern_bench.board.markdown import markdown
     from gpattern_bench.board.metadata import write_schema
+    from gpattern_bench.board.publish import write_board
     from gpattern_bench.board.submission import read_submissions, rescore
     from gpattern_bench.board.submit import submit_run
     from gpattern_bench.data.dataset import load_dataset
@@ -147,7 +148,7 @@ def demo(
         made.write_results(results)
     found = read_submissions(out / "submissions")
     board = build_board(found)
-    write_board(board, page(board, found), out / "leaderboard")
+    write_board(board, found, out / "leaderboard")
     _log.info("the whole demo took %s", duration(time.monotonic() - began))
     typer.echo(markdown(board))
     typer.echo(f"Prediction files and board are in {out}/")

@@ -1,0 +1,100 @@
+"""Publishing: from submissions to the board's files, in the order of the functions here."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import yaml
+from pydantic import TypeAdapter
+
+from gpattern_bench.base.files import write_text
+from gpattern_bench.board.leaderboard import Board, ReportedTable
+from gpattern_bench.board.markdown import markdown
+from gpattern_bench.board.page import build_page
+from gpattern_bench.board.submission import Submission
+from gpattern_bench.errors import SubmissionError
+from gpattern_bench.sources.registry import registry
+
+__all__ = [
+    "drift",
+    "read_reported",
+    "read_versions",
+    "unpinned_labels",
+    "write_board",
+]
+
+_NAMED = ("numpy", "numba", "scipy", "scikit-learn", "torch")  # of the versions: what makes scores
+
+
+def read_reported(folder: Path) -> list[ReportedTable]:
+    """Read the paper's rows from ``reported.yaml`` in the board's folder; none without it."""
+    path = folder / "reported.yaml"
+    if not path.is_file():
+        return []
+    try:
+        text = path.read_text(encoding="utf-8")
+        return TypeAdapter(list[ReportedTable]).validate_python(yaml.safe_load(text))
+    except (yaml.YAMLError, ValueError, OSError) as error:
+        raise SubmissionError(str(path), [f"cannot be read: {error}"]) from error
+
+
+def read_versions(folder: Path) -> str | None:
+    """Read ``versions.txt`` in the board's folder: the versions that make scores; None without it.
+
+    The file holds pip constraints, so that anybody can install the same. The board takes versions
+    from there, not from the environment: it must be the same on every machine.
+    """
+    path = folder / "versions.txt"
+    if not path.is_file():
+        return None
+    text = path.read_text(encoding="utf-8")
+    found = dict(re.findall(r"^([a-z0-9-]+)==([0-9][0-9a-z.]*)$", text, re.MULTILINE))
+    missing = [f"no line {name}==VERSION" for name in _NAMED if name not in found]
+    if missing:
+        raise SubmissionError(str(path), missing)
+    return ", ".join(f"{name} {found[name]}" for name in _NAMED)
+
+
+def write_board(board: Board, submissions: Sequence[Submission], folder: Path) -> None:
+    """Write ``LEADERBOARD.md``, ``leaderboard.json`` and ``index.html``."""
+    for name, text in _texts(board, submissions).items():
+        write_text(folder / name, text)
+
+
+def drift(board: Board, submissions: Sequence[Submission], folder: Path) -> list[str]:
+    """Name the files of a folder that differ from what :func:`write_board` would write."""
+    problems = []
+    for name, text in _texts(board, submissions).items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{path} is missing")
+        elif path.read_bytes() != text.encode():
+            problems.append(f"{path} is not what the submissions give")
+    return problems
+
+
+def unpinned_labels(submissions: Iterable[Submission]) -> list[str]:
+    """Name results scored on other labels than the registry pins for their dataset version."""
+    pinned = {
+        (entry.name, entry.version): entry.content_sha256.get("labels") for entry in registry()
+    }
+    return [
+        f"{submission.folder.name}/{entry['predictions']}: scored on labels "
+        f"{entry['labels_sha256'][:12]}, the registry pins {expected[:12]}"
+        for submission in submissions
+        for entry in submission.results
+        if (expected := pinned.get((entry["dataset"], entry["version"])))
+        and expected != entry["labels_sha256"]
+    ]
+
+
+def _texts(board: Board, submissions: Sequence[Submission]) -> dict[str, str]:
+    """Make every file of the board, by its name."""
+    return {
+        "LEADERBOARD.md": markdown(board),
+        "leaderboard.json": json.dumps(board.to_json(), indent=1, ensure_ascii=False) + "\n",
+        "index.html": build_page(board, submissions),
+    }
