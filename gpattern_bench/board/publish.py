@@ -5,28 +5,93 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 from pydantic import TypeAdapter
 
 from gpattern_bench.base.files import write_text
-from gpattern_bench.board.leaderboard import Board, ReportedTable
+from gpattern_bench.board.duplicates import flag_duplicates
+from gpattern_bench.board.leaderboard import Board, ReportedTable, build_board
 from gpattern_bench.board.markdown import markdown
 from gpattern_bench.board.page import build_page
-from gpattern_bench.board.submission import Submission
+from gpattern_bench.board.submission import Score, Submission, rescore, results_text
 from gpattern_bench.errors import SubmissionError
 from gpattern_bench.sources.registry import registry
 
 __all__ = [
+    "NewResults",
+    "board_of",
     "drift",
+    "problems_of",
     "read_reported",
     "read_versions",
-    "unpinned_labels",
+    "score_again",
     "write_board",
 ]
 
 _NAMED = ("numpy", "numba", "scipy", "scikit-learn", "torch")  # of the versions: what makes scores
+
+
+@dataclass(frozen=True)
+class NewResults:
+    """What scoring again gave.
+
+    Attributes
+    ----------
+    changed : list of (Submission, list of Score)
+        Submissions whose stored results differ, with the new ones.
+    scored, skipped : int
+        Test prediction files.
+    """
+
+    changed: list[tuple[Submission, list[Score]]]
+    scored: int
+    skipped: int
+
+    def write(self) -> None:
+        """Write ``results.json`` of every changed submission that holds just the listed files."""
+        for submission, results in self.changed:
+            if not submission.unlisted():
+                submission.write_results(results)
+
+
+def score_again(
+    submissions: Sequence[Submission], *, jobs: int | None = None, cluster: str | None = None
+) -> NewResults:
+    """Score every test prediction file again, and flag duplicates; write nothing.
+
+    Parameters
+    ----------
+    submissions : sequence of Submission
+    jobs, cluster
+        As in :func:`gpattern_bench.board.submission.rescore`.
+    """
+    again = rescore(submissions, jobs=jobs, cluster=cluster)
+    scored = [(made, results) for made, (results, _) in zip(submissions, again, strict=True)]
+    skipped = sum(len(missing) for _, missing in again)
+    return NewResults(
+        changed=[
+            (made, results)
+            for made, results in zip(submissions, flag_duplicates(scored), strict=True)
+            if results_text(results) != results_text(made.results)
+        ],
+        scored=sum(len(made.test_files()) for made in submissions) - skipped,
+        skipped=skipped,
+    )
+
+
+def problems_of(submissions: Sequence[Submission]) -> list[str]:
+    """Say why no board can be made: files not listed, results stale, labels not the registry's."""
+    problems = [text for submission in submissions for text in submission.unlisted()]
+    problems += [text for submission in submissions for text in submission.stale()]
+    return problems + _unpinned_labels(submissions)
+
+
+def board_of(submissions: Sequence[Submission], folder: Path) -> Board:
+    """Build the board, with the reported rows and the versions that its folder holds."""
+    return build_board(submissions, read_reported(folder), read_versions(folder))
 
 
 def read_reported(folder: Path) -> list[ReportedTable]:
@@ -76,7 +141,7 @@ def drift(board: Board, submissions: Sequence[Submission], folder: Path) -> list
     return problems
 
 
-def unpinned_labels(submissions: Iterable[Submission]) -> list[str]:
+def _unpinned_labels(submissions: Iterable[Submission]) -> list[str]:
     """Name results scored on other labels than the registry pins for their dataset version."""
     pinned = {
         (entry.name, entry.version): entry.content_sha256.get("labels") for entry in registry()

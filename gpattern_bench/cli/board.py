@@ -12,6 +12,9 @@ import typer
 
 from gpattern_bench.cli.options import Cluster, app, examples
 
+_CONTROLS = ("prevalence", "gene_prior", "molecule_count", "oracle")
+_DEMO = (*_CONTROLS, "sprawl", "ella", "bento", "locfish", "boosted", "gpsnet")
+
 _log = logging.getLogger(__name__)
 
 
@@ -35,42 +38,29 @@ def leaderboard(
     cluster: Cluster = None,
 ) -> None:
     """Make LEADERBOARD.md, leaderboard.json and index.html from the submissions' stored results."""
-    from gpattern_bench.board.duplicates import flag_duplicates
-    from gpattern_bench.board.leaderboard import build_board
     from gpattern_bench.board.metadata import schema_drift, write_schema
-    from gpattern_bench.board.publish import (
-        drift,
-        read_reported,
-        read_versions,
-        unpinned_labels,
-        write_board,
-    )
-    from gpattern_bench.board.submission import read_submissions, results_text
-    from gpattern_bench.board.submission import rescore as score_again
+    from gpattern_bench.board.publish import board_of, drift, problems_of, score_again, write_board
+    from gpattern_bench.board.submission import read_submissions
 
     if (jobs is not None or cluster is not None) and not rescore:
         raise typer.BadParameter("--jobs and --cluster are of --rescore")
     found = read_submissions(submissions)
-    problems = [text for submission in found for text in submission.unlisted()]
+    problems = []
     if rescore:
-        again = score_again(found, jobs=jobs, cluster=cluster)
-        skipped = sum(len(missing) for _, missing in again)
-        scored = [(made, results) for made, (results, _) in zip(found, again, strict=True)]
-        for (submission, _), results in zip(scored, flag_duplicates(scored), strict=True):
-            if results_text(results) != results_text(submission.results):
-                if check:
-                    problems.append(f"{submission.folder.name}: scores differ from results.json")
-                elif not submission.unlisted():  # what is scored is what is listed
-                    submission.write_results(results)
-        total = sum(len(submission.test_files()) for submission in found)
+        new = score_again(found, jobs=jobs, cluster=cluster)
+        if check:
+            problems = [
+                f"{made.folder.name}: scores differ from results.json" for made, _ in new.changed
+            ]
+        else:
+            new.write()
+            found = read_submissions(submissions)
         typer.echo(
-            f"scored {total - skipped} prediction files; {skipped} skipped, "
+            f"scored {new.scored} prediction files; {new.skipped} skipped, "
             "the dataset or the file is not here"
         )
-        found = found if check else read_submissions(submissions)
-    problems += [text for submission in found for text in submission.stale()]
-    problems += unpinned_labels(found)
-    board = build_board(found, read_reported(out), read_versions(out))
+    problems += problems_of(found)
+    board = board_of(found, out)
     if not problems and check:
         problems = drift(board, found, out) + schema_drift(submissions)
     if problems:
@@ -106,10 +96,6 @@ def submit(
     typer.echo("next: gpattern-bench leaderboard --rescore, then commit the folder and the board")
 
 
-_CONTROLS = ("prevalence", "gene_prior", "molecule_count", "oracle")
-_DEMO = (*_CONTROLS, "sprawl", "ella", "bento", "locfish", "boosted", "gpsnet")
-
-
 @app.command(epilog=examples("demo --out demo"))
 def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for what it makes.")] = Path(
@@ -118,12 +104,10 @@ def demo(
 ) -> None:
     """Run controls, baselines, trees and GPSNet on `synthetic` (no download); show the board."""
     from gpattern_bench.base.progress import duration
-    from gpattern_bench.board.duplicates import flag_duplicates
-    from gpattern_bench.board.leaderboard import build_board
     from gpattern_bench.board.markdown import markdown
     from gpattern_bench.board.metadata import write_schema
-    from gpattern_bench.board.publish import write_board
-    from gpattern_bench.board.submission import read_submissions, rescore
+    from gpattern_bench.board.publish import board_of, score_again, write_board
+    from gpattern_bench.board.submission import read_submissions
     from gpattern_bench.board.submit import submit_run
     from gpattern_bench.data.dataset import load_dataset
     from gpattern_bench.runs.run import run_method
@@ -141,14 +125,12 @@ def demo(
         submit_run(out / "runs" / name, out / "submissions" / name)
         _log.info("%s: done after %s", name, duration(time.monotonic() - at))
     _log.info("scoring all of them")
-    write_schema(out / "submissions")
-    found = read_submissions(out / "submissions")
-    scored = [(made, scores) for made, (scores, _) in zip(found, rescore(found), strict=True)]
-    for (made, _), results in zip(scored, flag_duplicates(scored), strict=True):
-        made.write_results(results)
-    found = read_submissions(out / "submissions")
-    board = build_board(found)
-    write_board(board, found, out / "leaderboard")
+    submissions, leaderboard = out / "submissions", out / "leaderboard"
+    score_again(read_submissions(submissions)).write()
+    found = read_submissions(submissions)
+    board = board_of(found, leaderboard)
+    write_board(board, found, leaderboard)
+    write_schema(submissions)
     _log.info("the whole demo took %s", duration(time.monotonic() - began))
     typer.echo(markdown(board))
     typer.echo(f"Prediction files and board are in {out}/")
