@@ -27,7 +27,7 @@ def leaderboard(
         "leaderboard"
     ),
     check: Annotated[
-        bool, typer.Option("--check", help="Write nothing; exit 1 on any drift.")
+        bool, typer.Option("--check", help="Write nothing; exit 1 if anything differs.")
     ] = False,
     rescore: Annotated[
         bool, typer.Option("--rescore", help="Score the prediction files again first.")
@@ -37,13 +37,13 @@ def leaderboard(
     ] = None,
     cluster: Cluster = None,
 ) -> None:
-    """Make LEADERBOARD.md, leaderboard.json and index.html from the submissions' stored results."""
+    """Write LEADERBOARD.md, leaderboard.json and index.html from the submissions' results."""
     from gpattern_bench.board.metadata import schema_drift, write_schema
     from gpattern_bench.board.publish import board_of, drift, problems_of, score_again, write_board
     from gpattern_bench.board.submission import read_submissions
 
     if (jobs is not None or cluster is not None) and not rescore:
-        raise typer.BadParameter("--jobs and --cluster are of --rescore")
+        raise typer.BadParameter("--jobs and --cluster need --rescore")
     found = read_submissions(submissions)
     problems = []
     if rescore:
@@ -78,10 +78,10 @@ def leaderboard(
 
 @app.command(epilog=examples("submit runs/sprawl --to submissions/sprawl"))
 def submit(
-    run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="What `run --out` was given.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder given to `run --out`.")],
     to: Annotated[Path, typer.Option(metavar="DIR", help="Folder: submissions/NAME.")],
 ) -> None:
-    """Make or update a submission from a run: checks everything, writes all of it or nothing."""
+    """Make or update a submission from a run: check everything, write all of it or nothing."""
     from gpattern_bench.board.submission import LARGEST
     from gpattern_bench.board.submit import submit_run
 
@@ -98,11 +98,9 @@ def submit(
 
 @app.command(epilog=examples("demo --out demo"))
 def demo(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for what it makes.")] = Path(
-        "demo"
-    ),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write to.")] = Path("demo"),
 ) -> None:
-    """Run controls, baselines, trees and GPSNet on `synthetic` (no download); show the board."""
+    """Run controls, baselines, trees and GPSNet on `synthetic` (no download); print the board."""
     from gpattern_bench.base.progress import duration
     from gpattern_bench.board.markdown import markdown
     from gpattern_bench.board.metadata import write_schema
