@@ -7,14 +7,13 @@ Okabe and Ito (2008), for the colour-blind.
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -23,11 +22,14 @@ from numpy.typing import NDArray
 from gpattern_bench.base.files import replacing
 from gpattern_bench.data.cells import Cell
 from gpattern_bench.data.dataset import Dataset
-from gpattern_bench.errors import GPatternBenchError, MissingExtraError
+from gpattern_bench.errors import GPatternBenchError, MissingExtraError, PredictionError
+from gpattern_bench.tables.predictions import read_origin, read_predictions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from gpattern_bench.runs.ablation import AblationRow
 
 __all__ = [
     "SUFFIXES",
@@ -80,9 +82,6 @@ _STUDY_LABELS = {
     "cells": "training cells",
 }
 
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
-
 
 @contextmanager
 def _style() -> Iterator[None]:
@@ -95,15 +94,6 @@ def _style() -> Iterator[None]:
         ) from error
     with style.context(["default", _STYLE]):
         yield
-
-
-def _styled(function: Callable[_P, _T]) -> Callable[_P, _T]:
-    @functools.wraps(function)
-    def draw(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-        with _style():
-            return function(*args, **kwargs)
-
-    return draw
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
@@ -126,7 +116,7 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     return path
 
 
-@_styled
+@_style()
 def plot_splits(dataset: Dataset) -> Figure:
     """Draw the paper's figure 6: cells, and molecules and genes per cell, of each split.
 
@@ -161,7 +151,7 @@ def plot_splits(dataset: Dataset) -> Figure:
     return figure
 
 
-@_styled
+@_style()
 def plot_patterns(dataset: Dataset) -> Figure:
     """Draw the paper's figure 7: patterns of the labelled pairs of each split.
 
@@ -201,7 +191,7 @@ class _Source:
     patterns_of: Mapping[str, tuple[str, ...]]
 
 
-@_styled
+@_style()
 def plot_cell(
     dataset: Dataset,
     cell_id: str | None = None,
@@ -300,7 +290,7 @@ def plot_cell(
     return figure
 
 
-@_styled
+@_style()
 def plot_ablation(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw the paper's figure 4: scores by setting, ours and the paper's.
 
@@ -317,24 +307,24 @@ def plot_ablation(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    studies: dict[str, list[dict[str, Any]]] = {}
+    studies: dict[str, list[AblationRow]] = {}
     for row in _checked_rows(rows):
-        studies.setdefault(row["study"], []).append(row)
+        studies.setdefault(row.study, []).append(row)
     metrics = ("AUC", "ACC", "F1")
     figure = Figure(figsize=(7.2, 2.2 * len(studies) + 0.5), layout="constrained")
     panels = figure.subplots(len(studies), len(metrics), squeeze=False)
     lines: dict[str, Any] = {}
     for line, (study, found) in zip(panels, studies.items(), strict=True):
         if study == "cells":  # a learning curve, from few to many
-            found.sort(key=lambda row: row["cells"])
-        ticks = [f"{row['cells']:,}" if study == "cells" else row["setting"] for row in found]
+            found.sort(key=lambda row: row.cells)
+        ticks = [f"{row.cells:,}" if study == "cells" else row.setting for row in found]
         at = range(len(found))
-        chosen = [k for k, row in enumerate(found) if row["setting"] == _CHOSEN.get(study)]
+        chosen = [k for k, row in enumerate(found) if row.setting == _CHOSEN.get(study)]
         for k, (axes, metric) in enumerate(zip(line, metrics, strict=True)):
-            ours = [_percent(row[metric.lower()]) for row in found]
+            ours = [100 * getattr(row, metric.lower()) for row in found]
             (lines["ours"],) = axes.plot(at, ours, "o-", color=_BLACK, ms=4)
             for dataset, marker, colour in (("nih3t3", "s", _BLUE), ("u2os", "^", _VERMILION)):
-                values = [row["reported"].get(dataset, (np.nan,) * 3)[k] for row in found]
+                values = [row.reported.get(dataset, (np.nan,) * 3)[k] for row in found]
                 if np.isfinite(values).any():
                     name = f"the paper, {dataset}"
                     (lines[name],) = axes.plot(at, values, f"{marker}--", color=colour, ms=4)
@@ -351,7 +341,7 @@ def plot_ablation(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-@_styled
+@_style()
 def plot_training(folders: Sequence[str | Path]) -> Figure:
     """Draw training curves by epoch: losses, and macro AUC and F1 on val.
 
@@ -404,10 +394,6 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _percent(value: Any) -> float:
-    return 100 * _number(value)
-
-
 def _number(value: Any) -> float:
     """Read a number of a JSON file, where null is NaN."""
     return float("nan") if value is None else float(value)
@@ -422,9 +408,6 @@ def _pattern_colour(dataset: Dataset, pattern: str) -> str:
 
 def _split_of(dataset: Dataset, predictions: Sequence[str | Path]) -> str:
     """Give the split of all prediction files; without files, test or the first."""
-    from gpattern_bench.errors import PredictionError
-    from gpattern_bench.tables.predictions import read_origin, read_predictions
-
     found: dict[str, Path] = {}
     for path in map(Path, predictions):
         origin = read_origin(path)
@@ -495,10 +478,8 @@ def _label_source(dataset: Dataset, cell: Cell) -> _Source:
 
 def _prediction_source(dataset: Dataset, split: str, cell: Cell, path: Path) -> _Source:
     """Call the pairs of one cell in a prediction file."""
-    from gpattern_bench.errors import PredictionError
     from gpattern_bench.evaluate.calls import makes_calls
     from gpattern_bench.evaluate.evaluator import Evaluator
-    from gpattern_bench.tables.predictions import read_origin
 
     evaluator = Evaluator(dataset, split)
     checked = evaluator.check(path)
@@ -556,7 +537,7 @@ def _scale_bar(axes: Axes, left: float, bottom: float, width: float) -> None:
     axes.text(left + length / 2, bottom, f"{length:g} µm\n", ha="center", va="center", fontsize=7)
 
 
-def _checked_rows(rows: Any) -> list[dict[str, Any]]:
+def _checked_rows(rows: Any) -> list[AblationRow]:
     from pydantic import TypeAdapter, ValidationError
 
     from gpattern_bench.runs.ablation import AblationRow
@@ -574,7 +555,7 @@ def _checked_rows(rows: Any) -> list[dict[str, Any]]:
         ) from error
     if not found:
         raise GPatternBenchError("the ablation has no rows: nothing to draw")
-    return [vars(row) for row in found]
+    return found
 
 
 def _history(folder: Path) -> list[dict[str, Any]]:

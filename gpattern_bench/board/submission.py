@@ -238,24 +238,7 @@ class Submission:
         return [f"{self.folder.name}/{text}" for text in problems]
 
     def rescored(self) -> tuple[list[Score], list[str]]:
-        """Score every test prediction file again.
-
-        Returns
-        -------
-        results : list of Score
-            New entries; stored ones where the dataset is not here or an address does not answer.
-        skipped : list of str
-            Prediction files that were not scored for these reasons.
-
-        Raises
-        ------
-        SubmissionError
-            A prediction file is of another method, or its metadata gives it another name.
-        PredictionError
-            A prediction file is invalid.
-        FetchError
-            A file without stored scores cannot be fetched, or an address gives other bytes.
-        """
+        """Score its test prediction files again: entries and skipped files (:func:`rescore`)."""
         [found] = rescore([self])
         return found
 
@@ -371,6 +354,9 @@ def rescore(
 ) -> list[tuple[list[Score], list[str]]]:
     """Score every test prediction file of several submissions again.
 
+    Entries stay as stored, and their files are skipped, where the dataset is not here or an address
+    does not answer. The values do not depend on the number of workers.
+
     Parameters
     ----------
     submissions : sequence of Submission
@@ -381,7 +367,16 @@ def rescore(
     Returns
     -------
     list of (list of Score, list of str)
-        As :meth:`Submission.rescored` gives, with its errors; the same for any number of workers.
+        Per submission its entries, and the files that were skipped.
+
+    Raises
+    ------
+    SubmissionError
+        A prediction file is of another method, or its metadata gives it another name.
+    PredictionError
+        A prediction file is invalid.
+    FetchError
+        A file without stored scores cannot be fetched, or an address gives other bytes.
     """
     if cluster is not None or jobs not in (None, 1):  # a worker may have another current folder
         submissions = [replace(each, folder=each.folder.absolute()) for each in submissions]
