@@ -48,7 +48,7 @@ def parse_yaml(text: str) -> Any:
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
     except Exception as error:  # a value that does not fit its tag raises anything
-        raise ValueError(f"no YAML: {error!r}") from error
+        raise ValueError(f"not YAML: {error!r}") from error
 
 
 def shown(value: Any) -> str:
@@ -89,7 +89,7 @@ def placeholders(value: Any) -> dict[str, str]:
 
 def _filled(text: str) -> str:
     if not text.strip() or _PLACEHOLDER.fullmatch(text):
-        raise ValueError("expected your text instead of the template's placeholder")
+        raise ValueError("expected your text, got the template's placeholder or nothing")
     return text
 
 

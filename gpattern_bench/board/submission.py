@@ -215,9 +215,11 @@ class Submission:
             listed = self._listed.get(name)
             if name not in here:
                 if listed is not None and listed.url is None:
-                    problems.append(f"{name}: {METADATA} lists it, and it is gone")
+                    problems.append(f"{name}: is missing, and {METADATA} lists it")
             elif not re.fullmatch(_FILE, name):
-                problems.append(f"{name}: not where or named as a prediction file of test or val")
+                problems.append(
+                    f"{name}: expected predictions/<dataset>/test-seed<k>.parquet or val-seed<k>"
+                )
             elif listed is None:
                 problems.append(f"{name}: {METADATA} does not list it; run gpattern-bench submit")
             elif not (path := here[name]).is_file() or (

@@ -95,8 +95,8 @@ def submit_run(run: Path, to: Path) -> Metadata:
             real = dataset.manifest["curation"]["format"] != "simulated"
             if metadata is not None and "labels" in metadata.inputs and real:
                 problems.append(
-                    f"{file}: {to.name} shows the labels, and those of real data are never "
-                    "committed; submit a run on simulated data"
+                    f"{file}: {to.name} shows the labels, and real labels are never committed; "
+                    "submit a run on simulated data"
                 )
         for what in ("run", "robustness"):
             report = file.with_name(f"{origin.stem(what)}.json")
@@ -125,7 +125,7 @@ def _metadata(to: Path, problems: list[str]) -> tuple[Metadata | None, str]:
             problems.append(f"{path} is missing, and there is no template at {template}")
             return None, ""
         write_text(path, template.read_text(encoding="utf-8"))
-        problems.append(f"{path} was not there: it is now a copy of the template")
+        problems.append(f"{path} was missing: the template is copied there")
     text = ""
     unfilled: dict[str, str] = {}
     try:
