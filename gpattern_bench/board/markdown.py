@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
@@ -75,7 +75,7 @@ _REPORTED: tuple[Column[ReportedRow], ...] = (
 
 
 def markdown(board: Board) -> str:
-    """Write ``LEADERBOARD.md`` of a board."""
+    """Render ``LEADERBOARD.md`` of a board."""
     sections = [_HEADER]
     if board.versions:
         sections.append(
@@ -166,9 +166,8 @@ def _score_cell(rows: Iterable[Row], metric: str) -> Callable[[Row], str]:
         mark = None if row.is_control else marks.get(text)
         if row.std and row.std[metric] is not None:
             text += f" ± {percent(row.std[metric])}"
-        return (text if mark is None else _EMPHASIS[mark].format(text)) + _brackets(
-            row.ci.get(metric)
-        )
+        text = text if mark is None else _EMPHASIS[mark].format(text)
+        return text + _brackets(row.ci.get(metric))
 
     return cell
 
@@ -200,7 +199,7 @@ def _rule_sign(row: Row, rows: Iterable[Row]) -> str:
     return "†" * (1 + lacking.index(row)) if row.no_rule_for else ""
 
 
-def _footnotes(rows: Iterable[Row]) -> Iterable[str]:
+def _footnotes(rows: Sequence[Row]) -> Iterator[str]:
     for row in rows:
         if row.no_rule_for:
             missing = ", ".join(row.no_rule_for)

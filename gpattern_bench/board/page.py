@@ -69,7 +69,7 @@ class Section:
 
 
 def build_page(board: Board, submissions: Sequence[Submission]) -> str:
-    """Write ``index.html`` of a board.
+    """Render ``index.html`` of a board.
 
     The page is whole without scripts, which only sort, filter and switch, and asks nothing of any
     network: charts are inline SVG, numbers stand in tables. Texts of submissions are escaped.

@@ -31,27 +31,19 @@ __all__ = [
     "write_board",
 ]
 
-_NAMED = ("numpy", "numba", "scipy", "scikit-learn", "torch")  # of the versions: what makes scores
+_SCORING = ("numpy", "numba", "scipy", "scikit-learn", "torch")  # packages that scores rest on
 
 
 @dataclass(frozen=True)
 class NewResults:
-    """What scoring again gave.
-
-    Attributes
-    ----------
-    changed : list of (Submission, list of Score)
-        Submissions whose stored results differ, with the new ones.
-    scored, skipped : int
-        Test prediction files.
-    """
+    """Results that differ from the stored ones, and how many files were scored and skipped."""
 
     changed: list[tuple[Submission, list[Score]]]
     scored: int
     skipped: int
 
     def write(self) -> None:
-        """Write ``results.json`` of every changed submission that holds just the listed files."""
+        """Write the changed ``results.json``, except where a file is not listed as it is."""
         for submission, results in self.changed:
             if not submission.unlisted():
                 submission.write_results(results)
@@ -107,7 +99,7 @@ def read_reported(folder: Path) -> list[ReportedTable]:
 
 
 def read_versions(folder: Path) -> str | None:
-    """Read ``versions.txt`` in the board's folder: the versions that make scores; None without it.
+    """Read versions of what scores rest on, in ``versions.txt`` of a board's folder; else None.
 
     The file holds pip constraints, so that anybody can install the same. The board takes versions
     from there, not from the environment: it must be the same on every machine.
@@ -117,10 +109,10 @@ def read_versions(folder: Path) -> str | None:
         return None
     text = path.read_text(encoding="utf-8")
     found = dict(re.findall(r"^([a-z0-9-]+)==([0-9][0-9a-z.]*)$", text, re.MULTILINE))
-    missing = [f"no line {name}==VERSION" for name in _NAMED if name not in found]
+    missing = [f"no line {name}==VERSION" for name in _SCORING if name not in found]
     if missing:
         raise SubmissionError(str(path), missing)
-    return ", ".join(f"{name} {found[name]}" for name in _NAMED)
+    return ", ".join(f"{name} {found[name]}" for name in _SCORING)
 
 
 def write_board(board: Board, submissions: Sequence[Submission], folder: Path) -> None:
@@ -157,7 +149,7 @@ def _unpinned_labels(submissions: Iterable[Submission]) -> list[str]:
 
 
 def _texts(board: Board, submissions: Sequence[Submission]) -> dict[str, str]:
-    """Make every file of the board, by its name."""
+    """Render every file of the board, by name."""
     return {
         "LEADERBOARD.md": markdown(board),
         "leaderboard.json": json.dumps(board.to_json(), indent=1, ensure_ascii=False) + "\n",

@@ -515,7 +515,7 @@ def _val_name(name: str) -> str:
 
 
 def results_text(results: Sequence[Score]) -> str:
-    """Write ``results.json`` as text: sorted by file, NaN as null."""
+    """Render ``results.json``: sorted by file, NaN as null."""
     ordered = sorted(results, key=lambda entry: str(entry["predictions"]))
     # Validated as in reading, which puts keys in one order.
     checked = TypeAdapter(list[Score]).validate_python(plain(ordered))
