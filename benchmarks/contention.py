@@ -54,7 +54,8 @@ from tabulate import tabulate
 import gpattern_bench
 from gpattern_bench import Evaluator, load_dataset
 from gpattern_bench.base.files import plain
-from gpattern_bench.board.leaderboard import build_board, page
+from gpattern_bench.board.leaderboard import build_board
+from gpattern_bench.board.page import build_page
 from gpattern_bench.board.submission import read_submissions
 from gpattern_bench.errors import GPatternBenchError
 from gpattern_bench.figures import plot_cell, save_figure
@@ -240,7 +241,7 @@ def _evaluated(place: Path) -> str:
 
 def _paged(place: Path) -> str:
     found = read_submissions(place / "board" / "submissions")
-    return hashlib.sha256(page(build_board(found), found).encode()).hexdigest()
+    return hashlib.sha256(build_page(build_board(found), found).encode()).hexdigest()
 
 
 def _drawn(place: Path) -> str:

@@ -36,7 +36,7 @@ from timing import show
 
 from gpattern_bench import Evaluator, load_dataset
 from gpattern_bench.base.files import file_sha256
-from gpattern_bench.board.leaderboard import build_board, page, read_reported, write_board
+from gpattern_bench.board.publish import board_of, write_board
 from gpattern_bench.board.submission import read_submissions, rescore
 from gpattern_bench.curate.build import curate
 from gpattern_bench.curate.simulate.cells import PATTERNS, simulate_like
@@ -262,8 +262,7 @@ def score(submissions: Path) -> None:
 def show_board(submissions: Path, out: Path) -> None:
     """Write the board of the stored results."""
     found = read_submissions(submissions)
-    made = build_board(found, read_reported(out))
-    write_board(made, page(made, found), out)
+    write_board(board_of(found, out), found, out)
 
 
 def run_gpsnet(tables: Path, cells: int, out: Path) -> None:

@@ -1,20 +1,19 @@
 """Figures of the paper from data at hand: splits, patterns, cells, ablations, training.
 
-Needs the extra ``[plots]``. Every function gives a ``matplotlib.figure.Figure`` that no window
-and no global state knows; :func:`save_figure` writes the same bytes for the same figure. Colours
-are those of Okabe and Ito (2008), which colour-blind people tell apart.
+Needs the extra ``[plots]``. Every function returns a ``matplotlib.figure.Figure`` without windows
+or global state; :func:`save_figure` writes the same bytes for the same figure. Colours are those of
+Okabe and Ito (2008), for the colour-blind.
 """
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -23,11 +22,14 @@ from numpy.typing import NDArray
 from gpattern_bench.base.files import replacing
 from gpattern_bench.data.cells import Cell
 from gpattern_bench.data.dataset import Dataset
-from gpattern_bench.errors import GPatternBenchError, MissingExtraError
+from gpattern_bench.errors import GPatternBenchError, MissingExtraError, PredictionError
+from gpattern_bench.tables.predictions import read_origin, read_predictions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from gpattern_bench.runs.ablation import AblationRow
 
 __all__ = [
     "SUFFIXES",
@@ -40,7 +42,7 @@ __all__ = [
 ]
 
 SUFFIXES = (".svg", ".pdf", ".png")
-"""Kinds of files that figures can be."""
+"""Suffixes of figures."""
 
 _BLACK, _ORANGE, _SKY, _GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 _YELLOW, _BLUE, _VERMILION, _PURPLE, _GREY = "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#BBBBBB"
@@ -56,7 +58,7 @@ _OTHER_PATTERNS = (_GREEN, _PURPLE, _YELLOW)
 _LINES = (_BLUE, _VERMILION, _GREEN, _ORANGE, _PURPLE, _SKY, _BLACK)
 
 _STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same everywhere
+    "font.family": "DejaVu Sans",  # ships with matplotlib: the same everywhere
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.labelsize": 9,
@@ -70,13 +72,20 @@ _STYLE: dict[str, Any] = {
 }
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
+_TRUTH = "truth"
+_PANEL = 2.0  # inches, the longer side of a cell
+_MIN_MOLECULES = 10  # enough to show a pattern
+_CHOSEN = {"neighbours": "256", "depths": "1:2"}  # by the paper, table 3
+_STUDY_LABELS = {
+    "neighbours": "neighbours K",
+    "depths": "encoder : decoder layers",
+    "cells": "training cells",
+}
 
 
 @contextmanager
 def _style() -> Iterator[None]:
-    """Matplotlib's own defaults and ours, whatever the user's matplotlibrc says."""
+    """Use matplotlib's defaults and ours, whatever the user's matplotlibrc says."""
     try:
         from matplotlib import style
     except ImportError as error:
@@ -87,22 +96,13 @@ def _style() -> Iterator[None]:
         yield
 
 
-def _styled(function: Callable[_P, _T]) -> Callable[_P, _T]:
-    @functools.wraps(function)
-    def draw(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-        with _style():
-            return function(*args, **kwargs)
-
-    return draw
-
-
 def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Write a figure as SVG, PDF or PNG, by the suffix; the same bytes for the same figure.
+    """Write a figure as SVG, PDF or PNG, by suffix; the same bytes for the same figure.
 
     Raises
     ------
     GPatternBenchError
-        Another suffix.
+        The suffix is another.
     """
     path = Path(path)
     kind = path.suffix.lower()
@@ -116,7 +116,7 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     return path
 
 
-@_styled
+@_style()
 def plot_splits(dataset: Dataset) -> Figure:
     """Draw the paper's figure 6: cells, and molecules and genes per cell, of each split.
 
@@ -151,12 +151,12 @@ def plot_splits(dataset: Dataset) -> Figure:
     return figure
 
 
-@_styled
+@_style()
 def plot_patterns(dataset: Dataset) -> Figure:
-    """Draw the paper's figure 7: which patterns the labelled pairs of each split have.
+    """Draw the paper's figure 7: patterns of the labelled pairs of each split.
 
-    Pairs with one pattern under its name, then those with several (the paper's ambiguous genes)
-    and those with none; shares add up to 100 %.
+    Pairs with one pattern count under its name, others under several (the paper's ambiguous genes)
+    or none; shares add up to 100 %.
     """
     from matplotlib.figure import Figure
 
@@ -183,56 +183,52 @@ def plot_patterns(dataset: Dataset) -> Figure:
     return figure
 
 
-_PANEL = 2.0  # inches, the longer side of a cell
-
-
 @dataclass(frozen=True)
-class _Shown:
-    """One column of the figure of a cell: what says which patterns a gene has."""
+class _Source:
+    """A column in the figure of a cell: labels or predictions, as patterns by gene."""
 
     title: str
-    patterns_of: Mapping[str, tuple[str, ...]]  # gene -> patterns; a gene that is not in has none
+    patterns_of: Mapping[str, tuple[str, ...]]
 
 
-@_styled
+@_style()
 def plot_cell(
     dataset: Dataset,
     cell_id: str | None = None,
     genes: Sequence[str] = (),
     predictions: Sequence[str | Path] = (),
 ) -> Figure:
-    """Draw figures 5 and 8-10 of the paper: genes of one cell, and which patterns they have.
+    """Draw the paper's figures 5 and 8-10: genes of one cell, and their patterns.
 
-    A row per gene, a column for the labels and for each prediction file. Molecules have the colour
-    of the gene's pattern; two halves where it has several (of three or more the first and the
-    last; the text above has all). Predictions are called at the
-    thresholds of largest F1 per pattern over the whole split, as the paper's metric is.
+    One row per gene; a column for the labels, and one for each prediction file. Colours are those
+    of the gene's pattern; of several, the first and the last colour half a dot each, and the title
+    names all. Predictions are called at the thresholds of largest F1 per pattern over the whole
+    split, as in the paper.
 
     Parameters
     ----------
     dataset : Dataset
     cell_id : str, optional
-        Default: of the cells of the split (that of the predictions, else test, else the first) the
-        one with genes of most different patterns, 10 molecules each; of several the one with
-        most molecules.
+        Default: in the split (that of the predictions, else test, else the first), the cell with
+        most different patterns among genes of 10 or more molecules; then, with most molecules.
     genes : sequence of str
-        Default: the one with most molecules for each pattern and, if there is one, for several.
+        Default: for each pattern, and for several at once, the gene with most molecules.
     predictions : sequence of str or pathlib.Path
         Prediction files of one split.
 
     Raises
     ------
     GPatternBenchError
-        No such cell, or a gene without molecules in it; the text says which there are.
+        The cell is unknown, or a gene has no molecules in it; the message names some that do.
     PredictionError
-        A file is no valid prediction of the split.
+        A file is not a valid prediction of the split.
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
     split = _split_of(dataset, predictions)
     if cell_id is None:
-        cell_id = _default_cell(dataset, split)
+        cell_id = _choose_cell(dataset, split)
     within = split if predictions else None
     cell = next(iter(dataset.iter_cells(within, keep=[cell_id])), None)
     if cell is None:
@@ -241,9 +237,9 @@ def plot_cell(
             f"no cell {cell_id!r} {where}; the first ones are "
             + ", ".join(sorted(dataset.cells(within, ["cell_id"])["cell_id"].astype(str))[:5])
         )
-    codes = _shown_genes(dataset, cell, genes)
-    columns = [_labels_shown(dataset, cell)]
-    columns += [_predictions_shown(dataset, split, cell, Path(path)) for path in predictions]
+    codes = _choose_genes(dataset, cell, genes)
+    columns = [_label_source(dataset, cell)]
+    columns += [_prediction_source(dataset, split, cell, Path(path)) for path in predictions]
     left, low, right, high = cell.boundary.bounds
     margin = 0.05 * max(right - left, high - low)
     height = _PANEL * min((high - low + 2 * margin) / (right - left + 2 * margin), 1.0)
@@ -253,12 +249,12 @@ def plot_cell(
     for row, code in zip(panels, codes, strict=True):
         gene = dataset.genes[code]
         xy = cell.xy[cell.gene == code]
-        for axes, shown in zip(row, columns, strict=True):
+        for axes, source in zip(row, columns, strict=True):
             _outlines(axes, cell)
-            found = shown.patterns_of.get(gene)
+            found = source.patterns_of.get(gene)
             colours = [_pattern_colour(dataset, name) for name in found or ()]
             _molecules(axes, xy, colours or [_BLACK if found is None else _GREY])
-            axes.set_title(_verdict(found, shown, columns[0].patterns_of.get(gene)), fontsize=7)
+            axes.set_title(_verdict(found, source, columns[0].patterns_of.get(gene)), fontsize=7)
             axes.set_xlim(left - margin, right + margin)
             axes.set_ylim(high + margin, low - margin)  # images have y downwards
             axes.set_aspect("equal")
@@ -266,9 +262,14 @@ def plot_cell(
             axes.set_yticks([])
             axes.spines[:].set_visible(False)
         row[0].set_ylabel(f"{gene}\n{len(xy):,} molecules")
-    for axes, shown in zip(panels[0], columns, strict=True):
+    for axes, source in zip(panels[0], columns, strict=True):
         name = axes.annotate(
-            shown.title, (0.5, 1), (0, 24), "axes fraction", textcoords="offset points", ha="center"
+            source.title,
+            (0.5, 1),
+            (0, 24),
+            "axes fraction",
+            textcoords="offset points",
+            ha="center",
         )
         name.set_fontweight("bold")
     _scale_bar(panels[-1][0], left, high, right - left)
@@ -289,44 +290,41 @@ def plot_cell(
     return figure
 
 
-_TRUTH = "truth"
-
-
-@_styled
+@_style()
 def plot_ablation(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw the paper's figure 4: scores by setting, ours beside those that the paper reports.
+    """Draw the paper's figure 4: scores by setting, ours and the paper's.
 
     Parameters
     ----------
     rows : sequence of mapping
-        As ``gpattern-bench ablation --json`` prints them:
-        :class:`gpattern_bench.runs.ablation.AblationRow`.
+        :class:`gpattern_bench.runs.ablation.AblationRow`, as ``gpattern-bench ablation --json``
+        prints them.
 
     Raises
     ------
     GPatternBenchError
-        They are something else.
+        The rows are none, or others.
     """
     from matplotlib.figure import Figure
 
-    studies: dict[str, list[dict[str, Any]]] = {}
+    studies: dict[str, list[AblationRow]] = {}
     for row in _checked_rows(rows):
-        studies.setdefault(row["study"], []).append(row)
+        studies.setdefault(row.study, []).append(row)
     metrics = ("AUC", "ACC", "F1")
     figure = Figure(figsize=(7.2, 2.2 * len(studies) + 0.5), layout="constrained")
     panels = figure.subplots(len(studies), len(metrics), squeeze=False)
     lines: dict[str, Any] = {}
     for line, (study, found) in zip(panels, studies.items(), strict=True):
-        if study == "cells":  # a learning curve: from few to many
-            found.sort(key=lambda row: row["cells"])
-        ticks = [f"{row['cells']:,}" if study == "cells" else row["setting"] for row in found]
+        if study == "cells":  # a learning curve, from few to many
+            found.sort(key=lambda row: row.cells)
+        ticks = [f"{row.cells:,}" if study == "cells" else row.setting for row in found]
         at = range(len(found))
-        chosen = [k for k, row in enumerate(found) if row["setting"] == _CHOSEN.get(study)]
+        chosen = [k for k, row in enumerate(found) if row.setting == _CHOSEN.get(study)]
         for k, (axes, metric) in enumerate(zip(line, metrics, strict=True)):
-            ours = [_percent(row[metric.lower()]) for row in found]
+            ours = [100 * getattr(row, metric.lower()) for row in found]
             (lines["ours"],) = axes.plot(at, ours, "o-", color=_BLACK, ms=4)
             for dataset, marker, colour in (("nih3t3", "s", _BLUE), ("u2os", "^", _VERMILION)):
-                values = [row["reported"].get(dataset, (np.nan,) * 3)[k] for row in found]
+                values = [row.reported.get(dataset, (np.nan,) * 3)[k] for row in found]
                 if np.isfinite(values).any():
                     name = f"the paper, {dataset}"
                     (lines[name],) = axes.plot(at, values, f"{marker}--", color=colour, ms=4)
@@ -343,27 +341,19 @@ def plot_ablation(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-_CHOSEN = {"neighbours": "256", "depths": "1:2"}  # of its table 3
-_STUDY_LABELS = {
-    "neighbours": "neighbours K",
-    "depths": "encoder : decoder layers",
-    "cells": "training cells",
-}
-
-
-@_styled
+@_style()
 def plot_training(folders: Sequence[str | Path]) -> Figure:
-    """Draw training curves by epoch: losses, and AUC and F1 (macro) of the val cells.
+    """Draw training curves by epoch: losses, and macro AUC and F1 on val.
 
     Parameters
     ----------
     folders : sequence of str or pathlib.Path
-        Model folders with the ``training.json`` that GPSNet writes.
+        Model folders of GPSNet, which hold ``training.json``.
 
     Raises
     ------
     GPatternBenchError
-        A folder has none, or a damaged one.
+        The file is missing or damaged.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -404,12 +394,8 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _percent(value: Any) -> float:
-    return 100 * _number(value)
-
-
 def _number(value: Any) -> float:
-    """A number of a JSON file, where NaN is null."""
+    """Read a number of a JSON file, where null is NaN."""
     return float("nan") if value is None else float(value)
 
 
@@ -421,10 +407,7 @@ def _pattern_colour(dataset: Dataset, pattern: str) -> str:
 
 
 def _split_of(dataset: Dataset, predictions: Sequence[str | Path]) -> str:
-    """The split that all prediction files score; without any the one to show."""
-    from gpattern_bench.errors import PredictionError
-    from gpattern_bench.tables.predictions import read_origin, read_predictions
-
+    """Give the split of all prediction files; without files, test or the first."""
     found: dict[str, Path] = {}
     for path in map(Path, predictions):
         origin = read_origin(path)
@@ -439,16 +422,13 @@ def _split_of(dataset: Dataset, predictions: Sequence[str | Path]) -> str:
     return "test" if "test" in dataset.splits else dataset.splits[0]
 
 
-_ENOUGH = 10  # molecules that show a pattern
-
-
-def _default_cell(dataset: Dataset, split: str) -> str:
+def _choose_cell(dataset: Dataset, split: str) -> str:
     cells = dataset.cells(split, ["cell_id", "n_molecules"])
     cells["cell_id"] = cells["cell_id"].astype(str)
     kinds = pd.Series(0, index=cells["cell_id"])
     if dataset.has_labels:
         labels = dataset.labels(split)
-        labels = labels[labels["n_molecules"] >= _ENOUGH]
+        labels = labels[labels["n_molecules"] >= _MIN_MOLECULES]
         patterns = labels[list(dataset.patterns)].to_numpy(bool)
         which = patterns @ (1 << np.arange(patterns.shape[1]))
         pairs = pd.DataFrame({"cell_id": labels["cell_id"].astype(str), "which": which})
@@ -458,8 +438,8 @@ def _default_cell(dataset: Dataset, split: str) -> str:
     return str(order["cell_id"].iloc[0])
 
 
-def _shown_genes(dataset: Dataset, cell: Cell, genes: Sequence[str]) -> list[int]:
-    """Codes of the genes that are asked for, or of some that tell."""
+def _choose_genes(dataset: Dataset, cell: Cell, genes: Sequence[str]) -> list[int]:
+    """Give the codes of the genes asked for, else of one gene per pattern."""
     present = {dataset.genes[code]: int(code) for code in cell.genes}
     absent = [gene for gene in genes if gene not in present]
     if absent:
@@ -482,11 +462,11 @@ def _shown_genes(dataset: Dataset, cell: Cell, genes: Sequence[str]) -> list[int
     return [int(cell.genes[row]) for row in rows or order[:3]]
 
 
-def _labels_shown(dataset: Dataset, cell: Cell) -> _Shown:
+def _label_source(dataset: Dataset, cell: Cell) -> _Source:
     if cell.labels is None or cell.labelled is None:
-        return _Shown("molecules", {})
+        return _Source("molecules", {})
     names = np.array(dataset.patterns)
-    return _Shown(
+    return _Source(
         _TRUTH,
         {
             dataset.genes[code]: tuple(names[row])
@@ -496,11 +476,10 @@ def _labels_shown(dataset: Dataset, cell: Cell) -> _Shown:
     )
 
 
-def _predictions_shown(dataset: Dataset, split: str, cell: Cell, path: Path) -> _Shown:
-    """Calls of a prediction file in one cell."""
-    from gpattern_bench.errors import PredictionError
+def _prediction_source(dataset: Dataset, split: str, cell: Cell, path: Path) -> _Source:
+    """Call the pairs of one cell in a prediction file."""
+    from gpattern_bench.evaluate.calls import makes_calls
     from gpattern_bench.evaluate.evaluator import Evaluator
-    from gpattern_bench.tables.predictions import read_origin
 
     evaluator = Evaluator(dataset, split)
     checked = evaluator.check(path)
@@ -509,27 +488,25 @@ def _predictions_shown(dataset: Dataset, split: str, cell: Cell, path: Path) -> 
     result = evaluator.eval(path, replicates=0)
     rows = np.flatnonzero((evaluator.labels["cell_id"] == cell.cell_id).to_numpy(bool))
     thresholds = np.array([result.per_pattern[name]["threshold"] for name in dataset.patterns])
-    # Constant scores tell nothing apart: a method without a rule for a pattern never calls it.
-    flat = checked.scores.min(axis=0) == checked.scores.max(axis=0)
-    thresholds = np.where(flat, np.nan, thresholds).astype(checked.scores.dtype)
-    called = checked.scores[rows] >= thresholds
+    called = checked.scores[rows] >= thresholds.astype(checked.scores.dtype)
+    called &= makes_calls(checked.scores)
     names = np.array(dataset.patterns)
     origin = read_origin(path)
     genes = evaluator.labels["gene"].astype(str).iloc[rows]
-    return _Shown(
+    return _Source(
         path.stem if origin is None else origin.method,
         {gene: tuple(names[row]) for gene, row in zip(genes, called, strict=True)},
     )
 
 
-def _verdict(found: tuple[str, ...] | None, shown: _Shown, truth: tuple[str, ...] | None) -> str:
-    """Patterns in words and, of predictions, whether they are those of the labels."""
+def _verdict(found: tuple[str, ...] | None, source: _Source, truth: tuple[str, ...] | None) -> str:
+    """Name the patterns and, for predictions, say whether they are right."""
     if found is None:
-        return "not labelled" if shown.patterns_of else ""
+        return "not labelled" if source.patterns_of else ""
     names = [_words(name) for name in found] or ["no pattern"]
     lines = [" + ".join(names[i : i + 2]) for i in range(0, len(names), 2)]
     text = " +\n".join(lines)
-    if shown.title == _TRUTH or truth is None:
+    if source.title == _TRUTH or truth is None:
         return text
     return f"{text} ({'right' if set(found) == set(truth) else 'wrong'})"
 
@@ -542,7 +519,7 @@ def _outlines(axes: Axes, cell: Cell) -> None:
 
 
 def _molecules(axes: Axes, xy: NDArray[np.float64], colours: Sequence[str]) -> None:
-    """Dots of one colour, or of two halves: those of the first and the last pattern."""
+    """Draw dots in the colour of one pattern, or half and half in the first and last."""
     first, last = colours[0], colours[-1]
     size = float(np.clip(24 / np.sqrt(len(xy)), 1.5, 5))
     look: dict[str, Any] = {"marker": "o", "ls": "", "markeredgewidth": 0, "markersize": size}
@@ -552,7 +529,7 @@ def _molecules(axes: Axes, xy: NDArray[np.float64], colours: Sequence[str]) -> N
 
 
 def _scale_bar(axes: Axes, left: float, bottom: float, width: float) -> None:
-    """A bar of a round length, about a quarter of the cell, at its lower left."""
+    """Draw a bar of round length, about a quarter of the cell, at its lower left."""
     rough = width / 4
     power = 10.0 ** np.floor(np.log10(rough))
     length = max(n * power for n in (1, 2, 5) if n * power <= rough)
@@ -560,7 +537,7 @@ def _scale_bar(axes: Axes, left: float, bottom: float, width: float) -> None:
     axes.text(left + length / 2, bottom, f"{length:g} µm\n", ha="center", va="center", fontsize=7)
 
 
-def _checked_rows(rows: Any) -> list[dict[str, Any]]:
+def _checked_rows(rows: Any) -> list[AblationRow]:
     from pydantic import TypeAdapter, ValidationError
 
     from gpattern_bench.runs.ablation import AblationRow
@@ -578,7 +555,7 @@ def _checked_rows(rows: Any) -> list[dict[str, Any]]:
         ) from error
     if not found:
         raise GPatternBenchError("the ablation has no rows: nothing to draw")
-    return [vars(row) for row in found]
+    return found
 
 
 def _history(folder: Path) -> list[dict[str, Any]]:
@@ -586,19 +563,19 @@ def _history(folder: Path) -> list[dict[str, Any]]:
     try:
         history = json.loads(path.read_text(encoding="utf-8"))["history"]
         rows = [{key: row[key] for key in row} for row in history]
-        sound = bool(rows) and all(isfinite(row["epoch"]) and isfinite(row["loss"]) for row in rows)
+        finite = bool(rows) and all(isfinite(r["epoch"]) and isfinite(r["loss"]) for r in rows)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise GPatternBenchError(
             f"{path}: no readable training curve ({error!r}); expected a model folder of GPSNet, "
             "as `gpattern-bench run gpsnet` writes"
         ) from error
-    if not sound:
+    if not finite:
         raise GPatternBenchError(f"{path}: expected epochs with a finite loss, got {rows[:1]}")
     return rows
 
 
 def _run_names(folders: Sequence[Path]) -> list[str]:
-    """Method and folder of each run: what tells them apart, and is short."""
+    """Name each run by method, data and seed; by folder too where these are the same."""
     names = []
     for folder in folders:
         try:

@@ -19,16 +19,11 @@ from samples import metadata_of
 
 from gpattern_bench import load_dataset
 from gpattern_bench.base.files import plain
-from gpattern_bench.board.leaderboard import (
-    build_board,
-    drift,
-    markdown,
-    page,
-    read_reported,
-    read_versions,
-    write_board,
-)
+from gpattern_bench.board.leaderboard import build_board
+from gpattern_bench.board.markdown import markdown
 from gpattern_bench.board.metadata import write_schema
+from gpattern_bench.board.page import build_page
+from gpattern_bench.board.publish import drift, read_reported, read_versions, write_board
 from gpattern_bench.board.submission import Metadata, Submission, read_submissions
 from gpattern_bench.board.submit import submit_run
 from gpattern_bench.cli import main
@@ -59,7 +54,7 @@ def made(tmp_path_factory) -> Path:
     (folder / "leaderboard" / "reported.yaml").write_text(reported.read_text("utf-8"), "utf-8")
     found = read_submissions(folder / "submissions")
     board = build_board(found, read_reported(folder / "leaderboard"))
-    write_board(board, page(board, found), folder / "leaderboard")
+    write_board(board, found, folder / "leaderboard")
     return folder
 
 
@@ -154,7 +149,7 @@ class TestPure:
         before = {p.name: p.read_bytes() for p in (here / "leaderboard").iterdir()}
         found = submissions(here)
         board = build_board(found, read_reported(here / "leaderboard"))
-        write_board(board, page(board, found), here / "leaderboard")
+        write_board(board, found, here / "leaderboard")
         assert {p.name: p.read_bytes() for p in (here / "leaderboard").iterdir()} == before
 
     def test_the_order_of_submissions_and_results_does_not_matter(self):
@@ -170,7 +165,7 @@ class TestPure:
             submitted(*entries[12:][::-1], method="q"),
             submitted(*entries[:12][::-1], method="p"),
         ]
-        assert json.dumps(build_board(found)) == json.dumps(build_board(turned))
+        assert json.dumps(build_board(found).to_json()) == json.dumps(build_board(turned).to_json())
 
     def test_the_locale_does_not_matter(self, here):
         text = markdown(build_board(submissions(here)))
@@ -203,7 +198,7 @@ def _has_locale(name: str) -> bool:
 
 class TestRows:
     def test_every_method_has_one(self, here):
-        [table] = build_board(submissions(here))["tables"]
+        [table] = build_board(submissions(here)).to_json()["tables"]
         assert {row["method"] for row in table["rows"]} == set(QUICK)
 
     def test_candidates_are_ranked_by_f1_and_controls_are_not(self):
@@ -215,7 +210,7 @@ class TestRows:
                 submitted(entry(score=1.0), method="d", kind="control", inputs=["labels"]),
             ]
         )
-        rows = board["tables"][0]["rows"]
+        rows = board.to_json()["tables"][0]["rows"]
         assert [(row["method"], row["rank"]) for row in rows] == [
             ("d", None),
             ("b", 1),
@@ -236,18 +231,24 @@ class TestRows:
                 submitted(entry(score=0.6), method="e"),
             ]
         )
-        assert [row["method"] for row in board["tables"][0]["rows"]] == ["c", "e", "a", "b", "d"]
+        assert [row["method"] for row in board.to_json()["tables"][0]["rows"]] == [
+            "c",
+            "e",
+            "a",
+            "b",
+            "d",
+        ]
 
     def test_seeds_are_averaged(self):
         entries = [entry(score=s, seed=k, predictions=f"p{k}") for k, s in enumerate((0.2, 0.4))]
-        [row] = build_board([submitted(*entries)])["tables"][0]["rows"]
+        [row] = build_board([submitted(*entries)]).to_json()["tables"][0]["rows"]
         assert row["f1_macro"] == pytest.approx(0.3)
         assert row["seeds"] == [0, 1]
 
     def test_several_seeds_have_a_spread(self):
         seeds = [entry(seed=k, score=score) for k, score in enumerate((0.4, 0.5, 0.9))]
         board = build_board([submitted(*seeds)])
-        [row] = board["tables"][0]["rows"]
+        [row] = board.to_json()["tables"][0]["rows"]
         assert row["f1_macro"] == pytest.approx(0.6)
         assert row["std"]["f1_macro"] == pytest.approx(np.std([0.4, 0.5, 0.9], ddof=1))
         assert "60.00 ± 26.46" in markdown(board)
@@ -257,14 +258,14 @@ class TestRows:
         board = build_board(
             [submitted(entry(m, score=score), method=m) for m, score in scores.items()]
         )
-        rows = {row["method"]: row["tie_group"] for row in board["tables"][0]["rows"]}
+        rows = {row["method"]: row["tie_group"] for row in board.to_json()["tables"][0]["rows"]}
         # Replicates of a and b move together: a difference of 0.02 that never varies is no tie.
         assert rows == {"a": 1, "b": 2, "c": 3}
         for row in (apart := submitted(entry("b", score=0.88), method="b")).results:
             drawn = np.frombuffer(b64decode(row["f1_replicates"]), "<f4")[::-1]
             row["f1_replicates"] = b64encode(drawn.tobytes()).decode()
         board = build_board([submitted(entry("a", score=0.9), method="a"), apart])
-        assert [row["tie_group"] for row in board["tables"][0]["rows"]] == [1, 1]
+        assert [row["tie_group"] for row in board.to_json()["tables"][0]["rows"]] == [1, 1]
 
     def test_the_lift_has_an_interval_and_the_oracle_no_group(self, here):
         rows = json.loads((here / "leaderboard" / "leaderboard.json").read_text("utf-8"))
@@ -281,7 +282,7 @@ class TestRows:
         assert "† No rule for outer: scored 0 there." in text
 
     def test_time_and_device_come_from_the_run(self, here):
-        [table] = build_board(submissions(here))["tables"]
+        [table] = build_board(submissions(here)).to_json()["tables"]
         for row in table["rows"]:
             folder = here / "submissions" / row["method"] / "predictions" / "synthetic"
             run = json.loads((folder / "run-seed0.json").read_text())
@@ -314,7 +315,7 @@ class TestMarks:
         found = [submitted(entry(m, score=s), method=m) for m, s in scores.items()]
         best, second = ["**90.00**"] * 3, ["<u>89.99</u>"]
         assert self.cells("AUC", *found) == [*best, *second, "50.00"]
-        html = page(build_board(found), found)
+        html = build_page(build_board(found), found)
         columns = 4  # F1, AUC, ACC, AP
         assert html.count('<b class="best">90.00</b>') == 3 * columns
         assert html.count('<u class="second">89.99</u>') == columns
@@ -326,7 +327,7 @@ class TestMarks:
     def test_what_the_run_measured(self):
         values = {"fit_seconds": 12.34, "parameters": 3_100_000, "date": "2026-01-02"}
         found = submitted(entry(**values), entry(seed=1, **values | {"date": "2026-01-03"}))
-        row = build_board([found])["tables"][0]["rows"][0]
+        row = build_board([found]).to_json()["tables"][0]["rows"][0]
         assert {key: row[key] for key in values} == values | {"date": "2026-01-03"}
         assert self.cells("Training", found) == ["12.3 s"]
         assert self.cells("Validation", found) == ["1.0 s"]
@@ -336,7 +337,7 @@ class TestMarks:
 
     def test_what_the_run_did_not_measure(self):
         found = submitted(entry())
-        row = build_board([found])["tables"][0]["rows"][0]
+        row = build_board([found]).to_json()["tables"][0]["rows"][0]
         assert [row[k] for k in ("fit_seconds", "parameters", "date", "robustness")] == [None] * 4
         assert row["flags"] == []
         for column in ("Training", "Parameters", "Date"):
@@ -363,7 +364,7 @@ class TestMarks:
 
     def test_labels_of_val_that_were_used_are_told(self):
         board = build_board([submitted(entry(), trained_on=["train", "val"])])
-        assert board["tables"][0]["rows"][0]["labels_used"] == ["train", "val"]
+        assert board.to_json()["tables"][0]["rows"][0]["labels_used"] == ["train", "val"]
         assert "| M (uses val)" in markdown(board)
 
     def test_superseded_ones_are_marked_and_withdrawn_ones_not_shown(self):
@@ -371,10 +372,10 @@ class TestMarks:
             submitted(entry(), method="a", status="superseded"),
             submitted(entry(), method="b", status="withdrawn"),
         ]
-        [table] = build_board(found)["tables"]
+        [table] = build_board(found).to_json()["tables"]
         assert [row["method"] for row in table["rows"]] == ["a"]
         assert "| A (superseded)" in markdown(build_board(found))
-        assert build_board(found[1:])["tables"] == []
+        assert build_board(found[1:]).to_json()["tables"] == []
 
 
 class TestTables:
@@ -383,7 +384,7 @@ class TestTables:
             entry(protocol=protocol, predictions=protocol)
             for protocol in ("fit", "transfer", "simulation", "cv-cell")
         ]
-        tables = build_board([submitted(*entries)])["tables"]
+        tables = build_board([submitted(*entries)]).to_json()["tables"]
         assert sorted(table["protocol"] for table in tables) == sorted(
             ["fit", "transfer", "simulation", "cv-cell"]
         )
@@ -391,7 +392,7 @@ class TestTables:
 
     def test_versions_never_share_one(self):
         entries = [entry(version=v, predictions=v) for v in ("1.0.0", "1.1.0")]
-        tables = build_board([submitted(*entries)])["tables"]
+        tables = build_board([submitted(*entries)]).to_json()["tables"]
         assert [table["version"] for table in tables] == ["1.0.0", "1.1.0"]
 
     def test_methods_that_learn_nothing_stand_in_each(self):
@@ -399,7 +400,7 @@ class TestTables:
             entry(predictions="a"), entry(protocol="transfer", predictions="b"), method="a"
         )
         untrained = submitted(entry(protocol="untrained"), method="b")
-        tables = build_board([fitted, untrained])["tables"]
+        tables = build_board([fitted, untrained]).to_json()["tables"]
         assert [len(table["rows"]) for table in tables] == [2, 2]
 
     def test_labels_that_differ_are_an_error(self):
@@ -676,10 +677,10 @@ class TestMetadata:
 
 def test_drift_names_what_differs(tmp_path):
     board = build_board([submitted(entry())])
-    text = page(board, [submitted(entry())])
-    assert len(drift(board, text, tmp_path)) == 3
-    write_board(board, text, tmp_path)
-    assert drift(board, text, tmp_path) == []
+    found = [submitted(entry())]
+    assert len(drift(board, found, tmp_path)) == 3
+    write_board(board, found, tmp_path)
+    assert drift(board, found, tmp_path) == []
 
 
 class TestVersions:
@@ -690,14 +691,14 @@ class TestVersions:
         versions = read_versions(here / "leaderboard")
         assert versions == "numpy 1.0, numba 2.0, scipy 3, scikit-learn 4.0, torch 5.0"
         board = build_board(found, (), versions)
-        assert json.loads(json.dumps(board))["versions"] == versions
-        for text in (markdown(board), page(board, found)):
+        assert json.loads(json.dumps(board.to_json()))["versions"] == versions
+        for text in (markdown(board), build_page(board, found)):
             assert text.count(versions) == 1
 
     def test_are_left_out_where_they_are_not_known(self, here):
         assert read_versions(here / "leaderboard") is None
         board = build_board(submissions(here))
-        assert "versions.txt" not in markdown(board) + page(board, submissions(here))
+        assert "versions.txt" not in markdown(board) + build_page(board, submissions(here))
 
     def test_that_are_no_pins_are_named(self, tmp_path):
         pins = "numba==2.0\nnumpy>=1.0\nscipy==3\nscikit-learn==<b>\ntorch==5.0\n"

@@ -18,8 +18,9 @@ from broken import CORPUS, folder_instead, of_bytes, of_metadata, of_table, put
 from samples import dataset_of, metadata_of, random_scores
 
 from gpattern_bench import load_dataset
-from gpattern_bench.board.leaderboard import build_board, page, write_board
+from gpattern_bench.board.leaderboard import build_board
 from gpattern_bench.board.metadata import write_schema
+from gpattern_bench.board.publish import write_board
 from gpattern_bench.board.submission import Metadata, read_submissions
 from gpattern_bench.board.submit import listed_files
 from gpattern_bench.cli import main
@@ -287,7 +288,7 @@ def made(tmp_path_factory) -> Path:
         submission.write_results(submission.rescored()[0])
     found = read_submissions(folder / "submissions")
     board = build_board(found)
-    write_board(board, page(board, found), folder / "leaderboard")
+    write_board(board, found, folder / "leaderboard")
     return folder
 
 

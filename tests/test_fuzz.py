@@ -496,9 +496,9 @@ class TestSubmissions:
     @pytest.mark.parametrize(
         ("text", "told"),
         [
-            ("!!bool x", "no YAML: KeyError"),
-            ("!!timestamp x", "no YAML: AttributeError"),
-            ("[" * 1500, "no YAML: RecursionError"),
+            ("!!bool x", "not YAML: KeyError"),
+            ("!!timestamp x", "not YAML: AttributeError"),
+            ("[" * 1500, "not YAML: RecursionError"),
             (f"method: {HUGE_HEX}", "method: Input should be .*, got '<int too large to show>'"),
             (f"method: [{HUGE_HEX}]", "method: .*, got '<list too large to show>'"),
             ("method: &a [*a]", r"method: .*, got '\[\[\[\[\.\.\."),

@@ -17,9 +17,11 @@ from samples import PATIENCE_S, metadata_of
 
 from gpattern_bench import load_dataset
 from gpattern_bench.board.charts import _spread, styles
+from gpattern_bench.board.format import count, duration, percent, typeset
 from gpattern_bench.board.gallery import build_gallery
-from gpattern_bench.board.leaderboard import build_board, page, read_reported
-from gpattern_bench.board.page import count, percent, seconds
+from gpattern_bench.board.leaderboard import build_board
+from gpattern_bench.board.page import build_page
+from gpattern_bench.board.publish import read_reported
 from gpattern_bench.board.submission import Metadata, Submission, read_submissions
 from gpattern_bench.methods import get_method
 from gpattern_bench.runs.run import run_method
@@ -113,7 +115,7 @@ def found(tmp_path_factory) -> list[Submission]:
 
 def rendered(submissions: list[Submission]) -> str:
     reported = read_reported(REPOSITORY / "leaderboard")
-    return page(build_board(submissions, reported), submissions)
+    return build_page(build_board(submissions, reported), submissions)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +171,7 @@ class TestText:
         assert text.count("<script>") == text.count("</script>") == 1
 
     def test_every_number_of_the_tables_is_there(self, found, text):
-        for table in build_board(found)["tables"]:
+        for table in build_board(found).to_json()["tables"]:
             for row in table["rows"]:
                 assert f"{100 * row['f1_macro']:.2f}" in text
                 for values in row["per_pattern"].values():
@@ -184,28 +186,31 @@ class TestText:
 
     def test_optional_columns_show_where_they_are_known(self, found, text):
         assert "Parameters</th>" not in text
-        board = build_board(found)
-        row = next(r for t in board["tables"] for r in t["rows"] if r["method"] == "beta")
-        row |= {
+        known = {
             "parameters": 1_234_567,
             "date": "2001-02-03",
             "robustness": {"f1_worst_drop": 0.0123, "largest_change": 0.25},
             "flags": ["AUC above 0.999"],
         }
-        more = page(board, found)
+        more = rendered(
+            [
+                replace(s, results=[s.results[0] | known]) if s.metadata.method == "beta" else s
+                for s in found
+            ]
+        )
         for part in ("1.23 M", "2001-02-03", "± 0.25 turned", "AUC above 0.999"):
             assert part in more
             assert part not in text
 
     def test_an_empty_board_has_a_page(self):
-        assert "<h1>" in page(build_board([]), [])
+        assert "<h1>" in build_page(build_board([]), [])
 
     def test_numbers(self):
         dash, minus = "\N{EN DASH}", "\N{MINUS SIGN}"
-        assert (percent(None), percent(0.5)) == (dash, "50.00")
-        assert percent(-0.01, "+.1f") == f"{minus}1.0"
-        assert [seconds(s) for s in (None, 0.04, 4, 600)] == [dash, "0.04 s", "4.0 s", "10.0 min"]
-        assert [count(n) for n in (None, 12, 1500, 2 * 10**9)] == [dash, "12", "1.5 k", "2 G"]
+        assert (percent(None), percent(0.5), percent(-0.01, "+.1f")) == ("-", "50.00", "-1.0")
+        assert [typeset(text) for text in ("-", "50.00", "-1.0")] == [dash, "50.00", f"{minus}1.0"]
+        assert [duration(s) for s in (None, 0.04, 4, 600)] == ["-", "0.04 s", "4.0 s", "10.0 min"]
+        assert [count(n) for n in (None, 12, 1500, 2 * 10**9)] == ["-", "12", "1.5 k", "2 G"]
 
 
 class TestGallery:

@@ -22,7 +22,7 @@ from samples import PATIENCE_S
 
 import gpattern_bench.board.submit
 from gpattern_bench import load_dataset
-from gpattern_bench.board.duplicates import flag_copies
+from gpattern_bench.board.duplicates import flag_duplicates
 from gpattern_bench.board.metadata import Metadata, placeholders, schema_text
 from gpattern_bench.board.submission import LARGEST, Submission, read_submissions
 from gpattern_bench.board.submit import listed_files, submit_run
@@ -201,7 +201,7 @@ class TestTemplate:
 
     def test_is_put_where_there_is_no_yaml(self, here):
         shutil.rmtree(here / "submissions" / "my_method")
-        with pytest.raises(SubmissionError, match="is now a copy of the template") as caught:
+        with pytest.raises(SubmissionError, match="the template is copied there") as caught:
             submit_run(here / "runs/my_method", here / "submissions/my_method")
         assert len(caught.value.problems) == 9
         fill(here / "submissions" / "my_method" / "submission.yaml")
@@ -319,7 +319,7 @@ class TestSubmit:
         curation = dataset.manifest["curation"] | {"format": "bento-h5ad"}
         monkeypatch.setitem(dataset.manifest, "curation", curation)
         monkeypatch.setattr("gpattern_bench.board.submit.load_dataset", lambda name: dataset)
-        with pytest.raises(SubmissionError, match="those of real data are never committed"):
+        with pytest.raises(SubmissionError, match="real labels are never committed"):
             submit_run(here / "runs" / "oracle", here / "submissions" / "oracle")
 
     def test_metadata_of_an_older_version_of_a_method_that_ships_is_renewed(self, here):
@@ -396,7 +396,7 @@ class TestListedFiles:
     def test_one_that_is_gone_is_found(self, here, cli):
         (here / "submissions" / "my_method" / VAL).unlink()
         code, _, err = cli("leaderboard", "--check")
-        assert (code, f"{VAL}: submission.yaml lists it, and it is gone" in err) == (1, True)
+        assert (code, f"{VAL}: is missing, and submission.yaml lists it" in err) == (1, True)
 
     def test_too_large_ones_are_to_be_published_elsewhere(self, here, monkeypatch):
         assert LARGEST == 20 * 2**20
@@ -568,7 +568,7 @@ class TestFlags:
         scored = [(submission, submission.rescored()[0]) for submission in found]
         return {
             submission.metadata.method: [flag for score in results for flag in score["flags"]]
-            for (submission, _), results in zip(scored, flag_copies(scored), strict=True)
+            for (submission, _), results in zip(scored, flag_duplicates(scored), strict=True)
         }
 
     def other(self, here: Path, change, **values) -> None:

@@ -1,4 +1,4 @@
-"""Charts as geometry: what the page's template draws as inline SVG, readable without scripts."""
+"""Charts as geometry, for the page's template to draw as inline SVG without scripts."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from math import ceil, floor, log10
 
 __all__ = ["Chart", "Line", "Style", "bins_chart", "styles", "time_chart", "unit_chart"]
 
-_HUES = 7  # of a palette that the colour-blind can tell apart; then dashes
+_HUES = 7  # of a palette for the colour-blind; beyond them, dashes
 _Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Style:
-    """How a method is drawn, the same in every chart: classes of the style sheet."""
+    """How every chart draws a method: classes of the style sheet."""
 
     method: str
     label: str
@@ -23,7 +23,7 @@ class Style:
 
 @dataclass(frozen=True)
 class Line:
-    """One method in a chart: a path, dots, and perhaps a label with a line that leads to it."""
+    """One method in a chart: a path, dots, a note, and the height of its label if it has one."""
 
     style: Style
     path: str
@@ -36,7 +36,7 @@ class Line:
 class Chart:
     """A chart in pixels: origin at the upper left, plot area from (left, top) to (right, bottom).
 
-    Ticks are (position, text); guides are paths that stand for no method.
+    Ticks are (position, text); guides are paths of no method.
     """
 
     title: str
@@ -55,12 +55,12 @@ class Chart:
 
 
 def styles(methods: Iterable[tuple[str, str, str]]) -> dict[str, Style]:
-    """Give every method its style.
+    """Give every method its style; controls are grey.
 
     Parameters
     ----------
     methods : iterable of (name, label, kind)
-        In any order, each once. Controls are grey.
+        In any order, each once.
     """
     found, hues, greys = {}, 0, 0
     for name, label, kind in sorted(methods):
@@ -82,7 +82,7 @@ def unit_chart(
     dots: bool = False,
     guides: Sequence[Sequence[_Point]] = (),
 ) -> Chart:
-    """Curves in the unit square.
+    """Draw curves in the unit square.
 
     Parameters
     ----------
@@ -90,9 +90,9 @@ def unit_chart(
     curves : iterable of (Style, points)
         Points begin with x and y, fractions.
     dots : bool
-        Whether to mark the points.
+        Mark the points.
     guides : sequence of points
-        Lines that stand for no method.
+        Lines of no method.
     """
     left, top, size = 34.0, 8.0, 180.0
 
@@ -123,7 +123,7 @@ def bins_chart(
     curves: Iterable[tuple[Style, Sequence[float | None]]],
     floors: Sequence[float | None] = (),
 ) -> Chart:
-    """Values by bin, in per cent, on an axis from 0 to 100; a gap where there is no value."""
+    """Draw fractions by bin, on an axis from 0 to 100 %; undefined ones are left out."""
     left, top, right, bottom = 34.0, 8.0, 390.0, 208.0
     step = (right - left) / max(len(bins), 1)
 
@@ -144,7 +144,7 @@ def bins_chart(
 
 
 def time_chart(rows: Iterable[tuple[Style, float, float]]) -> Chart:
-    """Seconds (log axis) against F1 (fraction), labels at the right side in the order of F1."""
+    """Draw seconds (log axis) against F1 (fraction), with labels at the right, by F1."""
     found = sorted(rows, key=lambda row: (-row[2], row[0].method))
     left, top, right, bottom = 34.0, 10.0, 420.0, 10.0 + max(200.0, 15.0 * len(found))
     times = [max(seconds, 0.01) for _, seconds, _ in found]
@@ -177,11 +177,11 @@ def time_chart(rows: Iterable[tuple[Style, float, float]]) -> Chart:
 
 
 def _spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions near the wanted ones (ascending), at least a gap apart, between low and high.
+    """Space positions (ascending) at least a gap apart, between low and high.
 
-    The nearest in the sum of squares: neighbours that would overlap are moved as one block.
+    They move least in the sum of squares: neighbours that would overlap move as one block.
     """
-    blocks: list[list[float]] = []  # [sum, size] of what is left of each position without gaps
+    blocks: list[list[float]] = []  # [sum, size] of positions less the gaps before them
     for i, value in enumerate(wanted):
         blocks.append([value - i * gap, 1.0])
         while len(blocks) > 1 and blocks[-2][0] * blocks[-1][1] > blocks[-1][0] * blocks[-2][1]:

@@ -1,9 +1,10 @@
-"""Copies: submissions whose scores rank the pairs as those of another do."""
+"""Duplicates: methods whose scores rank the pairs like another method's."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations
+from dataclasses import dataclass, field
+from itertools import chain, combinations
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,74 +15,84 @@ from gpattern_bench.board.submission import Score, Submission
 from gpattern_bench.errors import ChecksumError, FetchError
 from gpattern_bench.tables.predictions import read_predictions
 
-__all__ = ["CORRELATION", "flag_copies"]
+__all__ = ["CORRELATION", "flag_duplicates"]
 
 CORRELATION = 0.9999
-"""Rank correlation of scores above which two methods are taken for one."""
-_ROWS = 100_000  # at most so many pairs are compared, evenly drawn
+"""Rank correlation of scores above which two methods count as one."""
+_ROWS = 100_000  # compare at most these many pairs, evenly spaced
 _FLAG = "ranks the pairs as "
 
 _Ranks: TypeAlias = dict[str, NDArray[np.float64] | None]
 
 
-def flag_copies(scored: Sequence[tuple[Submission, list[Score]]]) -> list[list[Score]]:
-    """Flag test predictions that rank like those of another submission.
+@dataclass
+class _Entry:
+    """One result, whether it was compared, and the methods that it duplicates."""
 
-    Compared are files of one dataset version, fitted in the same way (what learns nothing is
-    compared with all), of different methods. The rank correlation is that of every pattern;
-    patterns for which both give a constant do not count, and the lowest decides. Methods that
-    are shown the labels are left out.
+    submission: Submission
+    score: Score
+    compared: bool = False
+    duplicates: set[str] = field(default_factory=set)
+
+    @property
+    def method(self) -> str:
+        return self.submission.metadata.method
+
+    def is_comparable(self, other: _Entry) -> bool:
+        protocols = {self.score["protocol"], other.score["protocol"]}
+        return self.method != other.method and (len(protocols) == 1 or "untrained" in protocols)
+
+    def flagged(self) -> Score:
+        if not self.compared:
+            return self.score
+        others = [text for text in self.score["flags"] if not text.startswith(_FLAG)]
+        found = [f"{_FLAG}{name} does" for name in sorted(self.duplicates)]
+        return {**self.score, "flags": others + found}
+
+
+def flag_duplicates(scored: Sequence[tuple[Submission, list[Score]]]) -> list[list[Score]]:
+    """Flag test predictions that rank the pairs like those of another method.
+
+    Files of one dataset version and one way of fitting are compared; untrained methods are
+    compared with all. Every pattern must correlate above :data:`CORRELATION`; patterns where both
+    scores are constant do not count. Methods that see the labels are left out.
 
     Parameters
     ----------
     scored : sequence of (Submission, list of Score)
-        What :meth:`Submission.rescored` gave.
+        Submissions and their new results (:func:`gpattern_bench.board.submission.rescore`).
 
     Returns
     -------
     list of list of Score
-        The same results with these flags renewed. Where an address does not answer they stay.
+        The same results with these flags renewed, or as stored where an address does not answer.
     """
-    groups: dict[tuple[str, str], list[tuple[int, int]]] = {}
-    for i, (submission, results) in enumerate(scored):
-        if "labels" not in submission.metadata.inputs:
-            for j, score in enumerate(results):
-                groups.setdefault((score["dataset"], score["version"]), []).append((i, j))
-    found: dict[tuple[int, int], set[str]] = {}
-    for places in groups.values():
-        ranks: dict[tuple[int, int], _Ranks] = {}
-        for place in places:
-            submission, score = scored[place[0]][0], scored[place[0]][1][place[1]]
+    entries = [[_Entry(made, score) for score in results] for made, results in scored]
+    groups: dict[tuple[str, str], list[_Entry]] = {}
+    for entry in chain.from_iterable(entries):
+        if "labels" not in entry.submission.metadata.inputs:
+            version = entry.score["dataset"], entry.score["version"]
+            groups.setdefault(version, []).append(entry)
+    for group in groups.values():
+        ranked: list[tuple[_Entry, _Ranks]] = []
+        for entry in group:
             try:
-                ranks[place] = _ranks(submission, score)
+                ranked.append((entry, _ranks(entry)))
             except ChecksumError:
                 raise
             except FetchError:
                 continue
-            found[place] = set()
-        for a, b in combinations(ranks, 2):
-            (one, other) = scored[a[0]][0].metadata, scored[b[0]][0].metadata
-            protocols = {scored[a[0]][1][a[1]]["protocol"], scored[b[0]][1][b[1]]["protocol"]}
-            together = len(protocols) == 1 or "untrained" in protocols
-            if one.method != other.method and together and _alike(ranks[a], ranks[b]):
-                found[a].add(f"{_FLAG}{other.method} does")
-                found[b].add(f"{_FLAG}{one.method} does")
-    return [
-        [_flagged(score, found.get((i, j))) for j, score in enumerate(results)]
-        for i, (_, results) in enumerate(scored)
-    ]
+            entry.compared = True
+        for (a, ranks_a), (b, ranks_b) in combinations(ranked, 2):
+            if a.is_comparable(b) and _rank_alike(ranks_a, ranks_b):
+                a.duplicates.add(b.method)
+                b.duplicates.add(a.method)
+    return [[entry.flagged() for entry in each] for each in entries]
 
 
-def _flagged(score: Score, copies: set[str] | None) -> Score:
-    if copies is None:
-        return score
-    others = [text for text in score["flags"] if not text.startswith(_FLAG)]
-    return {**score, "flags": others + sorted(copies)}
-
-
-def _ranks(submission: Submission, score: Score) -> _Ranks:
-    """Centred ranks of each pattern, of length 1; None where all scores are equal."""
-    table = read_predictions(submission.path(score["predictions"]))[0].to_pandas()
+def _ranks(entry: _Entry) -> _Ranks:
+    """Rank each pattern's scores: centred, of length 1; None where all scores are equal."""
+    table = read_predictions(entry.submission.path(entry.score["predictions"]))[0].to_pandas()
     table = table.sort_values(["cell_id", "gene"], ignore_index=True)
     kept = np.unique(np.linspace(0, len(table) - 1, _ROWS).astype(int))
     table = table.iloc[kept].drop(columns=["cell_id", "gene"])
@@ -94,7 +105,7 @@ def _normalised(values: NDArray[np.floating[Any]]) -> NDArray[np.float64] | None
     return ranks / length if length > 0 else None
 
 
-def _alike(one: _Ranks, other: _Ranks) -> bool:
+def _rank_alike(one: _Ranks, other: _Ranks) -> bool:
     compared = False
     for pattern in sorted(one):
         a, b = one[pattern], other.get(pattern)

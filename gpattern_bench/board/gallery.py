@@ -1,6 +1,6 @@
-"""The gallery: test cells of `synthetic`, their truth beside what each method calls.
+"""The gallery: test cells of `synthetic`, with the truth and each method's calls.
 
-Only simulated coordinates: those of real datasets are never redistributed, in pictures neither.
+Simulated cells only: coordinates of real datasets are never redistributed, not even as pictures.
 """
 
 from __future__ import annotations
@@ -17,28 +17,21 @@ from shapely.geometry.base import BaseGeometry
 from gpattern_bench.board.submission import Score, Submission
 from gpattern_bench.data.dataset import load_dataset
 from gpattern_bench.errors import UnknownDatasetError
+from gpattern_bench.evaluate.calls import makes_calls
 from gpattern_bench.evaluate.evaluator import Evaluator
 
 __all__ = ["Call", "Gallery", "Picture", "build_gallery"]
 
 DATASET = "synthetic"
 _PROTOCOLS = ("fit", "untrained")
-_MOLECULES = (20, 80)  # of the pairs that are shown: enough to see a pattern, few enough to see all
+_MOLECULES = (20, 80)  # per pair: enough to show a pattern, few enough to see each
 
 _Points = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
 class Call:
-    """What one method calls a pair.
-
-    Attributes
-    ----------
-    method, label : str
-    kind : str
-    called : tuple of (bool or None)
-        Per pattern; None where the scores of all pairs are the same, so that nothing is said.
-    """
+    """A method's calls of one pair, per pattern; None where its scores are constant."""
 
     method: str
     label: str
@@ -53,18 +46,19 @@ class Picture:
     Attributes
     ----------
     pattern : str
-        Why it was picked, with `easy`: whether most methods find this pattern or most miss it.
+    easy : bool
+        Picked because most candidates find `pattern`; else, because most miss it.
     cell_id, gene : str
-    right, said : int
-        Candidates that are right about `pattern`, and that say anything of it.
+    right, callers : int
+        Candidates that are right about `pattern`, and all that make calls of it.
     truth : tuple of bool
         Per pattern.
     calls : tuple of Call
-        Candidates first, then controls, by label; none that sees the labels.
+        Candidates, then controls, by label; methods that see the labels are left out.
     molecules, others : list of (float, float)
-        Positions of the gene's molecules and of the cell's others, um from the cell's centroid.
+        Positions of the gene's and of the cell's other molecules, um from the cell's centroid.
     boundary, nucleus : list of list of (float, float)
-        Rings of the outlines; none where no nucleus was segmented.
+        Rings of the outlines; empty without a nucleus.
     """
 
     pattern: str
@@ -72,7 +66,7 @@ class Picture:
     cell_id: str
     gene: str
     right: int
-    said: int
+    callers: int
     truth: tuple[bool, ...]
     calls: tuple[Call, ...]
     molecules: _Points
@@ -83,15 +77,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures of one dataset version.
-
-    Attributes
-    ----------
-    version : str
-    patterns : tuple of str
-    pictures : tuple of Picture
-        Per pattern one that most methods get right and one that most get wrong.
-    """
+    """Pictures of one dataset version: per pattern an easy pair and a hard one."""
 
     version: str
     patterns: tuple[str, ...]
@@ -100,32 +86,31 @@ class Gallery:
 
 @dataclass(frozen=True)
 class _Calls:
-    """Of one method: (N, C) called, and (C,) whether it says anything."""
+    """A method's calls (N, C), and the patterns that it makes calls of (C,)."""
 
     label: str
     kind: str
     called: NDArray[np.bool_]
-    says: NDArray[np.bool_]
+    makes: NDArray[np.bool_]
 
 
 def build_gallery(submissions: Sequence[Submission]) -> Gallery | None:
-    """Pick pairs and gather what every method calls them.
+    """Pick two pairs per pattern, and collect every method's calls of them.
 
-    Of each pattern, among the test pairs that have it, with 20 to 80 molecules in a cell with a
-    nucleus: the pair that most candidates find, and the one that most miss. Ties go to the pair
-    with more molecules, then to the first cell and gene; no pair is shown twice. Calls are at the
-    thresholds of the results (largest F1), of each method's first seed.
+    For each pattern: the pair that most candidates find, and the one that most miss, among test
+    pairs that have it, with 20 to 80 molecules in a cell with a nucleus. Ties go to more molecules,
+    then to the first cell and gene; no pair is shown twice. Calls are those of each method's first
+    seed, at the thresholds in its results (largest F1).
 
     Parameters
     ----------
     submissions : sequence of Submission
-        With results that belong to their files. Those whose files are at an address, not in the
-        folder, are left out: the page must not depend on what was fetched.
+        Files at an address are left out: the page must not depend on what was fetched.
 
     Returns
     -------
     Gallery or None
-        None where nobody has predicted `synthetic`.
+        None without predictions of `synthetic`.
     """
     found = [
         (score["version"], submission, score)
@@ -135,7 +120,7 @@ def build_gallery(submissions: Sequence[Submission]) -> Gallery | None:
     ]
     if not found:
         return None
-    newest = max((version for version, _, _ in found), key=_numbers)
+    newest = max((version for version, _, _ in found), key=_version_key)
     try:
         evaluator = Evaluator(load_dataset(f"{DATASET}@{newest}"), "test")
     except UnknownDatasetError:
@@ -147,16 +132,18 @@ def build_gallery(submissions: Sequence[Submission]) -> Gallery | None:
         if version == newest and "labels" not in submission.metadata.inputs:
             first.setdefault(submission.metadata.method, (submission, score))
     calls = {
-        name: read for name, (s, score) in first.items() if (read := _called(s, score, evaluator))
+        name: read
+        for name, (s, score) in first.items()
+        if (read := _read_calls(s, score, evaluator))
     }
     return Gallery(newest, evaluator.patterns, tuple(_pictures(calls, evaluator)))
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def _version_key(version: str) -> tuple[int, ...]:
     return tuple(int(part) if part.isdigit() else 0 for part in version.split("."))
 
 
-def _called(submission: Submission, score: Score, evaluator: Evaluator) -> _Calls | None:
+def _read_calls(submission: Submission, score: Score, evaluator: Evaluator) -> _Calls | None:
     path = submission.folder / score["predictions"]
     scores = evaluator.check(path).scores if path.is_file() else None
     if scores is None:
@@ -167,12 +154,12 @@ def _called(submission: Submission, score: Score, evaluator: Evaluator) -> _Call
         if threshold is not None:
             called[:, k] = scores[:, k] >= scores.dtype.type(threshold)
     about = submission.metadata
-    return _Calls(about.label, about.kind, called, scores.min(axis=0) < scores.max(axis=0))
+    return _Calls(about.label, about.kind, called, makes_calls(scores))
 
 
 def _pictures(calls: dict[str, _Calls], evaluator: Evaluator) -> list[Picture]:
     dataset, labels = evaluator.dataset, evaluator.labels
-    assert dataset is not None  # it was made with one
+    assert dataset is not None  # the evaluator was made with one
     pairs = labels[["cell_id", "gene"]].astype(str)
     names: list[tuple[str, str]] = list(zip(pairs["cell_id"], pairs["gene"], strict=True))
     truth = labels[list(evaluator.patterns)].to_numpy(bool)
@@ -184,24 +171,24 @@ def _pictures(calls: dict[str, _Calls], evaluator: Evaluator) -> list[Picture]:
     candidates = [c for c in calls.values() if c.kind != "control"]
     picked: list[tuple[int, int, bool, int, int]] = []
     for k in range(len(evaluator.patterns)):
-        voters = [c.called[:, k] == truth[:, k] for c in candidates if c.says[k]]
+        voters = [c.called[:, k] == truth[:, k] for c in candidates if c.makes[k]]
         if not voters:
             continue
-        right = np.sum(voters, axis=0)
+        votes = np.sum(voters, axis=0)
         rows = np.flatnonzero(shown & truth[:, k])
         for sign, easy in ((-1, True), (1, False)):
             left = [int(row) for row in rows if row not in {p[0] for p in picked}]
             if left:
                 row = min(
                     left,
-                    key=lambda i: (sign * int(right[i]), -int(molecules[i]), *names[i]),
+                    key=lambda i: (sign * int(votes[i]), -int(molecules[i]), *names[i]),
                 )
-                picked.append((row, k, easy, int(right[row]), len(voters)))
+                picked.append((row, k, easy, int(votes[row]), len(voters)))
     wanted = {names[row][0] for row, *_ in picked}
     drawn = {cell.cell_id: cell for cell in dataset.iter_cells("test", keep=wanted)}
     ordered = sorted(calls.items(), key=lambda item: (item[1].kind == "control", item[1].label))
     pictures = []
-    for row, k, easy, agree, said in picked:
+    for row, k, easy, right, callers in picked:
         cell_id, gene = names[row]
         cell = drawn[cell_id]
         of_gene = cell.gene == dataset.genes.index(gene)
@@ -211,10 +198,12 @@ def _pictures(calls: dict[str, _Calls], evaluator: Evaluator) -> list[Picture]:
                 easy=easy,
                 cell_id=cell_id,
                 gene=gene,
-                right=agree,
-                said=said,
+                right=right,
+                callers=callers,
                 truth=tuple(truth[row].tolist()),
-                calls=tuple(Call(name, c.label, c.kind, _of_pair(c, row)) for name, c in ordered),
+                calls=tuple(
+                    Call(name, c.label, c.kind, _pair_calls(c, row)) for name, c in ordered
+                ),
                 molecules=_points(cell.xy[of_gene]),
                 others=_points(cell.xy[~of_gene]),
                 boundary=_rings(cell.boundary),
@@ -224,15 +213,15 @@ def _pictures(calls: dict[str, _Calls], evaluator: Evaluator) -> list[Picture]:
     return pictures
 
 
-def _of_pair(calls: _Calls, row: int) -> tuple[bool | None, ...]:
+def _pair_calls(calls: _Calls, row: int) -> tuple[bool | None, ...]:
     return tuple(
-        bool(called) if says else None
-        for called, says in zip(calls.called[row], calls.says, strict=True)
+        bool(called) if makes else None
+        for called, makes in zip(calls.called[row], calls.makes, strict=True)
     )
 
 
 def _points(xy: NDArray[Any]) -> _Points:
-    """Positions rounded to 0.1 um, in a fixed order, each once."""
+    """Round positions to 0.1 um; each once, in a fixed order."""
     return [(float(x), float(y)) for x, y in np.unique(np.round(xy, 1) + 0.0, axis=0)]
 
 

@@ -1,4 +1,4 @@
-"""Metadata of a submission: ``submission.yaml``, its rules, and its JSON Schema."""
+"""Metadata of a submission: ``submission.yaml``, its checks, and its JSON Schema."""
 
 from __future__ import annotations
 
@@ -30,26 +30,29 @@ __all__ = [
 METADATA, SCHEMA = "submission.yaml", "schema.json"
 _PLACEHOLDER = re.compile(r"\s*<[^<>]+>\s*")
 _STEM = r"(test|val)-seed(\d+)[A-Za-z0-9_.-]*"
+_SHORT = Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 3, 80, 80, 80
 _FILE = rf"^predictions/[A-Za-z0-9_][A-Za-z0-9_.-]*/{_STEM}\.parquet$"
 
 
 def parse_yaml(text: str) -> Any:
-    """Values of a YAML text.
+    """Parse YAML.
 
     Raises
     ------
     ValueError
-        It is no YAML, or a value is not of its tag's kind.
+        The text is not YAML, or a value does not fit its tag.
     """
     try:
         return yaml.safe_load(text)
-    except Exception as error:  # on a wrong value behind a tag it breaks as it happens to
-        told = isinstance(error, yaml.YAMLError)
-        raise ValueError(str(error) if told else f"no YAML: {error!r}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+    except Exception as error:  # a value that does not fit its tag raises anything
+        raise ValueError(f"not YAML: {error!r}") from error
 
 
 def shown(value: Any) -> str:
-    """The beginning of a value as text, however large or deep it is (aliases make it so)."""
+    """Give the beginning of a value as text, however large or deep (YAML aliases)."""
     try:
         nested = isinstance(value, dict | list | tuple | set)
         return (_SHORT.repr(value) if nested else str(value))[:80]
@@ -57,14 +60,10 @@ def shown(value: Any) -> str:
         return f"<{type(value).__name__} too large to show>"
 
 
-_SHORT = Repr()
-_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 3, 80, 80, 80
-
-
 def placeholders(value: Any) -> dict[str, str]:
-    """Texts that are still of the form ``<what to write here>``, by their keys.
+    """Find texts still of the form ``<what to write here>``, by their keys.
 
-    A list or dict that occurs more than once, as by YAML's aliases, is looked at once.
+    A list or dict that YAML aliases repeat is searched once.
 
     >>> placeholders({"label": "Mine", "authors": ["<First Author>"]})
     {'authors.0': '<First Author>'}
@@ -90,7 +89,7 @@ def placeholders(value: Any) -> dict[str, str]:
 
 def _filled(text: str) -> str:
     if not text.strip() or _PLACEHOLDER.fullmatch(text):
-        raise ValueError("expected your text instead of the template's placeholder")
+        raise ValueError("expected your text, got the template's placeholder or nothing")
     return text
 
 
@@ -116,7 +115,7 @@ class PredictionFile(_Frozen):
 
     @property
     def seed(self) -> int:
-        """The seed in its name."""
+        """Seed in the file's name."""
         return int(re.findall(r"-seed(\d+)", self.path)[-1])
 
 
@@ -188,7 +187,7 @@ class Metadata(_Frozen):
 
     @classmethod
     def of(cls, about: About) -> Metadata:
-        """Metadata of a method that ships with this package, without files."""
+        """Make the metadata of a method that ships with this package, without files."""
         return cls.model_validate(
             {
                 "method": about.name,
@@ -208,7 +207,7 @@ class Metadata(_Frozen):
         )
 
     def with_files(self, files: tuple[PredictionFile, ...]) -> Metadata:
-        """The same with another list of files, and their seeds."""
+        """Replace the list of files, and the seeds."""
         ordered = tuple(sorted(files, key=lambda file: file.path))
         seeds = tuple(sorted({file.seed for file in ordered}))
         return self.model_copy(update={"files": ordered, "seeds": seeds})
@@ -218,7 +217,7 @@ class Metadata(_Frozen):
         write_text(folder / METADATA, self.text())
 
     def text(self, previous: str = "") -> str:
-        """``submission.yaml``; all of `previous` stays, comments too, if only files changed."""
+        """Give ``submission.yaml``; if only files changed, `previous` stays with its comments."""
         values = self.model_dump(mode="json")
         for file in values["files"]:
             if file["url"] is None:
@@ -235,7 +234,7 @@ class Metadata(_Frozen):
 
 
 def schema_text() -> str:
-    """``schema.json``: the JSON Schema of ``submission.yaml``, for editors and other tools."""
+    """Give ``schema.json``: the JSON Schema of ``submission.yaml``, for editors."""
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **Metadata.model_json_schema(),
@@ -244,7 +243,7 @@ def schema_text() -> str:
 
 
 def schema_drift(submissions: Path) -> list[str]:
-    """Ways in which ``schema.json`` beside the submissions differs from the model."""
+    """Say how ``schema.json`` in the folder of submissions differs from the model."""
     path = submissions / SCHEMA
     if not path.is_file():
         return [f"{path} is missing"]
@@ -253,7 +252,7 @@ def schema_drift(submissions: Path) -> list[str]:
 
 
 def write_schema(submissions: Path) -> None:
-    """Write ``schema.json`` beside the submissions."""
+    """Write ``schema.json`` into the folder of submissions."""
     write_text(submissions / SCHEMA, schema_text())
 
 

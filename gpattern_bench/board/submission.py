@@ -40,6 +40,7 @@ __all__ = [
     "MACROS",
     "OF_PATTERN",
     "Metadata",
+    "RobustnessSummary",
     "Score",
     "Submission",
     "read_submissions",
@@ -48,17 +49,16 @@ __all__ = [
 ]
 
 LARGEST = 20 << 20
-"""Bytes of a prediction file above which it belongs at an address, not into the repository."""
+"""Most bytes of a prediction file in the repository; larger ones belong at an address."""
 SUSPICIOUS_AUC = 0.999
 _RESULTS = "results.json"
 _FILE = r"predictions/[^/]+/(test|val)-seed\d+[^/]*\.parquet"
 _OLD_RESULTS = "; if an older version wrote it, delete it and run leaderboard --rescore"
 
-
 MACROS = ("auc_macro", "acc_macro", "f1_macro", "f1_val_macro", "ap_macro", "accuracy_subset")
-"""Metrics over all patterns that the board shows."""
+"""Macro metrics on the board."""
 OF_PATTERN = ("auc", "acc", "f1", "ap", "precision", "recall", "f1_val")
-"""Metrics of a pattern that the board shows."""
+"""Metrics per pattern on the board."""
 
 _Count = Annotated[int, Field(ge=0)]
 _Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -67,7 +67,7 @@ _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Metrics(TypedDict):
-    """What the board needs of an evaluator's result; further keys are kept."""
+    """The part of an evaluator's result that the board reads; other keys are kept."""
 
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
 
@@ -83,21 +83,18 @@ class Metrics(TypedDict):
     clusters: str
 
 
-class Robustness(TypedDict):
-    """What ``robustness-seed<k>.json`` says of a prediction file; further keys are left out.
+class RobustnessSummary(TypedDict):
+    """The part of ``robustness-seed<k>.json`` that the board shows.
 
-    ``f1_worst_drop`` is the largest loss of macro F1 under a change of the cells, a fraction;
-    ``largest_change`` the largest change of any score where cells are only turned, moved or listed
-    in another order.
+    ``f1_worst_drop`` is the largest loss of macro F1 (a fraction) under any perturbation,
+    ``largest_change`` the largest change of a score when cells are only turned, moved or reordered.
     """
-
-    __pydantic_config__ = ConfigDict(extra="ignore")  # type: ignore[misc]
 
     f1_worst_drop: _Difference
     largest_change: _Share
 
 
-def _decodes(text: str) -> str:
+def _check_replicates(text: str) -> str:
     drawn = b64decode(text, validate=True)
     if len(drawn) != 4 * REPLICATES:
         raise ValueError(f"expected {REPLICATES} values of 4 bytes")
@@ -107,8 +104,8 @@ def _decodes(text: str) -> str:
     return text
 
 
-def _shares(metrics: Metrics) -> Metrics:
-    """Check what has no key of its own: optional metrics, and those of the patterns."""
+def _check_shares(metrics: Metrics) -> Metrics:
+    """Check metrics that :class:`Metrics` does not name: of val, and per pattern."""
     found: dict[str, Any] = {"f1_val_macro": metrics.get("f1_val_macro")}
     for pattern, values in metrics["per_pattern"].items():
         found |= {f"per_pattern.{pattern}.{key}": values.get(key) for key in (*OF_PATTERN, "floor")}
@@ -122,15 +119,14 @@ def _shares(metrics: Metrics) -> Metrics:
 
 
 class Score(TypedDict):
-    """One entry of ``results.json``: a test prediction file and what it scored.
+    """One entry of ``results.json``: a test prediction file and its scores.
 
-    ``predictions`` is its path in the submission, ``sha256`` the hashes of it and of the val file
-    beside it, ``labels_sha256`` the content hash of the labels that it was scored on; ``seconds``
-    (of the prediction of test), ``fit_seconds``, ``device``, ``parameters`` and ``date`` come from
-    the run, where there is one; ``metrics`` is the evaluator's result; ``curves`` is what the
-    board's page draws; ``f1_replicates`` are the bootstrap replicates of its macro F1 (base64 of
-    little-endian float32), from which the board tells which methods are tied; ``robustness`` is
-    what the file of that name says, where there is one; ``flags`` say what is suspicious.
+    ``predictions`` is its path in the submission, ``sha256`` its hash and that of its val file,
+    ``labels_sha256`` the content hash of the labels. ``seconds`` (predicting test),
+    ``fit_seconds``, ``device``, ``parameters`` and ``date`` come from the run's report, if there is
+    one; ``robustness`` from its file. ``metrics`` is the evaluator's result, ``curves`` is for the
+    page. ``f1_replicates``, bootstrap replicates of macro F1 (base64 of little-endian float32),
+    decide ties. ``flags`` name what is suspicious.
     """
 
     predictions: str
@@ -147,11 +143,11 @@ class Score(TypedDict):
     device: str | None
     parameters: _Count | None
     date: str | None
-    metrics: Annotated[Metrics, AfterValidator(_shares)]
+    metrics: Annotated[Metrics, AfterValidator(_check_shares)]
     curves: Curves
-    f1_replicates: Annotated[str, AfterValidator(_decodes)]
+    f1_replicates: Annotated[str, AfterValidator(_check_replicates)]
     degrees_of_freedom: _Count
-    robustness: Robustness | None
+    robustness: RobustnessSummary | None
     flags: list[str]
 
 
@@ -164,7 +160,7 @@ class Submission:
     folder : pathlib.Path
     metadata : Metadata
     results : list of Score
-        What ``results.json`` holds: one entry per test prediction file.
+        Contents of ``results.json``: one entry per test prediction file.
     """
 
     folder: Path
@@ -172,18 +168,18 @@ class Submission:
     results: list[Score]
 
     def test_files(self) -> list[str]:
-        """Names of the prediction files of test splits, here or at an address, sorted."""
+        """Name the prediction files of test splits, here or at an address, sorted."""
         here = (self.folder / "predictions").glob("*/test-seed*.parquet")
-        afar = [file.path for file in self.metadata.files if file.url and "/test-" in file.path]
-        return sorted({path.relative_to(self.folder).as_posix() for path in here}.union(afar))
+        remote = [file.path for file in self.metadata.files if file.url and "/test-" in file.path]
+        return sorted({path.relative_to(self.folder).as_posix() for path in here}.union(remote))
 
     def path(self, name: str) -> Path:
-        """Where a prediction file is; fetched into the cache, and checked, if it is elsewhere.
+        """Locate a prediction file; from its address it is fetched into the cache, and checked.
 
         Raises
         ------
         FetchError
-            Its address does not give it, or gives other bytes.
+            Its address does not answer, or gives other bytes.
         """
         listed = self._listed.get(name)
         if listed is None or listed.url is None or (self.folder / name).exists():
@@ -197,7 +193,7 @@ class Submission:
         return fetch(file, cache_root())
 
     def stale(self) -> list[str]:
-        """Ways in which the stored results do not belong to the prediction files that are there."""
+        """Name prediction files that the stored results do not match."""
         stored = {entry["predictions"]: entry for entry in self.results}
         present = self.test_files()
         problems = []
@@ -211,16 +207,19 @@ class Submission:
         return [f"{self.folder.name}/{text}" for text in problems]
 
     def unlisted(self) -> list[str]:
-        """Ways in which the prediction files are not those that ``submission.yaml`` lists."""
-        here = {path.relative_to(self.folder).as_posix(): path for path in self._parquets()}
+        """Name prediction files that ``submission.yaml`` does not list as they are."""
+        found = sorted(self.folder.rglob("*.parquet"))
+        here = {path.relative_to(self.folder).as_posix(): path for path in found}
         problems = []
         for name in sorted(here.keys() | self._listed.keys()):
             listed = self._listed.get(name)
             if name not in here:
                 if listed is not None and listed.url is None:
-                    problems.append(f"{name}: {METADATA} lists it, and it is gone")
+                    problems.append(f"{name}: is missing, and {METADATA} lists it")
             elif not re.fullmatch(_FILE, name):
-                problems.append(f"{name}: not where or named as a prediction file of test or val")
+                problems.append(
+                    f"{name}: expected predictions/<dataset>/test-seed<k>.parquet or val-seed<k>"
+                )
             elif listed is None:
                 problems.append(f"{name}: {METADATA} does not list it; run gpattern-bench submit")
             elif not (path := here[name]).is_file() or (
@@ -241,30 +240,12 @@ class Submission:
         return [f"{self.folder.name}/{text}" for text in problems]
 
     def rescored(self) -> tuple[list[Score], list[str]]:
-        """Score every test prediction file again.
-
-        Returns
-        -------
-        results : list of Score
-            New entries; those of datasets that cannot be had here stay as stored, as do those of
-            files whose address does not answer.
-        skipped : list of str
-            Prediction files that were not scored for one of these reasons.
-
-        Raises
-        ------
-        SubmissionError
-            A prediction file is of another method, or its name is not what its metadata says.
-        PredictionError
-            A prediction file is wrong.
-        FetchError
-            The address of a file that was never scored does not give it, or gives other bytes.
-        """
+        """Score its test prediction files again: entries and skipped files (:func:`rescore`)."""
         [found] = rescore([self])
         return found
 
     def _scorings(self) -> Iterator[_Scoring]:
-        """What is to be scored; with every check but those of the scores themselves."""
+        """Plan the scoring; everything is checked but the scores themselves."""
         stored = {entry["predictions"]: entry for entry in self.results}
         for name in self.test_files():
             known = stored.get(name)
@@ -280,7 +261,7 @@ class Submission:
                 continue
             origin = read_origin(path)
             if origin is None:
-                read_predictions(path)  # says so if the file cannot be read at all
+                read_predictions(path)  # raises if the file cannot be read at all
                 problem = "no readable metadata; write it with write_predictions"
                 raise SubmissionError(str(path), [problem])
             if origin.method != self.metadata.method:
@@ -293,7 +274,7 @@ class Submission:
                     f"{origin.protocol}: expected split test and the name {named}"
                 )
                 raise SubmissionError(str(path), [problem])
-            dataset = _obtained(origin)
+            dataset = _dataset_here(origin)
             found = None if dataset is None else (name, path, val, origin, dataset)
             yield _Scoring(name, known, found)
 
@@ -305,17 +286,14 @@ class Submission:
     def _listed(self) -> dict[str, PredictionFile]:
         return {file.path: file for file in self.metadata.files}
 
-    def _parquets(self) -> list[Path]:
-        return sorted(self.folder.rglob("*.parquet"))
-
     def _val(self, name: str) -> Path | None:
-        """The val file of the same run as a test file."""
+        """Locate the val file of a test file's run."""
         val = _val_name(name)
         path = self.path(val)
         return path if path.is_file() else None
 
     def _hashes(self, name: str) -> dict[str, str]:
-        """SHA-256 of a test prediction file and of the val file of the same run."""
+        """Hash a test prediction file and the val file of its run."""
         hashes = {}
         for what, each in (("test", name), ("val", _val_name(name))):
             path, listed = self.folder / each, self._listed.get(each)
@@ -337,8 +315,7 @@ class Submission:
             raise SubmissionError(str(val), [problem])
         evaluator = Evaluator(dataset, origin.split)
         result = evaluator.eval(path, val)
-        beside = self.folder / "predictions" / origin.dataset
-        cost = _cost(beside / f"{origin.stem('run')}.json", origin.split)
+        reports = self.folder / "predictions" / origin.dataset
         replicates = result.replicates["f1_macro"].astype("<f4").tobytes()
         return {
             "predictions": name,
@@ -350,20 +327,16 @@ class Submission:
             "seed": origin.seed,
             "labels_sha256": dataset.labels_sha256,
             "trained_on": origin.trained_on,
-            "seconds": cost["seconds"],
-            "fit_seconds": cost["fit_seconds"],
-            "device": cost["device"],
-            "parameters": cost["parameters"],
-            "date": cost["date"],
+            **_cost(reports / f"{origin.stem('run')}.json", origin.split),
             "metrics": cast("Metrics", result),
             "curves": _curves(path, evaluator),
             "f1_replicates": b64encode(replicates).decode(),
             "degrees_of_freedom": result.degrees_of_freedom,
-            "robustness": _robustness(beside / f"{origin.stem('robustness')}.json"),
-            "flags": self._too_good(result["auc_macro"]),
+            "robustness": _robustness(reports / f"{origin.stem('robustness')}.json"),
+            "flags": self._suspicions(result["auc_macro"]),
         }
 
-    def _too_good(self, auc: float) -> list[str]:
+    def _suspicions(self, auc: float) -> list[str]:
         if "labels" in self.metadata.inputs or not auc > SUSPICIOUS_AUC:
             return []
         return [f"AUC above {100 * SUSPICIOUS_AUC:.1f} %"]
@@ -371,7 +344,7 @@ class Submission:
 
 @dataclass(frozen=True)
 class _Scoring:
-    """A prediction file, its stored entry, and what :meth:`Submission._score` takes; None: skip."""
+    """A prediction file, its stored entry, and arguments of :meth:`Submission._score` or None."""
 
     name: str
     known: Score | None
@@ -383,25 +356,36 @@ def rescore(
 ) -> list[tuple[list[Score], list[str]]]:
     """Score every test prediction file of several submissions again.
 
+    Entries stay as stored, and their files are skipped, where the dataset is not here or an address
+    does not answer. The values do not depend on the number of workers.
+
     Parameters
     ----------
     submissions : sequence of Submission
     jobs, cluster
-        As :func:`gpattern_bench.base.workers.workers` takes them. The workers of a cluster must see
-        the submissions, and the cache, under the same paths.
+        As :func:`gpattern_bench.base.workers.workers` takes them. A cluster's workers must see
+        submissions and cache under the same paths.
 
     Returns
     -------
     list of (list of Score, list of str)
-        Of each what :meth:`Submission.rescored` gives; its errors are raised here too. The values
-        do not depend on how many workers there are.
+        Per submission its entries, and the files that were skipped.
+
+    Raises
+    ------
+    SubmissionError
+        A prediction file is of another method, or its metadata gives it another name.
+    PredictionError
+        A prediction file is invalid.
+    FetchError
+        A file without stored scores cannot be fetched, or an address gives other bytes.
     """
     if cluster is not None or jobs not in (None, 1):  # a worker may have another current folder
         submissions = [replace(each, folder=each.folder.absolute()) for each in submissions]
     plans = [list(submission._scorings()) for submission in submissions]
     with workers(jobs, cluster) as backend:
         tasks = (
-            (replace(submission, results=[]), *each.arguments)  # those are many, and not needed
+            (replace(submission, results=[]), *each.arguments)  # results are large, and not used
             for submission, plan in zip(submissions, plans, strict=True)
             for each in plan
             if each.arguments is not None
@@ -423,7 +407,7 @@ def rescore(
 
 
 def read_submissions(folder: Path) -> list[Submission]:
-    """Read every submission below a folder, by name; folders that begin with ``_`` are templates.
+    """Read every submission in a folder, by name; names with ``_`` in front are templates.
 
     Raises
     ------
@@ -467,8 +451,8 @@ def read_submissions(folder: Path) -> list[Submission]:
     return submissions
 
 
-def _obtained(origin: Origin) -> Dataset | None:
-    """The dataset that a prediction file belongs to, or None if its files are not here."""
+def _dataset_here(origin: Origin) -> Dataset | None:
+    """Load a prediction file's dataset; None if its files are not here."""
     try:
         return load_dataset(f"{origin.dataset}@{origin.version}", download=False)
     except (FetchError, UnknownDatasetError):
@@ -484,7 +468,7 @@ def _curves(path: Path, evaluator: Evaluator) -> Curves:
 
 
 class _Cost(TypedDict):
-    """What the board takes of the report of a run: measured by it, never typed."""
+    """The part of a run's report that the board shows: measured, never typed."""
 
     seconds: _Seconds | None
     fit_seconds: _Seconds | None
@@ -494,7 +478,7 @@ class _Cost(TypedDict):
 
 
 def _cost(report: Path, split: str) -> _Cost:
-    """What a run cost; all None without a report, some in the reports of older versions."""
+    """Read a run's cost; all None without a report, some in reports of older versions."""
     if not report.is_file():
         return dict.fromkeys(_Cost.__annotations__)  # type: ignore[return-value]
     try:
@@ -513,28 +497,28 @@ def _cost(report: Path, split: str) -> _Cost:
         raise SubmissionError(str(report), [problem]) from error
 
 
-def _robustness(report: Path) -> Robustness | None:
-    """What `gpattern-bench robustness` found for a prediction file, where it was run."""
+def _robustness(report: Path) -> RobustnessSummary | None:
+    """Read the report of ``gpattern-bench robustness``; None without one."""
     if not report.is_file():
         return None
     try:
-        return TypeAdapter(Robustness).validate_json(report.read_bytes())
+        return TypeAdapter(RobustnessSummary).validate_json(report.read_bytes())
     except ValueError as error:
         problem = f"not a report of robustness ({error}); run gpattern-bench robustness again"
         raise SubmissionError(str(report), [problem]) from error
 
 
 def _val_name(name: str) -> str:
-    """Name of the val file beside a test file."""
+    """Name the val file of a test file's run."""
     folder, _, file = name.rpartition("/")
     return f"{folder}/val{file.removeprefix('test')}"
 
 
 def results_text(results: Sequence[Score]) -> str:
-    """``results.json``: sorted by file, NaN as null."""
+    """Render ``results.json``: sorted by file, NaN as null."""
     ordered = sorted(results, key=lambda entry: str(entry["predictions"]))
-    # Checked as when it is read, so that keys stand in one order whichever way they came.
+    # Validated as in reading, which puts keys in one order.
     checked = TypeAdapter(list[Score]).validate_python(plain(ordered))
     text = json.dumps(checked, indent=1, ensure_ascii=False) + "\n"
-    # Lists of numbers on one line each; no text of JSON holds a line break.
+    # Each list of numbers on one line; strings in JSON hold no line breaks.
     return re.sub(r"\[\n[-+\d.eE,\s\[\]]+\]", lambda found: " ".join(found[0].split()), text)

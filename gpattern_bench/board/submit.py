@@ -1,4 +1,4 @@
-"""Submitting: from a run to a submission's folder, all of it or nothing."""
+"""Submitting: copy a run into a submission's folder, all of it or nothing."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _PATTERN = "*/{}-seed*.parquet"
 
 
 def listed_files(folder: Path, known: tuple[PredictionFile, ...] = ()) -> list[PredictionFile]:
-    """The prediction files of a submission's folder, and those of `known` that are elsewhere."""
+    """List the prediction files in a submission's folder, and those of `known` at an address."""
     found = {
         (path := file.relative_to(folder).as_posix()): PredictionFile(
             path=path, bytes=file.stat().st_size, sha256=file_sha256(file)
@@ -46,24 +46,24 @@ def listed_files(folder: Path, known: tuple[PredictionFile, ...] = ()) -> list[P
         for what in ("test", "val")
         for file in sorted((folder / "predictions").glob(_PATTERN.format(what)))
     }
-    afar = {file.path: file for file in known if file.url is not None}
-    return list((afar | found).values())
+    remote = {file.path: file for file in known if file.url is not None}
+    return list((remote | found).values())
 
 
 def submit_run(run: Path, to: Path) -> Metadata:
     """Copy a run's prediction files and reports into a submission, and list them there.
 
-    ``submission.yaml`` is that of the package for a method that ships with it. For others it is
-    the one in the folder, with its list of files renewed; where there is none yet, the template is
-    put there, and what must be filled in is told. Files of earlier runs stay, and those that
-    another process submits at the same moment.
+    The package writes ``submission.yaml`` for methods that ship with it. For others the one in the
+    folder stays, with its list of files renewed; without one, the template is copied there and the
+    error names what to fill in. Files of earlier runs, and of other processes that submit at the
+    same time, stay.
 
     Parameters
     ----------
     run : pathlib.Path
-        What ``run_method`` or ``gpattern-bench run --out`` was given: ``<dataset>/...`` below it.
+        Folder given to ``run_method`` or ``gpattern-bench run --out``; holds ``<dataset>/...``.
     to : pathlib.Path
-        The submission, named as the method.
+        The submission's folder, named like the method.
 
     Returns
     -------
@@ -91,12 +91,12 @@ def submit_run(run: Path, to: Path) -> Metadata:
             continue
         dataset = datasets[f"{origin.dataset}@{origin.version}"]
         if isinstance(dataset, Dataset):
-            _beside(file, origin, dataset, problems)
+            _check_companions(file, origin, dataset, problems)
             real = dataset.manifest["curation"]["format"] != "simulated"
             if metadata is not None and "labels" in metadata.inputs and real:
                 problems.append(
-                    f"{file}: {to.name} shows the labels, and those of real data are never "
-                    "committed; submit a run on simulated data"
+                    f"{file}: {to.name} shows the labels, and real labels are never committed; "
+                    "submit a run on simulated data"
                 )
         for what in ("run", "robustness"):
             report = file.with_name(f"{origin.stem(what)}.json")
@@ -112,11 +112,11 @@ def submit_run(run: Path, to: Path) -> Metadata:
         ]
     if problems or metadata is None:
         raise SubmissionError(str(to), problems)
-    return _written([*files, *reports], to, metadata, previous)
+    return _replace_folder([*files, *reports], to, metadata, previous)
 
 
 def _metadata(to: Path, problems: list[str]) -> tuple[Metadata | None, str]:
-    """What is known of the method, and the text of its ``submission.yaml``."""
+    """Read the method's metadata, and the text of its ``submission.yaml``."""
     path = to / METADATA
     name = to.name
     if not path.is_file() and name not in METHODS:
@@ -125,7 +125,7 @@ def _metadata(to: Path, problems: list[str]) -> tuple[Metadata | None, str]:
             problems.append(f"{path} is missing, and there is no template at {template}")
             return None, ""
         write_text(path, template.read_text(encoding="utf-8"))
-        problems.append(f"{path} was not there: it is now a copy of the template")
+        problems.append(f"{path} was missing: the template is copied there")
     text = ""
     unfilled: dict[str, str] = {}
     try:
@@ -164,7 +164,7 @@ def _where(error: Any) -> str:
 def _checked(
     file: Path, method: str, datasets: dict[str, Dataset | str], problems: list[str]
 ) -> Origin | None:
-    """Where a prediction file belongs, if it says so; what is wrong with it goes to `problems`."""
+    """Check a prediction file, adding to `problems`; give its origin, if it names one."""
     origin = read_origin(file)
     if origin is None:
         try:
@@ -210,8 +210,8 @@ def _checked(
     return origin
 
 
-def _beside(file: Path, origin: Origin, dataset: Dataset, problems: list[str]) -> None:
-    """What must lie beside a test file: that of val, and a report that belongs to it."""
+def _check_companions(file: Path, origin: Origin, dataset: Dataset, problems: list[str]) -> None:
+    """Check what lies with a test file: its val file, and the report of its run if there is one."""
     val = file.with_name(f"{origin.stem('val')}.parquet")
     if "val" in dataset.splits:
         if not val.is_file():
@@ -234,15 +234,14 @@ def _beside(file: Path, origin: Origin, dataset: Dataset, problems: list[str]) -
     ]
 
 
-def _written(sources: list[Path], to: Path, metadata: Metadata, previous: str) -> Metadata:
-    """Make the new folder beside the old one, and let it take its place.
+def _replace_folder(sources: list[Path], to: Path, metadata: Metadata, previous: str) -> Metadata:
+    """Make the new folder, then put it in the old one's place.
 
-    One process at a time: two that began with the same folder would each leave out what the other
-    brings.
+    One process at a time: two that start from the same folder would drop each other's files.
     """
     to.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(to.parent / f".{to.name}.lock"):
-        for stale in to.parent.glob(f".{to.name}-{'?' * 8}"):  # of one that was killed
+        for stale in to.parent.glob(f".{to.name}-{'?' * 8}"):  # left by a killed process
             if not (stale / "old").is_dir():  # else it may hold the only copy
                 shutil.rmtree(stale, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=f".{to.name}-", dir=to.parent) as beside:
@@ -254,7 +253,7 @@ def _written(sources: list[Path], to: Path, metadata: Metadata, previous: str) -
                 target = new / "predictions" / source.parent.name / source.name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
-            metadata = metadata.with_files(tuple(_kept_afar(new, metadata)))
+            metadata = metadata.with_files(tuple(_without_remote_copies(new, metadata)))
             write_text(new / METADATA, metadata.text(previous))
             if to.is_dir():
                 to.replace(old)
@@ -267,14 +266,14 @@ def _written(sources: list[Path], to: Path, metadata: Metadata, previous: str) -
     return metadata
 
 
-def _kept_afar(new: Path, metadata: Metadata) -> list[PredictionFile]:
-    """The list of files; one that is at its address, unchanged, is not kept here as well."""
+def _without_remote_copies(new: Path, metadata: Metadata) -> list[PredictionFile]:
+    """List the files, and delete unchanged copies of those at an address."""
     known = {file.path: file for file in metadata.files if file.url is not None}
     files = []
     for file in listed_files(new, metadata.files):
-        afar = known.get(file.path)
-        if afar is not None and (afar.bytes, afar.sha256) == (file.bytes, file.sha256):
+        remote = known.get(file.path)
+        if remote is not None and (remote.bytes, remote.sha256) == (file.bytes, file.sha256):
             (new / file.path).unlink(missing_ok=True)
-            file = afar
+            file = remote
         files.append(file)
     return files

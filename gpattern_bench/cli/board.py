@@ -12,6 +12,9 @@ import typer
 
 from gpattern_bench.cli.options import Cluster, app, examples
 
+_CONTROLS = ("prevalence", "gene_prior", "molecule_count", "oracle")
+_DEMO = (*_CONTROLS, "sprawl", "ella", "bento", "locfish", "boosted", "gpsnet")
+
 _log = logging.getLogger(__name__)
 
 
@@ -24,7 +27,7 @@ def leaderboard(
         "leaderboard"
     ),
     check: Annotated[
-        bool, typer.Option("--check", help="Write nothing; exit 1 on any drift.")
+        bool, typer.Option("--check", help="Write nothing; exit 1 if anything differs.")
     ] = False,
     rescore: Annotated[
         bool, typer.Option("--rescore", help="Score the prediction files again first.")
@@ -34,46 +37,32 @@ def leaderboard(
     ] = None,
     cluster: Cluster = None,
 ) -> None:
-    """Make LEADERBOARD.md, leaderboard.json and index.html from the submissions' stored results."""
-    from gpattern_bench.board.duplicates import flag_copies
-    from gpattern_bench.board.leaderboard import (
-        build_board,
-        drift,
-        page,
-        read_reported,
-        read_versions,
-        unpinned_labels,
-        write_board,
-    )
+    """Write LEADERBOARD.md, leaderboard.json and index.html from the submissions' results."""
     from gpattern_bench.board.metadata import schema_drift, write_schema
-    from gpattern_bench.board.submission import read_submissions, results_text
-    from gpattern_bench.board.submission import rescore as score_again
+    from gpattern_bench.board.publish import board_of, drift, problems_of, score_again, write_board
+    from gpattern_bench.board.submission import read_submissions
 
     if (jobs is not None or cluster is not None) and not rescore:
-        raise typer.BadParameter("--jobs and --cluster are of --rescore")
+        raise typer.BadParameter("--jobs and --cluster need --rescore")
     found = read_submissions(submissions)
-    problems = [text for submission in found for text in submission.unlisted()]
+    problems = []
     if rescore:
-        again = score_again(found, jobs=jobs, cluster=cluster)
-        skipped = sum(len(missing) for _, missing in again)
-        scored = [(made, results) for made, (results, _) in zip(found, again, strict=True)]
-        for (submission, _), results in zip(scored, flag_copies(scored), strict=True):
-            if results_text(results) != results_text(submission.results):
-                if check:
-                    problems.append(f"{submission.folder.name}: scores differ from results.json")
-                elif not submission.unlisted():  # what is scored is what is listed
-                    submission.write_results(results)
-        total = sum(len(submission.test_files()) for submission in found)
+        new = score_again(found, jobs=jobs, cluster=cluster)
+        if check:
+            problems = [
+                f"{made.folder.name}: scores differ from results.json" for made, _ in new.changed
+            ]
+        else:
+            new.write()
+            found = read_submissions(submissions)
         typer.echo(
-            f"scored {total - skipped} prediction files; {skipped} skipped, "
+            f"scored {new.scored} prediction files; {new.skipped} skipped, "
             "the dataset or the file is not here"
         )
-        found = found if check else read_submissions(submissions)
-    problems += [text for submission in found for text in submission.stale()]
-    problems += unpinned_labels(found)
-    board = build_board(found, read_reported(out), read_versions(out))
+    problems += problems_of(found)
+    board = board_of(found, out)
     if not problems and check:
-        problems = drift(board, page(board, found), out) + schema_drift(submissions)
+        problems = drift(board, found, out) + schema_drift(submissions)
     if problems:
         for problem in problems:
             typer.echo(f"error: {problem}", err=True)
@@ -82,17 +71,17 @@ def leaderboard(
     if check:
         typer.echo("the board is what the submissions give")
     else:
-        write_board(board, page(board, found), out)
+        write_board(board, found, out)
         write_schema(submissions)
         typer.echo(str(out / "LEADERBOARD.md"))
 
 
 @app.command(epilog=examples("submit runs/sprawl --to submissions/sprawl"))
 def submit(
-    run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="What `run --out` was given.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder given to `run --out`.")],
     to: Annotated[Path, typer.Option(metavar="DIR", help="Folder: submissions/NAME.")],
 ) -> None:
-    """Make or update a submission from a run: checks everything, writes all of it or nothing."""
+    """Make or update a submission from a run: check everything, write all of it or nothing."""
     from gpattern_bench.board.submission import LARGEST
     from gpattern_bench.board.submit import submit_run
 
@@ -107,22 +96,16 @@ def submit(
     typer.echo("next: gpattern-bench leaderboard --rescore, then commit the folder and the board")
 
 
-_CONTROLS = ("prevalence", "gene_prior", "molecule_count", "oracle")
-_DEMO = (*_CONTROLS, "sprawl", "ella", "bento", "locfish", "boosted", "gpsnet")
-
-
 @app.command(epilog=examples("demo --out demo"))
 def demo(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for what it makes.")] = Path(
-        "demo"
-    ),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write to.")] = Path("demo"),
 ) -> None:
-    """Run controls, baselines, trees and GPSNet on `synthetic` (no download); show the board."""
+    """Run controls, baselines, trees and GPSNet on `synthetic` (no download); print the board."""
     from gpattern_bench.base.progress import duration
-    from gpattern_bench.board.duplicates import flag_copies
-    from gpattern_bench.board.leaderboard import build_board, markdown, page, write_board
+    from gpattern_bench.board.markdown import markdown
     from gpattern_bench.board.metadata import write_schema
-    from gpattern_bench.board.submission import read_submissions, rescore
+    from gpattern_bench.board.publish import board_of, score_again, write_board
+    from gpattern_bench.board.submission import read_submissions
     from gpattern_bench.board.submit import submit_run
     from gpattern_bench.data.dataset import load_dataset
     from gpattern_bench.runs.run import run_method
@@ -140,14 +123,12 @@ def demo(
         submit_run(out / "runs" / name, out / "submissions" / name)
         _log.info("%s: done after %s", name, duration(time.monotonic() - at))
     _log.info("scoring all of them")
-    write_schema(out / "submissions")
-    found = read_submissions(out / "submissions")
-    scored = [(made, scores) for made, (scores, _) in zip(found, rescore(found), strict=True)]
-    for (made, _), results in zip(scored, flag_copies(scored), strict=True):
-        made.write_results(results)
-    found = read_submissions(out / "submissions")
-    board = build_board(found)
-    write_board(board, page(board, found), out / "leaderboard")
+    submissions, leaderboard = out / "submissions", out / "leaderboard"
+    score_again(read_submissions(submissions)).write()
+    found = read_submissions(submissions)
+    board = board_of(found, leaderboard)
+    write_board(board, found, leaderboard)
+    write_schema(submissions)
     _log.info("the whole demo took %s", duration(time.monotonic() - began))
     typer.echo(markdown(board))
     typer.echo(f"Prediction files and board are in {out}/")

@@ -62,10 +62,10 @@ def plot_cell_(
     ] = None,
     gene: Annotated[
         list[str] | None,
-        typer.Option(metavar="GENE", help="Again for more; default: one per pattern."),
+        typer.Option(metavar="GENE", help="Repeatable; default: one per pattern."),
     ] = None,
 ) -> None:
-    """Draw genes of one cell: labels, and what methods predict (figures 5, 8-10)."""
+    """Draw genes of one cell, with labels and predictions (figures 5, 8-10)."""
     from gpattern_bench.data.dataset import load_dataset
     from gpattern_bench.figures import plot_cell
 
@@ -74,10 +74,10 @@ def plot_cell_(
 
 @plot.command("ablation", epilog=examples("plot ablation ablation.json --out ablation.svg"))
 def plot_ablation_(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `ablation --json` printed.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Output of `ablation --json`.")],
     out: _Out,
 ) -> None:
-    """Draw an ablation, ours beside the paper's numbers (figure 4)."""
+    """Draw an ablation, ours and the paper's numbers (figure 4)."""
     import json
 
     from gpattern_bench.figures import plot_ablation
@@ -101,7 +101,7 @@ def plot_training_(
     ],
     out: _Out,
 ) -> None:
-    """Draw training curves: losses, and AUC and F1 on val, by epoch."""
+    """Draw training curves by epoch: losses, and AUC and F1 on val."""
     from gpattern_bench.figures import plot_training
 
     _save(plot_training(folders), out)

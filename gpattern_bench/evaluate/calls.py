@@ -7,11 +7,13 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from math import isnan, nan
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from scipy.stats import norm
 
 from gpattern_bench.base.files import plain, write_text
@@ -21,7 +23,7 @@ from gpattern_bench.evaluate.evaluator import Evaluator
 from gpattern_bench.evaluate.metrics import score_pattern
 from gpattern_bench.tables.predictions import write_tables
 
-__all__ = ["call_patterns", "summarise_genes", "val_thresholds", "write_calls"]
+__all__ = ["call_patterns", "makes_calls", "summarise_genes", "val_thresholds", "write_calls"]
 
 _PIECE = 1 << 18  # pairs that are called at a time
 _NEARLY_ALL = 0.95  # share of pairs above which a call says nothing of the pair
@@ -32,8 +34,8 @@ _log = logging.getLogger(__name__)
 def val_thresholds(dataset: Dataset, predictions: str | Path | pa.Table) -> dict[str, float]:
     """Thresholds of largest F1 on the val split, per pattern.
 
-    NaN, so that nothing is called, where val has no positives, and where the scores are constant:
-    a method without a rule for a pattern would else call it for every pair.
+    NaN, so that nothing is called, where val has no positives or the scores make no calls
+    (:func:`makes_calls`).
 
     Raises
     ------
@@ -44,12 +46,24 @@ def val_thresholds(dataset: Dataset, predictions: str | Path | pa.Table) -> dict
     checked = evaluator.check(predictions)
     if checked.scores is None:
         raise PredictionError(str(predictions), checked.problems)
+    called = makes_calls(checked.scores)
     found = {}
     for k, pattern in enumerate(dataset.patterns):
-        values = checked.scores[:, k]
-        informed = values.min() < values.max()
         truth = evaluator.labels[pattern].to_numpy(bool)
-        found[pattern] = score_pattern(truth, values).threshold if informed else nan
+        found[pattern] = score_pattern(truth, checked.scores[:, k]).threshold if called[k] else nan
+    return found
+
+
+def makes_calls(scores: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
+    """Tell which columns of scores (N, C) make calls: constant ones tell no pairs apart.
+
+    A method without a rule for a pattern gives such a column; at the threshold of largest F1 it
+    would call the pattern for every pair.
+
+    >>> makes_calls(np.array([[0.2, 0.5], [0.7, 0.5]])).tolist()
+    [True, False]
+    """
+    found: NDArray[np.bool_] = scores.min(axis=0) < scores.max(axis=0)
     return found
 
 

@@ -1,0 +1,157 @@
+"""Publishing: from submissions to the board's files, in the order of the functions here."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from pydantic import TypeAdapter
+
+from gpattern_bench.base.files import write_text
+from gpattern_bench.board.duplicates import flag_duplicates
+from gpattern_bench.board.leaderboard import Board, ReportedTable, build_board
+from gpattern_bench.board.markdown import markdown
+from gpattern_bench.board.page import build_page
+from gpattern_bench.board.submission import Score, Submission, rescore, results_text
+from gpattern_bench.errors import SubmissionError
+from gpattern_bench.sources.registry import registry
+
+__all__ = [
+    "NewResults",
+    "board_of",
+    "drift",
+    "problems_of",
+    "read_reported",
+    "read_versions",
+    "score_again",
+    "write_board",
+]
+
+_SCORING = ("numpy", "numba", "scipy", "scikit-learn", "torch")  # packages that scores rest on
+
+
+@dataclass(frozen=True)
+class NewResults:
+    """Results that differ from the stored ones, and how many files were scored and skipped."""
+
+    changed: list[tuple[Submission, list[Score]]]
+    scored: int
+    skipped: int
+
+    def write(self) -> None:
+        """Write the changed ``results.json``, except where a file is not listed as it is."""
+        for submission, results in self.changed:
+            if not submission.unlisted():
+                submission.write_results(results)
+
+
+def score_again(
+    submissions: Sequence[Submission], *, jobs: int | None = None, cluster: str | None = None
+) -> NewResults:
+    """Score every test prediction file again, and flag duplicates; write nothing.
+
+    Parameters
+    ----------
+    submissions : sequence of Submission
+    jobs, cluster
+        As in :func:`gpattern_bench.board.submission.rescore`.
+    """
+    again = rescore(submissions, jobs=jobs, cluster=cluster)
+    scored = [(made, results) for made, (results, _) in zip(submissions, again, strict=True)]
+    skipped = sum(len(missing) for _, missing in again)
+    return NewResults(
+        changed=[
+            (made, results)
+            for made, results in zip(submissions, flag_duplicates(scored), strict=True)
+            if results_text(results) != results_text(made.results)
+        ],
+        scored=sum(len(made.test_files()) for made in submissions) - skipped,
+        skipped=skipped,
+    )
+
+
+def problems_of(submissions: Sequence[Submission]) -> list[str]:
+    """Say why no board can be made: files not listed, results stale, labels not the registry's."""
+    problems = [text for submission in submissions for text in submission.unlisted()]
+    problems += [text for submission in submissions for text in submission.stale()]
+    return problems + _unpinned_labels(submissions)
+
+
+def board_of(submissions: Sequence[Submission], folder: Path) -> Board:
+    """Build the board, with the reported rows and the versions that its folder holds."""
+    return build_board(submissions, read_reported(folder), read_versions(folder))
+
+
+def read_reported(folder: Path) -> list[ReportedTable]:
+    """Read the paper's rows from ``reported.yaml`` in the board's folder; none without it."""
+    path = folder / "reported.yaml"
+    if not path.is_file():
+        return []
+    try:
+        text = path.read_text(encoding="utf-8")
+        return TypeAdapter(list[ReportedTable]).validate_python(yaml.safe_load(text))
+    except (yaml.YAMLError, ValueError, OSError) as error:
+        raise SubmissionError(str(path), [f"cannot be read: {error}"]) from error
+
+
+def read_versions(folder: Path) -> str | None:
+    """Read versions of what scores rest on, in ``versions.txt`` of a board's folder; else None.
+
+    The file holds pip constraints, so that anybody can install the same. The board takes versions
+    from there, not from the environment: it must be the same on every machine.
+    """
+    path = folder / "versions.txt"
+    if not path.is_file():
+        return None
+    text = path.read_text(encoding="utf-8")
+    found = dict(re.findall(r"^([a-z0-9-]+)==([0-9][0-9a-z.]*)$", text, re.MULTILINE))
+    missing = [f"no line {name}==VERSION" for name in _SCORING if name not in found]
+    if missing:
+        raise SubmissionError(str(path), missing)
+    return ", ".join(f"{name} {found[name]}" for name in _SCORING)
+
+
+def write_board(board: Board, submissions: Sequence[Submission], folder: Path) -> None:
+    """Write ``LEADERBOARD.md``, ``leaderboard.json`` and ``index.html``."""
+    for name, text in _texts(board, submissions).items():
+        write_text(folder / name, text)
+
+
+def drift(board: Board, submissions: Sequence[Submission], folder: Path) -> list[str]:
+    """Name the files of a folder that differ from what :func:`write_board` would write."""
+    problems = []
+    for name, text in _texts(board, submissions).items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{path} is missing")
+        elif path.read_bytes() != text.encode():
+            problems.append(f"{path} is not what the submissions give")
+    return problems
+
+
+def _unpinned_labels(submissions: Iterable[Submission]) -> list[str]:
+    """Name results scored on other labels than the registry pins for their dataset version."""
+    pinned = {
+        (entry.name, entry.version): entry.content_sha256.get("labels") for entry in registry()
+    }
+    return [
+        f"{submission.folder.name}/{entry['predictions']}: scored on labels "
+        f"{entry['labels_sha256'][:12]}, the registry pins {expected[:12]}"
+        for submission in submissions
+        for entry in submission.results
+        if (expected := pinned.get((entry["dataset"], entry["version"])))
+        and expected != entry["labels_sha256"]
+    ]
+
+
+def _texts(board: Board, submissions: Sequence[Submission]) -> dict[str, str]:
+    """Render every file of the board, by name."""
+    return {
+        "LEADERBOARD.md": markdown(board),
+        "leaderboard.json": json.dumps(board.to_json(), indent=1, ensure_ascii=False) + "\n",
+        "index.html": build_page(board, submissions),
+    }
