@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from reprlib import Repr
 from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from gpattern_bench.base.files import write_text
+from gpattern_bench.base.validation import shorten
 from gpattern_bench.methods.base import About
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "placeholders",
     "schema_drift",
     "schema_text",
-    "shown",
     "write_schema",
 ]
 
@@ -48,19 +47,6 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(str(error) if told else f"no YAML: {error!r}") from error
 
 
-def shown(value: Any) -> str:
-    """The beginning of a value as text, however large or deep it is (aliases make it so)."""
-    try:
-        nested = isinstance(value, dict | list | tuple | set)
-        return (_SHORT.repr(value) if nested else str(value))[:80]
-    except (ValueError, RecursionError):
-        return f"<{type(value).__name__} too large to show>"
-
-
-_SHORT = Repr()
-_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 3, 80, 80, 80
-
-
 def placeholders(value: Any) -> dict[str, str]:
     """Texts that are still of the form ``<what to write here>``, by their keys.
 
@@ -83,7 +69,7 @@ def placeholders(value: Any) -> dict[str, str]:
         seen.add(id(value))
         items = list(value.items() if isinstance(value, dict) else enumerate(value))
         left += [
-            (f"{name}.{shown(key)}" if name else shown(key), item) for key, item in items[::-1]
+            (f"{name}.{shorten(key)}" if name else shorten(key), item) for key, item in items[::-1]
         ]
     return found
 

@@ -17,8 +17,9 @@ from typing_extensions import TypedDict
 
 from gpattern_bench.base.files import file_sha256, plain, write_text
 from gpattern_bench.base.progress import Progress
+from gpattern_bench.base.validation import invalid_fields, shorten
 from gpattern_bench.base.workers import in_order, workers
-from gpattern_bench.board.metadata import METADATA, Metadata, PredictionFile, parse_yaml, shown
+from gpattern_bench.board.metadata import METADATA, Metadata, PredictionFile, parse_yaml
 from gpattern_bench.data.dataset import Dataset, load_dataset
 from gpattern_bench.errors import (
     ChecksumError,
@@ -115,7 +116,7 @@ def _shares(metrics: Metrics) -> Metrics:
     for name, value in found.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if value is not None and not (number and 0 <= value <= 1):
-            raise ValueError(f"{name}: expected a number from 0 to 1 or null, got {shown(value)}")
+            raise ValueError(f"{name}: expected a number from 0 to 1 or null, got {shorten(value)}")
     if wrong := [key for key, ends in metrics["ci"].items() if len(ends) != 2]:
         raise ValueError(f"ci.{wrong[0]}: expected two ends")
     return metrics
@@ -445,12 +446,11 @@ def read_submissions(folder: Path) -> list[Submission]:
             text = results_path.read_bytes() if results_path.exists() else b"[]"
             results = TypeAdapter(list[Score]).validate_json(text)
         except ValidationError as error:
+            old = error.title.startswith("list")
             problems += [
-                f"{path.parent / (_RESULTS if error.title.startswith('list') else METADATA)}: "
-                f"{'.'.join(map(str, found['loc'])) or 'the file'}: {found['msg']}"
-                + f", got {shown(found['input'])!r}" * (found["type"] != "missing")
-                + _OLD_RESULTS * error.title.startswith("list")
-                for found in error.errors()
+                f"{path.parent / (_RESULTS if old else METADATA)}: {field}: {reason}"
+                + _OLD_RESULTS * old
+                for field, reason in invalid_fields(error)
             ]
             continue
         except (ValueError, OSError) as error:

@@ -12,13 +12,13 @@ from filelock import FileLock
 from pydantic import TypeAdapter, ValidationError
 
 from gpattern_bench.base.files import file_sha256, write_text
+from gpattern_bench.base.validation import invalid_fields, invalid_text
 from gpattern_bench.board.metadata import (
     METADATA,
     Metadata,
     PredictionFile,
     parse_yaml,
     placeholders,
-    shown,
 )
 from gpattern_bench.data.dataset import Dataset, load_dataset
 from gpattern_bench.errors import GPatternBenchError, PredictionError, SubmissionError
@@ -141,10 +141,9 @@ def _metadata(to: Path, problems: list[str]) -> tuple[Metadata | None, str]:
         metadata = Metadata.model_validate(values)
     except ValidationError as error:
         problems += [
-            f"{path}: {_where(found)}: {found['msg']}"
-            + f", got {shown(found['input'])!r}" * (found["type"] != "missing")
-            for found in error.errors()
-            if not any(f"{key}.".startswith(f"{_where(found)}.") for key in unfilled)
+            f"{path}: {field}: {reason}"
+            for field, reason in invalid_fields(error)
+            if not any(f"{key}.".startswith(f"{field}.") for key in unfilled)
         ]
         return None, text
     except (AttributeError, ValueError, OSError) as error:
@@ -155,10 +154,6 @@ def _metadata(to: Path, problems: list[str]) -> tuple[Metadata | None, str]:
             f"{path}: method is {metadata.method!r}, expected the folder's name {name!r}"
         )
     return metadata, text
-
-
-def _where(error: Any) -> str:
-    return ".".join(map(str, error["loc"])) or "the file"
 
 
 def _checked(
@@ -224,7 +219,7 @@ def _beside(file: Path, origin: Origin, dataset: Dataset, problems: list[str]) -
     try:
         made = TypeAdapter(Run).validate_json(report.read_bytes())
     except ValidationError as error:
-        found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        found = invalid_text(error)
         problems.append(f"{report}: not the report of a run ({found}); run the method again")
         return
     problems += [

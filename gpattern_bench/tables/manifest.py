@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from gpattern_bench.base.files import MANIFEST
+from gpattern_bench.base.validation import invalid_text
 from gpattern_bench.errors import TableError
 
 __all__ = ["read_manifest"]
@@ -63,12 +64,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         TypeAdapter(_Manifest).validate_python(manifest, strict=True)
     except (OSError, ValueError, RecursionError) as error:
-        what = repr(error)
-        if isinstance(error, ValidationError):
-            what = "; ".join(
-                f"{'.'.join(map(str, found['loc'])) or 'the file'}: {found['msg']}"
-                for found in error.errors()[:_MOST]
-            )
+        what = invalid_text(error, _MOST) if isinstance(error, ValidationError) else repr(error)
         raise TableError(
             str(folder),
             [f"{MANIFEST} is missing or not readable ({what}); make tables with `curate`"],

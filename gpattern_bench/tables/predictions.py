@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from gpattern_bench.base.files import replacing
+from gpattern_bench.base.validation import invalid_text
 from gpattern_bench.base.version import __version__
 from gpattern_bench.errors import PredictionError
 from gpattern_bench.tables.parquet import codes_into
@@ -239,12 +240,8 @@ def _origin(metadata: Mapping[bytes, bytes] | None) -> tuple[Origin | None, list
     try:
         return TypeAdapter(Origin).validate_json((metadata or {})[_KEY], strict=True), []
     except ValidationError as error:
-        details = "; ".join(
-            f"{'.'.join(map(str, found['loc'])) or 'the JSON'}: {found['msg']}"
-            + (f", got {found['input']!r}" if found["loc"] else "")
-            for found in error.errors()
-        )
-        return None, [f"unreadable metadata `gpattern_bench` ({details}): {remedy}"]
+        what = f"unreadable metadata `gpattern_bench` ({invalid_text(error)})"
+        return None, [f"{what}: {remedy}"]
 
 
 def check_predictions(
