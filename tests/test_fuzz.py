@@ -948,7 +948,7 @@ class TestDatasets:
     def test_any_manifest(self, ds, changes):
         with copied(ds.folder) as folder:
             path = folder / "manifest.json"
-            path.write_text(json.dumps(changed(ds.manifest, changes)))
+            path.write_text(json.dumps(changed(ds.manifest.raw, changes)))
             used(folder)
 
     @bounded(12)

@@ -92,7 +92,7 @@ def submit_run(run: Path, to: Path) -> Metadata:
         dataset = datasets[f"{origin.dataset}@{origin.version}"]
         if isinstance(dataset, Dataset):
             _beside(file, origin, dataset, problems)
-            real = dataset.manifest["curation"]["format"] != "simulated"
+            real = not dataset.manifest.is_simulated
             if metadata is not None and "labels" in metadata.inputs and real:
                 problems.append(
                     f"{file}: {to.name} shows the labels, and those of real data are never "

@@ -95,7 +95,7 @@ class Dataset:
     Attributes
     ----------
     folder : pathlib.Path
-    manifest : dict
+    manifest : gpattern_bench.tables.manifest.Manifest
         Contents of ``manifest.json``.
     name, version : str
     patterns, genes : tuple of str
@@ -114,11 +114,9 @@ class Dataset:
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
         self.manifest = read_manifest(folder)
-        self.name: str = self.manifest["name"]
-        self.version: str = self.manifest["version"]
-        self.patterns: tuple[str, ...] = tuple(self.manifest["patterns"])
-        self.genes: tuple[str, ...] = tuple(self.manifest["genes"])
-        self.has_labels = "labels.parquet" in self.manifest["files"]
+        self.name, self.version = self.manifest.name, self.manifest.version
+        self.patterns, self.genes = self.manifest.patterns, self.manifest.genes
+        self.has_labels = self.manifest.has_labels
         splits = read_whole(self.folder / "splits.parquet")
         if not splits.schema.equals(schema.SPLITS) or any(c.null_count for c in splits.columns):
             problem = f"splits.parquet: expected columns {schema.SPLITS}, got {splits.schema}"
@@ -129,15 +127,14 @@ class Dataset:
         self.splits = tuple(s for s in schema.SPLIT_NAMES if s in self.split_of.values())
 
     def __repr__(self) -> str:
-        counts = self.manifest["counts"]
-        return f"<Dataset {self.id}: {counts['cells']} cells, {len(self.genes)} genes>"
+        return f"<Dataset {self.id}: {self.manifest.counts.cells} cells, {len(self.genes)} genes>"
 
     def _repr_html_(self) -> str:
         """What a notebook shows: counts per split and the patterns."""
-        counts = self.manifest["counts"]
-        parts = [*counts["splits"].items(), ("all", counts)]
-        keys = [key for key, value in counts.items() if isinstance(value, int)]
-        rows = [[name, *(part.get(key) for key in keys)] for name, part in parts]
+        counts = self.manifest.counts
+        keys = list(counts.totals)
+        parts = [*counts.splits.items(), ("all", counts)]
+        rows = [[name, *(part.totals.get(key) for key in keys)] for name, part in parts]
         heads = ["split", *(key.replace("_", " ") for key in keys)]
         note = f"{len(self.genes):,} genes; patterns: {', '.join(self.patterns)}"
         return html_table(self.id, heads, rows, note if self.has_labels else f"{note}; no labels")
@@ -145,20 +142,18 @@ class Dataset:
     @property
     def id(self) -> str:
         """``name@version``."""
-        return f"{self.name}@{self.version}"
+        return self.manifest.id
 
     @property
     def labels_sha256(self) -> str:
         """Hash over the values of the labels: what scores are tied to."""
         self._need_labels()
-        return str(self.manifest["files"]["labels.parquet"]["content_sha256"])
+        return self.manifest.files["labels.parquet"].content_sha256
 
     @property
     def counts(self) -> dict[str, int]:
         """FOVs, cells, genes, molecules, pairs and, where there are labels, labelled pairs."""
-        counts = self.manifest["counts"]
-        whole = {key: int(value) for key, value in counts.items() if isinstance(value, int)}
-        return {"genes": len(self.genes), **whole}
+        return {"genes": len(self.genes), **self.manifest.counts.totals}
 
     def molecules(self, split: str | None = None, columns: Sequence[str] | None = None) -> pa.Table:
         """Molecules of a split (None: of all); reads only its row groups and the asked columns.

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +16,7 @@ from gpattern_bench.base.files import file_sha256
 from gpattern_bench.errors import TableError
 from gpattern_bench.tables import schema
 from gpattern_bench.tables.leaks import find_leaks
+from gpattern_bench.tables.manifest import Manifest, TableFile
 from gpattern_bench.tables.parquet import ContentHash, fov_row_groups, read_fovs, read_whole
 
 __all__ = ["find_problems"]
@@ -24,7 +24,7 @@ __all__ = ["find_problems"]
 _PAIR = ["cell_id", "gene"]
 
 
-def find_problems(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+def find_problems(folder: Path, manifest: Manifest) -> list[str]:
     """Find every way in which a dataset's tables break their rules or their manifest.
 
     Files against the manifest's SHA-256 and content hashes; columns and types; row groups within
@@ -39,8 +39,8 @@ def find_problems(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     """
     problems = [
         problem
-        for name, about in manifest["files"].items()
-        for problem in _file_problems(folder / name, about, manifest["patterns"])
+        for name, about in manifest.files.items()
+        for problem in _file_problems(folder / name, about, manifest.patterns)
     ]
     try:
         return problems or list(_value_problems(folder, manifest))
@@ -48,7 +48,7 @@ def find_problems(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
         return [f"{folder} cannot be read ({error}); make it again"]
 
 
-def _file_problems(path: Path, about: Mapping[str, Any], patterns: list[str]) -> Iterator[str]:
+def _file_problems(path: Path, about: TableFile, patterns: Sequence[str]) -> Iterator[str]:
     expected = {
         "molecules": schema.MOLECULES,
         "cells": schema.CELLS,
@@ -56,8 +56,8 @@ def _file_problems(path: Path, about: Mapping[str, Any], patterns: list[str]) ->
         "splits": schema.SPLITS,
     }[path.stem]
     try:
-        if (digest := file_sha256(path)) != about["sha256"]:
-            yield f"{path.name}: expected SHA-256 {about['sha256']}, got {digest}"
+        if (digest := file_sha256(path)) != about.sha256:
+            yield f"{path.name}: expected SHA-256 {about.sha256}, got {digest}"
             return
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             if not file.schema_arrow.equals(expected):
@@ -69,8 +69,8 @@ def _file_problems(path: Path, about: Mapping[str, Any], patterns: list[str]) ->
     except (OSError, ValueError, pa.ArrowException) as error:
         yield f"{path.name} cannot be read ({error}); remove the folder and make it again"
         return
-    if (digest := content.hexdigest()) != about["content_sha256"]:
-        yield f"{path.name}: expected content hash {about['content_sha256']}, got {digest}"
+    if (digest := content.hexdigest()) != about.content_sha256:
+        yield f"{path.name}: expected content hash {about.content_sha256}, got {digest}"
     if path.stem != "splits":
         try:
             fov_row_groups(path, ())
@@ -78,7 +78,7 @@ def _file_problems(path: Path, about: Mapping[str, Any], patterns: list[str]) ->
             yield from error.problems
 
 
-def _value_problems(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
+def _value_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
     splits = read_whole(folder / "splits.parquet")
     yield from _order_problems("splits", splits)
     fovs = splits["fov"].to_pandas()
@@ -86,7 +86,7 @@ def _value_problems(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
         repeated = ", ".join(sorted(set(fovs[fovs.duplicated()])))
         yield f"splits.parquet: fields of view that occur more than once: {repeated}"
     held = set(fovs)
-    for name in sorted(manifest["files"]):
+    for name in sorted(manifest.files):
         column = "fov"
         with pq.ParquetFile(folder / name) as file:
             here = [
@@ -99,7 +99,7 @@ def _value_problems(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
         held |= set(here)
     seen = _Seen()
     for fov in sorted(held):
-        yield from seen.look(folder, fov, labels="labels.parquet" in manifest["files"])
+        yield from seen.look(folder, fov, labels=manifest.has_labels)
     yield from seen.compare(manifest)
     of_fov = dict(zip(fovs, splits["split"].to_pylist(), strict=True))
     reader = partial(read_fovs, folder / "molecules.parquet")
@@ -142,12 +142,12 @@ class _Seen:
         for name, rows in (here | {"pairs": len(counts)}).items():
             self._totals[name] += int(rows)
 
-    def compare(self, manifest: Mapping[str, Any]) -> Iterator[str]:
+    def compare(self, manifest: Manifest) -> Iterator[str]:
         """Compare all of it with the manifest."""
-        if sorted(self._genes) != manifest["genes"]:
+        if sorted(self._genes) != list(manifest.genes):
             yield "manifest.json: genes are not those of molecules.parquet"
         for name, total in (self._totals | {"labelled_pairs": self._labelled}).items():
-            stated = manifest["counts"].get(name)
+            stated = manifest.counts.totals.get(name)
             if stated != total:
                 yield f"manifest.json: counts state {stated} {name}, the tables hold {total}"
 
