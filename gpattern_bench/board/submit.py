@@ -23,14 +23,9 @@ from gpattern_bench.board.metadata import (
 from gpattern_bench.data.dataset import Dataset, load_dataset
 from gpattern_bench.errors import GPatternBenchError, PredictionError, SubmissionError
 from gpattern_bench.methods import METHODS, get_method
-from gpattern_bench.predictions import expected_origin
+from gpattern_bench.predictions import check_file
 from gpattern_bench.runs.run import Run
-from gpattern_bench.tables.predictions import (
-    Origin,
-    check_predictions,
-    read_origin,
-    read_predictions,
-)
+from gpattern_bench.tables.predictions import Origin, read_origin, read_predictions
 
 __all__ = ["listed_files", "submit_run"]
 
@@ -190,18 +185,10 @@ def _checked(
         problems.append(f"{file}: {known} has no split {origin.split}")
         return origin
     try:
-        table, _, unreadable = read_predictions(file)
+        found = check_file(file, dataset, origin.split).problems
     except PredictionError as error:
-        problems += [f"{file}: {problem}" for problem in error.problems]
-        return origin
-    checked = check_predictions(
-        table,
-        dataset.pairs(origin.split),
-        dataset.patterns,
-        origin=origin,
-        expected=expected_origin(dataset, origin.split),
-    )
-    problems += [f"{file}: {problem}" for problem in [*unreadable, *checked.problems]]
+        found = list(error.problems)
+    problems += [f"{file}: {problem}" for problem in found]
     return origin
 
 

@@ -16,7 +16,6 @@ from scipy.stats import norm
 
 from gpattern_bench.base.files import plain, write_text
 from gpattern_bench.data.dataset import Dataset
-from gpattern_bench.errors import PredictionError
 from gpattern_bench.evaluate.evaluator import Evaluator
 from gpattern_bench.evaluate.metrics import score_pattern
 from gpattern_bench.tables.predictions import write_tables
@@ -41,12 +40,10 @@ def val_thresholds(dataset: Dataset, predictions: str | Path | pa.Table) -> dict
         The file or table is no valid prediction of the val split.
     """
     evaluator = Evaluator(dataset, "val")
-    checked = evaluator.check(predictions)
-    if checked.scores is None:
-        raise PredictionError(str(predictions), checked.problems)
+    scores = evaluator.check(predictions).require()
     found = {}
     for k, pattern in enumerate(dataset.patterns):
-        values = checked.scores[:, k]
+        values = scores[:, k]
         informed = values.min() < values.max()
         truth = evaluator.labels[pattern].to_numpy(bool)
         found[pattern] = score_pattern(truth, values).threshold if informed else nan
