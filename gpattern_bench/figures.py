@@ -498,21 +498,19 @@ def _labels_shown(dataset: Dataset, cell: Cell) -> _Shown:
 
 def _predictions_shown(dataset: Dataset, split: str, cell: Cell, path: Path) -> _Shown:
     """Calls of a prediction file in one cell."""
-    from gpattern_bench.errors import PredictionError
     from gpattern_bench.evaluate.evaluator import Evaluator
     from gpattern_bench.tables.predictions import read_origin
 
     evaluator = Evaluator(dataset, split)
     checked = evaluator.check(path)
-    if checked.scores is None:
-        raise PredictionError(str(path), checked.problems)
-    result = evaluator.eval(path, replicates=0)
+    scores = checked.require()
+    result = evaluator.eval(checked, replicates=0)
     rows = np.flatnonzero((evaluator.labels["cell_id"] == cell.cell_id).to_numpy(bool))
     thresholds = np.array([result.per_pattern[name]["threshold"] for name in dataset.patterns])
     # Constant scores tell nothing apart: a method without a rule for a pattern never calls it.
-    flat = checked.scores.min(axis=0) == checked.scores.max(axis=0)
-    thresholds = np.where(flat, np.nan, thresholds).astype(checked.scores.dtype)
-    called = checked.scores[rows] >= thresholds
+    flat = scores.min(axis=0) == scores.max(axis=0)
+    thresholds = np.where(flat, np.nan, thresholds).astype(scores.dtype)
+    called = scores[rows] >= thresholds
     names = np.array(dataset.patterns)
     origin = read_origin(path)
     genes = evaluator.labels["gene"].astype(str).iloc[rows]

@@ -34,7 +34,13 @@ from gpattern_bench.evaluate.strata import parts
 from gpattern_bench.sources.cache import cache_root
 from gpattern_bench.sources.fetch import fetch
 from gpattern_bench.sources.registry import SourceFile
-from gpattern_bench.tables.predictions import Origin, Protocol, read_origin, read_predictions
+from gpattern_bench.tables.predictions import (
+    Checked,
+    Origin,
+    Protocol,
+    read_origin,
+    read_predictions,
+)
 
 __all__ = [
     "LARGEST",
@@ -337,7 +343,8 @@ class Submission:
             problem = f"expected the metadata of {path.name} with split val; run the method again"
             raise SubmissionError(str(val), [problem])
         evaluator = Evaluator(dataset, origin.split)
-        result = evaluator.eval(path, val)
+        checked = evaluator.check(path)
+        result = evaluator.eval(checked, val)
         beside = self.folder / "predictions" / origin.dataset
         cost = _cost(beside / f"{origin.stem('run')}.json", origin.split)
         replicates = result.replicates["f1_macro"].astype("<f4").tobytes()
@@ -357,7 +364,7 @@ class Submission:
             "parameters": cost["parameters"],
             "date": cost["date"],
             "metrics": cast("Metrics", result),
-            "curves": _curves(path, evaluator),
+            "curves": _curves(checked, evaluator),
             "f1_replicates": b64encode(replicates).decode(),
             "degrees_of_freedom": result.degrees_of_freedom,
             "robustness": _robustness(beside / f"{origin.stem('robustness')}.json"),
@@ -475,12 +482,12 @@ def _obtained(origin: Origin) -> Dataset | None:
         return None
 
 
-def _curves(path: Path, evaluator: Evaluator) -> Curves:
+def _curves(checked: Checked, evaluator: Evaluator) -> Curves:
     labels, patterns = evaluator.labels, evaluator.patterns
-    scores = evaluator.check(path).scores
-    assert scores is not None  # it has just been scored
     truth = labels[list(patterns)].to_numpy(bool)
-    return curves(truth, scores, patterns, *parts("molecules", labels, None, evaluator.split))
+    return curves(
+        truth, checked.require(), patterns, *parts("molecules", labels, None, evaluator.split)
+    )
 
 
 class _Cost(TypedDict):
