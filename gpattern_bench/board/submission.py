@@ -28,9 +28,9 @@ from gpattern_bench.errors import (
     UnknownDatasetError,
 )
 from gpattern_bench.evaluate.bootstrap import REPLICATES
-from gpattern_bench.evaluate.curves import Curves, curves
+from gpattern_bench.evaluate.curves import Curves, compute_curves
 from gpattern_bench.evaluate.evaluator import Evaluator
-from gpattern_bench.evaluate.strata import parts
+from gpattern_bench.evaluate.strata import stratify
 from gpattern_bench.sources.cache import cache_root
 from gpattern_bench.sources.fetch import fetch
 from gpattern_bench.sources.registry import SourceFile
@@ -485,8 +485,8 @@ def _obtained(origin: Origin) -> Dataset | None:
 def _curves(checked: Checked, evaluator: Evaluator) -> Curves:
     labels, patterns = evaluator.labels, evaluator.patterns
     truth = labels[list(patterns)].to_numpy(bool)
-    return curves(
-        truth, checked.require(), patterns, *parts("molecules", labels, None, evaluator.split)
+    return compute_curves(
+        truth, checked.require(), patterns, *stratify("molecules", labels, None, evaluator.split)
     )
 
 

@@ -18,14 +18,14 @@ from gpattern_bench.data.dataset import Dataset, load_dataset
 from gpattern_bench.errors import EvaluationError
 from gpattern_bench.evaluate.bootstrap import (
     REPLICATES,
-    Clusters,
+    Resamples,
     bootstrap,
     includes_zero,
     interval,
     is_biased,
 )
 from gpattern_bench.evaluate.metrics import at_threshold, exact_mean, score_pattern
-from gpattern_bench.evaluate.strata import parts
+from gpattern_bench.evaluate.strata import stratify
 from gpattern_bench.predictions import expected_origin
 from gpattern_bench.tables import schema
 from gpattern_bench.tables.predictions import (
@@ -284,7 +284,7 @@ class Evaluator:
         """
         if isinstance(predictions, Mapping):
             raise EvaluationError("arrays cannot be broken down: give a prediction file or table")
-        part, names = parts(by, self.labels, self.dataset, self.split)
+        part, names = stratify(by, self.labels, self.dataset, self.split)
         truth, scores, warnings = self._aligned(predictions, self.split, self.labels)
         thresholds = self._thresholds(val)
         found = {}
@@ -315,7 +315,7 @@ class Evaluator:
         truth: NDArray[np.bool_],
         scores: NDArray[np.floating[Any]],
         thresholds: list[float] | None,
-        clusters: Clusters | None,
+        clusters: Resamples | None,
         warnings: list[str],
     ) -> Result:
         from gpattern_bench.evaluate.threshold_sweep import rows_right  # numba, only for who scores
@@ -366,7 +366,7 @@ class Evaluator:
         result: Result,
         macro: Mapping[str, str],
         drawn: dict[str, NDArray[np.float64]],
-        clusters: Clusters,
+        clusters: Resamples,
     ) -> None:
         freedom = clusters.degrees_of_freedom
         for k, values in enumerate(result.per_pattern.values()):
@@ -472,11 +472,11 @@ class Evaluator:
         return truth.astype(bool, copy=False), scores
 
 
-def _clusters(labels: pd.DataFrame | None, seed: int, replicates: int) -> Clusters | None:
+def _clusters(labels: pd.DataFrame | None, seed: int, replicates: int) -> Resamples | None:
     """Replicates of the pairs; None where none are asked for or no FOV is known."""
     if labels is None or not replicates or "fov" not in labels:
         return None
-    return Clusters.draw(labels, seed=seed, replicates=replicates)
+    return Resamples.draw(labels, seed=seed, replicates=replicates)
 
 
 def _check_labels(frame: pd.DataFrame) -> tuple[str, ...]:
