@@ -1,4 +1,4 @@
-"""Datasheets: what is in a dataset, where it came from and what was left out, as Markdown."""
+"""Describe a dataset in Markdown: contents, provenance and drops."""
 
 from __future__ import annotations
 
