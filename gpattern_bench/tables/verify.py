@@ -1,4 +1,4 @@
-"""Verification of a dataset folder: files, hashes, rules and splits."""
+"""Verify a dataset folder: files, hashes, rules and splits."""
 
 from __future__ import annotations
 
@@ -25,17 +25,16 @@ _PAIR = ["cell_id", "gene"]
 
 
 def find_problems(folder: Path, manifest: Manifest) -> list[str]:
-    """Find every way in which a dataset's tables break their rules or their manifest.
+    """List every violation of the tables' rules or their manifest.
 
-    Files against the manifest's SHA-256 and content hashes; columns and types; row groups within
-    one FOV; row order; outlines; coordinates; genes and counts; every labelled pair against the
-    molecules; and that no split knows another (:func:`gpattern_bench.tables.leaks.find_leaks`). One
-    field of view is in memory at a time.
+    Checks SHA-256 and content hashes; columns and types; one FOV per row group; row order;
+    outlines; coordinates; genes and counts; labelled pairs against molecules; and leaks between
+    splits (:func:`gpattern_bench.tables.leaks.find_leaks`). Holds one field of view in memory.
 
     Returns
     -------
     list of str
-        One line each; values are only looked at in files that are as they were written.
+        One line each; checks values only in unchanged files.
     """
     problems = [
         problem
@@ -44,7 +43,7 @@ def find_problems(folder: Path, manifest: Manifest) -> list[str]:
     ]
     try:
         return problems or list(_value_problems(folder, manifest))
-    except OSError as error:  # it was there a moment ago: somebody removes the folder
+    except OSError as error:  # the folder was removed meanwhile
         return [f"{folder} cannot be read ({error}); make it again"]
 
 
@@ -97,18 +96,18 @@ def _value_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
         if here != sorted(here):
             yield f"{name}: rows are not sorted by fov"
         held |= set(here)
-    seen = _Seen()
+    totals = _Totals()
     for fov in sorted(held):
-        yield from seen.look(folder, fov, labels=manifest.has_labels)
-    yield from seen.compare(manifest)
+        yield from totals.check(folder, fov, labels=manifest.has_labels)
+    yield from totals.compare(manifest)
     of_fov = dict(zip(fovs, splits["split"].to_pylist(), strict=True))
     reader = partial(read_fovs, folder / "molecules.parquet")
-    cells = pd.concat(seen.cells, ignore_index=True)
+    cells = pd.concat(totals.cells, ignore_index=True)
     yield from find_leaks(of_fov, cells, lambda _: reader(held))
 
 
-class _Seen:
-    """What was found in the fields of view so far."""
+class _Totals:
+    """Totals over the fields of view so far."""
 
     def __init__(self) -> None:
         self.cells: list[pd.DataFrame] = []
@@ -116,8 +115,8 @@ class _Seen:
         self._totals = dict.fromkeys(("fovs", "cells", "molecules", "pairs"), 0)
         self._labelled: int | None = None
 
-    def look(self, folder: Path, fov: str, *, labels: bool) -> Iterator[str]:
-        """Look at one field of view in all tables."""
+    def check(self, folder: Path, fov: str, *, labels: bool) -> Iterator[str]:
+        """Check one field of view in all tables."""
         names = ["molecules", "cells", *(["labels"] if labels else [])]
         tables = {name: _read(folder / f"{name}.parquet", fov) for name in names}
         for name, table in tables.items():
@@ -135,7 +134,7 @@ class _Seen:
         frame = cells.select(["fov", "cell_id", "x", "y", "n_molecules", "n_genes"]).to_pandas()
         held = counts.groupby("cell_id").agg(["sum", "size"]).reindex(frame["cell_id"])
         if not (held.to_numpy() == frame[["n_molecules", "n_genes"]].to_numpy()).all():
-            yield "cells.parquet: cells whose counts are not what molecules.parquet holds"
+            yield "cells.parquet: counts of some cells differ from molecules.parquet"
         self.cells.append(frame[["fov", "cell_id", "x", "y"]])
         self._genes |= set(counts.index.unique("gene"))
         here = {"fovs": len(frame) > 0, "cells": len(frame), "molecules": len(molecules)}
@@ -143,9 +142,9 @@ class _Seen:
             self._totals[name] += int(rows)
 
     def compare(self, manifest: Manifest) -> Iterator[str]:
-        """Compare all of it with the manifest."""
+        """Compare the totals with the manifest."""
         if sorted(self._genes) != list(manifest.genes):
-            yield "manifest.json: genes are not those of molecules.parquet"
+            yield "manifest.json: genes differ from those of molecules.parquet"
         for name, total in (self._totals | {"labelled_pairs": self._labelled}).items():
             stated = manifest.counts.totals.get(name)
             if stated != total:
@@ -174,8 +173,8 @@ def _label_problems(labels: pa.Table, counts: pd.Series[int]) -> Iterator[str]:
         yield "labels.parquet: pairs that occur more than once"
     elif not counts.reindex(pairs.index).eq(pairs["n_molecules"]).all():
         yield (
-            "labels.parquet: pairs whose n_molecules is not what molecules.parquet holds in "
-            "their field of view"
+            "labels.parquet: n_molecules of some pairs differs from molecules.parquet in their "
+            "field of view"
         )
 
 
