@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from gpattern_bench.evaluate.bootstrap import Clusters, bootstrap
+from gpattern_bench.evaluate.bootstrap import Resamples, bootstrap
 
 MIB = 2**20
 
@@ -41,7 +41,7 @@ def table(
 
 
 def numpy_sorted(
-    truth: NDArray[np.bool_], scores: NDArray[np.float32], clusters: Clusters
+    truth: NDArray[np.bool_], scores: NDArray[np.float32], clusters: Resamples
 ) -> list[tuple[Any, ...]]:
     """Sort each pattern once: order, labels, clusters and ends of ties by falling score."""
     found = []
@@ -83,7 +83,7 @@ def numpy_replicate(
 
 
 def numpy_bootstrap(
-    truth: NDArray[np.bool_], scores: NDArray[np.float32], clusters: Clusters, replicates: int
+    truth: NDArray[np.bool_], scores: NDArray[np.float32], clusters: Resamples, replicates: int
 ) -> tuple[dict[str, list[list[float]]], float, float]:
     """Return metrics of the first replicates, seconds of sorting, seconds of each replicate."""
     start = time.perf_counter()
@@ -116,13 +116,13 @@ def main() -> None:
     patterns, fovs = 4, 30
     pairs, truth, scores = table(n, patterns, fovs)
 
-    first = Clusters.draw(pairs, replicates=1)
+    first = Resamples.draw(pairs, replicates=1)
     start = time.perf_counter()
-    bootstrap(truth[:1000], scores[:1000], Clusters(first.of_pair[:1000], first.weights, "fov", 1))
+    bootstrap(truth[:1000], scores[:1000], Resamples(first.of_pair[:1000], first.weights, "fov", 1))
     compiling = time.perf_counter() - start
 
     start = time.perf_counter()
-    clusters = Clusters.draw(pairs, replicates=replicates)
+    clusters = Resamples.draw(pairs, replicates=replicates)
     drawing = time.perf_counter() - start
     start = time.perf_counter()
     got = bootstrap(truth, scores, clusters)
@@ -138,7 +138,7 @@ def main() -> None:
         sys.exit(f"the two disagree by {apart:.3g}: the times mean nothing")
 
     # Memory depends on the number of replicates only by the results: 216 bytes for each.
-    some = Clusters(clusters.of_pair, clusters.weights[:fewer], clusters.level, fovs - 1)
+    some = Resamples(clusters.of_pair, clusters.weights[:fewer], clusters.level, fovs - 1)
     memory = peak(lambda: bootstrap(truth, scores, some))
     numpy_memory = peak(lambda: numpy_bootstrap(truth, scores, some, 1))
 

@@ -225,7 +225,7 @@ def board_steps(dataset: Dataset, methods: list[str], folder: Path) -> list[dict
     submissions, board = folder / "submissions", folder / "board"
     board.mkdir()
     shutil.copy(REPORTED, board / REPORTED.name)
-    simulated = dataset.manifest["curation"]["format"] == "simulated"
+    simulated = dataset.manifest.is_simulated
     shown = [name for name in methods if simulated or not get_method(name).about.sees_labels]
     for name in set(methods) - set(shown):
         path = folder / "runs" / name / dataset.name / "test-seed0.parquet"

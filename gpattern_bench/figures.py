@@ -483,13 +483,11 @@ def _prediction_source(dataset: Dataset, split: str, cell: Cell, path: Path) -> 
 
     evaluator = Evaluator(dataset, split)
     checked = evaluator.check(path)
-    if checked.scores is None:
-        raise PredictionError(str(path), checked.problems)
-    result = evaluator.eval(path, replicates=0)
+    scores = checked.require()
+    result = evaluator.eval(checked, replicates=0)
     rows = np.flatnonzero((evaluator.labels["cell_id"] == cell.cell_id).to_numpy(bool))
     thresholds = np.array([result.per_pattern[name]["threshold"] for name in dataset.patterns])
-    called = checked.scores[rows] >= thresholds.astype(checked.scores.dtype)
-    called &= makes_calls(checked.scores)
+    called = (scores[rows] >= thresholds.astype(scores.dtype)) & makes_calls(scores)
     names = np.array(dataset.patterns)
     origin = read_origin(path)
     genes = evaluator.labels["gene"].astype(str).iloc[rows]

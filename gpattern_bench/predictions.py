@@ -1,4 +1,4 @@
-"""Prediction files of a dataset: writing them; reading and checking is in `tables.predictions`."""
+"""Prediction files of a dataset: write and check them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pandas as pd
 import pyarrow as pa
 
 from gpattern_bench.data.dataset import Dataset
-from gpattern_bench.errors import PredictionError
 from gpattern_bench.tables import schema
 from gpattern_bench.tables.predictions import (
     FLOATS,
@@ -19,6 +18,7 @@ from gpattern_bench.tables.predictions import (
     check_predictions,
     counted,
     pair_positions,
+    read_checked,
     read_origin,
     read_predictions,
     write_tables,
@@ -30,6 +30,7 @@ __all__ = [
     "Origin",
     "Protocol",
     "as_table",
+    "check_file",
     "check_predictions",
     "counted",
     "expected_origin",
@@ -37,6 +38,7 @@ __all__ = [
     "prediction_table",
     "read_origin",
     "read_predictions",
+    "scored_split",
     "write_predictions",
     "write_tables",
 ]
@@ -108,14 +110,41 @@ def prediction_table(
     """
     table = as_table(scores)
     wanted_pairs = dataset.pairs(origin.split) if pairs is None else pairs
-    checked = check_predictions(table, wanted_pairs, dataset.patterns, origin=origin, dtypes=FLOATS)
-    if checked.problems:
-        raise PredictionError(f"scores of {origin.method} for {dataset.id}", checked.problems)
+    subject = f"scores of {origin.method} for {dataset.id}"
+    check_predictions(
+        table, wanted_pairs, dataset.patterns, subject=subject, origin=origin, dtypes=FLOATS
+    ).require()
     wanted = schema.predictions(dataset.patterns)
     table = table.select(wanted.names).cast(wanted)
     return table.replace_schema_metadata(origin.to_metadata())
 
 
 def expected_origin(dataset: Dataset, split: str) -> dict[str, str]:
-    """What a prediction file for a split of a dataset must say."""
+    """Give the metadata that a prediction file for a split must have."""
     return {"dataset": dataset.name, "version": dataset.version, "split": split}
+
+
+def scored_split(path: str | Path, dataset: Dataset) -> str:
+    """Read which split a prediction file scores; ``test`` if it names none of the dataset's."""
+    origin = read_origin(path)
+    return origin.split if origin is not None and origin.split in dataset.splits else "test"
+
+
+def check_file(path: str | Path, dataset: Dataset, split: str | None = None) -> Checked:
+    """Read a prediction file and check it against a split of a dataset.
+
+    Parameters
+    ----------
+    path : str or pathlib.Path
+    dataset : Dataset
+    split : str, optional
+        Default: :func:`scored_split`.
+
+    Raises
+    ------
+    PredictionError
+        The file cannot be read; other problems are in the result.
+    """
+    split = split or scored_split(path, dataset)
+    expected = expected_origin(dataset, split)
+    return read_checked(path, dataset.pairs(split), dataset.patterns, expected)

@@ -126,7 +126,7 @@ def test_memory_does_not_grow_with_the_archive(tmp_path):
 )
 def test_name_that_leads_out_is_an_error(path, name):
     make(path, {"Lung/tx.csv": b"1", name: b"2"})
-    with pytest.raises(SourceError, match="leads out of the archive") as caught:
+    with pytest.raises(SourceError, match="points outside the archive") as caught:
         read(path)
     assert repr(name) in str(caught.value)
     assert str(path) in str(caught.value)

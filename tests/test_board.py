@@ -629,7 +629,7 @@ class TestMetadata:
         ("where", "value", "told"),
         [
             (("metrics", "f1_macro"), nan, "0.metrics.f1_macro: Input should be a finite number"),
-            (("metrics", "f1_macro"), 99.0, "less than or equal to 1, got '99.0'"),
+            (("metrics", "f1_macro"), 99.0, "less than or equal to 1, got 99.0"),
             (("metrics", "auc_macro"), "high", "valid number"),
             (("metrics", "f1_val_macro"), -0.1, "f1_val_macro: expected a number from 0 to 1"),
             (("metrics", "per_pattern", "inner", "f1"), nan, "per_pattern.inner.f1: expected"),

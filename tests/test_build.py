@@ -20,7 +20,7 @@ from gpattern_bench.base.files import file_sha256
 from gpattern_bench.curate.build import build, curate, export_tables
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import ChecksumError, FetchError, SourceError, TableError
-from gpattern_bench.sources.registry import Entry, Tables, find_entry
+from gpattern_bench.sources.registry import Entry, FinishedTables, find_entry
 
 
 class _Quiet(SimpleHTTPRequestHandler):
@@ -45,7 +45,7 @@ def finished(served: tuple[Path, str]) -> Entry:
     """`synthetic`, as tables that were exported and are served."""
     folder, address = served
     digest = export_tables(load_dataset("synthetic").folder, folder / "synthetic")
-    tables = Tables(urls=(f"{address}/synthetic",), sha256=digest)
+    tables = FinishedTables(urls=(f"{address}/synthetic",), sha256=digest)
     return find_entry("synthetic").model_copy(update={"tables": tables})
 
 

@@ -426,7 +426,7 @@ SUBMISSIONS: dict[str, tuple[Change, int, str, bool]] = {
         "reference: Input should be a valid string",
         False,
     ),
-    "an empty yaml": (of_yaml(lambda t: ""), 2, "submission.yaml: the file: .*got 'None'", False),
+    "an empty yaml": (of_yaml(lambda t: ""), 2, "submission.yaml: the file: .*got None", False),
     "a yaml list": (of_yaml(lambda t: "- method: mine\n"), 2, "the file: Input should be", False),
     "a broken yaml": (of_yaml(lambda t: t + "x: [1\n"), 2, "mine: cannot be read: ", False),
     "yaml with code": (

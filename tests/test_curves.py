@@ -9,7 +9,7 @@ import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import f1_score, precision_recall_curve, roc_auc_score, roc_curve
 
-from gpattern_bench.evaluate.curves import curves, pattern_curves
+from gpattern_bench.evaluate.curves import compute_curves, pattern_curves
 
 
 def drawn(n: int, levels: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -69,7 +69,9 @@ class TestAgainstScikitLearn:
         truth, scores = drawn(600, 1000)
         part = np.arange(600) % 3
         part[part == 2] = 3  # an empty bin between
-        found = curves(truth[:, None], scores[:, None], ("p",), part, ["1", "2-4", "5-9", "10+"])
+        found = compute_curves(
+            truth[:, None], scores[:, None], ("p",), part, ["1", "2-4", "5-9", "10+"]
+        )
         assert [(one["molecules"], one["n"]) for one in found["molecules"]] == [
             ("1", 200),
             ("2-4", 200),

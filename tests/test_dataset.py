@@ -602,8 +602,11 @@ def one_row_group(folder):
 
 
 SPOILT = {
-    "n_molecules of labels": (wrong_count, "n_molecules is not what molecules.parquet holds"),
-    "n_genes of cells": (wrong_cell_count, "counts are not what molecules.parquet holds"),
+    "n_molecules of labels": (
+        wrong_count,
+        "n_molecules of some pairs differs",
+    ),
+    "n_genes of cells": (wrong_cell_count, "counts of some cells differ from molecules.parquet"),
     "a cell in two splits": (cell_in_two_splits, "cell ids that occur more than once"),
     "a copied cell": (copied_cell, "same molecules in different splits"),
     "a FOV in two splits": (fov_in_two_splits, "more than once"),
@@ -618,7 +621,7 @@ SPOILT = {
     "a coordinate that is NaN": (nan_coordinate, "y has values that are not finite"),
     "an invalid outline": (invalid_outline, "invalid or empty"),
     "an unreadable outline": (garbled_outline, "cell_boundary"),
-    "a cell without molecules": (cell_without_molecules, "counts are not what"),
+    "a cell without molecules": (cell_without_molecules, "counts of some cells differ"),
     "a column too many": (other_columns, "molecules.parquet: expected columns"),
     "another content hash": (other_content_hash, "labels.parquet: expected content hash 000"),
     "a gene that the manifest lacks": (gene_not_listed, "genes"),

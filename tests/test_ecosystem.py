@@ -247,10 +247,10 @@ def test_the_zarr_is_curated_to_the_same_tables(spatialdata, synthetic, tmp_path
         format="spatialdata", path="made.zarr", patterns=synthetic.patterns, fov_column="fov"
     )
     folder = curate(recipe, tmp_path, tmp_path / "back", name="back", version="1.0.0")
-    made, expected = (d.manifest["files"] for d in (Dataset(folder), synthetic))
+    made, expected = (d.manifest.files for d in (Dataset(folder), synthetic))
     molecules = "molecules.parquet"
-    assert made[molecules]["content_sha256"] == expected[molecules]["content_sha256"]
-    assert made["cells.parquet"]["rows"] == expected["cells.parquet"]["rows"]
+    assert made[molecules].content_sha256 == expected[molecules].content_sha256
+    assert made["cells.parquet"].rows == expected["cells.parquet"].rows
 
 
 def test_heights_parts_and_missing_nuclei_stay(spatialdata, own, tmp_path):

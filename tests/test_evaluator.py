@@ -203,6 +203,21 @@ class TestInputs:
         assert result["warnings"] == ["column outer is constant (0.5 for every pair)"]
 
 
+def test_what_was_checked_scores_like_the_file_and_is_read_once(ds, tmp_path):
+    path, val = (
+        write_predictions(tmp_path / f"{split}.parquet", drawn(ds, split), ds, split, method="m")
+        for split in ("test", "val")
+    )
+    expected = Evaluator(ds).eval(path, val)
+    checked, checked_val = Evaluator(ds).check(path), Evaluator(ds, "val").check(val)
+    path.unlink()
+    val.unlink()
+    found = Evaluator(ds).eval(checked, checked_val)
+    assert found == expected
+    for metric, values in expected.replicates.items():
+        np.testing.assert_array_equal(found.replicates[metric], values)
+
+
 class TestEvaluatorOf:
     def test_a_name(self):
         assert Evaluator("synthetic", split="val").labels.equals(
@@ -365,6 +380,16 @@ class TestErrors:
 
     def test_check_of_a_frame_does_not_raise(self):
         assert "1 pair is missing" in Evaluator(LABELS).check(SCORES[1:]).problems[0]
+
+    def test_what_was_checked_raises_its_problems_with_its_path(self, ds, tmp_path):
+        path = write_predictions(tmp_path / "val.parquet", drawn(ds, "val"), ds, "val", method="m")
+        with pytest.raises(PredictionError, match=r"val\.parquet: \d+ problem"):
+            Evaluator(ds).eval(Evaluator(ds).check(path))
+
+    def test_what_was_checked_on_another_split(self, ds):
+        checked = Evaluator(ds, "val").check(drawn(ds, "val"))
+        with pytest.raises(EvaluationError, match="other pairs than those of split test"):
+            Evaluator(ds).eval(checked)
 
 
 @settings(max_examples=40, derandomize=True)

@@ -35,7 +35,7 @@ from gpattern_bench.sources import cached_file
 from gpattern_bench.sources import fetch as fetching
 from gpattern_bench.sources import http as download
 from gpattern_bench.sources.fetch import MIRROR, OFFLINE, fetch, fetch_tables, provenance
-from gpattern_bench.sources.registry import SourceFile, Tables
+from gpattern_bench.sources.registry import FinishedTables, SourceFile
 
 HDF5 = b"\x89HDF\r\n\x1a\n"
 CONTENT = HDF5 + b"".join(b"%07d\n" % i for i in range(5000))  # 40,008 bytes, none like another
@@ -1067,14 +1067,16 @@ def test_finished_tables_are_fetched_by_their_manifest(server, mirror, cache, ta
     server.answers = [status(404)]
     mirror.answers = [folder_of(folder)]
     urls = [address.url.replace("points.h5ad", f"tables{slash}") for address in (server, mirror)]
-    found = fetch_tables(Tables(urls=urls, sha256=sha256), "tables/mine/1.0.0", cache)
+    found = fetch_tables(FinishedTables(urls=urls, sha256=sha256), "tables/mine/1.0.0", cache)
     assert found == cache / "tables/mine/1.0.0"
     names = sorted(path.name for path in found.iterdir())
     assert names == ["labels.parquet", "manifest.json", "molecules.parquet"]
     assert all((found / name).read_bytes() == (folder / name).read_bytes() for name in names)
     assert len(mirror.asked) == 3
     server.answers = mirror.answers = [status(500)]
-    assert fetch_tables(Tables(urls=urls, sha256=sha256), "tables/mine/1.0.0", cache) == found
+    assert (
+        fetch_tables(FinishedTables(urls=urls, sha256=sha256), "tables/mine/1.0.0", cache) == found
+    )
 
 
 def test_finished_tables_from_a_mirror(cache, tables, tmp_path, monkeypatch):
@@ -1083,7 +1085,7 @@ def test_finished_tables_from_a_mirror(cache, tables, tmp_path, monkeypatch):
     folder.rename(tmp_path / "mirror/tables/mine/1.0.0")
     monkeypatch.setenv(MIRROR, str(tmp_path / "mirror"))
     monkeypatch.setenv(OFFLINE, "1")
-    published = Tables(urls=["https://publisher.invalid/mine"], sha256=sha256)
+    published = FinishedTables(urls=["https://publisher.invalid/mine"], sha256=sha256)
     assert len(list(fetch_tables(published, "tables/mine/1.0.0", cache).iterdir())) == 3
 
 
@@ -1093,7 +1095,7 @@ def test_finished_tables_with_another_file_are_refused(server, cache, tables, na
     server.answers = [folder_of(folder)]
     content = (folder / name).read_bytes()
     (folder / name).write_bytes(content[:-1] + b"?")
-    published = Tables(urls=[server.url.replace("points.h5ad", "tables")], sha256=sha256)
+    published = FinishedTables(urls=[server.url.replace("points.h5ad", "tables")], sha256=sha256)
     with pytest.raises(ChecksumError, match=name):
         fetch_tables(published, "tables/mine/1.0.0", cache)
     assert not (cache / "tables/mine/1.0.0" / name).exists()
@@ -1117,7 +1119,7 @@ def test_manifest_that_names_no_files_is_refused(server, cache, tables, manifest
     folder, _ = tables
     sha256 = write_manifest(folder, manifest)
     server.answers = [folder_of(folder)]
-    published = Tables(urls=[server.url.replace("points.h5ad", "tables")], sha256=sha256)
+    published = FinishedTables(urls=[server.url.replace("points.h5ad", "tables")], sha256=sha256)
     with pytest.raises(FetchError, match=r"manifest\.json does not name its files"):
         fetch_tables(published, "tables/mine/1.0.0", cache)
     assert len(server.asked) == 1

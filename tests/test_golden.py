@@ -63,7 +63,7 @@ def test_counts(mirror: Path, name: str) -> None:
 
 
 def test_labels_of_nih3t3(nih3t3: Dataset) -> None:
-    assert nih3t3.manifest["counts"]["patterns"] == {
+    assert nih3t3.manifest.counts.patterns == {
         "cell_edge": 9,
         "cytoplasmic": 125,
         "nuclear": 6,
@@ -71,11 +71,11 @@ def test_labels_of_nih3t3(nih3t3: Dataset) -> None:
         "none": 6,
         "several": 3,
     }
-    assert nih3t3.manifest["dropped"] == {"molecules": {}, "cells": {}, "labels": {}}
+    assert nih3t3.manifest.dropped == {"molecules": {}, "cells": {}, "labels": {}}
 
 
 def test_labels_of_u2os(u2os: Dataset) -> None:
-    assert u2os.manifest["counts"]["patterns"] == {
+    assert u2os.manifest.counts.patterns == {
         "cell_edge": 9,
         "cytoplasmic": 28,
         "nuclear": 33,
@@ -87,7 +87,7 @@ def test_labels_of_u2os(u2os: Dataset) -> None:
 
 def test_cosmx_lung_mini(mirror: Path) -> None:
     dataset = load_dataset("cosmx_lung_mini")
-    assert dataset.manifest["counts"]["patterns"] == {
+    assert dataset.manifest.counts.patterns == {
         "nuclear": 7_651,
         "cytoplasmic": 3_412,
         "membrane": 993,
@@ -95,7 +95,7 @@ def test_cosmx_lung_mini(mirror: Path) -> None:
         "none": 36,
     }
     # 25,825 rows, of which 18,965 in cells, 182 of them of negative probes.
-    dropped = dataset.manifest["dropped"]
+    dropped = dataset.manifest.dropped
     assert dropped["molecules"] == {"outside every cell": 6_860, "control target": 182}
     assert dropped["cells"] == {}
     assert dataset.split_of == {"2": "test", "3": "train"}
@@ -108,7 +108,7 @@ def test_cosmx_lung_mini(mirror: Path) -> None:
 
 
 def test_every_dropped_row_of_u2os_has_a_reason(u2os: Dataset) -> None:
-    assert u2os.manifest["dropped"] == {
+    assert u2os.manifest.dropped == {
         "molecules": {"control target": 304},
         "cells": {},
         # 403 rows of the csv = 165 + 238; 238 = 22 duplicates + 22 without molecules + 194 that

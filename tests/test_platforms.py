@@ -172,7 +172,7 @@ def test_the_xenium_crop_becomes_a_dataset_that_can_be_predicted(outs, tmp_path)
     dataset.verify()
     assert dataset.counts["cells"] == 27
     assert dataset.counts["molecules"] == 5_625
-    assert dataset.manifest["dropped"]["molecules"]["control target"] == 4
+    assert dataset.manifest.dropped["molecules"]["control target"] == 4
     assert dataset.splits == ("train", "val", "test")
     assert not [gene for gene in dataset.genes if gene.startswith(("NegControl", "BLANK"))]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "outs"]  # no scratch left
@@ -467,9 +467,9 @@ def test_the_merscope_slide_becomes_a_dataset_that_can_be_predicted(brain, tmp_p
     dataset.verify()
     assert dataset.splits == ("train", "val", "test")
     assert not [gene for gene in dataset.genes if gene.lower().startswith("blank")]
-    assert dataset.manifest["dropped"]["molecules"]["control target"] > 0
+    assert dataset.manifest.dropped["molecules"]["control target"] > 0
     scores = predict_cells(get_method("molecule_count"), dataset.iter_cells("test"))
-    assert len(scores) == dataset.manifest["counts"]["splits"]["test"]["pairs"]
+    assert len(scores) == dataset.manifest.counts.splits["test"].pairs
 
 
 @pytest.mark.slow
@@ -666,4 +666,4 @@ def test_a_wrong_unit_is_warned_about(platform, tmp_path, caplog):
     recipe = Recipe(format=platform, path="r", patterns=FOUR, split="test")
     folder = curate(recipe, tmp_path, tmp_path / "made", name="own", version="0.0.0")
     assert "3 of 3 cells have a diameter outside 3-200 um" in caplog.text
-    assert Dataset(folder).manifest["warnings"]
+    assert Dataset(folder).manifest.warnings

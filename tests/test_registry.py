@@ -13,8 +13,8 @@ from gpattern_bench.errors import UnknownDatasetError
 from gpattern_bench.sources.registry import (
     PUBLISHED,
     Entry,
+    FinishedTables,
     SourceFile,
-    Tables,
     find_entry,
     list_datasets,
     registry,
@@ -287,6 +287,8 @@ def test_published_counts_are_all_of_table_1(published):
 def test_entry_may_name_finished_tables():
     tables = {"urls": ["https://a/synthetic", "https://b"], "sha256": "a" * 64}
     entry = Entry.model_validate(find_entry("synthetic").model_dump() | {"tables": tables})
-    assert entry.tables == Tables(urls=("https://a/synthetic", "https://b"), sha256="a" * 64)
+    assert entry.tables == FinishedTables(
+        urls=("https://a/synthetic", "https://b"), sha256="a" * 64
+    )
     with pytest.raises(ValidationError, match="sha256"):
-        Tables(urls=("https://a",), sha256="")
+        FinishedTables(urls=("https://a",), sha256="")

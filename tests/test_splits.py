@@ -191,14 +191,14 @@ def test_molecules_in_another_fov_than_their_cell_are_found():
     fov = molecules["fov"].to_pylist()
     fov[0] = "c"
     [problem] = leaks(SPLITS, cells, molecules.set_column(0, "fov", pa.array(fov)))
-    assert "not theirs: 1" in problem
+    assert "in another field of view: 1" in problem
 
 
 def test_molecules_of_an_unknown_cell_are_called_that():
     cells, molecules = tissue(*SOUND)
     [problem] = leaks(SPLITS, cells.iloc[:2], molecules)
     assert "3" in problem
-    assert "field of view that is not theirs" not in problem
+    assert "in another field of view" not in problem
 
 
 @pytest.mark.parametrize("at", [(0.0, 0.0), (512.0, -64.25)])

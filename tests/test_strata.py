@@ -9,7 +9,7 @@ import pytest
 from gpattern_bench import Evaluator, load_dataset
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import EvaluationError
-from gpattern_bench.evaluate.strata import STRATA, parts
+from gpattern_bench.evaluate.strata import STRATA, stratify
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +27,15 @@ def labels(*counts: int) -> pd.DataFrame:
 
 
 def test_bins_of_molecules() -> None:
-    part, names = parts("molecules", labels(1, 2, 4, 5, 9, 10, 19, 20, 49, 50, 999), None, "test")
+    part, names = stratify(
+        "molecules", labels(1, 2, 4, 5, 9, 10, 19, 20, 49, 50, 999), None, "test"
+    )
     assert names == ["1", "2-4", "5-9", "10-19", "20-49", "50+"]
     assert part.tolist() == [0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
 
 
 def test_cells_are_parted_in_thirds_by_area(ds: Dataset, evaluator: Evaluator) -> None:
-    part, _ = parts("cell_size", evaluator.labels, ds, "test")
+    part, _ = stratify("cell_size", evaluator.labels, ds, "test")
     area = ds.cells("test").set_index("cell_id")["cell_boundary"].map(lambda shape: shape.area)
     of_pair = area.loc[evaluator.labels["cell_id"].astype(str)].to_numpy()
     assert of_pair[part == 0].max() < of_pair[part == 1].min()
@@ -43,11 +45,11 @@ def test_cells_are_parted_in_thirds_by_area(ds: Dataset, evaluator: Evaluator) -
 
 
 def test_genes_of_the_train_split_are_seen(ds: Dataset, evaluator: Evaluator) -> None:
-    part, names = parts("gene_seen", evaluator.labels, ds, "test")
+    part, names = stratify("gene_seen", evaluator.labels, ds, "test")
     assert names == ["seen", "unseen"]
     assert not part.any()
     strange = evaluator.labels.assign(gene="new")
-    assert parts("gene_seen", strange, ds, "test")[0].all()
+    assert stratify("gene_seen", strange, ds, "test")[0].all()
 
 
 @pytest.mark.parametrize("by", STRATA)
@@ -78,12 +80,12 @@ def test_val_thresholds_are_those_of_the_whole_split(ds: Dataset, evaluator: Eva
 @pytest.mark.parametrize("by", ["molecules", "gene_seen", "cell_size"])
 def test_what_labels_do_not_tell_is_refused(by: str) -> None:
     with pytest.raises(EvaluationError, match=f"by {by}: it needs"):
-        parts(by, pd.DataFrame({"gene": ["A"]}), None, "test")
+        stratify(by, pd.DataFrame({"gene": ["A"]}), None, "test")
 
 
 def test_an_unknown_part_names_those_there_are() -> None:
     with pytest.raises(EvaluationError, match="known: molecules, gene_seen, cell_size"):
-        parts("colour", labels(1), None, "test")
+        stratify("colour", labels(1), None, "test")
 
 
 def test_arrays_cannot_be_broken_down(evaluator: Evaluator) -> None:

@@ -316,8 +316,8 @@ class TestSubmit:
         dataset = load_dataset("synthetic")
         run_method("oracle", dataset, here / "runs" / "oracle")
         submit_run(here / "runs" / "oracle", here / "submissions" / "oracle")
-        curation = dataset.manifest["curation"] | {"format": "bento-h5ad"}
-        monkeypatch.setitem(dataset.manifest, "curation", curation)
+        curation = dataset.manifest.curation.model_copy(update={"format": "bento-h5ad"})
+        dataset.manifest = dataset.manifest.model_copy(update={"curation": curation})
         monkeypatch.setattr("gpattern_bench.board.submit.load_dataset", lambda name: dataset)
         with pytest.raises(SubmissionError, match="real labels are never committed"):
             submit_run(here / "runs" / "oracle", here / "submissions" / "oracle")

@@ -12,7 +12,7 @@ from scipy.stats import t as student_t
 from gpattern_bench.errors import EvaluationError
 from gpattern_bench.evaluate.bootstrap import (
     MIN_FOVS,
-    Clusters,
+    Resamples,
     bootstrap,
     includes_zero,
     interval,
@@ -77,7 +77,7 @@ def test_replicates_are_resampled_rows(replicates, ties, dtype):
     scores = 0.3 * truth + 0.7 * rng.random(truth.shape)
     if ties is not None:
         scores = np.round(scores * ties) / ties
-    clusters = Clusters.draw(pairs, seed=2, replicates=replicates)
+    clusters = Resamples.draw(pairs, seed=2, replicates=replicates)
     got = check(truth, scores.astype(dtype), clusters, [0.5, NAN, 0.25, 1 / 3])
     assert got["auc"].shape == got["f1_val"].shape == (replicates, 4)
     assert got["accuracy_subset"].shape == (replicates,)
@@ -88,7 +88,7 @@ def test_replicates_of_cells_within_fovs():
     rng = np.random.default_rng(4)
     pairs = table(2, 9, 5)
     truth = rng.random((len(pairs), 2)) < 0.3
-    clusters = Clusters.draw(pairs, replicates=33)
+    clusters = Resamples.draw(pairs, replicates=33)
     check(truth, rng.random(truth.shape, np.float32), clusters, [0.2, 0.8])
 
 
@@ -99,7 +99,7 @@ def rare():
     truth = rng.random((len(pairs), 3)) < 0.4
     truth[:, 0] = pairs["fov"] == "fov3"
     scores = np.round(rng.random(truth.shape), 1)
-    return truth, scores, Clusters.draw(pairs, replicates=60)
+    return truth, scores, Resamples.draw(pairs, replicates=60)
 
 
 def test_replicates_without_positives_have_no_value():
@@ -116,7 +116,7 @@ def test_replicates_without_positives_have_no_value():
 def test_replicates_without_negatives_have_no_auc():
     truth, scores, clusters = rare()
     check(~truth, scores, clusters, [0.5, 0.5, 0.5])
-    always = Clusters(clusters.of_pair, np.tile([0.0, 0, 0, 6, 0, 0], (2, 1)), "fov", 5)
+    always = Resamples(clusters.of_pair, np.tile([0.0, 0, 0, 6, 0, 0], (2, 1)), "fov", 5)
     got = check(truth, scores, always, [0.5, 0.5, 0.5])
     assert np.isnan(got["auc"][:, 0]).all()
     assert (got["ap"][:, 0] == 1).all()
@@ -124,12 +124,12 @@ def test_replicates_without_negatives_have_no_auc():
 
 
 def test_replicates_without_any_positives_have_no_subset_accuracy():
-    clusters = Clusters(np.array([0, 0, 1], np.int32), np.array([[2.0, 0.0]]), "fov", 1)
+    clusters = Resamples(np.array([0, 0, 1], np.int32), np.array([[2.0, 0.0]]), "fov", 1)
     check(np.array([[0], [0], [1]], bool), np.array([[0.1], [0.2], [0.3]]), clusters, [0.5])
 
 
 def test_no_pairs():
-    clusters = Clusters.draw(table(0, 0, 0), replicates=3)
+    clusters = Resamples.draw(table(0, 0, 0), replicates=3)
     got = bootstrap(np.zeros((0, 2), bool), np.zeros((0, 2)), clusters)
     assert all(np.isnan(values).all() for values in got.values())
 
@@ -149,7 +149,7 @@ def test_without_thresholds_of_val():
 
 def test_weights_of_one_are_the_estimate():
     truth, scores, clusters = rare()
-    ones = Clusters(clusters.of_pair, np.ones((3, 6)), "fov", 5)
+    ones = Resamples(clusters.of_pair, np.ones((3, 6)), "fov", 5)
     check(truth, scores, ones, [0.5, 0.1, 0.9])
 
 
@@ -158,7 +158,7 @@ def test_weights_of_one_are_the_estimate():
 
 @pytest.mark.parametrize("fovs", [MIN_FOVS, 6, 30])
 def test_fovs_are_drawn(fovs):
-    clusters = Clusters.draw(table(fovs, 2, 3), replicates=500)
+    clusters = Resamples.draw(table(fovs, 2, 3), replicates=500)
     assert (clusters.level, clusters.degrees_of_freedom) == ("fov", fovs - 1)
     assert clusters.n == fovs
     assert clusters.weights.shape == (500, fovs)
@@ -176,7 +176,7 @@ def test_cells_are_drawn_within_few_fovs(fovs):
     pairs = pd.concat(
         [table(fovs, 4, 2), pd.DataFrame({"fov": ["fov0"] * 3, "cell_id": ["x", "y", "x"]})]
     )
-    clusters = Clusters.draw(pairs, replicates=300)
+    clusters = Resamples.draw(pairs, replicates=300)
     cells = 4 * fovs + 2
     assert (clusters.level, clusters.n) == ("cell within fov", cells)
     assert clusters.degrees_of_freedom == cells - fovs
@@ -190,7 +190,7 @@ def test_cells_are_drawn_within_few_fovs(fovs):
 
 
 def test_one_cell_per_fov_leaves_no_freedom():
-    clusters = Clusters.draw(table(4, 1, 3), replicates=5)
+    clusters = Resamples.draw(table(4, 1, 3), replicates=5)
     assert (clusters.level, clusters.degrees_of_freedom) == ("cell within fov", 0)
     assert (clusters.weights == 1).all()
     assert np.isnan(interval(0.5, clusters.weights[:, 0], 0)).all()
@@ -200,7 +200,7 @@ def test_one_cell_per_fov_leaves_no_freedom():
 def test_draws_are_seeded(fovs):
     pairs = table(fovs, 4, 2)
     first, again, other = (
-        Clusters.draw(pairs, seed=seed, replicates=50).weights for seed in (1, 1, 2)
+        Resamples.draw(pairs, seed=seed, replicates=50).weights for seed in (1, 1, 2)
     )
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
@@ -208,7 +208,7 @@ def test_draws_are_seeded(fovs):
 
 
 def test_draws_are_the_same_on_every_machine():
-    weights = Clusters.draw(table(6, 1, 1), seed=7, replicates=3).weights
+    weights = Resamples.draw(table(6, 1, 1), seed=7, replicates=3).weights
     uniform = np.random.Generator(np.random.Philox(7)).random((3, 6))
     expected = [np.bincount(row, minlength=6) for row in (uniform * 6).astype(int)]
     np.testing.assert_array_equal(weights, expected)
@@ -218,7 +218,9 @@ def test_draws_are_the_same_on_every_machine():
 def test_order_of_pairs_is_irrelevant(fovs):
     pairs = table(fovs, 4, 3)
     order = np.random.default_rng(0).permutation(len(pairs))
-    straight, shuffled = (Clusters.draw(rows, replicates=40) for rows in (pairs, pairs.iloc[order]))
+    straight, shuffled = (
+        Resamples.draw(rows, replicates=40) for rows in (pairs, pairs.iloc[order])
+    )
     np.testing.assert_array_equal(straight.weights, shuffled.weights)
     np.testing.assert_array_equal(straight.of_pair[order], shuffled.of_pair)
 
@@ -226,7 +228,7 @@ def test_order_of_pairs_is_irrelevant(fovs):
 @pytest.mark.parametrize("kind", ["category", "string", object])
 def test_ids_of_any_type(kind):
     pairs = table(7, 2, 3)
-    expected, got = (Clusters.draw(rows, replicates=9) for rows in (pairs, pairs.astype(kind)))
+    expected, got = (Resamples.draw(rows, replicates=9) for rows in (pairs, pairs.astype(kind)))
     np.testing.assert_array_equal(expected.weights, got.weights)
     np.testing.assert_array_equal(expected.of_pair, got.of_pair)
 
@@ -356,7 +358,7 @@ def simulated(number, fovs):
     for run in range(number):
         fov, truth, scores = study(np.random.default_rng(run), fovs)
         pairs = pd.DataFrame({"fov": fov, "cell_id": np.arange(len(fov))})
-        clusters = Clusters.draw(pairs, seed=run, replicates=B)
+        clusters = Resamples.draw(pairs, seed=run, replicates=B)
         estimates, values = {}, {}
         for method, of_method in scores.items():
             estimates[method] = macro(truth, of_method)
@@ -456,10 +458,10 @@ def test_the_interval_is_wider_than_the_normal_one():
 def test_missing_fields_of_view_are_refused():
     pairs = table(6, 1, 2).assign(fov=lambda frame: frame["fov"].mask(frame.index == 3))
     with pytest.raises(EvaluationError, match="lack fov or cell_id in 1 rows"):
-        Clusters.draw(pairs)
+        Resamples.draw(pairs)
 
 
 @pytest.mark.parametrize("replicates", [0, -5])
 def test_replicates_are_one_or_more(replicates):
     with pytest.raises(EvaluationError, match="expected 1 or more bootstrap replicates"):
-        Clusters.draw(table(6, 1, 2), replicates=replicates)
+        Resamples.draw(table(6, 1, 2), replicates=replicates)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from reprlib import Repr
 from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from gpattern_bench.base.files import write_text
+from gpattern_bench.base.validation import shorten
 from gpattern_bench.methods.base import About
 
 __all__ = [
@@ -23,15 +23,12 @@ __all__ = [
     "placeholders",
     "schema_drift",
     "schema_text",
-    "shown",
     "write_schema",
 ]
 
 METADATA, SCHEMA = "submission.yaml", "schema.json"
 _PLACEHOLDER = re.compile(r"\s*<[^<>]+>\s*")
 _STEM = r"(test|val)-seed(\d+)[A-Za-z0-9_.-]*"
-_SHORT = Repr()
-_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 3, 80, 80, 80
 _FILE = rf"^predictions/[A-Za-z0-9_][A-Za-z0-9_.-]*/{_STEM}\.parquet$"
 
 
@@ -49,15 +46,6 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(str(error)) from error
     except Exception as error:  # a value that does not fit its tag raises anything
         raise ValueError(f"not YAML: {error!r}") from error
-
-
-def shown(value: Any) -> str:
-    """Give the beginning of a value as text, however large or deep (YAML aliases)."""
-    try:
-        nested = isinstance(value, dict | list | tuple | set)
-        return (_SHORT.repr(value) if nested else str(value))[:80]
-    except (ValueError, RecursionError):
-        return f"<{type(value).__name__} too large to show>"
 
 
 def placeholders(value: Any) -> dict[str, str]:
@@ -82,7 +70,7 @@ def placeholders(value: Any) -> dict[str, str]:
         seen.add(id(value))
         items = list(value.items() if isinstance(value, dict) else enumerate(value))
         left += [
-            (f"{name}.{shown(key)}" if name else shown(key), item) for key, item in items[::-1]
+            (f"{name}.{shorten(key)}" if name else shorten(key), item) for key, item in items[::-1]
         ]
     return found
 

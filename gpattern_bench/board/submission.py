@@ -17,8 +17,9 @@ from typing_extensions import TypedDict
 
 from gpattern_bench.base.files import file_sha256, plain, write_text
 from gpattern_bench.base.progress import Progress
+from gpattern_bench.base.validation import invalid_fields, shorten
 from gpattern_bench.base.workers import in_order, workers
-from gpattern_bench.board.metadata import METADATA, Metadata, PredictionFile, parse_yaml, shown
+from gpattern_bench.board.metadata import METADATA, Metadata, PredictionFile, parse_yaml
 from gpattern_bench.data.dataset import Dataset, load_dataset
 from gpattern_bench.errors import (
     ChecksumError,
@@ -27,13 +28,19 @@ from gpattern_bench.errors import (
     UnknownDatasetError,
 )
 from gpattern_bench.evaluate.bootstrap import REPLICATES
-from gpattern_bench.evaluate.curves import Curves, curves
+from gpattern_bench.evaluate.curves import Curves, compute_curves
 from gpattern_bench.evaluate.evaluator import Evaluator
-from gpattern_bench.evaluate.strata import parts
+from gpattern_bench.evaluate.strata import stratify
 from gpattern_bench.sources.cache import cache_root
 from gpattern_bench.sources.fetch import fetch
 from gpattern_bench.sources.registry import SourceFile
-from gpattern_bench.tables.predictions import Origin, Protocol, read_origin, read_predictions
+from gpattern_bench.tables.predictions import (
+    Checked,
+    Origin,
+    Protocol,
+    read_origin,
+    read_predictions,
+)
 
 __all__ = [
     "LARGEST",
@@ -112,7 +119,7 @@ def _check_shares(metrics: Metrics) -> Metrics:
     for name, value in found.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if value is not None and not (number and 0 <= value <= 1):
-            raise ValueError(f"{name}: expected a number from 0 to 1 or null, got {shown(value)}")
+            raise ValueError(f"{name}: expected a number from 0 to 1 or null, got {shorten(value)}")
     if wrong := [key for key, ends in metrics["ci"].items() if len(ends) != 2]:
         raise ValueError(f"ci.{wrong[0]}: expected two ends")
     return metrics
@@ -314,7 +321,8 @@ class Submission:
             problem = f"expected the metadata of {path.name} with split val; run the method again"
             raise SubmissionError(str(val), [problem])
         evaluator = Evaluator(dataset, origin.split)
-        result = evaluator.eval(path, val)
+        checked = evaluator.check(path)
+        result = evaluator.eval(checked, val)
         reports = self.folder / "predictions" / origin.dataset
         replicates = result.replicates["f1_macro"].astype("<f4").tobytes()
         return {
@@ -329,7 +337,7 @@ class Submission:
             "trained_on": origin.trained_on,
             **_cost(reports / f"{origin.stem('run')}.json", origin.split),
             "metrics": cast("Metrics", result),
-            "curves": _curves(path, evaluator),
+            "curves": _curves(checked, evaluator),
             "f1_replicates": b64encode(replicates).decode(),
             "degrees_of_freedom": result.degrees_of_freedom,
             "robustness": _robustness(reports / f"{origin.stem('robustness')}.json"),
@@ -429,12 +437,11 @@ def read_submissions(folder: Path) -> list[Submission]:
             text = results_path.read_bytes() if results_path.exists() else b"[]"
             results = TypeAdapter(list[Score]).validate_json(text)
         except ValidationError as error:
+            old = error.title.startswith("list")
             problems += [
-                f"{path.parent / (_RESULTS if error.title.startswith('list') else METADATA)}: "
-                f"{'.'.join(map(str, found['loc'])) or 'the file'}: {found['msg']}"
-                + f", got {shown(found['input'])!r}" * (found["type"] != "missing")
-                + _OLD_RESULTS * error.title.startswith("list")
-                for found in error.errors()
+                f"{path.parent / (_RESULTS if old else METADATA)}: {field}: {reason}"
+                + _OLD_RESULTS * old
+                for field, reason in invalid_fields(error)
             ]
             continue
         except (ValueError, OSError) as error:
@@ -459,12 +466,12 @@ def _dataset_here(origin: Origin) -> Dataset | None:
         return None
 
 
-def _curves(path: Path, evaluator: Evaluator) -> Curves:
+def _curves(checked: Checked, evaluator: Evaluator) -> Curves:
     labels, patterns = evaluator.labels, evaluator.patterns
-    scores = evaluator.check(path).scores
-    assert scores is not None  # it has just been scored
     truth = labels[list(patterns)].to_numpy(bool)
-    return curves(truth, scores, patterns, *parts("molecules", labels, None, evaluator.split))
+    return compute_curves(
+        truth, checked.require(), patterns, *stratify("molecules", labels, None, evaluator.split)
+    )
 
 
 class _Cost(TypedDict):

@@ -12,25 +12,20 @@ from filelock import FileLock
 from pydantic import TypeAdapter, ValidationError
 
 from gpattern_bench.base.files import file_sha256, write_text
+from gpattern_bench.base.validation import invalid_fields, invalid_text
 from gpattern_bench.board.metadata import (
     METADATA,
     Metadata,
     PredictionFile,
     parse_yaml,
     placeholders,
-    shown,
 )
 from gpattern_bench.data.dataset import Dataset, load_dataset
 from gpattern_bench.errors import GPatternBenchError, PredictionError, SubmissionError
 from gpattern_bench.methods import METHODS, get_method
-from gpattern_bench.predictions import expected_origin
+from gpattern_bench.predictions import check_file
 from gpattern_bench.runs.run import Run
-from gpattern_bench.tables.predictions import (
-    Origin,
-    check_predictions,
-    read_origin,
-    read_predictions,
-)
+from gpattern_bench.tables.predictions import Origin, read_origin, read_predictions
 
 __all__ = ["listed_files", "submit_run"]
 
@@ -92,7 +87,7 @@ def submit_run(run: Path, to: Path) -> Metadata:
         dataset = datasets[f"{origin.dataset}@{origin.version}"]
         if isinstance(dataset, Dataset):
             _check_companions(file, origin, dataset, problems)
-            real = dataset.manifest["curation"]["format"] != "simulated"
+            real = not dataset.manifest.is_simulated
             if metadata is not None and "labels" in metadata.inputs and real:
                 problems.append(
                     f"{file}: {to.name} shows the labels, and real labels are never committed; "
@@ -141,10 +136,9 @@ def _metadata(to: Path, problems: list[str]) -> tuple[Metadata | None, str]:
         metadata = Metadata.model_validate(values)
     except ValidationError as error:
         problems += [
-            f"{path}: {_where(found)}: {found['msg']}"
-            + f", got {shown(found['input'])!r}" * (found["type"] != "missing")
-            for found in error.errors()
-            if not any(f"{key}.".startswith(f"{_where(found)}.") for key in unfilled)
+            f"{path}: {field}: {reason}"
+            for field, reason in invalid_fields(error)
+            if not any(f"{key}.".startswith(f"{field}.") for key in unfilled)
         ]
         return None, text
     except (AttributeError, ValueError, OSError) as error:
@@ -155,10 +149,6 @@ def _metadata(to: Path, problems: list[str]) -> tuple[Metadata | None, str]:
             f"{path}: method is {metadata.method!r}, expected the folder's name {name!r}"
         )
     return metadata, text
-
-
-def _where(error: Any) -> str:
-    return ".".join(map(str, error["loc"])) or "the file"
 
 
 def _checked(
@@ -195,18 +185,10 @@ def _checked(
         problems.append(f"{file}: {known} has no split {origin.split}")
         return origin
     try:
-        table, _, unreadable = read_predictions(file)
+        found = check_file(file, dataset, origin.split).problems
     except PredictionError as error:
-        problems += [f"{file}: {problem}" for problem in error.problems]
-        return origin
-    checked = check_predictions(
-        table,
-        dataset.pairs(origin.split),
-        dataset.patterns,
-        origin=origin,
-        expected=expected_origin(dataset, origin.split),
-    )
-    problems += [f"{file}: {problem}" for problem in [*unreadable, *checked.problems]]
+        found = list(error.problems)
+    problems += [f"{file}: {problem}" for problem in found]
     return origin
 
 
@@ -224,7 +206,7 @@ def _check_companions(file: Path, origin: Origin, dataset: Dataset, problems: li
     try:
         made = TypeAdapter(Run).validate_json(report.read_bytes())
     except ValidationError as error:
-        found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        found = invalid_text(error)
         problems.append(f"{report}: not the report of a run ({found}); run the method again")
         return
     problems += [

@@ -38,10 +38,10 @@ def list_(as_json: Json = False) -> None:
         if (folder / MANIFEST).is_file():
             try:
                 manifest = read_manifest(folder)
-                cached, counts = "yes", dict(manifest["counts"])
-                counts["genes"] = len(manifest["genes"])
+                cached, counts = "yes", manifest.counts.totals
+                counts["genes"] = len(manifest.genes)
                 counts["molecules_per_cell"] = round(counts["molecules"] / counts["cells"])
-                counts["patterns"] = len(manifest["patterns"])
+                counts["patterns"] = len(manifest.patterns)
             except TableError:
                 cached = "broken: see verify"
         row: dict[str, Any] = {"dataset": entry.id, "technology": entry.technology}
@@ -70,7 +70,7 @@ def info(name: Name, as_json: Json = False) -> None:
     from gpattern_bench.tables.manifest import read_manifest
 
     if (Path(name) / MANIFEST).is_file():
-        facts = read_manifest(Path(name))
+        facts = read_manifest(Path(name)).raw
         facts.pop("genes")
     else:
         entry = find_entry(name)

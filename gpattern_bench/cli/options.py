@@ -57,6 +57,6 @@ def tell(folder: Path) -> None:
 
     dataset = Dataset(folder)
     typer.echo(f"{dataset!r} in {folder}")
-    for table, reasons in dataset.manifest["dropped"].items():
+    for table, reasons in dataset.manifest.dropped.items():
         for reason, rows in reasons.items():
             typer.echo(f"  dropped from {table}: {rows:,} ({reason})")

@@ -27,30 +27,22 @@ if TYPE_CHECKING:
 def validate(file: File, dataset: DatasetOption) -> None:
     """Check a prediction file, of labelled pairs or, without labels, of all: every problem."""
     from gpattern_bench.data.dataset import load_dataset
-    from gpattern_bench.predictions import expected_origin
-    from gpattern_bench.tables.predictions import check_predictions, read_predictions
+    from gpattern_bench.predictions import check_file, scored_split
 
     found = load_dataset(dataset)
+    split = scored_split(file, found)
     try:
-        table, origin, problems = read_predictions(file)
+        checked = check_file(file, found, split)
     except PredictionError as error:
         if not file.is_file():
             raise
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
-    split = origin.split if origin is not None and origin.split in found.splits else "test"
-    checked = check_predictions(
-        table,
-        found.pairs(split),
-        found.patterns,
-        origin=origin,
-        expected=expected_origin(found, split),
-    )
     for warning in checked.warnings:
         typer.echo(f"warning: {warning}", err=True)
-    if problems + checked.problems:
+    if checked.problems:
         subject = f"{file} (split {split})"
-        typer.echo(f"error: {PredictionError(subject, problems + checked.problems)}", err=True)
+        typer.echo(f"error: {PredictionError(subject, checked.problems)}", err=True)
         raise typer.Exit(1)
     typer.echo(f"{file}: fine (split {split})")
 
@@ -193,12 +185,10 @@ def calls(
 ) -> None:
     """Turn scores into calls, by the thresholds chosen on val, and sum them up per gene."""
     from gpattern_bench.evaluate.calls import val_thresholds, write_calls
-    from gpattern_bench.evaluate.evaluator import Evaluator
+    from gpattern_bench.predictions import check_file
 
     found, split = scored_by(file, dataset)
-    checked = Evaluator(found, split).check(file)
-    if checked.problems:
-        raise PredictionError(str(file), checked.problems)
+    check_file(file, found, split).require()
     beside = out or file.with_name(f"{file.stem}-calls.parquet")
     for path in write_calls(file, val_thresholds(found, val), beside):
         typer.echo(str(path))

@@ -19,14 +19,13 @@ from gpattern_bench.base.progress import Progress
 from gpattern_bench.base.workers import Backend, in_order, workers
 from gpattern_bench.curate.readers import read_release
 from gpattern_bench.curate.release import Piece
-from gpattern_bench.curate.rules import Tables as Cut
-from gpattern_bench.curate.rules import apply_rules
+from gpattern_bench.curate.rules import Tables, apply_rules
 from gpattern_bench.curate.write import new_folder, write_dataset
 from gpattern_bench.errors import ChecksumError, FetchError, SourceError, TableError
 from gpattern_bench.sources.cache import CACHE
 from gpattern_bench.sources.fetch import fetch, fetch_tables, provenance
 from gpattern_bench.sources.recipe import Recipe
-from gpattern_bench.sources.registry import Entry, Tables
+from gpattern_bench.sources.registry import Entry, FinishedTables
 
 __all__ = ["build", "curate", "export_tables"]
 
@@ -98,7 +97,9 @@ def build(entry: Entry, root: Path, *, download: bool = True) -> Path:
         )
 
 
-def _finished(entry: Entry, tables: Tables, sources: Path, folder: Path, *, download: bool) -> Path:
+def _finished(
+    entry: Entry, tables: FinishedTables, sources: Path, folder: Path, *, download: bool
+) -> Path:
     """Fetch the tables that somebody has curated before."""
     path = f"tables/{entry.name}/{entry.version}"
     fetched = fetch_tables(tables, path, sources, download=download)
@@ -155,12 +156,12 @@ def curate(
             )
 
 
-def _one_by_one(tasks: Iterable[_Task]) -> Generator[Cut, None, None]:
+def _one_by_one(tasks: Iterable[_Task]) -> Generator[Tables, None, None]:
     for task in tasks:
         yield _tables(*task)
 
 
-def _tables(piece: Piece, recipe: Recipe, labelled: bool) -> Cut:
+def _tables(piece: Piece, recipe: Recipe, labelled: bool) -> Tables:
     release = piece()
     if labelled and release.labels is None:
         raise SourceError(
@@ -172,7 +173,7 @@ def _tables(piece: Piece, recipe: Recipe, labelled: bool) -> Cut:
 
 def _from_workers(
     backend: Backend, tasks: Iterable[_Task], scratch: Path
-) -> Generator[Cut, None, None]:
+) -> Generator[Tables, None, None]:
     """Tables through files: what waits for the writer is not in anybody's memory."""
     put_aside = ((task, scratch / f"tables-{k}.pickle") for k, task in enumerate(tasks))
     for path in in_order(backend, _put_aside, put_aside):
@@ -207,7 +208,7 @@ def export_tables(folder: Path, out: Path) -> str:
     -------
     str
         SHA-256 of the manifest, which names the size and SHA-256 of every other file: what
-        :class:`gpattern_bench.sources.registry.Tables` pins.
+        :class:`gpattern_bench.sources.registry.FinishedTables` pins.
 
     Raises
     ------

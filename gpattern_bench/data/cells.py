@@ -1,4 +1,4 @@
-"""Cells as methods see them: one cloud of molecules each, streamed."""
+"""Stream cells as methods see them: molecules and outlines, one cell at a time."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ class Cell:
     Attributes
     ----------
     cell_id, fov : str
-        Its name, and the field of view that it lies in.
+        Its name and its field of view.
     xy : numpy.ndarray
-        (n, 2) float64, micrometres: the molecules, sorted by gene.
+        (n, 2) float64, micrometres: molecules, sorted by gene.
     gene : numpy.ndarray
-        (n,) int32: codes of the molecules' genes, into the dataset's ``genes``.
+        (n,) int32: gene codes, into the dataset's ``genes``.
     boundary : shapely geometry
-        Outline, Polygon or MultiPolygon, in the same frame.
+        Cell outline, Polygon or MultiPolygon, in the same frame.
     nucleus : shapely geometry or None
-        Outline of the nucleus; None where none was segmented.
+        Nucleus outline; None without a segmented nucleus.
     labels : numpy.ndarray or None
-        (g, C) bool: labels of the genes present, in the order of `genes`; False where a pair is
-        not labelled. None where labels are hidden or the dataset has none.
+        (g, C) bool: labels in the order of `genes`; False for unlabelled pairs. None if hidden or
+        the dataset has none.
     labelled : numpy.ndarray or None
-        (g,) bool: whether the pair counts.
+        (g,) bool: which pairs have labels.
     """
 
     cell_id: str
@@ -65,7 +65,7 @@ class Cell:
 
     @property
     def genes(self) -> NDArray[np.int32]:
-        """(g,) codes of the genes present, ascending: one pair each."""
+        """(g,) codes of the genes present, ascending; one pair each."""
         return self._present[0]
 
     @property
@@ -75,8 +75,8 @@ class Cell:
 
     @cached_property
     def geometry(self) -> CellGeometry:
-        """Where the molecules lie with respect to the outlines; one for all genes and methods."""
-        from gpattern_bench.base.geometry import CellGeometry  # numba, only for who asks
+        """Geometry of the molecules and outlines, shared by all genes and methods."""
+        from gpattern_bench.base.geometry import CellGeometry  # imports numba
 
         return CellGeometry(self.xy, self.boundary, self.nucleus)
 
@@ -96,15 +96,15 @@ class _StoredCell(Cell):
         return self._outline("nucleus_boundary")
 
     def _outline(self, name: str) -> Any:
-        with _sound(f"{name} of cell {self.cell_id}"):
+        with _as_table_error(f"{name} of cell {self.cell_id}"):
             shape, origin = shapely.from_wkb(self.__dict__[name]), self.__dict__["origin"]
         return None if shape is None else shapely.transform(shape, lambda xy: xy - origin)
 
 
 class Cells:
-    """The cells of some fields of view, in the order of the tables; iterable any number of times.
+    """Cells of some fields of view, in table order; iterable any number of times.
 
-    One row group of molecules (one FOV, at most about a million rows) is in memory at a time.
+    Holds one row group of molecules (one FOV, at most about a million rows) in memory.
 
     Parameters
     ----------
@@ -115,16 +115,16 @@ class Cells:
     genes, patterns : tuple of str
         The dataset's.
     labels : bool
-        Whether to attach labels, which the dataset must then have.
+        Attach labels; the dataset must have some.
     keep : collection of str, optional
-        Only the cells of these ids.
+        Ids of the cells to yield; default all.
 
     Attributes
     ----------
     genes : tuple of str
-        What the gene codes mean.
+        Names of the gene codes.
     patterns : tuple of str
-        What the label columns mean.
+        Names of the label columns.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class Cells:
         self._keep = None if keep is None else frozenset(keep)
 
     def without_labels(self) -> Cells:
-        """The same cells, their labels hidden: what a method predicts from."""
+        """Return the same cells without labels, as methods predict from them."""
         return Cells(
             self._folder,
             self._fovs,
@@ -162,11 +162,11 @@ class Cells:
         return sum(name in self._keep for name in names.to_pylist())
 
     def __iter__(self) -> Iterator[Cell]:
-        with _sound(str(self._folder)):
+        with _as_table_error(str(self._folder)):
             yield from self._read()
 
     def _read(self) -> Iterator[Cell]:
-        # All tables are sorted by FOV, so they are read side by side, each opened once.
+        # All tables are sorted by FOV: read them in step, each opened once.
         columns = ["fov", "cell_id", "gene", "x", "y"]
         outlines = _by_fov(read_fovs(self._folder / "cells.parquet", self._fovs))
         labels: Iterator[tuple[str, pa.Table | None]] = iter(())
@@ -195,12 +195,12 @@ class Cells:
     def _split_group(
         self, table: pa.Table, fov: str, outlined: pd.DataFrame, labelled: pa.Table | None
     ) -> Iterator[Cell]:
-        """Cells of one row group; what can be done for all of them at once is."""
+        """Yield the cells of one row group, vectorised over all of them."""
         names, starts = _runs(table["cell_id"])
         gene = codes_into(self._gene_index, table["gene"]).astype(np.int32)
         xy = np.stack([table["x"].to_numpy(), table["y"].to_numpy()], axis=1).astype(np.float64)
         cell = np.repeat(np.arange(len(names)), np.diff(starts, append=len(gene)))
-        # Rows are sorted by cell and gene: a pair is a run.
+        # Rows are sorted by cell and gene: a pair is one run of rows.
         pair = cell * len(self.genes) + gene
         first = np.flatnonzero(np.diff(pair, prepend=-1))
         genes, counts = gene[first], np.diff(first, append=len(gene))
@@ -229,14 +229,14 @@ class Cells:
     def _truth(
         self, names: list[str], pair: NDArray[np.int64], labelled: pa.Table | None
     ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Labels (pairs, C), and whether a pair counts (pairs,), of sorted pairs."""
+        """Return labels (pairs, C) and which pairs have any (pairs,), for sorted pairs."""
         labels = np.zeros((len(pair), len(self.patterns)), dtype=bool)
         counts = np.zeros(len(pair), dtype=bool)
         if labelled is None:
             return labels, counts
         cell = codes_into(pd.Index(names), labelled["cell_id"])
         gene = codes_into(self._gene_index, labelled["gene"])
-        known = cell >= 0  # of other row groups
+        known = cell >= 0  # the rest: other row groups
         at = np.searchsorted(pair, cell[known] * len(self.genes) + gene[known])
         counts[at] = True
         for k, name in enumerate(self.patterns):
@@ -245,20 +245,20 @@ class Cells:
 
 
 @contextmanager
-def _sound(what: str) -> Iterator[None]:
-    """Turn what is raised on values that no curated table has into one error."""
+def _as_table_error(what: str) -> Iterator[None]:
+    """Raise TableError for values that curation never writes."""
     try:
         yield
     except (KeyError, IndexError, ValueError, TypeError, pa.ArrowException, ShapelyError) as error:
         problem = (
-            f"the tables are damaged or do not fit each other ({error!r}); `gpattern-bench verify` "
-            "tells more. Remove the folder and make it again"
+            f"the tables are damaged or do not fit each other ({error!r}); see `gpattern-bench "
+            "verify`. Remove the folder and make it again"
         )
         raise TableError(what, [problem]) from error
 
 
 def _by_fov(pieces: Iterator[pa.Table]) -> Iterator[tuple[str, pa.Table]]:
-    """Join the consecutive row groups of one field of view."""
+    """Join consecutive row groups of one field of view."""
     for fov, group in groupby(pieces, key=lambda table: str(table["fov"][0].as_py())):
         yield fov, pa.concat_tables(list(group)).unify_dictionaries()
 
@@ -266,16 +266,16 @@ def _by_fov(pieces: Iterator[pa.Table]) -> Iterator[tuple[str, pa.Table]]:
 def read_cells(
     folder: Path, fovs: Collection[str], columns: Sequence[str] | None = None
 ) -> pd.DataFrame:
-    """Read the table of cells of some fields of view, outlines as shapely geometries."""
+    """Read the cells table of some fields of view, outlines as shapely geometries."""
     frame: pd.DataFrame = read_table(folder / "cells.parquet", fovs, columns).to_pandas()
     for name in frame.columns.intersection(["cell_boundary", "nucleus_boundary"]):
-        with _sound(str(folder / "cells.parquet")):
+        with _as_table_error(str(folder / "cells.parquet")):
             frame[name] = shapely.from_wkb(frame[name].to_numpy(object))
     return frame
 
 
 def _runs(column: pa.ChunkedArray) -> tuple[list[str], list[int]]:
-    """Values of a sorted text column, each once, and the rows at which they begin."""
+    """Return the distinct values of a sorted text column and their first rows."""
     codes = dictionary_codes(column)
     starts = np.flatnonzero(np.r_[True, codes[1:] != codes[:-1]])
     return column.take(pa.array(starts)).cast(pa.string()).to_pylist(), starts.tolist()

@@ -1,4 +1,4 @@
-"""Datasets: a folder of validated tables, read by split."""
+"""Load datasets: folders of validated tables, read by split."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gpattern_bench.tables import schema
 from gpattern_bench.tables.manifest import read_manifest
 from gpattern_bench.tables.parquet import read_table, read_whole
 
-# pandas, shapely and curation are imported by whoever needs them: to load a dataset is quick.
+# Functions import pandas, shapely and curation: loading a dataset stays quick.
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -34,7 +34,7 @@ def load_dataset(
     download: bool = True,
     verify: bool = False,
 ) -> Dataset:
-    """Load a dataset by name, making it first if it is not in the cache.
+    """Load a dataset by name; make it first if the cache lacks it.
 
     Parameters
     ----------
@@ -43,9 +43,9 @@ def load_dataset(
     root : str or pathlib.Path, optional
         Cache folder; default ``GPATTERN_BENCH_DATA``, else the system's cache folder.
     download : bool
-        False: never fetch a file; an error says which one is missing and where to put it.
+        False: fetch nothing; the error names the missing file and where to put it.
     verify : bool
-        True: check every file, hash and rule (:meth:`Dataset.verify`); else the files' sizes.
+        True: check every file, hash and rule (:meth:`Dataset.verify`); False: file sizes only.
 
     Returns
     -------
@@ -54,7 +54,7 @@ def load_dataset(
     Raises
     ------
     UnknownDatasetError
-        No such name or version; the text has the nearest names and the whole list.
+        No such name or version; the text gives the nearest names and the whole list.
     FetchError
         A source file is missing and cannot be fetched.
     TableError
@@ -67,7 +67,7 @@ def load_dataset(
     ('cell_edge', 'cytoplasmic', 'nuclear', 'nuclear_edge')
     """
     folder = Path(name).expanduser()
-    # A folder that only happens to have a dataset's name is not in the way of it.
+    # A folder named like a dataset, but without a manifest, does not hide the dataset.
     known = str(name).partition("@")[0] in list_datasets()
     if not str(name) or not folder.is_dir() or (known and not (folder / MANIFEST).is_file()):
         entry = find_entry(str(name))
@@ -85,40 +85,38 @@ def load_dataset(
 class Dataset:
     """One dataset version: molecules, outlines, labels and splits in a folder of Parquet tables.
 
-    Reads only the row groups of the split that is asked for.
+    Reads only the row groups of the requested split.
 
     Parameters
     ----------
     folder : pathlib.Path
-        A folder as curation writes it, with a manifest.
+        A folder written by curation.
 
     Attributes
     ----------
     folder : pathlib.Path
-    manifest : dict
+    manifest : gpattern_bench.tables.manifest.Manifest
         Contents of ``manifest.json``.
     name, version : str
     patterns, genes : tuple of str
-        The classes, and every gene of the dataset in sorted order.
+        The classes, and all genes in sorted order.
     splits : tuple of str
-        Those of train, val, test that have cells.
+        Splits with cells, in the order train, val, test.
     split_of : dict of str to str
         Field of view -> split.
 
     Raises
     ------
     TableError
-        No manifest, or files of other sizes than it says.
+        No manifest, or files of other sizes than in it.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
         self.manifest = read_manifest(folder)
-        self.name: str = self.manifest["name"]
-        self.version: str = self.manifest["version"]
-        self.patterns: tuple[str, ...] = tuple(self.manifest["patterns"])
-        self.genes: tuple[str, ...] = tuple(self.manifest["genes"])
-        self.has_labels = "labels.parquet" in self.manifest["files"]
+        self.name, self.version = self.manifest.name, self.manifest.version
+        self.patterns, self.genes = self.manifest.patterns, self.manifest.genes
+        self.has_labels = self.manifest.has_labels
         splits = read_whole(self.folder / "splits.parquet")
         if not splits.schema.equals(schema.SPLITS) or any(c.null_count for c in splits.columns):
             problem = f"splits.parquet: expected columns {schema.SPLITS}, got {splits.schema}"
@@ -129,15 +127,14 @@ class Dataset:
         self.splits = tuple(s for s in schema.SPLIT_NAMES if s in self.split_of.values())
 
     def __repr__(self) -> str:
-        counts = self.manifest["counts"]
-        return f"<Dataset {self.id}: {counts['cells']} cells, {len(self.genes)} genes>"
+        return f"<Dataset {self.id}: {self.manifest.counts.cells} cells, {len(self.genes)} genes>"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: counts per split and the patterns."""
-        counts = self.manifest["counts"]
-        parts = [*counts["splits"].items(), ("all", counts)]
-        keys = [key for key, value in counts.items() if isinstance(value, int)]
-        rows = [[name, *(part.get(key) for key in keys)] for name, part in parts]
+        """Render counts per split and the patterns for notebooks."""
+        counts = self.manifest.counts
+        keys = list(counts.totals)
+        parts = [*counts.splits.items(), ("all", counts)]
+        rows = [[name, *(part.totals.get(key) for key in keys)] for name, part in parts]
         heads = ["split", *(key.replace("_", " ") for key in keys)]
         note = f"{len(self.genes):,} genes; patterns: {', '.join(self.patterns)}"
         return html_table(self.id, heads, rows, note if self.has_labels else f"{note}; no labels")
@@ -145,23 +142,21 @@ class Dataset:
     @property
     def id(self) -> str:
         """``name@version``."""
-        return f"{self.name}@{self.version}"
+        return self.manifest.id
 
     @property
     def labels_sha256(self) -> str:
-        """Hash over the values of the labels: what scores are tied to."""
+        """Hash of the label values, stored with every score."""
         self._need_labels()
-        return str(self.manifest["files"]["labels.parquet"]["content_sha256"])
+        return self.manifest.files["labels.parquet"].content_sha256
 
     @property
     def counts(self) -> dict[str, int]:
-        """FOVs, cells, genes, molecules, pairs and, where there are labels, labelled pairs."""
-        counts = self.manifest["counts"]
-        whole = {key: int(value) for key, value in counts.items() if isinstance(value, int)}
-        return {"genes": len(self.genes), **whole}
+        """Numbers of FOVs, cells, genes, molecules, pairs and, with labels, labelled pairs."""
+        return {"genes": len(self.genes), **self.manifest.counts.totals}
 
     def molecules(self, split: str | None = None, columns: Sequence[str] | None = None) -> pa.Table:
-        """Molecules of a split (None: of all); reads only its row groups and the asked columns.
+        """Read the molecules of a split (None: all splits).
 
         All columns: :data:`gpattern_bench.tables.schema.MOLECULES`.
         """
@@ -170,7 +165,7 @@ class Dataset:
     def labels(
         self, split: str | None = None, columns: Sequence[str] | None = None
     ) -> pd.DataFrame:
-        """Labelled pairs of a split: fov, cell_id, gene, n_molecules and one bool per pattern.
+        """Read the labelled pairs of a split: fov, cell_id, gene, n_molecules, bool per pattern.
 
         Raises
         ------
@@ -182,7 +177,7 @@ class Dataset:
         return frame
 
     def cells(self, split: str | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """Cells of a split, outlines as shapely geometries in slide-global micrometres."""
+        """Read the cells of a split, outlines as shapely geometries in global micrometres."""
         from gpattern_bench.data.cells import read_cells
 
         return read_cells(self.folder, self.fovs(split), columns)
@@ -194,10 +189,9 @@ class Dataset:
         labelled: bool = True,
         fovs: Collection[str] | None = None,
     ) -> pd.DataFrame:
-        """The pairs to predict, cell_id and gene: the labelled ones or, without labels, all.
+        """Read the pairs to predict, cell_id and gene: the labelled or, without labels, all.
 
-        With ``labelled=False`` all of them in either case; with `fovs` those of these fields of
-        view, whatever their split.
+        ``labelled=False`` reads all pairs in either case; `fovs` replaces `split`.
         """
         table = "labels" if self.has_labels and labelled else "molecules"
         path = self.folder / f"{table}.parquet"
@@ -206,14 +200,14 @@ class Dataset:
         return frame.drop_duplicates(ignore_index=True)
 
     def iter_cells(self, split: str | None = None, *, keep: Collection[str] | None = None) -> Cells:
-        """Stream the cells of a split, one row group of molecules in memory at a time.
+        """Stream the cells of a split, with one row group of molecules in memory.
 
         Parameters
         ----------
         split : str or None
             None: all splits.
         keep : collection of str, optional
-            Only the cells of these ids.
+            Ids of the cells to yield; default all.
         """
         from gpattern_bench.data.cells import Cells
 
@@ -227,13 +221,13 @@ class Dataset:
         )
 
     def torch(self, split: str | None = None) -> TorchCells:
-        """Give the cells of a split as a ``torch.utils.data.Dataset``."""
+        """Return the cells of a split as a ``torch.utils.data.Dataset``."""
         from gpattern_bench.data.torch import TorchCells
 
         return TorchCells(self.iter_cells(split))
 
     def fovs(self, split: str | None = None) -> list[str]:
-        """Fields of view of a split (None: all).
+        """List the fields of view of a split (None: all).
 
         Raises
         ------
@@ -247,7 +241,7 @@ class Dataset:
         return sorted(f for f, s in self.split_of.items() if split is None or s == split)
 
     def to_anndata(self, scores: Any = None) -> Any:
-        """Give counts, labels and, if given, scores as an AnnData (extra ``[spatial]``).
+        """Return counts, labels and optional scores as an AnnData (extra ``[spatial]``).
 
         See :func:`gpattern_bench.interop.scverse.to_anndata`.
         """
@@ -256,7 +250,7 @@ class Dataset:
         return to_anndata(self, scores)
 
     def to_spatialdata(self) -> Any:
-        """Give molecules, outlines, counts and labels as a SpatialData (extra ``[spatial]``).
+        """Return molecules, outlines, counts and labels as a SpatialData (extra ``[spatial]``).
 
         See :func:`gpattern_bench.interop.scverse.to_spatialdata`.
         """
@@ -265,11 +259,7 @@ class Dataset:
         return to_spatialdata(self)
 
     def verify(self) -> None:
-        """Check every file, hash and rule.
-
-        Files against the manifest's bytes, SHA-256 and content hashes; columns and types; row
-        order; row groups within one FOV; outlines; every labelled pair against the molecules;
-        and that no split knows another (:func:`gpattern_bench.tables.leaks.find_leaks`).
+        """Check every file, hash and rule (:func:`gpattern_bench.tables.verify.find_problems`).
 
         Raises
         ------

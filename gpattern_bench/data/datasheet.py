@@ -1,4 +1,4 @@
-"""Datasheets: what is in a dataset, where it came from and what was left out, as Markdown."""
+"""Describe a dataset in Markdown: contents, provenance and drops."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ import numpy as np
 from tabulate import tabulate
 
 from gpattern_bench.data.dataset import Dataset
+from gpattern_bench.tables.manifest import Counts, Manifest
 
 __all__ = ["datasheet", "table1_check"]
 
 _QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
-def table1_check(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Compare what the paper's table 1 states of a dataset with what curation obtained.
+def table1_check(manifest: Manifest) -> list[dict[str, Any]]:
+    """Compare a dataset's counts with the paper's table 1.
 
     Parameters
     ----------
-    manifest : mapping
-        Of a dataset's folder.
+    manifest : Manifest
 
     Returns
     -------
     list of dict
         Rows with ``what``, ``published``, ``obtained`` and ``obtained / published``; empty for
-        datasets that are not in table 1. The published RNA count may be that of the labelled pairs
-        only, so both are shown.
+        datasets outside table 1. The published RNA count may cover labelled pairs only: the check
+        has both.
     """
-    published, counts = manifest.get("published"), manifest["counts"]
+    published, counts = manifest.published, manifest.counts
     if not published:
         return []
     obtained = {
-        "molecules": counts["molecules"],
-        "molecules of labelled pairs": counts.get("labelled_molecules"),
-        "cells": counts["cells"],
-        "genes": len(manifest["genes"]),
-        "molecules_per_cell": round(counts["molecules"] / counts["cells"]),
-        "patterns": len(manifest["patterns"]),
+        "molecules": counts.molecules,
+        "molecules of labelled pairs": counts.labelled_molecules,
+        "cells": counts.cells,
+        "genes": len(manifest.genes),
+        "molecules_per_cell": round(counts.molecules / counts.cells),
+        "patterns": len(manifest.patterns),
     }
     stated = {"molecules of labelled pairs": published["molecules"], **published}
     return [
@@ -67,23 +67,23 @@ def datasheet(dataset: Dataset) -> str:
         Markdown.
     """
     manifest = dataset.manifest
-    parts = [f"# {dataset.id}", manifest.get("title", "")]
+    parts = [f"# {dataset.id}", manifest.raw.get("title", "")]
     parts += [f"Patterns: {', '.join(dataset.patterns)}. {len(dataset.genes):,} genes."]
     check = table1_check(manifest)
     if check:
         parts += ["## Table 1 check", _table(check)]
-    parts += ["## Counts", _counts(manifest["counts"])]
+    parts += ["## Counts", _counts(manifest.counts)]
     parts += ["## Molecules per cell and per labelled pair", _quantiles(dataset)]
     parts += ["## Fields of view", _fovs(dataset)]
     drops = [
         {"table": table, "reason": reason, "rows": rows}
-        for table, reasons in manifest["dropped"].items()
+        for table, reasons in manifest.dropped.items()
         for reason, rows in reasons.items()
     ]
     parts += ["## Left out", _table(drops) if drops else "Nothing."]
-    parts += [f"Warning: {warning}" for warning in manifest["warnings"]]
-    parts += ["## Licence", _text(manifest, "licence", "terms")]
-    parts += ["## Citation", _text(manifest, "citation")]
+    parts += [f"Warning: {warning}" for warning in manifest.warnings]
+    parts += ["## Licence", _text(manifest.raw, "licence", "terms")]
+    parts += ["## Citation", _text(manifest.raw, "citation")]
     parts += ["## Provenance", _provenance(manifest)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -103,17 +103,12 @@ def _table(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def _counts(counts: Mapping[str, Any]) -> str:
+def _counts(counts: Counts) -> str:
     rows = []
-    for split, part in [*counts["splits"].items(), ("all", counts)]:
-        row = {"split": split}
-        row |= {key.replace("_", " "): value for key, value in part.items() if key not in _NESTED}
-        row |= part.get("patterns", {})
-        rows.append(row)
+    for split, part in [*counts.splits.items(), ("all", counts)]:
+        totals = {name.replace("_", " "): n for name, n in part.totals.items()}
+        rows.append({"split": split, **totals, **part.patterns})
     return _table(rows)
-
-
-_NESTED = ("splits", "patterns")
 
 
 def _quantiles(dataset: Dataset) -> str:
@@ -148,12 +143,12 @@ def _fovs(dataset: Dataset) -> str:
     return _table(rows)
 
 
-def _text(manifest: Mapping[str, Any], *keys: str) -> str:
-    return "\n\n".join(str(manifest[key]) for key in keys if manifest.get(key)) or "Not stated."
+def _text(facts: Mapping[str, Any], *keys: str) -> str:
+    return "\n\n".join(str(facts[key]) for key in keys if facts.get(key)) or "Not stated."
 
 
-def _provenance(manifest: Mapping[str, Any]) -> str:
-    recipe = manifest["curation"]
+def _provenance(manifest: Manifest) -> str:
+    recipe = manifest.raw["curation"]
     curated = (
         f"Curated by gpattern-bench {recipe['package_version']} from {recipe['format']}: "
         f"{recipe['unit_um']:g} um per unit, controls `{recipe['controls']}`, labelled pairs "
@@ -167,11 +162,11 @@ def _provenance(manifest: Mapping[str, Any]) -> str:
             "checksum": file["sha256"] or file["git_blob"] or "not published",
             "address": file["urls"][0],
         }
-        for file in manifest.get("source", ())
+        for file in manifest.raw.get("source", ())
     ]
     tables = [
-        {"table": name, "rows": about["rows"], "content SHA-256": about["content_sha256"]}
-        for name, about in manifest["files"].items()
+        {"table": name, "rows": file.rows, "content SHA-256": file.content_sha256}
+        for name, file in manifest.files.items()
     ]
-    parts = [manifest.get("release"), curated, sources and _table(sources), _table(tables)]
+    parts = [manifest.raw.get("release"), curated, sources and _table(sources), _table(tables)]
     return "\n\n".join(part for part in parts if part)

@@ -1,4 +1,4 @@
-"""The cells of a split as a torch dataset; the only module of the loaders that imports torch."""
+"""The cells of a split as a torch dataset; no other loader module imports torch."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["TorchCells"]
 class TorchCells(Dataset[dict[str, torch.Tensor]]):
     """Random access to the cells of a split, as tensors.
 
-    The molecules of the split are held as flat arrays (12 bytes per molecule); an item is a dict:
+    Holds the molecules as flat arrays (12 bytes each); an item is a dict:
 
     - ``xy`` float32 (n, 2): micrometres, relative to the cell's centroid
     - ``gene`` int64 (n,): codes into the dataset's ``genes``
     - ``genes`` int64 (g,): the genes present, ascending
-    - ``labels`` float32 (g, C) and ``labelled`` bool (g,), where the dataset has labels
+    - ``labels`` float32 (g, C) and ``labelled`` bool (g,), if the dataset has labels
 
     Cells differ in size, so a ``DataLoader`` needs a ``collate_fn`` that pads (or batch size None).
 

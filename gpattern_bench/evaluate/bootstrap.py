@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from gpattern_bench.errors import EvaluationError
 
-__all__ = ["Clusters", "bootstrap", "includes_zero", "interval", "is_biased", "tie_groups"]
+__all__ = ["Resamples", "bootstrap", "includes_zero", "interval", "is_biased", "tie_groups"]
 
 _Floats = NDArray[np.float64]
 
@@ -36,7 +36,7 @@ MIN_FOVS = 5
 
 
 @dataclass(frozen=True)
-class Clusters:
+class Resamples:
     """What is drawn with replacement, and how often in each replicate.
 
     Attributes
@@ -48,7 +48,7 @@ class Clusters:
     level : str
         ``"fov"``, or ``"cell within fov"`` where there are fewer than five fields of view.
     degrees_of_freedom : int
-        Clusters, less one for each group that they are drawn within.
+        Resamples, less one for each group that they are drawn within.
     """
 
     of_pair: NDArray[np.int32]
@@ -62,7 +62,7 @@ class Clusters:
         return int(self.weights.shape[1])
 
     @classmethod
-    def draw(cls, pairs: pd.DataFrame, *, seed: int = 0, replicates: int = REPLICATES) -> Clusters:
+    def draw(cls, pairs: pd.DataFrame, *, seed: int = 0, replicates: int = REPLICATES) -> Resamples:
         """Draw replicates for pairs with columns ``fov`` and ``cell_id``; seeded.
 
         Raises
@@ -105,7 +105,7 @@ def _drawn(rng: np.random.Generator, group: NDArray[np.int64], replicates: int) 
 def bootstrap(
     truth: NDArray[np.bool_],
     scores: NDArray[np.floating[Any]],
-    clusters: Clusters,
+    clusters: Resamples,
     thresholds_val: Sequence[float] | None = None,
 ) -> dict[str, _Floats]:
     """Compute every metric on every replicate.
@@ -118,7 +118,7 @@ def bootstrap(
     ----------
     truth, scores : numpy.ndarray
         (N, C) labels and scores.
-    clusters : Clusters
+    clusters : Resamples
         Of the same N pairs.
     thresholds_val : sequence of float, optional
         (C,) thresholds chosen on val, NaN where there is none.
@@ -165,7 +165,7 @@ def _subset_accuracy(
     truth: NDArray[np.bool_],
     ranks: NDArray[np.int32],
     ends: NDArray[np.int32],
-    clusters: Clusters,
+    clusters: Resamples,
 ) -> _Floats:
     """Share (B,) of pairs of which all patterns are right at each replicate's thresholds.
 
@@ -185,7 +185,7 @@ def _subset_accuracy(
 def _at_thresholds(
     truth: NDArray[np.bool_],
     scores: NDArray[np.floating[Any]],
-    clusters: Clusters,
+    clusters: Resamples,
     thresholds: Sequence[float],
 ) -> dict[str, _Floats]:
     """F1 and accuracy (B, C) at fixed thresholds: counts per cluster, weighted."""

@@ -18,7 +18,6 @@ from scipy.stats import norm
 
 from gpattern_bench.base.files import plain, write_text
 from gpattern_bench.data.dataset import Dataset
-from gpattern_bench.errors import PredictionError
 from gpattern_bench.evaluate.evaluator import Evaluator
 from gpattern_bench.evaluate.metrics import score_pattern
 from gpattern_bench.tables.predictions import write_tables
@@ -43,14 +42,12 @@ def val_thresholds(dataset: Dataset, predictions: str | Path | pa.Table) -> dict
         The file or table is no valid prediction of the val split.
     """
     evaluator = Evaluator(dataset, "val")
-    checked = evaluator.check(predictions)
-    if checked.scores is None:
-        raise PredictionError(str(predictions), checked.problems)
-    called = makes_calls(checked.scores)
+    scores = evaluator.check(predictions).require()
+    called = makes_calls(scores)
     found = {}
     for k, pattern in enumerate(dataset.patterns):
         truth = evaluator.labels[pattern].to_numpy(bool)
-        found[pattern] = score_pattern(truth, checked.scores[:, k]).threshold if called[k] else nan
+        found[pattern] = score_pattern(truth, scores[:, k]).threshold if called[k] else nan
     return found
 
 

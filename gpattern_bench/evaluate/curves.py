@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 from gpattern_bench.base.files import plain
 from gpattern_bench.evaluate.metrics import score_pattern
 
-__all__ = ["Bin", "Curves", "PatternCurves", "curves", "pattern_curves"]
+__all__ = ["Bin", "Curves", "PatternCurves", "compute_curves", "pattern_curves"]
 
 _STEPS = 40  # a curve has at most one point more
 _BINS = 10
@@ -55,7 +55,7 @@ class Curves(TypedDict):
     molecules: list[Bin]
 
 
-def curves(
+def compute_curves(
     truth: NDArray[np.bool_],
     scores: NDArray[np.floating[Any]],
     patterns: tuple[str, ...],
@@ -72,7 +72,7 @@ def curves(
         The C patterns.
     part, names
         (N,) code of the bin of each pair and the bins' names
-        (:func:`gpattern_bench.evaluate.strata.parts`); empty bins are left out.
+        (:func:`gpattern_bench.evaluate.strata.stratify`); empty bins are left out.
     """
     bins: list[Bin] = []
     for code, name in enumerate(names):

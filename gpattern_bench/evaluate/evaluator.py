@@ -15,17 +15,17 @@ from numpy.typing import NDArray
 
 from gpattern_bench.base.html import html_table
 from gpattern_bench.data.dataset import Dataset, load_dataset
-from gpattern_bench.errors import EvaluationError, PredictionError
+from gpattern_bench.errors import EvaluationError
 from gpattern_bench.evaluate.bootstrap import (
     REPLICATES,
-    Clusters,
+    Resamples,
     bootstrap,
     includes_zero,
     interval,
     is_biased,
 )
 from gpattern_bench.evaluate.metrics import at_threshold, exact_mean, score_pattern
-from gpattern_bench.evaluate.strata import parts
+from gpattern_bench.evaluate.strata import stratify
 from gpattern_bench.predictions import expected_origin
 from gpattern_bench.tables import schema
 from gpattern_bench.tables.predictions import (
@@ -33,13 +33,14 @@ from gpattern_bench.tables.predictions import (
     Checked,
     as_table,
     check_predictions,
-    read_predictions,
+    read_checked,
 )
 
 __all__ = ["Evaluator", "Predictions", "Result"]
 
-Predictions: TypeAlias = str | Path | pd.DataFrame | pa.Table | Mapping[str, Any]
-"""A prediction file, a table of scores, or ``{"y_true": ..., "y_pred": ...}``."""
+Predictions: TypeAlias = str | Path | pd.DataFrame | pa.Table | Checked | Mapping[str, Any]
+"""A prediction file, a table of scores, what `Evaluator.check` returned of one, or ``{"y_true":
+..., "y_pred": ...}``."""
 
 _MACRO = {"auc_macro": "auc", "acc_macro": "acc", "f1_macro": "f1", "ap_macro": "ap"}
 _MACRO_VAL = {"f1_val_macro": "f1_val", "acc_val_macro": "acc_val"}
@@ -179,9 +180,10 @@ class Evaluator:
 
         Parameters
         ----------
-        predictions : path, DataFrame, Table or dict
-            As :attr:`expected_input_format` says. ``y_true`` in a dict wins over the labels.
-        val : path, DataFrame, Table or dict, optional
+        predictions : path, DataFrame, Table, Checked or dict
+            As :attr:`expected_input_format` says, or the result of :meth:`check`. ``y_true`` in a
+            dict replaces the labels.
+        val : path, DataFrame, Table, Checked or dict, optional
             The same method's predictions on the val split, for metrics at thresholds chosen there.
         replicates : int
             Bootstrap replicates for the intervals; 0 = none. Arrays and tables of labels without
@@ -282,7 +284,7 @@ class Evaluator:
         """
         if isinstance(predictions, Mapping):
             raise EvaluationError("arrays cannot be broken down: give a prediction file or table")
-        part, names = parts(by, self.labels, self.dataset, self.split)
+        part, names = stratify(by, self.labels, self.dataset, self.split)
         truth, scores, warnings = self._aligned(predictions, self.split, self.labels)
         thresholds = self._thresholds(val)
         found = {}
@@ -313,7 +315,7 @@ class Evaluator:
         truth: NDArray[np.bool_],
         scores: NDArray[np.floating[Any]],
         thresholds: list[float] | None,
-        clusters: Clusters | None,
+        clusters: Resamples | None,
         warnings: list[str],
     ) -> Result:
         from gpattern_bench.evaluate.threshold_sweep import rows_right  # numba, only for who scores
@@ -364,7 +366,7 @@ class Evaluator:
         result: Result,
         macro: Mapping[str, str],
         drawn: dict[str, NDArray[np.float64]],
-        clusters: Clusters,
+        clusters: Resamples,
     ) -> None:
         freedom = clusters.degrees_of_freedom
         for k, values in enumerate(result.per_pattern.values()):
@@ -409,13 +411,16 @@ class Evaluator:
 
     def _check(self, predictions: Any, split: str, labels: pd.DataFrame) -> Checked:
         if isinstance(predictions, str | Path):
-            table, origin, problems = read_predictions(predictions)
             expected = None if self.dataset is None else expected_origin(self.dataset, split)
-            found = check_predictions(
-                table, labels, self.patterns, origin=origin, expected=expected
-            )
-            scores = None if problems else found.scores
-            return Checked(problems + found.problems, found.warnings, scores)
+            return read_checked(predictions, labels, self.patterns, expected)
+        if isinstance(predictions, Checked):
+            keys = ["cell_id", "gene"]
+            if predictions.pairs is not labels and not predictions.pairs[keys].equals(labels[keys]):
+                raise EvaluationError(
+                    f"{predictions.subject} was checked against other pairs than those of split "
+                    f"{split}: check it with an Evaluator of this dataset and split"
+                )
+            return predictions
         if not isinstance(predictions, pd.DataFrame | pa.Table):
             raise EvaluationError(
                 "expected the path of a prediction file, a pandas.DataFrame, a pyarrow.Table or a "
@@ -437,10 +442,8 @@ class Evaluator:
                 )
             labels = self.dataset.labels(split)
         checked = self._check(predictions, split, labels)
-        if checked.scores is None:
-            is_path = isinstance(predictions, str | Path)
-            raise PredictionError(str(predictions) if is_path else "predictions", checked.problems)
-        return labels[list(self.patterns)].to_numpy(bool), checked.scores, checked.warnings
+        scores = checked.require()
+        return labels[list(self.patterns)].to_numpy(bool), scores, checked.warnings
 
     def _arrays(
         self, arrays: Mapping[str, Any]
@@ -469,11 +472,11 @@ class Evaluator:
         return truth.astype(bool, copy=False), scores
 
 
-def _clusters(labels: pd.DataFrame | None, seed: int, replicates: int) -> Clusters | None:
+def _clusters(labels: pd.DataFrame | None, seed: int, replicates: int) -> Resamples | None:
     """Replicates of the pairs; None where none are asked for or no FOV is known."""
     if labels is None or not replicates or "fov" not in labels:
         return None
-    return Clusters.draw(labels, seed=seed, replicates=replicates)
+    return Resamples.draw(labels, seed=seed, replicates=replicates)
 
 
 def _check_labels(frame: pd.DataFrame) -> tuple[str, ...]:

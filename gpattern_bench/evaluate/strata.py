@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import EvaluationError
 
-__all__ = ["STRATA", "parts"]
+__all__ = ["STRATA", "stratify"]
 
 STRATA = {
     "molecules": "labels with a column n_molecules",
@@ -22,7 +22,7 @@ STRATA = {
 _LOWEST = (1, 2, 5, 10, 20, 50)  # molecules per pair: lower ends of the bins
 
 
-def parts(
+def stratify(
     by: str, labels: pd.DataFrame, dataset: Dataset | None, split: str
 ) -> tuple[NDArray[np.int64], list[str]]:
     """Part the pairs of a table of labels.

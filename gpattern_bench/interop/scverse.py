@@ -16,15 +16,15 @@ from scipy import sparse
 
 from gpattern_bench.data.cells import read_cells
 from gpattern_bench.data.dataset import Dataset
-from gpattern_bench.errors import MissingExtraError, PredictionError
-from gpattern_bench.predictions import expected_origin
+from gpattern_bench.errors import MissingExtraError
+from gpattern_bench.predictions import check_file
 from gpattern_bench.runs.saved_model import is_model_output
 from gpattern_bench.tables.parquet import codes_into, read_fovs
 from gpattern_bench.tables.predictions import (
+    FLOATS,
     as_table,
     check_predictions,
     pair_positions,
-    read_predictions,
 )
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["to_anndata", "to_spatialdata"]
 
-_FLOATS = (pa.float32(), pa.float64())
 _REGION = "cell_boundaries"
 _ROWS = 1_000_000  # of a partition of points
 
@@ -231,29 +230,17 @@ def _scored(
     dataset: Dataset, scores: str | Path | pd.DataFrame | pa.Table
 ) -> tuple[pd.DataFrame, str, str, dict[str, NDArray[Any]]]:
     """Arguments of :meth:`_Pairs.layers` for checked scores."""
-    problems: list[str] = []
-    if isinstance(scores, str | Path) and is_model_output(Path(scores)):
-        table, origin = pq.read_table(scores), None
-        subject = str(scores)
-    elif isinstance(scores, str | Path):
-        table, origin, problems = read_predictions(scores)
-        subject = str(scores)
-    else:
-        table, origin = as_table(scores), None
-        subject = f"scores for {dataset.id}"
-    pairs = dataset.pairs(labelled=False) if origin is None else dataset.pairs(origin.split)
-    names = table.column_names
-    if origin is None and names.count("cell_id") == names.count("gene") == 1:
-        at = pair_positions(table, pairs)
-        pairs = pairs.iloc[np.unique(at[at >= 0])]  # any pairs may be scored
-    checked = check_predictions(
-        table,
-        pairs,
-        dataset.patterns,
-        origin=origin,
-        expected=None if origin is None else expected_origin(dataset, origin.split),
-        dtypes=_FLOATS,
-    )
-    if problems or checked.scores is None:
-        raise PredictionError(subject, [*problems, *checked.problems])
-    return pairs, "scored", "score", dict(zip(dataset.patterns, checked.scores.T, strict=True))
+    if isinstance(scores, str | Path) and not is_model_output(Path(scores)):
+        checked = check_file(scores, dataset)
+    else:  # any pairs may be scored
+        stored = isinstance(scores, str | Path)
+        subject = str(scores) if stored else f"scores for {dataset.id}"
+        table = pq.read_table(scores) if stored else as_table(scores)
+        pairs = dataset.pairs(labelled=False)
+        names = table.column_names
+        if names.count("cell_id") == names.count("gene") == 1:
+            at = pair_positions(table, pairs)
+            pairs = pairs.iloc[np.unique(at[at >= 0])]
+        checked = check_predictions(table, pairs, dataset.patterns, subject=subject, dtypes=FLOATS)
+    columns = dict(zip(dataset.patterns, checked.require().T, strict=True))
+    return checked.pairs, "scored", "score", columns

@@ -251,7 +251,7 @@ def pixel_um(dataset: Dataset) -> float:
 
     That is so for simulated cells and for formats whose coordinates are micrometres (unit 1).
     """
-    unit = float(dataset.manifest["curation"]["unit_um"])
+    unit = dataset.manifest.unit_um
     return _PIXEL_UM if unit == 1.0 else unit
 
 

@@ -348,8 +348,7 @@ def choose_protocol(
                 f"of the patterns {', '.join(dataset.patterns)}, there are "
                 f"{', '.join(train_on.patterns) if train_on.has_labels else 'no labels'}"
             )
-        simulated = train_on.manifest["curation"]["format"] == "simulated"
-        return "simulation" if simulated else "transfer"
+        return "simulation" if train_on.manifest.is_simulated else "transfer"
     if not dataset.has_labels:
         raise MethodError(
             f"{about.name} must be fitted, and {dataset.id} has no labels: add --train-on NAME to "

@@ -74,13 +74,13 @@ def _code_sha256() -> str:
 
 def run_key(method: str, dataset: Dataset, seed: int) -> dict[str, Any]:
     """What scores depend on: those of another key are never taken for these."""
-    files = dataset.manifest["files"]
+    files = dataset.manifest.files
     return {
         "method": method,
         "seed": seed,
         "dataset": dataset.id,
         "patterns": list(dataset.patterns),
-        "content_sha256": {name: files[name]["content_sha256"] for name in sorted(files)},
+        "content_sha256": {name: files[name].content_sha256 for name in sorted(files)},
         "package_version": __version__,
         "code_sha256": _code_sha256(),
     }

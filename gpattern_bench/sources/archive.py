@@ -1,4 +1,4 @@
-"""Archives from anywhere: a tar file's members one after the other, read once, nothing unpacked."""
+"""Untrusted tar archives, streamed: one pass, nothing written to disk."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ __all__ = ["members"]
 
 _MAX_BYTES = 64 << 30
 _MAX_RATIO = 200  # label images of whole fields of view reach 100 to 150
-_ALWAYS = 1 << 30  # so many bytes are never too many, whatever the ratio
-_MAX_HEADER = 1 << 20  # extended headers (long names and the like) are read into memory
+_ALWAYS = 1 << 30  # bytes allowed at any ratio
+_MAX_HEADER = 1 << 20  # extended headers (long names and the like) go into memory
 _EXTENDED = (
     tarfile.XHDTYPE,
     tarfile.XGLTYPE,
@@ -41,32 +41,32 @@ _log = logging.getLogger(__name__)
 def members(
     path: Path, *, max_bytes: int = _MAX_BYTES, max_ratio: int = _MAX_RATIO
 ) -> Iterator[tuple[str, BinaryIO]]:
-    """Yield the files of a tar archive (plain, gzip, bzip2 or xz) in its order, in one pass.
+    """Yield the files of a tar archive (plain, gzip, bzip2 or xz), in its order and one pass.
 
-    Nothing is written to disk, and memory holds a few MiB whatever the archive's size. Folders
-    are passed over; so are links, devices and pipes, with a warning in the log. The last step
-    reads to the archive's end, so that a checksum of the compression is always compared.
+    Writes nothing to disk and needs a few MiB of memory at any size. Skips folders; skips links,
+    devices and pipes with a warning. The last step reads to the archive's end, which compares
+    the compression's checksum.
 
     Parameters
     ----------
     path : pathlib.Path
     max_bytes : int
-        Most bytes that the archive may unpack to.
+        Limit of the unpacked size.
     max_ratio : int
-        Most bytes per byte of the archive, once it unpacked to more than 1 GiB.
+        Limit of unpacked bytes per archive byte, above 1 GiB unpacked.
 
     Yields
     ------
     name : str
-        With ``/`` between its parts, relative, without ``..`` or a leading ``./``.
+        Relative, parts joined by ``/``, no ``..`` and no leading ``./``.
     file : binary file
-        Valid until the next is asked for; need not be read. It cannot seek.
+        Valid until the next file; cannot seek.
 
     Raises
     ------
     SourceError
-        It is no tar archive, or is cut or damaged; a name leads out of the archive; it unpacks to
-        more than the limits allow. Reading a file may raise it too.
+        Not a tar archive, truncated or damaged; a name points outside the archive; the unpacked
+        size exceeds a limit. Reading a file may raise it too.
     """
     try:
         with path.open("rb") as file:
@@ -100,14 +100,14 @@ def _members(path: Path, stream: _Limited, limit: int) -> Iterator[tuple[str, Bi
             if member.isfile():
                 yield name, cast("BinaryIO", archive.extractfile(member))
             elif not member.isdir():
-                _log.warning("%s: %s is a link or a device; it is left out", path, name)
+                _log.warning("%s: %s is a link or a device; skipped", path, name)
         stream.at_end = True
         while stream.read(_CHUNK):  # what follows the end mark, and the compression's checksum
             pass
 
 
 class _Header(tarfile.TarInfo):
-    """A header of which tarfile neither ignores the damage nor reads any size into memory."""
+    """A tar header that refuses damage, which tarfile ignores, and oversized extensions."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
@@ -115,7 +115,7 @@ class _Header(tarfile.TarInfo):
             header = super().frombuf(buf, encoding, errors)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the archive's end mark
             raise
-        except tarfile.HeaderError as error:  # tarfile would take it for the end
+        except tarfile.HeaderError as error:  # tarfile takes it for the end
             raise tarfile.ReadError(str(error)) from error
         if header.type == tarfile.GNUTYPE_SPARSE:
             raise tarfile.ReadError(f"{header.name!r} is a sparse file")
@@ -125,12 +125,12 @@ class _Header(tarfile.TarInfo):
 
 
 class _Limited:
-    """The unpacked bytes of an archive, up to a limit; any damage is a SourceError."""
+    """Unpacked bytes of an archive, up to a limit; damage raises SourceError."""
 
     def __init__(self, path: Path, file: BinaryIO, limit: int) -> None:
         self._path, self._file = path, file
         self._limit = self._left = limit
-        self.at_end = False  # the end mark was read
+        self.at_end = False  # past the end mark
 
     def read(self, size: int) -> bytes:
         try:
@@ -151,8 +151,8 @@ def _safe_name(path: Path, name: str) -> str:
     parts = PureWindowsPath(name)  # takes / and \ as separators, and knows drives
     if parts.anchor or ".." in parts.parts:
         raise SourceError(
-            f"{path}: the member {name!r} leads out of the archive; no data release has such a "
-            "name. The archive is not read."
+            f"{path}: the member {name!r} points outside the archive; no data release has such "
+            "a name. The archive is not read."
         )
     return parts.as_posix()
 

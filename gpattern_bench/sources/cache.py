@@ -1,4 +1,4 @@
-"""Where datasets are kept on this machine."""
+"""The cache folder for datasets."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ CACHE = "GPATTERN_BENCH_DATA"
 
 
 def cache_root(root: str | Path | None = None) -> Path:
-    """Folder of cached datasets: `root`, else ``GPATTERN_BENCH_DATA``, else the system's cache."""
+    """Return the cache folder: `root`, else ``GPATTERN_BENCH_DATA``, else the system's cache."""
     chosen = root or os.environ.get(CACHE)
     if not chosen:
-        import pooch  # it imports requests, which nothing else here needs
+        import pooch  # imports requests: slow
 
         chosen = pooch.os_cache("gpattern-bench")
     return Path(chosen).expanduser().absolute()

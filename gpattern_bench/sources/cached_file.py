@@ -1,4 +1,4 @@
-"""A file's place in the cache: what lies there, what is known of it, and whether it is right."""
+"""A source file in the cache: its paths, its record, and whether its bytes are the expected."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from gpattern_bench.base.files import write_text
 from gpattern_bench.sources.http import is_html
 from gpattern_bench.sources.registry import SourceFile
 
-__all__ = ["Place", "Record", "measure"]
+__all__ = ["CachedFile", "Record", "measure"]
 
 LARGE = 16 << 20
-"""Files up to this size are hashed whenever they are needed."""
+"""Bytes up to which a file is hashed at every use."""
 _CHUNK = 1 << 20
 _HDF5 = (b"\x89HDF\r\n\x1a\n", "an HDF5 file")
 _MAGIC = {
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 class Record(BaseModel):
-    """A file that was looked at: what it is, and since when it is known."""
+    """Size, hashes, modification time, address and date of a fetched file."""
 
     bytes: int
     sha256: str
@@ -42,26 +42,26 @@ class Record(BaseModel):
     date: str
 
 
-class Place:
-    """Where one file lies in the cache, and what is kept beside it."""
+class CachedFile:
+    """Paths of one source file in the cache: the file, its part, its lock and its record."""
 
     def __init__(self, file: SourceFile, sources: Path) -> None:
         self.file, self.sources = file, sources
         self.target = sources / file.path
-        beside = sources / ".fetch" / file.path  # not in its folder: some sources are folders
+        beside = sources / ".fetch" / file.path  # outside its folder: some sources are folders
         self.lock = beside.with_name(f"{beside.name}.lock")
         self.part = beside.with_name(f"{beside.name}.part")
-        self.book = beside.with_name(f"{beside.name}.json")
+        self.record_path = beside.with_name(f"{beside.name}.json")
 
     def record(self) -> Record | None:
-        """What is known of the file since it was first looked at."""
+        """Read the record; None if there is none."""
         try:
-            return Record.model_validate_json(self.book.read_bytes())
+            return Record.model_validate_json(self.record_path.read_bytes())
         except (OSError, ValidationError):
             return None
 
     def difference(self) -> str | None:
-        """How the file in its place differs from the one expected, or None if it is the same."""
+        """Say how the cached file differs from the expected one; None if it does not."""
         if not self.target.is_file():
             return "it is not there"
         stat, known = self.target.stat(), self.record()
@@ -74,14 +74,14 @@ class Place:
             found = measure(self.target, self.file)
         else:
             found = known
-        difference = self.wrong(self.target, found)
+        difference = self.mismatch(self.target, found)
         if difference is None and not unchanged:
-            with suppress(OSError):  # a cache that cannot be written serves as well
-                self.note(found)
+            with suppress(OSError):  # a read-only cache works too
+                self.write_record(found)
         return difference
 
-    def wrong(self, path: Path, found: Record) -> str | None:
-        """Why the file at `path` is not the one expected, or None if it is."""
+    def mismatch(self, path: Path, found: Record) -> str | None:
+        """Say how a file, measured as `found`, differs from the expected one; None if not."""
         file, hint = self.file, _hint(path)
         if file.bytes is not None and found.bytes != file.bytes:
             got = f"expected {file.bytes:,} bytes, got {found.bytes:,}"
@@ -97,16 +97,16 @@ class Place:
             return (
                 f"the first one, recorded on {first.date}, had {first.bytes:,} bytes and SHA-256 "
                 f"{first.sha256}; this one has {found.bytes:,} bytes and SHA-256 {found.sha256}. "
-                "The publisher changed it, or it was damaged; no checksum is published. To accept "
-                f"the new one, remove {self.book}: its numbers are not comparable with those of "
-                "the first"
+                "No checksum is published: the publisher changed the file, or it is damaged. To "
+                f"accept the new one, remove {self.record_path}; its numbers are not comparable "
+                "with those of the first"
             )
         else:
             return None
         return f"{got} ({hint})" if hint else got
 
-    def note(self, found: Record) -> None:
-        """Record a file that is right, if the record will be of use; the first date stays."""
+    def write_record(self, found: Record) -> None:
+        """Record a correct file if a later check will read the record; keep the first date."""
         if self.file.checksum and found.bytes <= LARGE:
             return
         first = self.record()
@@ -114,12 +114,12 @@ class Place:
             found = found.model_copy(update={"address": first.address, "date": first.date})
         elif not self.file.checksum:
             _log.info("%s: recorded as the first, with SHA-256 %s", self.target, found.sha256)
-        self.book.parent.mkdir(parents=True, exist_ok=True)
-        write_text(self.book, found.model_dump_json(indent=1) + "\n")
+        self.record_path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self.record_path, found.model_dump_json(indent=1) + "\n")
 
 
 def measure(path: Path, file: SourceFile) -> Record:
-    """Size, time and hashes of a file."""
+    """Measure a file: size, time and hashes."""
     stat = path.stat()
     sha256 = hashlib.sha256()
     blob = hashlib.sha1(b"blob %d\0" % stat.st_size, usedforsecurity=False)
@@ -138,7 +138,7 @@ def measure(path: Path, file: SourceFile) -> Record:
 
 
 def _hint(path: Path) -> str | None:
-    """What a file's first bytes (of Parquet: and last) say against it."""
+    """Say why the first bytes (and the last, of Parquet) contradict the format; else None."""
     name = path.name.removesuffix(".part")
     with path.open("rb") as file:
         head = file.read(512)

@@ -1,4 +1,4 @@
-"""Source files: from the cache, a mirror or their publishers, never with other bytes."""
+"""Fetch source files from the cache, a mirror or their publishers; never wrong bytes."""
 
 from __future__ import annotations
 
@@ -18,86 +18,88 @@ from gpattern_bench.base.files import MANIFEST
 from gpattern_bench.errors import ChecksumError, FetchError
 from gpattern_bench.sources import http as http
 from gpattern_bench.sources.cache import CACHE
-from gpattern_bench.sources.cached_file import Place, measure
+from gpattern_bench.sources.cached_file import CachedFile, measure
 from gpattern_bench.sources.http import NotFetched
-from gpattern_bench.sources.registry import SourceFile, Tables
+from gpattern_bench.sources.registry import FinishedTables, SourceFile
 
 __all__ = ["MIRROR", "OFFLINE", "fetch", "fetch_tables", "provenance"]
 
 MIRROR = "GPATTERN_BENCH_MIRROR"
 OFFLINE = "GPATTERN_BENCH_OFFLINE"
 TRIES = 4
-"""Rounds over the addresses that may give the file later."""
+"""Rounds over addresses with temporary failures."""
 LONGEST_WAIT_S = 60.0
-"""Longest wait between two rounds, whatever a server asks for."""
+"""Longest wait between rounds, whatever a server asks."""
 _CHUNK = 1 << 20
 
 _log = logging.getLogger(__name__)
 
 
 def fetch(file: SourceFile, sources: Path, *, download: bool = True) -> Path:
-    """Return the path of a source file, after fetching it if it is not there yet.
+    """Return the path of a source file; fetch it first if needed.
 
-    Where ``GPATTERN_BENCH_MIRROR`` is set (a folder, a ``file:`` or an HTTP address), the file
-    comes from there and nowhere else; otherwise from its published addresses, in their order.
-    Addresses that may give it later (a connection that fails, HTTP 429 or 5xx) are asked
-    :data:`TRIES` times, with longer and longer waits between. ``GPATTERN_BENCH_OFFLINE=1`` leaves
-    only the cache and folders.
+    With ``GPATTERN_BENCH_MIRROR`` (a folder, a ``file:`` or an HTTP address), the mirror is the
+    only source; without, the published addresses in their order. Temporary failures (a failed
+    connection, HTTP 429 or 5xx) are retried, :data:`TRIES` rounds with growing waits.
+    ``GPATTERN_BENCH_OFFLINE=1`` allows only the cache and folders.
 
-    It arrives in ``sources/.fetch`` and takes its place only when its size, its checksum and the
-    first bytes of its format are right; a lock lets several processes fetch it once. What arrived
-    of a file before a connection or a process died is continued next time. A file that is there
-    with other bytes is fetched again.
+    The file arrives in ``sources/.fetch`` and moves to its path once size, checksum and first
+    bytes are right; a lock makes processes fetch it once. A later call resumes a partial file and
+    replaces a wrong one.
 
-    Where the publisher states no checksum, the first file is recorded in
-    ``sources/.fetch/<path>.json``, and every later one must be the same. That record also spares
-    large files to be hashed again while their size and time stay the same.
+    Without a published checksum, ``sources/.fetch/<path>.json`` records the first download, and
+    later ones must equal it. The record also saves hashing large files again while their size and
+    time stay the same.
 
     Parameters
     ----------
     file : SourceFile
         The registry's entry.
     sources : pathlib.Path
-        Folder of source files; the file lies at ``sources / file.path``. It may be read-only if
+        Folder of source files; the file's path is ``sources / file.path``. May be read-only if
         the file is there.
     download : bool
-        False: only look.
+        False: do not fetch.
 
     Raises
     ------
     FetchError
-        The file is not there and cannot be fetched. The text has every address and its reason,
+        The file is missing and cannot be fetched. The text gives every address with the reason,
         and where to put the file by hand.
     ChecksumError
         An address gave other bytes than the registry or the first download pins.
     """
-    place = Place(file, sources)
+    cached = CachedFile(file, sources)
     try:
-        difference = place.difference()
+        difference = cached.difference()
         if difference is None:
-            return place.target
+            return cached.target
         if not download:
-            raise FetchError(f"{place.target}: {difference}, and download is off. {_remedy(place)}")
-        place.lock.parent.mkdir(parents=True, exist_ok=True)
-        place.target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(place.lock):
-            if place.difference() is not None:  # no other process was faster
-                _obtain(place)
+            raise FetchError(
+                f"{cached.target}: {difference}, and download is off. {_remedy(cached)}"
+            )
+        cached.lock.parent.mkdir(parents=True, exist_ok=True)
+        cached.target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(cached.lock):
+            if cached.difference() is not None:  # not fetched by another process meanwhile
+                _obtain(cached)
     except OSError as error:
-        raise _unusable(place, error) from error
-    return place.target
+        raise _unusable(cached, error) from error
+    return cached.target
 
 
-def fetch_tables(tables: Tables, path: str, sources: Path, *, download: bool = True) -> Path:
-    """Return the folder of finished tables, after fetching what is not there yet.
+def fetch_tables(
+    tables: FinishedTables, path: str, sources: Path, *, download: bool = True
+) -> Path:
+    """Return the folder of finished tables; fetch missing files first.
 
-    Its files are fetched like source files: the manifest first, whose SHA-256 the registry pins,
-    then the files that it names, by their size and SHA-256.
+    Fetches the manifest, whose SHA-256 the registry pins, then the files in it by their size and
+    SHA-256.
 
     Parameters
     ----------
-    tables : Tables
-        Addresses of the folder, and what its manifest must be.
+    tables : FinishedTables
+        Addresses of the folder, and SHA-256 of its manifest.
     path : str
         The folder below a mirror and below `sources`, such as ``tables/<name>/<version>``.
     sources, download
@@ -106,12 +108,12 @@ def fetch_tables(tables: Tables, path: str, sources: Path, *, download: bool = T
     Returns
     -------
     pathlib.Path
-        ``sources / path``, with every file in it.
+        ``sources / path``, complete.
 
     Raises
     ------
     FetchError
-        A file cannot be had, or the manifest does not name the files.
+        A file cannot be fetched, or the manifest names no files.
     ChecksumError
         An address gave other bytes.
     """
@@ -135,39 +137,39 @@ def fetch_tables(tables: Tables, path: str, sources: Path, *, download: bool = T
 
 
 def provenance(file: SourceFile, sources: Path) -> dict[str, Any]:
-    """What a manifest says of a source file that was fetched: path, addresses, bytes, checksum.
+    """Describe a fetched source file for the manifest: path, addresses, bytes, checksum.
 
-    Where no checksum is published, bytes and SHA-256 are those of the first download, and
+    Without a published checksum, bytes and SHA-256 are those of the first download, and
     ``checksum`` says so.
     """
     facts = file.model_dump(mode="json")
     if file.checksum:
         return facts | {"checksum": "published"}
-    place = Place(file, sources)
-    record = place.record() or measure(place.target, file)  # none where nothing can be written
+    cached = CachedFile(file, sources)
+    record = cached.record() or measure(cached.target, file)  # no record in a read-only cache
     return facts | {"bytes": record.bytes, "sha256": record.sha256, "checksum": "first download"}
 
 
-def _obtain(place: Place) -> None:
-    """Ask every address, those that may give the file later several times."""
-    asked = _addresses(place.file)
+def _obtain(cached: CachedFile) -> None:
+    """Try every address; retry after temporary failures."""
+    asked = _addresses(cached.file)
     reasons: dict[str, str] = {}
     if _offline():
         reasons = {str(a): f"not asked, {OFFLINE} is set" for a in asked if _local(a) is None}
         asked = [address for address in asked if _local(address) is not None]
-    other = False
+    wrong_content = False
     for tries in range(1, TRIES + 1):
         wait = http.BACKOFF_S * 2 ** (tries - 1)
         for address in tuple(asked):
-            _log.info("fetching %s from %s", place.file.path, address)
+            _log.info("fetching %s from %s", cached.file.path, address)
             try:
-                _take(place, address)
+                _take(cached, address)
             except NotFetched as failure:
                 reasons[str(address)] = str(failure)
                 if tries > 1:
                     reasons[str(address)] += f", asked {tries} times"
-                other = other or failure.other
-                if failure.passing:
+                wrong_content = wrong_content or failure.wrong_content
+                if failure.temporary:
                     wait = max(wait, failure.wait_s)
                 else:
                     asked.remove(address)
@@ -178,40 +180,40 @@ def _obtain(place: Place) -> None:
         if tries < TRIES:
             time.sleep(min(wait, LONGEST_WAIT_S))
     tried = "; ".join(f"{address} ({reason})" for address, reason in reasons.items())
-    there = place.difference()
-    was = "" if there == "it is not there" else f" (the file that is there is not it: {there})"
-    kept = place.part.stat().st_size if place.part.is_file() else 0
+    there = cached.difference()
+    was = "" if there == "it is not there" else f" (the cached file is wrong: {there})"
+    kept = cached.part.stat().st_size if cached.part.is_file() else 0
     then = f" {kept:,} bytes are kept, to be continued." if kept else ""
-    error = ChecksumError if other else FetchError
-    raise error(f"could not fetch {place.file.path}{was}. Tried: {tried}.{then} {_remedy(place)}")
+    error = ChecksumError if wrong_content else FetchError
+    raise error(f"could not fetch {cached.file.path}{was}. Tried: {tried}.{then} {_remedy(cached)}")
 
 
-def _take(place: Place, address: str | Path) -> None:
-    """Bring the file from one address to its place."""
-    file, local, resumed = place.file, _local(address), False
+def _take(cached: CachedFile, address: str | Path) -> None:
+    """Fetch the file from one address and move it to its path."""
+    file, local, resumed = cached.file, _local(address), False
     if local is not None:
-        _copy(local, place.part)
+        _copy(local, cached.part)
     else:
         pinned = file.checksum is not None
-        resumed = http.download(str(address), place.part, size=file.bytes, pinned=pinned)
-    found = measure(place.part, file)
-    difference = place.wrong(place.part, found)
+        resumed = http.download(str(address), cached.part, size=file.bytes, pinned=pinned)
+    found = measure(cached.part, file)
+    difference = cached.mismatch(cached.part, found)
     if difference:
-        http.discard(place.part)
+        http.discard(cached.part)
         if not resumed:
-            raise NotFetched(difference, other=True)
-        _take(place, address)  # what an earlier call left may have been damaged
+            raise NotFetched(difference, wrong_content=True)
+        _take(cached, address)  # bytes of an earlier call may be damaged
         return
-    place.part.chmod(0o644)
-    with place.part.open("rb") as part:
+    cached.part.chmod(0o644)
+    with cached.part.open("rb") as part:
         os.fsync(part.fileno())
-    place.note(found.model_copy(update={"address": str(address)}))
-    place.part.replace(place.target)
-    http.discard(place.part)
+    cached.write_record(found.model_copy(update={"address": str(address)}))
+    cached.part.replace(cached.target)
+    http.discard(cached.part)
 
 
 def _addresses(file: SourceFile) -> list[str | Path]:
-    """The mirror's address of a file where a mirror is set, else the published ones."""
+    """Return the mirror's address of a file if a mirror is set, else the published ones."""
     mirror = os.environ.get(MIRROR)
     if not mirror:
         return list(file.urls)
@@ -221,7 +223,7 @@ def _addresses(file: SourceFile) -> list[str | Path]:
 
 
 def _local(address: str | Path) -> Path | None:
-    """The path of an address that needs no network."""
+    """Return the path of an address without network, else None."""
     if isinstance(address, Path):
         return address
     return Path(url2pathname(urlsplit(address).path)) if address.startswith("file:") else None
@@ -238,7 +240,7 @@ def _copy(source: Path, part: Path) -> None:
             for chunk in _chunks(source):
                 file.write(chunk)
     except OSError:
-        http.discard(part)  # a copy is not continued
+        http.discard(part)  # copies are not resumed
         raise
 
 
@@ -251,27 +253,27 @@ def _chunks(source: Path) -> Iterator[bytes]:
         raise NotFetched(error.strerror or str(error)) from error
 
 
-def _remedy(place: Place) -> str:
-    """How to put the file there by hand."""
-    file = place.file
+def _remedy(cached: CachedFile) -> str:
+    """Say how to place the file by hand."""
+    file = cached.file
     size = "" if file.bytes is None else f" of {file.bytes:,} bytes"
     which = f"a file{size} with {file.checksum}" if file.checksum else f"the file{size}"
     mirror = f"{MIRROR} is set: unset it to ask there" if os.environ.get(MIRROR) else ""
     return (
-        f"To place it by hand, put {which} at {place.target}. It is published at "
+        f"To place it by hand, put {which} at {cached.target}. It is published at "
         f"{' and '.join(file.urls)}; {mirror or f'{MIRROR} can name a mirror'}."
     )
 
 
-def _unusable(place: Place, error: OSError) -> FetchError:
+def _unusable(cached: CachedFile, error: OSError) -> FetchError:
     if http.no_room(error):
-        arrived = place.part.stat().st_size if place.part.is_file() else 0
+        arrived = cached.part.stat().st_size if cached.part.is_file() else 0
         return FetchError(
-            f"{place.file.path}: no room for it below {place.sources} ({error.strerror}). "
-            f"{arrived:,} bytes arrived and are kept in {place.part}, to be continued. Free some "
+            f"{cached.file.path}: no room for it below {cached.sources} ({error.strerror}). "
+            f"{arrived:,} bytes arrived and are kept in {cached.part}, to be continued. Free some "
             f"space, or choose another folder with {CACHE}."
         )
     return FetchError(
-        f"{place.file.path}: the cache {place.sources} cannot be used ({error}). Choose another "
+        f"{cached.file.path}: the cache {cached.sources} cannot be used ({error}). Choose another "
         f"folder with {CACHE}."
     )

@@ -1,4 +1,4 @@
-"""One file over HTTP: resumed where it was cut, never stitched from two versions."""
+"""Download one file over HTTP: resumed after a cut, never stitched from two versions."""
 
 from __future__ import annotations
 
@@ -22,65 +22,69 @@ from gpattern_bench.base.version import __version__
 __all__ = ["NotFetched", "discard", "download", "ensure_room", "is_html", "no_room"]
 
 CONNECT_S, READ_S = 10.0, 60.0
-"""Longest wait for a connection, and for the next byte."""
+"""Timeouts of a connection and of the next byte."""
 SLOWEST = 1024
-"""Bytes per second, over `READ_S`, below which a connection is given up."""
+"""Slowest accepted rate over `READ_S`, bytes per second."""
 BACKOFF_S = 1.0
-"""Wait before a connection that was cut is taken up again."""
-_PROGRESS = 1 << 20  # bytes after which a cut connection is worth another at once
+"""Wait before reconnecting."""
+_PROGRESS = 1 << 20  # bytes that earn a cut connection another try
 _CHUNK = 1 << 20
 _HEADERS = {
     "User-Agent": f"gpattern-bench/{__version__}",
-    "Accept-Encoding": "identity",  # sizes and ranges are those of the file itself
+    "Accept-Encoding": "identity",  # no compression: sizes and ranges count file bytes
 }
-_PASSING = {408, 425, 429, 500, 502, 503, 504}
+_TEMPORARY = {408, 425, 429, 500, 502, 503, 504}
 _HTML = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head|body|\?xml|!--)", re.IGNORECASE)
 
 
-class NotFetched(Exception):  # noqa: N818 - a reason within fetch, which makes the error of it
-    """Why an address did not give the file.
+class NotFetched(Exception):  # noqa: N818 - internal; fetch raises the error
+    """Why one address failed.
 
     Attributes
     ----------
-    passing : bool
-        The same address may give it later.
+    temporary : bool
+        A later try may succeed.
     wait_s : float
-        How long the server asks to wait.
-    other : bool
-        It gave something, but not the file.
+        Wait that the server asks for.
+    wrong_content : bool
+        The address sent something else.
     """
 
     def __init__(
-        self, reason: str, *, passing: bool = False, wait_s: float = 0.0, other: bool = False
+        self,
+        reason: str,
+        *,
+        temporary: bool = False,
+        wait_s: float = 0.0,
+        wrong_content: bool = False,
     ) -> None:
         super().__init__(reason)
-        self.passing, self.wait_s, self.other = passing, wait_s, other
+        self.temporary, self.wait_s, self.wrong_content = temporary, wait_s, wrong_content
 
 
 class _Source(BaseModel):
-    """Where a part comes from, and what tells whether the server still has the same file."""
+    """Origin of a partial file, with the validators of the server's version."""
 
     url: str
-    etag: str | None = None  # strong ones only: weak ones do not promise the same bytes
+    etag: str | None = None  # strong only: weak ones promise no bytes
     modified: str | None = None
     total: int | None = None
 
 
 def download(url: str, part: Path, *, size: int | None = None, pinned: bool = False) -> bool:
-    """Write what an HTTP address gives to `part`, continuing what an earlier attempt left there.
+    """Download a file to `part`, resuming an earlier attempt.
 
-    A part is continued if the server says by ETag or date (``If-Range``) that its file is the
-    same one, from the same address; where a checksum will be compared at the end (`pinned`), from
-    any address that has as many bytes. Else it is started anew. Cut connections are taken up again
-    as long as they bring the file on.
+    Resumes from the same address if ETag or date (``If-Range``) confirm the same file; with a
+    checksum to compare later (`pinned`), from any address with the same size. Otherwise starts
+    again. Reconnects after a cut while bytes keep arriving.
 
     Parameters
     ----------
     url : str
     part : pathlib.Path
-        Beside it lies ``<part>.json``, which says what it is a part of.
+        ``<part>.json`` beside it records its origin.
     size : int, optional
-        Bytes that the file must have.
+        Expected bytes.
     pinned : bool
 
     Returns
@@ -91,7 +95,7 @@ def download(url: str, part: Path, *, size: int | None = None, pinned: bool = Fa
     Raises
     ------
     NotFetched
-        What arrived stays, to be continued.
+        The part stays, for the next call.
     OSError
         The part cannot be written.
     """
@@ -102,7 +106,7 @@ def download(url: str, part: Path, *, size: int | None = None, pinned: bool = Fa
             _attempt(url, part, size, pinned)
         except NotFetched as failure:
             reached = part.stat().st_size if part.exists() else 0
-            if not failure.passing or reached < furthest + _PROGRESS:
+            if not failure.temporary or reached < furthest + _PROGRESS:
                 raise
             furthest = reached
             time.sleep(BACKOFF_S)
@@ -111,32 +115,32 @@ def download(url: str, part: Path, *, size: int | None = None, pinned: bool = Fa
 
 
 def discard(part: Path) -> None:
-    """Remove a part, and what was known of it."""
+    """Remove a part and its record."""
     part.unlink(missing_ok=True)
-    _beside(part).unlink(missing_ok=True)
+    _sidecar(part).unlink(missing_ok=True)
 
 
 def is_html(content: bytes) -> bool:
-    """Whether a file that begins with `content` is a web page (or a server's XML message)."""
+    """True if `content` begins like a web page or a server's XML message."""
     return _HTML.match(content) is not None
 
 
 def ensure_room(folder: Path, size: int) -> None:
-    """Raise the OSError of a full disk before the disk is full."""
+    """Raise ENOSPC if `folder` has less than `size` bytes free."""
     free = shutil.disk_usage(folder).free
     if size > free:
         raise OSError(errno.ENOSPC, f"{size:,} bytes are needed, {free:,} are free", str(folder))
 
 
 def no_room(error: OSError) -> bool:
-    """Whether a file could not be written because a disk, a quota or a file-size limit is full."""
+    """True if the error is a full disk, quota or file-size limit."""
     return error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 def _resumable(part: Path, url: str, size: int | None, pinned: bool) -> _Source | None:
-    """What `part` is a part of, if it can be continued from `url`."""
+    """Return the origin of `part` if `url` can continue it, else None."""
     try:
-        source = _Source.model_validate_json(_beside(part).read_bytes())
+        source = _Source.model_validate_json(_sidecar(part).read_bytes())
         done = part.stat().st_size
     except (OSError, ValidationError):
         return None
@@ -152,7 +156,7 @@ def _resumable(part: Path, url: str, size: int | None, pinned: bool) -> _Source 
 def _attempt(url: str, part: Path, size: int | None, pinned: bool) -> None:
     source = _resumable(part, url, size, pinned)
     start = part.stat().st_size if source else 0
-    if source and start == source.total:  # whole, but not yet looked at when it was left
+    if source and start == source.total:  # complete, but unchecked by the earlier call
         return
     headers = dict(_HEADERS)
     if source:
@@ -164,24 +168,24 @@ def _attempt(url: str, part: Path, size: int | None, pinned: bool) -> None:
         with requests.get(
             url, headers=headers, stream=True, timeout=(CONNECT_S, READ_S)
         ) as response:
-            found = _about(url, response)
+            found = _described(url, response)
             changed = source is not None and (
-                response.status_code == 416 or _differs(source, found, response, start, pinned)
+                response.status_code == 416 or _has_changed(source, found, response, start, pinned)
             )
             if not changed:
-                _refuse(response)
+                _check_status(response)
                 start = 0 if response.status_code == 200 else start
                 if size is not None and found.total not in (None, size):
                     raise _wrong_size(size, f"{found.total:,}", response.raw.read(512))
                 if start == 0:
                     discard(part)
-                    write_text(_beside(part), found.model_dump_json())
+                    write_text(_sidecar(part), found.model_dump_json())
                 ensure_room(part.parent, (found.total or start) - start)
                 _receive(response, part, start, found.total, size)
     except (requests.ConnectionError, requests.Timeout, HTTPError) as error:
-        raise NotFetched(_words(error), passing=True) from error
-    except (requests.RequestException, ValueError) as error:  # addresses that are none
-        raise NotFetched(_words(error)) from error
+        raise NotFetched(_reason(error), temporary=True) from error
+    except (requests.RequestException, ValueError) as error:  # not an address
+        raise NotFetched(_reason(error)) from error
     if changed:
         discard(part)
         _attempt(url, part, size, pinned)
@@ -192,13 +196,13 @@ def _attempt(url: str, part: Path, size: int | None, pinned: bool) -> None:
             head = file.read(512)
         if is_html(head):
             raise _wrong_size(wanted, f"{done:,}", head)
-        raise NotFetched(f"cut after {done:,} of {wanted:,} bytes", passing=True)
+        raise NotFetched(f"cut after {done:,} of {wanted:,} bytes", temporary=True)
 
 
 def _receive(
     response: requests.Response, part: Path, start: int, total: int | None, size: int | None
 ) -> None:
-    """Append the body to the part, as fast as it comes but not slower than `SLOWEST`."""
+    """Append the body to the part; give up below `SLOWEST`."""
     done, since, then = start, time.monotonic(), start
     with (
         part.open("ab", buffering=0) as file,
@@ -216,13 +220,13 @@ def _receive(
                 if done - then < SLOWEST * (now - since):
                     raise NotFetched(
                         f"slower than {SLOWEST:,} bytes per second, given up after {done:,} bytes",
-                        passing=True,
+                        temporary=True,
                     )
                 since, then = now, done
 
 
-def _refuse(response: requests.Response) -> None:
-    """Raise for every status but the two that bring the file."""
+def _check_status(response: requests.Response) -> None:
+    """Raise NotFetched unless the status is 200, or 206 to a range request."""
     code = response.status_code
     if code == 200 or (code == 206 and "Range" in response.request.headers):
         return
@@ -230,11 +234,13 @@ def _refuse(response: requests.Response) -> None:
     if code == 202:
         text += " without a file (some servers ask programs to prove that they are browsers)"
     raise NotFetched(
-        text, passing=code in _PASSING, wait_s=_retry_after(response.headers.get("Retry-After", ""))
+        text,
+        temporary=code in _TEMPORARY,
+        wait_s=_retry_after(response.headers.get("Retry-After", "")),
     )
 
 
-def _about(url: str, response: requests.Response) -> _Source:
+def _described(url: str, response: requests.Response) -> _Source:
     headers = response.headers
     etag = headers.get("ETag", "")
     total = headers.get("Content-Length", "")
@@ -248,14 +254,14 @@ def _about(url: str, response: requests.Response) -> _Source:
     )
 
 
-def _differs(
+def _has_changed(
     source: _Source, found: _Source, response: requests.Response, start: int, pinned: bool
 ) -> bool:
-    """Whether an answer to a range is not the rest of what the part is a part of."""
+    """True if the range response does not continue our partial file."""
     if response.status_code != 206:
-        return False  # the whole file, or none: the part is not continued
-    told = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-    if told is None or int(told[1]) != start or found.total != source.total:
+        return False  # not a range response
+    start_sent = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+    if start_sent is None or int(start_sent[1]) != start or found.total != source.total:
         return True
     if pinned:
         return False  # the checksum will tell
@@ -265,7 +271,7 @@ def _differs(
 
 
 def _retry_after(text: str) -> float:
-    """Seconds of a ``Retry-After`` header: a number or a date."""
+    """Seconds in a ``Retry-After`` header (a number or a date); 0 without."""
     if text.isdecimal():
         return float(text)
     with suppress(ValueError):
@@ -274,17 +280,17 @@ def _retry_after(text: str) -> float:
     return 0.0
 
 
-def _beside(part: Path) -> Path:
+def _sidecar(part: Path) -> Path:
     return part.with_name(f"{part.name}.json")
 
 
 def _wrong_size(size: int, got: str, head: bytes) -> NotFetched:
     page = " (the server returned an HTML page)" if is_html(head) else ""
-    return NotFetched(f"expected {size:,} bytes, got {got}{page}", other=True)
+    return NotFetched(f"expected {size:,} bytes, got {got}{page}", wrong_content=True)
 
 
-def _words(error: BaseException) -> str:
-    """The innermost cause: what libraries wrap around it says nothing more."""
+def _reason(error: BaseException) -> str:
+    """Text of the innermost cause; its wrappers add nothing."""
     while error.__context__ is not None:
         error = error.__context__
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -1,4 +1,4 @@
-"""How a source release becomes tables: format, options and rules, as data in the manifest."""
+"""A curation recipe: format, options and rules, stored in the manifest."""
 
 from __future__ import annotations
 
@@ -11,45 +11,42 @@ __all__ = ["Recipe"]
 
 
 class Recipe(BaseModel):
-    """Everything that decides the values of a dataset's tables, besides the source files.
+    """Everything but the source files that determines a dataset's tables.
 
     Attributes
     ----------
     format : {"bento-h5ad", "cosmx", "merscope", "spatialdata", "xenium", "simulated"}
-        Which reader reads the source.
+        The reader.
     path : str
-        The source below the folder of source files; unused for ``simulated``.
+        Path of the source below the folder of source files; unused for ``simulated``.
     patterns : tuple of str
-        The classes, in the order of the label columns.
+        Classes, in the order of the label columns.
     unit_um : float
         Micrometres per unit of the source's coordinates (its pixel size).
     controls : str
-        Regular expression, matched from the start of a gene's name whatever its case: control
-        targets (blanks, negative probes), whose molecules and labels are dropped.
+        Regular expression, matched from the start of a gene's name in any case: control targets
+        (blanks, negative probes), whose molecules and labels are dropped.
     patternless : {"keep", "drop"}
-        What happens to labelled pairs that have none of the patterns: they stay as rows without
-        a pattern, or they do not count.
+        Keep labelled pairs without any pattern as rows of False, or drop them.
     split : {"fov", "test"}
         Split whole fields of view 80:10:10, or put every cell into test.
     splits : dict of str to str
-        FOV -> split, where it is not drawn but named.
+        FOV -> split; replaces the random split.
     seed : int
         Seed of the simulation and of the split.
     fov_column : str or None
-        SpatialData only: column of the points that names the field of view; None = tiles.
+        SpatialData only: points column with the field of view; None: tiles.
     tile_um : float
-        Side of the square tiles that serve as fields of view where the source has none; 0 = one
-        FOV, "0".
+        Side of the square tiles used as fields of view if the source has none; 0: one FOV, "0".
     min_qv : float
-        Xenium only: molecules of lower quality are dropped.
+        Xenium only: drop molecules of lower quality.
     crops : dict of str to (int, int)
-        CosMx only: FOV -> column and row, in the whole image, of the first pixel of its masks,
-        where they are crops.
+        CosMx only: FOV -> column and row of a cropped mask's first pixel in the whole image.
     like : {"synthetic", "nih3t3", "u2os", "cosmx_lung"}
-        Simulated only: which dataset the release is like in size.
+        Simulated only: dataset whose size to imitate.
     labels, labels_where
         A csv with columns ``cell``, ``gene`` and the patterns (0/1), below the folder of source
-        files; only rows whose columns equal these values are used.
+        files; only rows with these column values count.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -76,7 +73,7 @@ class Recipe(BaseModel):
     def _distinct_columns(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
         taken = {"fov", "cell_id", "gene", "n_molecules", ""}
         if len(set(patterns)) < len(patterns) or taken & set(patterns):
-            raise ValueError("patterns must be distinct, and no names of other columns")
+            raise ValueError("patterns must be distinct and must not be names of other columns")
         return patterns
 
     @field_validator("controls")

@@ -1,4 +1,4 @@
-"""The datasets that are known by name: ``datasets.yaml``, checked and read-only."""
+"""The registry of datasets: ``datasets.yaml``, checked and read-only."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from pydantic import (
 from gpattern_bench.errors import UnknownDatasetError
 from gpattern_bench.sources.recipe import Recipe
 
-__all__ = ["Entry", "SourceFile", "Tables", "find_entry", "list_datasets", "registry"]
+__all__ = ["Entry", "FinishedTables", "SourceFile", "find_entry", "list_datasets", "registry"]
 
 PUBLISHED = ("molecules", "cells", "genes", "molecules_per_cell", "patterns")
-"""What table 1 of the paper states of a dataset, in its order."""
+"""Columns of the paper's table 1, in its order."""
 
 _Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 _Counts = Annotated[Mapping[str, int], AfterValidator(MappingProxyType), PlainSerializer(dict)]
@@ -39,7 +39,7 @@ class _Frozen(BaseModel):
 
 
 class _Checked(_Frozen):
-    """Size and checksum as published; null says that the publisher states none."""
+    """Size and checksum as published; null: not published."""
 
     bytes: int | None = Field(gt=0)
     sha256: _Sha256 | None
@@ -58,15 +58,15 @@ class SourceFile(_Checked):
     Attributes
     ----------
     path : str
-        Where it lies below a mirror and below the cache's folder of source files.
+        Path below a mirror and below the cache's folder of source files.
     urls : tuple of str
-        The addresses that publish it, in the order in which they are tried.
+        Publishers' addresses, in the order of trying.
     bytes : int or None
         None: not published.
     sha256 : str or None
     git_blob : str or None
-        The id that Git gives the content: SHA-1 of ``blob <size>``, a zero byte and the content.
-        Without `sha256` and `git_blob` no checksum is published.
+        Git's id of the content: SHA-1 of ``blob <size>``, a zero byte and the content. Without
+        `sha256` and `git_blob`, no checksum is published.
     """
 
     path: str
@@ -75,14 +75,14 @@ class SourceFile(_Checked):
     @field_validator("path")
     @classmethod
     def _stays_below(cls, path: str) -> str:
-        parts = PureWindowsPath(path)  # takes / and \\ as separators, and knows drives
+        parts = PureWindowsPath(path)  # splits at / and \\, knows drives
         if not parts.parts or parts.anchor or ".." in parts.parts:
             raise ValueError(f"{path!r} does not stay below a folder")
         return path
 
     @property
     def checksum(self) -> str | None:
-        """The published checksum in words, or None."""
+        """Published checksum in words, or None."""
         if self.sha256:
             return f"SHA-256 {self.sha256}"
         return f"Git blob id {self.git_blob}" if self.git_blob else None
@@ -99,15 +99,15 @@ class _Source(_Frozen):
     files: tuple[_NamedFile, ...] = Field(min_length=1)
 
 
-class Tables(_Frozen):
-    """Finished tables: a dataset's folder that any address can serve.
+class FinishedTables(_Frozen):
+    """A dataset's curated folder, served by any address.
 
     Attributes
     ----------
     urls : tuple of str
-        Addresses of the folder, in the order in which they are tried.
+        Addresses of the folder, in the order of trying.
     sha256 : str
-        Of its ``manifest.json``, which has the size and SHA-256 of every other file.
+        Of its ``manifest.json``, which pins every other file.
     """
 
     urls: tuple[str, ...] = Field(min_length=1)
@@ -115,34 +115,34 @@ class Tables(_Frozen):
 
 
 class Entry(_Frozen):
-    """What the registry knows of one dataset version; read-only.
+    """Registry entry of one dataset version; read-only.
 
     Attributes
     ----------
     name, version : str
-        Together the dataset's identity, ``name@version``.
+        Identify the dataset, as ``name@version``.
     title, technology, species, notes : str
         For people.
     release : str
         The source release in words.
     licence, terms : str
-        The sources' licence, and how their files may travel.
+        The sources' licence, and who may redistribute them.
     citation : str
         The publications to cite.
     sources : tuple
-        The files of the source release: address prefixes, path prefix and names. Empty for
-        simulated data.
-    tables : Tables or None
-        Finished tables, which are preferred to the sources.
+        Files of the source release: address prefixes, path prefix and names. Empty for simulated
+        data.
+    tables : FinishedTables or None
+        Curated tables, used instead of the sources.
     recipe : Recipe
         How the sources become tables.
     published : mapping of str to int
-        What the paper's table 1 states (:data:`PUBLISHED`); empty for other datasets.
+        The paper's table 1 (:data:`PUBLISHED`); empty for other datasets.
     counts : mapping of str to int
-        What curation finds (fovs, cells, genes, molecules, pairs, labelled_pairs), for people.
-        Empty where the release has not been curated yet.
+        Counts after curation (fovs, cells, genes, molecules, pairs, labelled_pairs), for people.
+        Empty before the first curation.
     content_sha256 : mapping of str to str
-        Table -> hash over its values that curation must reproduce.
+        Table -> hash of its values, which curation must reproduce.
     """
 
     name: str = Field(pattern="^[a-z][a-z0-9_]*$")
@@ -156,7 +156,7 @@ class Entry(_Frozen):
     citation: str
     notes: str = ""
     sources: tuple[_Source, ...] = ()
-    tables: Tables | None = None
+    tables: FinishedTables | None = None
     recipe: Recipe
     published: _Counts = Field(default={}, validate_default=True)
     counts: _Counts
@@ -176,7 +176,7 @@ class Entry(_Frozen):
 
     @property
     def files(self) -> tuple[SourceFile, ...]:
-        """Every file of the source release, with whole path and addresses."""
+        """Files of the source release, with complete paths and addresses."""
         return tuple(
             SourceFile(
                 path=f"{source.path}/{file.name}".lstrip("/"),
@@ -192,15 +192,15 @@ class Entry(_Frozen):
 
 @cache
 def registry() -> tuple[Entry, ...]:
-    """All entries of ``datasets.yaml``, in its order."""
+    """Return all entries of ``datasets.yaml``, in its order."""
     text = files("gpattern_bench.sources").joinpath("datasets.yaml").read_text(encoding="utf-8")
-    # The parser in C is ten times as fast; some builds of PyYAML lack it.
+    # The C parser is ten times faster; some builds of PyYAML lack it.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     return tuple(Entry.model_validate(entry) for entry in yaml.load(text, loader))  # noqa: S506
 
 
 def list_datasets() -> list[str]:
-    """Names of the datasets that :func:`gpattern_bench.load_dataset` knows.
+    """List the names that :func:`gpattern_bench.load_dataset` knows.
 
     Examples
     --------
@@ -216,7 +216,7 @@ def find_entry(name: str) -> Entry:
     Raises
     ------
     UnknownDatasetError
-        The text has the nearest names and the whole list.
+        The text gives the nearest names and the whole list.
     """
     wanted, _, version = name.partition("@")
     entries = [entry for entry in registry() if entry.name == wanted]

@@ -1,5 +1,5 @@
-"""The tables on disk: their columns, Parquet storage, manifest, checks, and prediction files.
+"""Tables on disk: columns, Parquet storage, manifest, checks, prediction files.
 
-In: folders of Parquet tables and prediction files. Out: Arrow tables, or every problem that one
-has. May import: `errors`, `base`, `sources`. Loading compiles nothing.
+In: folders of Parquet tables and prediction files. Out: Arrow tables, or every problem of one.
+May import: `errors`, `base`, `sources`. Loading compiles nothing.
 """

@@ -1,91 +1,150 @@
-"""The manifest of a dataset's folder: what its tables are and what they must be."""
+"""The manifest of a dataset's folder: what the tables hold, typed and checked."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal, NotRequired
+from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
-from typing_extensions import TypedDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gpattern_bench.base.files import MANIFEST
+from gpattern_bench.base.validation import invalid_text
 from gpattern_bench.errors import TableError
 
-__all__ = ["read_manifest"]
+__all__ = ["Counts", "Curation", "Manifest", "TableFile", "read_manifest"]
+
+_REQUIRED = ("molecules.parquet", "cells.parquet", "splits.parquet")  # labels may be absent
+_MOST = 5  # fields named in one error
 
 
-class _File(TypedDict):
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class TableFile(_Frozen):
+    """One file of the folder; `content_sha256` hashes its values, `sha256` its bytes."""
+
     bytes: int
     sha256: str
     content_sha256: str
+    rows: int | None = None
 
 
-class _Counts(TypedDict):
+class _SplitCounts(_Frozen):
+    """Rows of one split; `patterns`: labelled pairs per pattern, ``none`` and ``several``."""
+
+    fovs: int | None = None
     cells: int
     molecules: int
-    splits: dict[str, dict[str, Any]]
+    pairs: int | None = None
+    labelled_pairs: int | None = None
+    labelled_molecules: int | None = None
+    patterns: dict[str, int] = {}
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """Numbers that the manifest states, by name."""
+        return {name: value for name, value in self if isinstance(value, int)}
 
 
-class _Curation(TypedDict):
+class Counts(_SplitCounts):
+    """Rows of the whole dataset and of each split."""
+
+    splits: dict[str, _SplitCounts]
+
+
+class Curation(_Frozen):
+    """Source format and micrometres per unit of its coordinates."""
+
     format: str
     unit_um: float
 
 
-class _Manifest(TypedDict):
-    """What is needed of ``manifest.json``; it says more."""
+class Manifest(_Frozen):
+    """Contents of ``manifest.json``, read-only.
+
+    Attributes
+    ----------
+    name, version : str
+    patterns, genes : tuple of str
+    counts : Counts
+    files : dict of str to TableFile
+    curation : Curation
+    dropped : dict of str to dict of str to int
+        Table -> reason -> rows that curation dropped.
+    warnings : tuple of str
+    published : dict of str to int or None
+        The paper's table 1, for its datasets.
+    raw : dict
+        The whole file as JSON; also holds the recipe, sources, licence and citation.
+    """
 
     name: str
     version: str
-    patterns: list[str]
-    genes: list[str]
-    counts: _Counts
+    patterns: tuple[str, ...]
+    genes: tuple[str, ...]
+    counts: Counts
     files: dict[
-        Literal["molecules.parquet", "cells.parquet", "labels.parquet", "splits.parquet"], _File
+        Literal["molecules.parquet", "cells.parquet", "labels.parquet", "splits.parquet"], TableFile
     ]
-    curation: _Curation
-    dropped: NotRequired[dict[str, dict[str, int]]]
+    curation: Curation
+    dropped: dict[str, dict[str, int]] = {}
+    warnings: tuple[str, ...] = ()
+    published: dict[str, int] | None = None
+    raw: dict[str, Any] = {}
+
+    @property
+    def id(self) -> str:
+        """``name@version``."""
+        return f"{self.name}@{self.version}"
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the folder has a table of labels."""
+        return "labels.parquet" in self.files
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether the molecules were simulated, not measured."""
+        return self.curation.format == "simulated"
+
+    @property
+    def unit_um(self) -> float:
+        """Micrometres per unit of the source's coordinates."""
+        return self.curation.unit_um
 
 
-_TABLES = ("molecules", "cells", "splits")  # labels may be missing
-_MOST = 5  # problems that are told
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read the manifest of a folder of tables, whose files must have the sizes that it states.
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a folder of tables and compare the files' sizes with it.
 
     Raises
     ------
     TableError
-        No manifest, not what curation writes, or files of other sizes.
+        No manifest, not one by curation, or files of other sizes.
     """
     try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        TypeAdapter(_Manifest).validate_python(manifest, strict=True)
+        text = (folder / MANIFEST).read_text(encoding="utf-8")
+        raw = json.loads(text)
+        manifest = Manifest.model_validate_json(text, strict=True).model_copy(update={"raw": raw})
     except (OSError, ValueError, RecursionError) as error:
-        what = repr(error)
-        if isinstance(error, ValidationError):
-            what = "; ".join(
-                f"{'.'.join(map(str, found['loc'])) or 'the file'}: {found['msg']}"
-                for found in error.errors()[:_MOST]
-            )
+        what = invalid_text(error, _MOST) if isinstance(error, ValidationError) else repr(error)
         raise TableError(
             str(folder),
             [f"{MANIFEST} is missing or not readable ({what}); make tables with `curate`"],
         ) from error
-    sizes = {name: about["bytes"] for name, about in manifest["files"].items()}
-    if lacking := [name for table in _TABLES if (name := f"{table}.parquet") not in sizes]:
+    if lacking := [name for name in _REQUIRED if name not in manifest.files]:
         raise TableError(str(folder), [f"{MANIFEST} lists no {', '.join(lacking)}"])
     for key in ("patterns", "genes"):
-        if len(set(manifest[key])) < len(manifest[key]):
+        if len(set(getattr(manifest, key))) < len(getattr(manifest, key)):
             raise TableError(str(folder), [f"{MANIFEST} has {key} that occur more than once"])
     problems = [
-        f"{name}: expected {size:,} bytes, "
+        f"{name}: expected {file.bytes:,} bytes, "
         + (f"got {path.stat().st_size:,}" if path.is_file() else "it is not there")
-        for name, size in sizes.items()
-        if not (path := folder / name).is_file() or path.stat().st_size != size
+        for name, file in manifest.files.items()
+        if not (path := folder / name).is_file() or path.stat().st_size != file.bytes
     ]
     if problems:
-        where = f"{folder.absolute()} ({manifest['name']}@{manifest['version']})"
+        where = f"{folder.absolute()} ({manifest.id})"
         raise TableError(where, [*problems, "remove the folder and make it again"])
     return manifest

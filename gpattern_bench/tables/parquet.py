@@ -1,4 +1,4 @@
-"""Parquet storage of the tables: row groups by field of view, and hashes over values."""
+"""Read and write the tables in Parquet: row groups by field of view, hashes of values."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ _MAX_ROWS = 1_000_000
 
 
 def content_sha256(tables: pa.Table | Iterable[pa.Table]) -> str:
-    """Hash the values of a table, whatever wrote it (:class:`ContentHash`).
+    """Hash the values of a table, independent of its writer (:class:`ContentHash`).
 
     Parameters
     ----------
     tables : pyarrow.Table or iterable of pyarrow.Table
-        One table, or its consecutive pieces (all with the same columns).
+        A table, or its consecutive pieces.
 
     Returns
     -------
@@ -64,11 +64,11 @@ def content_sha256(tables: pa.Table | Iterable[pa.Table]) -> str:
 
 
 class ContentHash:
-    """Running hash over the values of a table that comes in consecutive pieces.
+    """Running hash of the values of a table in consecutive pieces.
 
-    The hash depends on the column names, their logical types and the values in row order; not on
-    chunks, row groups, dictionaries, compression or the library that wrote the file. Callers put
-    the rows in canonical order first (:data:`gpattern_bench.tables.schema.SORT_KEYS`).
+    Depends on column names, logical types and values in row order; not on chunks, row groups,
+    dictionaries, compression or the writing library. Callers sort the rows first
+    (:data:`gpattern_bench.tables.schema.SORT_KEYS`).
     """
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class ContentHash:
                 self._columns[name].update(array)
 
     def hexdigest(self) -> str:
-        """SHA-256 of all rows so far, hexadecimal."""
+        """Return the SHA-256 of all rows so far, hexadecimal."""
         total = hashlib.sha256()
         for name, column in self._columns.items():
             total.update(f"{name}\0{column.hexdigest()}\n".encode())
@@ -91,7 +91,7 @@ class ContentHash:
 
 
 class _ColumnHash:
-    """Running hash of one column: type, validity, lengths (text) and values apart."""
+    """Running hash of one column: type, validity, lengths of texts, and values."""
 
     def __init__(self, kind: pa.DataType) -> None:
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
@@ -108,7 +108,7 @@ class _ColumnHash:
         if self.text or self.binary:
             array = array.cast(pa.large_string() if self.text else pa.large_binary())
             array = array.cast(pa.large_binary()).fill_null(b"")
-            import pyarrow.compute as pc  # slow to import, and only hashes need it
+            import pyarrow.compute as pc  # slow to import
 
             lengths.update(np.asarray(pc.binary_length(array)).astype("<i8").tobytes())
             _, offsets, data = array.buffers()
@@ -129,10 +129,10 @@ class _ColumnHash:
 
 
 def row_group_bounds(fov: np.ndarray, cell: np.ndarray, max_rows: int = _MAX_ROWS) -> list[int]:
-    """Row numbers at which row groups begin, and the number of rows last.
+    """Return the first row of each row group, then the number of rows.
 
-    A row group never spans two fields of view nor cuts a cell; beyond that it has at most
-    `max_rows` rows (one cell larger than that is a group of its own).
+    A row group holds whole cells of one field of view, at most `max_rows` rows (more only for one
+    cell).
     """
     n = len(fov)
     if n == 0:
@@ -153,23 +153,22 @@ def row_group_bounds(fov: np.ndarray, cell: np.ndarray, max_rows: int = _MAX_ROW
 
 
 class TableWriter:
-    """A Parquet file that takes a table in pieces: whole fields of view, in canonical order.
+    """Write a table in pieces: whole fields of view, in canonical order.
 
-    Row groups are cut as :func:`row_group_bounds` says; the same rows give the same bytes, in
-    however many pieces they come. Use as a context manager.
+    Row groups follow :func:`row_group_bounds`; the same rows give the same bytes in any pieces.
+    Use as a context manager.
 
     Parameters
     ----------
     path : pathlib.Path
     schema : pyarrow.Schema
-        Of every piece.
 
     Attributes
     ----------
     rows : int
-        Written so far.
+        Rows written so far.
     content : ContentHash
-        Of the rows written so far.
+        Hash of these rows.
     """
 
     def __init__(self, path: Path, schema: pa.Schema, *, max_rows: int = _MAX_ROWS) -> None:
@@ -198,21 +197,21 @@ class TableWriter:
 
 
 def write_table(path: Path, table: pa.Table, *, max_rows: int = _MAX_ROWS) -> TableWriter:
-    """Write a whole table; returns the closed writer, which knows its rows and their hash."""
+    """Write a whole table; return the closed writer, with its rows and hash."""
     with TableWriter(path, table.schema, max_rows=max_rows) as writer:
         writer.append(table)
     return writer
 
 
 def dictionary_codes(column: pa.ChunkedArray) -> np.ndarray:
-    """Integer codes (n,) of a text column without nulls, equal where the values are equal."""
+    """Return integer codes (n,) of a text column without nulls; equal values, equal codes."""
     return np.asarray(_encoded(column).indices)
 
 
 def used_codes(codes: NDArray[np.integer], n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Values that occur in codes from 0 to n - 1, ascending, and the codes into these.
+    """Return the distinct codes among 0 to n - 1, ascending, and the position of each code.
 
-    What ``numpy.unique`` gives with ``return_inverse``, without a sort.
+    ``numpy.unique`` with ``return_inverse``, without a sort.
     """
     present = np.zeros(n, dtype=bool)
     present[codes] = True
@@ -220,8 +219,8 @@ def used_codes(codes: NDArray[np.integer], n: int) -> tuple[NDArray[np.int64], N
 
 
 def codes_into(index: pd.Index, column: pa.ChunkedArray) -> np.ndarray:
-    """Positions (n,) int64 in a unique index of a text column's values; -1 where it lacks one."""
-    import pandas as pd  # slow to import; to load a dataset does not need it
+    """Return positions (n,) int64 of a text column's values in a unique index; -1: not in it."""
+    import pandas as pd  # slow to import; loading a dataset does not need it
 
     encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
     pieces = [np.empty(0, dtype=np.int64)]
@@ -242,7 +241,7 @@ def _encoded(column: pa.ChunkedArray) -> pa.DictionaryArray:
 
 
 def _compact(table: pa.Table) -> pa.Table:
-    """Keep in each dictionary only the values that occur: every row group stores its own."""
+    """Drop unused values from the dictionaries, which every row group stores."""
     for i, field in enumerate(table.schema):
         if pa.types.is_dictionary(field.type):
             column = _encoded(table[field.name])
@@ -255,11 +254,11 @@ def _compact(table: pa.Table) -> pa.Table:
 
 
 def fov_row_groups(path: Path, fovs: Collection[str]) -> list[int]:
-    """Row groups of a table that hold the given fields of view, found by their statistics."""
+    """Find the row groups of some fields of view by their statistics."""
     with _reading(path):
         metadata = pq.read_metadata(path)
     if "fov" not in metadata.schema.names:
-        raise TableError(str(path), ["it has no column fov; it is no table of a dataset"])
+        raise TableError(str(path), ["no column fov: not a table of a dataset"])
     column = metadata.schema.names.index("fov")
     found = []
     for i in range(metadata.num_row_groups):
@@ -278,7 +277,7 @@ def fov_row_groups(path: Path, fovs: Collection[str]) -> list[int]:
 def read_fovs(
     path: Path, fovs: Collection[str], columns: Sequence[str] | None = None
 ) -> Iterator[pa.Table]:
-    """Yield the row groups of the given fields of view, one table each, in file order."""
+    """Yield the row groups of some fields of view, one table each, in file order."""
     groups = fov_row_groups(path, fovs)
     with _reading(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
         present = file.schema_arrow.names
@@ -291,7 +290,7 @@ def read_fovs(
 
 
 def read_table(path: Path, fovs: Collection[str], columns: Sequence[str] | None = None) -> pa.Table:
-    """Read the row groups of the given fields of view as one table."""
+    """Read the row groups of some fields of view as one table."""
     pieces = list(read_fovs(path, fovs, columns))
     if not pieces:
         with _reading(path):
@@ -302,7 +301,7 @@ def read_table(path: Path, fovs: Collection[str], columns: Sequence[str] | None 
 
 
 def read_whole(path: Path) -> pa.Table:
-    """Read a whole table, its page checksums checked.
+    """Read a whole table and compare its page checksums.
 
     Raises
     ------
@@ -319,7 +318,7 @@ def read_whole(path: Path) -> pa.Table:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn what Arrow raises on a file that is damaged or gone into one error."""
+    """Raise TableError for a damaged or missing file."""
     try:
         yield
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from gpattern_bench.base.files import replacing
+from gpattern_bench.base.validation import invalid_text
 from gpattern_bench.base.version import __version__
 from gpattern_bench.errors import PredictionError
 from gpattern_bench.tables.parquet import codes_into
@@ -31,6 +32,7 @@ __all__ = [
     "check_predictions",
     "counted",
     "pair_positions",
+    "read_checked",
     "read_origin",
     "read_predictions",
     "write_tables",
@@ -99,19 +101,37 @@ class Origin:
 
 @dataclass(frozen=True)
 class Checked:
-    """A prediction table held against the pairs that it should score.
+    """Scores checked against the pairs to score, and aligned with them.
 
     Attributes
     ----------
+    subject : str
+        The file's path, or what the table is.
+    pairs : pandas.DataFrame
+        The N pairs to score.
     problems, warnings : list of str
         One paragraph each: how many, the first five, what to do.
     scores : numpy.ndarray or None
-        (N, C) in the order of the expected pairs; None if there are problems.
+        (N, C) in the order of `pairs`; None if there are problems.
     """
 
+    subject: str
+    pairs: pd.DataFrame
     problems: list[str]
     warnings: list[str] = field(default_factory=list)
     scores: NDArray[np.floating[Any]] | None = None
+
+    def require(self) -> NDArray[np.floating[Any]]:
+        """Return the scores.
+
+        Raises
+        ------
+        PredictionError
+            With every problem.
+        """
+        if self.scores is None:
+            raise PredictionError(self.subject, self.problems)
+        return self.scores
 
 
 def write_tables(
@@ -239,12 +259,8 @@ def _origin(metadata: Mapping[bytes, bytes] | None) -> tuple[Origin | None, list
     try:
         return TypeAdapter(Origin).validate_json((metadata or {})[_KEY], strict=True), []
     except ValidationError as error:
-        details = "; ".join(
-            f"{'.'.join(map(str, found['loc'])) or 'the JSON'}: {found['msg']}"
-            + (f", got {found['input']!r}" if found["loc"] else "")
-            for found in error.errors()
-        )
-        return None, [f"unreadable metadata `gpattern_bench` ({details}): {remedy}"]
+        what = f"unreadable metadata `gpattern_bench` ({invalid_text(error)})"
+        return None, [f"{what}: {remedy}"]
 
 
 def check_predictions(
@@ -252,11 +268,12 @@ def check_predictions(
     pairs: pd.DataFrame,
     patterns: Sequence[str],
     *,
+    subject: str = "predictions",
     origin: Origin | None = None,
     expected: Mapping[str, str] | None = None,
     dtypes: Sequence[pa.DataType] = (pa.float32(),),
 ) -> Checked:
-    """Hold a prediction table against the pairs that it should score: all problems at once.
+    """Check a prediction table against the pairs to score, and align it: all problems at once.
 
     Parameters
     ----------
@@ -265,6 +282,8 @@ def check_predictions(
     pairs : pandas.DataFrame
         The expected ``cell_id``, ``gene``, each pair once; other columns are not looked at.
     patterns : sequence of str
+    subject : str
+        What errors call the table.
     origin : Origin, optional
         The file's metadata, compared with `expected`.
     expected : mapping of str to str, optional
@@ -317,16 +336,35 @@ def check_predictions(
                 f"column {name} is null in {ids[name].null_count:,} rows; name them all"
             )
     if not sound or ids.num_columns < 2:
-        return Checked(problems, warnings)
+        return Checked(subject, pairs, problems, warnings)
     position = pair_positions(ids, pairs)
     problems += _pair_problems(ids, position, pairs)
     if problems:
-        return Checked(problems, warnings)
+        return Checked(subject, pairs, problems, warnings)
     # One column after the other in memory: the metrics take a pattern at a time.
     aligned = np.empty((len(patterns), len(pairs)), dtype=np.result_type(*columns.values())).T
     for k, name in enumerate(patterns):
         aligned[position, k] = columns[name]
-    return Checked(problems, warnings, aligned)
+    return Checked(subject, pairs, problems, warnings, aligned)
+
+
+def read_checked(
+    path: str | Path,
+    pairs: pd.DataFrame,
+    patterns: Sequence[str],
+    expected: Mapping[str, str] | None = None,
+) -> Checked:
+    """Read a prediction file and check it, its metadata included.
+
+    Parameters are those of :func:`check_predictions`, errors those of :func:`read_predictions`.
+    """
+    table, origin, problems = read_predictions(path)
+    found = check_predictions(
+        table, pairs, patterns, subject=str(path), origin=origin, expected=expected
+    )
+    if problems:
+        return replace(found, problems=problems + found.problems, scores=None)
+    return found
 
 
 def pair_positions(table: pa.Table, pairs: pd.DataFrame) -> NDArray[np.int64]:

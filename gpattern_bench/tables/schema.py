@@ -1,6 +1,6 @@
-"""Arrow schemas of every table and of prediction files: the single source of their columns.
+"""Arrow schemas of all tables and prediction files; validation, writers and help use these.
 
-Units are stated in the field metadata. Validation, writers and help text all read them from here.
+Field metadata state the units.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ CELLS = pa.schema(
         pa.field("nucleus_boundary", pa.binary(), nullable=True, metadata=_UM),
     ]
 )
-"""One row per cell; x, y = centroid of the outline; outlines as WKB, a missing nucleus as null.
+"""One row per cell; x, y: centroid of the outline; outlines as WKB, null without a nucleus.
 
-``touches_border``: the image's border cuts the cell; null where the source does not tell.
+``touches_border``: the image border cuts the cell; null if the source does not say.
 """
 
 SPLITS = pa.schema(
@@ -52,7 +52,7 @@ SPLITS = pa.schema(
         pa.field("split", pa.string(), nullable=False),
     ]
 )
-"""One row per field of view: the split is data, never recomputed at load."""
+"""One row per field of view; splits are stored, never recomputed."""
 
 SORT_KEYS = {
     "molecules": ("fov", "cell_id", "gene", "x", "y", "z"),
@@ -60,11 +60,11 @@ SORT_KEYS = {
     "labels": ("fov", "cell_id", "gene"),
     "splits": ("fov",),
 }
-"""The canonical row order of each table: the order in which it is written and hashed."""
+"""Row order of each table, for writing and hashing."""
 
 
 def labels(patterns: Sequence[str]) -> pa.Schema:
-    """Schema of ``labels.parquet``: one row per pair that counts, one bool column per pattern."""
+    """Schema of ``labels.parquet``: one row per labelled pair, one bool column per pattern."""
     return pa.schema(
         [
             pa.field("fov", _ID, nullable=False),

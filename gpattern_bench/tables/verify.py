@@ -1,11 +1,10 @@
-"""Verification of a dataset folder: files, hashes, rules and splits."""
+"""Verify a dataset folder: files, hashes, rules and splits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +16,7 @@ from gpattern_bench.base.files import file_sha256
 from gpattern_bench.errors import TableError
 from gpattern_bench.tables import schema
 from gpattern_bench.tables.leaks import find_leaks
+from gpattern_bench.tables.manifest import Manifest, TableFile
 from gpattern_bench.tables.parquet import ContentHash, fov_row_groups, read_fovs, read_whole
 
 __all__ = ["find_problems"]
@@ -24,31 +24,30 @@ __all__ = ["find_problems"]
 _PAIR = ["cell_id", "gene"]
 
 
-def find_problems(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
-    """Find every way in which a dataset's tables break their rules or their manifest.
+def find_problems(folder: Path, manifest: Manifest) -> list[str]:
+    """List every violation of the tables' rules or their manifest.
 
-    Files against the manifest's SHA-256 and content hashes; columns and types; row groups within
-    one FOV; row order; outlines; coordinates; genes and counts; every labelled pair against the
-    molecules; and that no split knows another (:func:`gpattern_bench.tables.leaks.find_leaks`). One
-    field of view is in memory at a time.
+    Checks SHA-256 and content hashes; columns and types; one FOV per row group; row order;
+    outlines; coordinates; genes and counts; labelled pairs against molecules; and leaks between
+    splits (:func:`gpattern_bench.tables.leaks.find_leaks`). Holds one field of view in memory.
 
     Returns
     -------
     list of str
-        One line each; values are only looked at in files that are as they were written.
+        One line each; checks values only in unchanged files.
     """
     problems = [
         problem
-        for name, about in manifest["files"].items()
-        for problem in _file_problems(folder / name, about, manifest["patterns"])
+        for name, about in manifest.files.items()
+        for problem in _file_problems(folder / name, about, manifest.patterns)
     ]
     try:
         return problems or list(_value_problems(folder, manifest))
-    except OSError as error:  # it was there a moment ago: somebody removes the folder
+    except OSError as error:  # the folder was removed meanwhile
         return [f"{folder} cannot be read ({error}); make it again"]
 
 
-def _file_problems(path: Path, about: Mapping[str, Any], patterns: list[str]) -> Iterator[str]:
+def _file_problems(path: Path, about: TableFile, patterns: Sequence[str]) -> Iterator[str]:
     expected = {
         "molecules": schema.MOLECULES,
         "cells": schema.CELLS,
@@ -56,8 +55,8 @@ def _file_problems(path: Path, about: Mapping[str, Any], patterns: list[str]) ->
         "splits": schema.SPLITS,
     }[path.stem]
     try:
-        if (digest := file_sha256(path)) != about["sha256"]:
-            yield f"{path.name}: expected SHA-256 {about['sha256']}, got {digest}"
+        if (digest := file_sha256(path)) != about.sha256:
+            yield f"{path.name}: expected SHA-256 {about.sha256}, got {digest}"
             return
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             if not file.schema_arrow.equals(expected):
@@ -69,8 +68,8 @@ def _file_problems(path: Path, about: Mapping[str, Any], patterns: list[str]) ->
     except (OSError, ValueError, pa.ArrowException) as error:
         yield f"{path.name} cannot be read ({error}); remove the folder and make it again"
         return
-    if (digest := content.hexdigest()) != about["content_sha256"]:
-        yield f"{path.name}: expected content hash {about['content_sha256']}, got {digest}"
+    if (digest := content.hexdigest()) != about.content_sha256:
+        yield f"{path.name}: expected content hash {about.content_sha256}, got {digest}"
     if path.stem != "splits":
         try:
             fov_row_groups(path, ())
@@ -78,7 +77,7 @@ def _file_problems(path: Path, about: Mapping[str, Any], patterns: list[str]) ->
             yield from error.problems
 
 
-def _value_problems(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
+def _value_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
     splits = read_whole(folder / "splits.parquet")
     yield from _order_problems("splits", splits)
     fovs = splits["fov"].to_pandas()
@@ -86,7 +85,7 @@ def _value_problems(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
         repeated = ", ".join(sorted(set(fovs[fovs.duplicated()])))
         yield f"splits.parquet: fields of view that occur more than once: {repeated}"
     held = set(fovs)
-    for name in sorted(manifest["files"]):
+    for name in sorted(manifest.files):
         column = "fov"
         with pq.ParquetFile(folder / name) as file:
             here = [
@@ -97,18 +96,18 @@ def _value_problems(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
         if here != sorted(here):
             yield f"{name}: rows are not sorted by fov"
         held |= set(here)
-    seen = _Seen()
+    totals = _Totals()
     for fov in sorted(held):
-        yield from seen.look(folder, fov, labels="labels.parquet" in manifest["files"])
-    yield from seen.compare(manifest)
+        yield from totals.check(folder, fov, labels=manifest.has_labels)
+    yield from totals.compare(manifest)
     of_fov = dict(zip(fovs, splits["split"].to_pylist(), strict=True))
     reader = partial(read_fovs, folder / "molecules.parquet")
-    cells = pd.concat(seen.cells, ignore_index=True)
+    cells = pd.concat(totals.cells, ignore_index=True)
     yield from find_leaks(of_fov, cells, lambda _: reader(held))
 
 
-class _Seen:
-    """What was found in the fields of view so far."""
+class _Totals:
+    """Totals over the fields of view so far."""
 
     def __init__(self) -> None:
         self.cells: list[pd.DataFrame] = []
@@ -116,8 +115,8 @@ class _Seen:
         self._totals = dict.fromkeys(("fovs", "cells", "molecules", "pairs"), 0)
         self._labelled: int | None = None
 
-    def look(self, folder: Path, fov: str, *, labels: bool) -> Iterator[str]:
-        """Look at one field of view in all tables."""
+    def check(self, folder: Path, fov: str, *, labels: bool) -> Iterator[str]:
+        """Check one field of view in all tables."""
         names = ["molecules", "cells", *(["labels"] if labels else [])]
         tables = {name: _read(folder / f"{name}.parquet", fov) for name in names}
         for name, table in tables.items():
@@ -135,19 +134,19 @@ class _Seen:
         frame = cells.select(["fov", "cell_id", "x", "y", "n_molecules", "n_genes"]).to_pandas()
         held = counts.groupby("cell_id").agg(["sum", "size"]).reindex(frame["cell_id"])
         if not (held.to_numpy() == frame[["n_molecules", "n_genes"]].to_numpy()).all():
-            yield "cells.parquet: cells whose counts are not what molecules.parquet holds"
+            yield "cells.parquet: counts of some cells differ from molecules.parquet"
         self.cells.append(frame[["fov", "cell_id", "x", "y"]])
         self._genes |= set(counts.index.unique("gene"))
         here = {"fovs": len(frame) > 0, "cells": len(frame), "molecules": len(molecules)}
         for name, rows in (here | {"pairs": len(counts)}).items():
             self._totals[name] += int(rows)
 
-    def compare(self, manifest: Mapping[str, Any]) -> Iterator[str]:
-        """Compare all of it with the manifest."""
-        if sorted(self._genes) != manifest["genes"]:
-            yield "manifest.json: genes are not those of molecules.parquet"
+    def compare(self, manifest: Manifest) -> Iterator[str]:
+        """Compare the totals with the manifest."""
+        if sorted(self._genes) != list(manifest.genes):
+            yield "manifest.json: genes differ from those of molecules.parquet"
         for name, total in (self._totals | {"labelled_pairs": self._labelled}).items():
-            stated = manifest["counts"].get(name)
+            stated = manifest.counts.totals.get(name)
             if stated != total:
                 yield f"manifest.json: counts state {stated} {name}, the tables hold {total}"
 
@@ -174,8 +173,8 @@ def _label_problems(labels: pa.Table, counts: pd.Series[int]) -> Iterator[str]:
         yield "labels.parquet: pairs that occur more than once"
     elif not counts.reindex(pairs.index).eq(pairs["n_molecules"]).all():
         yield (
-            "labels.parquet: pairs whose n_molecules is not what molecules.parquet holds in "
-            "their field of view"
+            "labels.parquet: n_molecules of some pairs differs from molecules.parquet in their "
+            "field of view"
         )
 
 

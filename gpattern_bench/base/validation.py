@@ -1,0 +1,50 @@
+"""Pydantic's errors as short texts: which field, what is wrong, which value it has."""
+
+from __future__ import annotations
+
+from reprlib import Repr
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+__all__ = ["invalid_fields", "invalid_text", "shorten"]
+
+_SHORT = Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 3, 80, 80, 80
+
+
+def invalid_fields(error: ValidationError) -> list[tuple[str, str]]:
+    """List every refused field with the reason and its value.
+
+    Examples
+    --------
+    >>> from pydantic import TypeAdapter, ValidationError
+    >>> try:
+    ...     TypeAdapter(dict[str, int]).validate_python({"n": "many"}, strict=True)
+    ... except ValidationError as error:
+    ...     invalid_fields(error)
+    [('n', "Input should be a valid integer, got 'many'")]
+    """
+    fields = []
+    for found in error.errors(include_url=False):
+        value = shorten(found["input"])
+        got = f", got {value!r}" if isinstance(found["input"], str) else f", got {value}"
+        known = found["type"] not in ("missing", "json_invalid")
+        where = ".".join(map(str, found["loc"])) or "the file"
+        fields.append((where, found["msg"] + got * known))
+    return fields
+
+
+def invalid_text(error: ValidationError, most: int | None = None) -> str:
+    """Join the first `most` (None: all) of :func:`invalid_fields`."""
+    return "; ".join(f"{field}: {reason}" for field, reason in invalid_fields(error)[:most])
+
+
+def shorten(value: Any) -> str:
+    """Give the beginning of a value's text, however large or deep the value is."""
+    try:
+        nested = isinstance(value, dict | list | tuple | set)
+        return (_SHORT.repr(value) if nested else str(value))[:80]
+    except (ValueError, RecursionError):
+        return f"<{type(value).__name__} too large to show>"
