@@ -1,6 +1,6 @@
 """How often the 95 % intervals hold the true value, and equal methods tie, in simulated studies.
 
-The studies are those of tests/test_uncertainty.py, in larger number and at several sizes.
+The studies are those of tests/evaluate/test_bootstrap.py, in larger number and at several sizes.
 """
 
 from __future__ import annotations

@@ -28,9 +28,9 @@ def imported(path: Path) -> set[str]:
 
 
 def test_no_module_of_tests_is_imported():
-    others = {path.stem for path in TESTS.glob("test_*.py")} | {"conftest"}
+    others = {path.stem for path in TESTS.rglob("test_*.py")} | {"conftest"}
     assert len(others) > 50
-    found = {path.name: sorted(imported(path) & others) for path in TESTS.glob("*.py")}
+    found = {path.name: sorted(imported(path) & others) for path in TESTS.rglob("*.py")}
     assert {name: names for name, names in found.items() if names} == {}
 
 

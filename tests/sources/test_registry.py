@@ -21,7 +21,7 @@ from gpattern_bench.sources.registry import (
 )
 from gpattern_bench.tables import schema
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+README = Path(__file__).resolve().parents[2] / "README.md"
 ENTRIES = registry()
 FILES = [
     pytest.param(file, id=f"{entry.name}:{file.path}") for entry in ENTRIES for file in entry.files

@@ -33,7 +33,7 @@ from gpattern_bench.runs import ablation as ablations
 from gpattern_bench.runs import shards as pieces
 from gpattern_bench.runs.ablation import ablation_table, train_variants
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TINY = {"width": 8, "heads": 2, "fourier": 4}
 TIME = re.compile(r"(\d+ h )?(\d+ min )?\d+(\.\d)? s\b")
 NUMBER = re.compile(r"[+-]?\b0\.\d{4}")

@@ -26,7 +26,7 @@ from gpattern_bench.methods.gpsnet import (
 )
 from gpattern_bench.methods.gpsnet.neighbours import TIE
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def rng(seed=0):

@@ -31,7 +31,7 @@ from gpattern_bench.errors import ChecksumError, FetchError, SubmissionError
 from gpattern_bench.predictions import write_predictions
 from gpattern_bench.runs.run import run_method
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 SUBMISSIONS = REPOSITORY / "submissions"
 FILLED = {
     "<my_method>": "my_method",

@@ -32,7 +32,7 @@ from gpattern_bench.methods import METHODS, get_method
 from gpattern_bench.predictions import write_predictions
 from gpattern_bench.runs.run import run_method
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 METRICS = ("auc_macro", "acc_macro", "f1_macro", "ap_macro", "accuracy_subset")
 
 QUICK = ("prevalence", "gene_prior", "molecule_count", "oracle", "sprawl")

@@ -36,7 +36,7 @@ from gpattern_bench.runs.shards import cut_pieces, run_key
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 QUICK = ("prevalence", "sprawl", "bento")
 NO_DASK = "Dask is not installed: pip install 'gpattern-bench[dask]'"
 

@@ -26,7 +26,7 @@ from gpattern_bench.board.submission import Metadata, Submission, read_submissio
 from gpattern_bench.methods import get_method
 from gpattern_bench.runs.run import run_method
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 HOSTILE = "<script>alert(1)</script>"
 OTHERS = ('"><img src=x onerror=alert(2)>', "</style></script><svg onload=alert(3)>", "{{ 7*7 }}")
 CHOSEN = "u2os_gold"

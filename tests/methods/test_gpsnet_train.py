@@ -368,7 +368,7 @@ def start(
     }
     script = out / "script.py"
     script.write_text(SCRIPT)
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     return subprocess.Popen(
         [sys.executable, str(script), json.dumps(settings)],
         env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
