@@ -60,14 +60,14 @@ def write_predictions(
     Parameters
     ----------
     path : str or pathlib.Path
-        The file; replaced if it is there.
+        The file; replaced if it exists.
     scores : pandas.DataFrame
         Columns ``cell_id``, ``gene`` and one per pattern, in [0, 1]; one row per pair of
         ``dataset.pairs(split)``, in any order. Scores are stored as float32.
     dataset : Dataset
     split : str
     method : str
-        Your method's name.
+        Name of your method.
     seed : int
     protocol : str
         One of :data:`Protocol`.
@@ -99,9 +99,9 @@ def prediction_table(
     origin: Origin,
     pairs: pd.DataFrame | None = None,
 ) -> pa.Table:
-    """Scores as a prediction file holds them: checked, float32, with their origin.
+    """Check scores and convert them to a prediction file's table: float32, with their origin.
 
-    Without `pairs` they must be of all pairs of the split, else of these.
+    Scores must cover `pairs`, by default all of the split.
 
     Raises
     ------
