@@ -17,7 +17,6 @@ from gpattern_bench.tables.predictions import (
     as_table,
     check_predictions,
     counted,
-    pair_positions,
     read_checked,
     read_origin,
     read_predictions,
@@ -25,16 +24,13 @@ from gpattern_bench.tables.predictions import (
 )
 
 __all__ = [
-    "FLOATS",
     "Checked",
     "Origin",
     "Protocol",
-    "as_table",
     "check_file",
     "check_predictions",
     "counted",
     "expected_origin",
-    "pair_positions",
     "prediction_table",
     "read_origin",
     "read_predictions",

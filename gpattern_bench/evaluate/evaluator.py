@@ -326,7 +326,7 @@ class Evaluator:
                 score = score_pattern(truth[:, k], scores[:, k])
             except EvaluationError as error:
                 raise EvaluationError(f"pattern {pattern}: {error}") from error
-            values = asdict(score)
+            per_pattern[pattern] = values = asdict(score)
             if thresholds is not None:
                 f1, acc = at_threshold(truth[:, k], scores[:, k], thresholds[k])
                 values |= {
@@ -334,7 +334,6 @@ class Evaluator:
                     "acc_val": np.nan if isnan(f1) else acc,  # both or neither, like f1 and acc
                     "threshold_val": thresholds[k],
                 }
-            per_pattern[pattern] = values
         result = Result()
         macro = _MACRO if thresholds is None else _MACRO | _MACRO_VAL
         for key, metric in macro.items():
@@ -344,8 +343,9 @@ class Evaluator:
         # Patterns without positives have no threshold and are ignored, as in the means.
         chosen = [values["threshold"] for values in per_pattern.values()]
         defined = not all(map(isnan, chosen))
-        right = rows_right(truth, scores, chosen) / len(truth) if defined else np.nan
-        result["accuracy_subset"] = right
+        result["accuracy_subset"] = (
+            rows_right(truth, scores, chosen) / len(truth) if defined else np.nan
+        )
         result["n"] = len(truth)
         result["per_pattern"] = per_pattern
         result["undefined"] = {

@@ -212,9 +212,13 @@ def read_predictions(path: str | Path) -> tuple[pa.Table, Origin | None, list[st
         The file is missing, truncated, damaged, or not Parquet; the text says which.
     """
     path = Path(path)
+
+    def refused(problem: str) -> PredictionError:
+        return PredictionError(str(path), [problem])
+
     if not path.is_file():
         what = "it is a folder" if path.is_dir() else "there is no such file"
-        raise PredictionError(str(path), [f"{what}; expected a prediction file (Parquet)"])
+        raise refused(f"{what}; expected a prediction file (Parquet)")
     with path.open("rb") as file:
         head = file.read(64)
         file.seek(max(0, path.stat().st_size - 8))
@@ -224,39 +228,29 @@ def read_predictions(path: str | Path) -> tuple[pa.Table, Origin | None, list[st
         what = "is empty" if not head else f"begins with {start!r}"
         if start[:1] == b"<":
             what = "is an HTML page, as a server sends instead of a file"
-        raise PredictionError(
-            str(path), [f"not a Parquet file: it {what}; write it with write_predictions"]
-        )
+        raise refused(f"not a Parquet file: it {what}; write it with write_predictions")
     if tail[4:] != b"PAR1":
-        raise PredictionError(
-            str(path), ["the Parquet file is truncated: its end is missing; copy it again"]
-        )
+        raise refused("the Parquet file is truncated: its end is missing; copy it again")
     if int.from_bytes(tail[:4], "little") > _LONGEST_FOOTER:  # Arrow would read all of it
-        raise PredictionError(
-            str(path), ["the Parquet file is damaged (its footer is too long); copy it again"]
-        )
+        raise refused("the Parquet file is damaged (its footer is too long); copy it again")
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as opened:
             table = opened.read()
         table.validate(full=True)
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise PredictionError(
-            str(path), [f"the Parquet file is damaged ({error}); copy or write it again"]
-        ) from error
+        raise refused(f"the Parquet file is damaged ({error}); copy or write it again") from error
     return (table, *_origin(table.schema.metadata))
 
 
 def _origin(metadata: Mapping[bytes, bytes] | None) -> tuple[Origin | None, list[str]]:
     remedy = "nothing else names the scored pairs; write the file with write_predictions"
-    if _KEY not in (metadata or {}):
-        return None, [
-            f"no metadata `gpattern_bench` (dataset, version, split, method, seed): {remedy}"
-        ]
     try:
         return TypeAdapter(Origin).validate_json((metadata or {})[_KEY], strict=True), []
+    except KeyError:
+        what = "no metadata `gpattern_bench` (dataset, version, split, method, seed)"
     except ValidationError as error:
         what = f"unreadable metadata `gpattern_bench` ({invalid_text(error)})"
-        return None, [f"{what}: {remedy}"]
+    return None, [f"{what}: {remedy}"]
 
 
 def check_predictions(
@@ -307,7 +301,7 @@ def check_predictions(
     ids = table.select([name for name in usable if name in ("cell_id", "gene")])
     warnings: list[str] = []
     columns = {}
-    for name in (name for name in usable if name in patterns):
+    for name in usable[ids.num_columns :]:
         kind = table[name].type
         if kind not in dtypes:
             allowed = " or ".join(map(_type_name, dtypes))
