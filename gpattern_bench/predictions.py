@@ -17,7 +17,6 @@ from gpattern_bench.tables.predictions import (
     as_table,
     check_predictions,
     counted,
-    pair_positions,
     read_checked,
     read_origin,
     read_predictions,
@@ -25,16 +24,13 @@ from gpattern_bench.tables.predictions import (
 )
 
 __all__ = [
-    "FLOATS",
     "Checked",
     "Origin",
     "Protocol",
-    "as_table",
     "check_file",
     "check_predictions",
     "counted",
     "expected_origin",
-    "pair_positions",
     "prediction_table",
     "read_origin",
     "read_predictions",
@@ -60,14 +56,14 @@ def write_predictions(
     Parameters
     ----------
     path : str or pathlib.Path
-        The file; replaced if it is there.
+        The file; replaced if it exists.
     scores : pandas.DataFrame
         Columns ``cell_id``, ``gene`` and one per pattern, in [0, 1]; one row per pair of
         ``dataset.pairs(split)``, in any order. Scores are stored as float32.
     dataset : Dataset
     split : str
     method : str
-        Your method's name.
+        Name of your method.
     seed : int
     protocol : str
         One of :data:`Protocol`.
@@ -99,9 +95,9 @@ def prediction_table(
     origin: Origin,
     pairs: pd.DataFrame | None = None,
 ) -> pa.Table:
-    """Scores as a prediction file holds them: checked, float32, with their origin.
+    """Check scores and convert them to a prediction file's table: float32, with their origin.
 
-    Without `pairs` they must be of all pairs of the split, else of these.
+    Scores must cover `pairs`, by default all of the split.
 
     Raises
     ------

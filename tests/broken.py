@@ -129,7 +129,7 @@ CORPUS = {
     # columns
     "a missing column": (
         of_table(lambda t: t.drop_columns("nuclear")),
-        r"1 column is missing: nuclear \(there are: cell_id, .*\); add what is missing",
+        r"1 column is missing: nuclear \(there are: cell_id, .*\); add them",
     ),
     "missing columns": (
         of_table(lambda t: t.drop_columns(["gene", "nuclear"])),

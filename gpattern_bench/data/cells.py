@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, pairwise
@@ -146,14 +147,9 @@ class Cells:
 
     def without_labels(self) -> Cells:
         """Return the same cells without labels, as methods predict from them."""
-        return Cells(
-            self._folder,
-            self._fovs,
-            genes=self.genes,
-            patterns=self.patterns,
-            labels=False,
-            keep=self._keep,
-        )
+        hidden = copy(self)
+        hidden._labels = False
+        return hidden
 
     def __len__(self) -> int:
         names = read_table(self._folder / "cells.parquet", self._fovs, ["cell_id"])["cell_id"]

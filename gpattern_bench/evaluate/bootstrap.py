@@ -1,14 +1,14 @@
-"""How sure a score is: a bootstrap of whole clusters of cells, its intervals, differences and ties.
+"""Bootstrap whole clusters of cells: intervals of scores, paired differences and ties.
 
-Pairs of one cell, and cells of one field of view, resemble each other; so fields of view are drawn
-with replacement, not pairs. With fewer than five fields of view, cells are drawn within each: that
-says nothing of how fields of view differ, and the result says so.
+Pairs of one cell and cells of one field of view are correlated, so the bootstrap draws fields of
+view, not pairs. Below five fields of view it draws cells within each, which ignores differences
+between fields of view; the result says so.
 
 The interval is ``centre -/+ t * sqrt(standard error^2 + bias^2)``, with the bootstrap's bias and
-standard error and the t quantile of the degrees of freedom; the centre is the estimate and, for
-the largest F1, which the choice of its threshold biases upwards, the estimate less its bias. Plain
-percentiles are too narrow with few clusters, and so is the standard error alone for what is read
-at the threshold, such as accuracy: the threshold jumps between replicates.
+standard error and the t quantile of the degrees of freedom. The centre is the estimate; for the
+largest F1, biased upwards by the choice of its threshold, the estimate minus its bias. Percentile
+intervals are too narrow with few clusters. The standard error alone is too narrow for metrics at
+the threshold, such as accuracy: the threshold jumps between replicates.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ _Floats = NDArray[np.float64]
 
 CONFIDENCE = 0.95
 REPLICATES = 1000
-_NO_POSITIVES = -1  # instead of the row at which a pattern's threshold ends
 MIN_FOVS = 5
-"""Fields of view below which cells are drawn within each instead."""
+"""Fewest fields of view to draw; with fewer, cells are drawn within each."""
+_NO_POSITIVES = -1  # instead of the last row at a pattern's threshold
 
 
 @dataclass(frozen=True)
 class Resamples:
-    """What is drawn with replacement, and how often in each replicate.
+    """Bootstrap replicates: how often each cluster was drawn.
 
     Attributes
     ----------
     of_pair : numpy.ndarray
-        (N,) int32 cluster of every pair.
+        (N,) int32 cluster of each pair.
     weights : numpy.ndarray
-        (B, K) float64 times that each cluster was drawn.
+        (B, K) float64 number of draws of each cluster.
     level : str
-        ``"fov"``, or ``"cell within fov"`` where there are fewer than five fields of view.
+        ``"fov"``, or ``"cell within fov"`` below five fields of view.
     degrees_of_freedom : int
-        Resamples, less one for each group that they are drawn within.
+        Clusters minus groups of clusters.
     """
 
     of_pair: NDArray[np.int32]
@@ -63,40 +63,40 @@ class Resamples:
 
     @classmethod
     def draw(cls, pairs: pd.DataFrame, *, seed: int = 0, replicates: int = REPLICATES) -> Resamples:
-        """Draw replicates for pairs with columns ``fov`` and ``cell_id``; seeded.
+        """Draw replicates for pairs with columns ``fov`` and ``cell_id``.
 
         Raises
         ------
         EvaluationError
-            A pair has no FOV or cell, or fewer than one replicate is asked for.
+            A pair lacks its FOV or cell, or `replicates` is below 1.
         """
         if replicates < 1:
             raise EvaluationError(f"expected 1 or more bootstrap replicates, got {replicates}")
         lacking = int(pairs[["fov", "cell_id"]].isna().any(axis=1).sum())
         if lacking:
             raise EvaluationError(
-                f"the labels lack fov or cell_id in {lacking} rows: intervals need both of every "
-                "pair; name them, or drop the column fov to have no intervals"
+                f"the labels lack fov or cell_id in {lacking} rows: intervals need both for every "
+                "pair; add them, or drop the column fov to go without intervals"
             )
         rng = np.random.Generator(np.random.Philox(seed))
         fov, fovs = pd.factorize(pairs["fov"], sort=True)
         if len(fovs) >= MIN_FOVS:
-            weights = _drawn(rng, np.zeros(len(fovs), dtype=np.int64), replicates)
+            weights = _draw_counts(rng, np.zeros(len(fovs), dtype=np.int64), replicates)
             return cls(fov.astype(np.int32), weights, "fov", len(fovs) - 1)
         cell, cells = pd.factorize(pairs["cell_id"], sort=True)
         home = np.zeros(len(cells), dtype=np.int64)
         home[cell] = fov
         freedom = len(cells) - len(fovs)
-        weights = _drawn(rng, home, replicates)
+        weights = _draw_counts(rng, home, replicates)
         return cls(cell.astype(np.int32), weights, "cell within fov", freedom)
 
 
-def _drawn(rng: np.random.Generator, group: NDArray[np.int64], replicates: int) -> _Floats:
-    """Times (B, K) that each member is drawn, as many draws in each group as it has members."""
+def _draw_counts(rng: np.random.Generator, group: NDArray[np.int64], replicates: int) -> _Floats:
+    """Count draws (B, K) of each member; each group of n members gets n draws."""
     weights = np.zeros((replicates, len(group)))
     for g in np.unique(group):
         members = np.flatnonzero(group == g)
-        # Uniforms and floor: the same draws on every machine and numpy.
+        # Uniforms and floor: the same draws on every machine and with every numpy.
         picks = members[(rng.random((replicates, len(members))) * len(members)).astype(np.int64)]
         np.add.at(weights, (np.arange(replicates)[:, None], picks), 1.0)
     return weights
@@ -105,23 +105,23 @@ def _drawn(rng: np.random.Generator, group: NDArray[np.int64], replicates: int) 
 def bootstrap(
     truth: NDArray[np.bool_],
     scores: NDArray[np.floating[Any]],
-    clusters: Resamples,
+    resamples: Resamples,
     thresholds_val: Sequence[float] | None = None,
 ) -> dict[str, _Floats]:
     """Compute every metric on every replicate.
 
-    The threshold of largest F1 is chosen anew in each replicate, as it was on the labels; that of
-    the val split stays as it is. A replicate without positives of a pattern (for AUC: without one
-    class) has no value there, and none in the mean over the patterns.
+    Each replicate chooses its own threshold of largest F1, as the estimate does; thresholds from
+    val are fixed. A replicate without positives of a pattern (for AUC: with one class only) is NaN
+    there and in the mean over the patterns.
 
     Parameters
     ----------
     truth, scores : numpy.ndarray
         (N, C) labels and scores.
-    clusters : Resamples
+    resamples : Resamples
         Of the same N pairs.
     thresholds_val : sequence of float, optional
-        (C,) thresholds chosen on val, NaN where there is none.
+        (C,) thresholds chosen on val, or NaN.
 
     Returns
     -------
@@ -129,23 +129,21 @@ def bootstrap(
         Metric -> (B, C) for ``auc acc f1 ap precision recall`` (and ``f1_val acc_val``), and
         ``accuracy_subset`` -> (B,).
     """
-    from gpattern_bench.evaluate.threshold_sweep import (
-        replicated_sweep,  # numba, only for who scores
-    )
+    from gpattern_bench.evaluate.threshold_sweep import replicated_sweep  # imports numba
 
     n, patterns = truth.shape
     names = ["auc", "acc", "f1", "ap", "precision", "recall"]
-    out = {name: np.full((len(clusters.weights), patterns), nan) for name in names}
+    out = {name: np.full((len(resamples.weights), patterns), nan) for name in names}
     ranks = np.empty((patterns, n), dtype=np.int32)
-    ends = np.empty((patterns, len(clusters.weights)), dtype=np.int32)
-    with np.errstate(divide="ignore", invalid="ignore"):  # no positives: NaN, as documented
+    ends = np.empty((patterns, len(resamples.weights)), dtype=np.int32)
+    with np.errstate(divide="ignore", invalid="ignore"):  # no positives: NaN
         for k in range(patterns):
             order = np.argsort(-scores[:, k], kind="stable")
             falling = scores[order, k]
             last = np.append(falling[1:] != falling[:-1], True)
-            rows = clusters.of_pair[order] << 2 | last << 1 | truth[order, k]
+            rows = resamples.of_pair[order] << 2 | last << 1 | truth[order, k]
             size, P, two_u, ap, tp, m, end = replicated_sweep(
-                rows.astype(np.int32), clusters.weights
+                rows.astype(np.int32), resamples.weights
             ).T
             ranks[k, order] = np.arange(n, dtype=np.int32)
             ends[k] = np.where(P > 0, end, _NO_POSITIVES)
@@ -155,9 +153,9 @@ def bootstrap(
             out["acc"][:, k] = np.where(P > 0, (size - P - m + 2 * tp) / size, nan)
             out["precision"][:, k] = np.where(P > 0, tp / m, nan)
             out["recall"][:, k] = tp / P
-        out["accuracy_subset"] = _subset_accuracy(truth, ranks, ends, clusters)
+        out["accuracy_subset"] = _subset_accuracy(truth, ranks, ends, resamples)
         if thresholds_val is not None:
-            out |= _at_thresholds(truth, scores, clusters, thresholds_val)
+            out |= _at_thresholds(truth, scores, resamples, thresholds_val)
     return out
 
 
@@ -165,19 +163,19 @@ def _subset_accuracy(
     truth: NDArray[np.bool_],
     ranks: NDArray[np.int32],
     ends: NDArray[np.int32],
-    clusters: Resamples,
+    resamples: Resamples,
 ) -> _Floats:
-    """Share (B,) of pairs of which all patterns are right at each replicate's thresholds.
+    """Return the share (B,) of pairs with all patterns right at each replicate's thresholds.
 
-    Patterns without positives in a replicate are left out of it.
+    Ignores patterns without positives in the replicate.
     """
-    values = np.full(len(clusters.weights), nan)
-    sizes = clusters.weights @ np.bincount(clusters.of_pair, minlength=clusters.n)
+    values = np.full(len(resamples.weights), nan)
+    sizes = resamples.weights @ np.bincount(resamples.of_pair, minlength=resamples.n)
     for b in np.flatnonzero((ends > _NO_POSITIVES).any(axis=0) & (sizes > 0)):
         right = np.ones(len(truth), dtype=bool)
         for k in np.flatnonzero(ends[:, b] > _NO_POSITIVES):
             right &= (ranks[k] <= ends[k, b]) == truth[:, k]
-        hits = np.bincount(clusters.of_pair, right, minlength=clusters.n) @ clusters.weights[b]
+        hits = np.bincount(resamples.of_pair, right, minlength=resamples.n) @ resamples.weights[b]
         values[b] = hits / sizes[b]
     return values
 
@@ -185,21 +183,21 @@ def _subset_accuracy(
 def _at_thresholds(
     truth: NDArray[np.bool_],
     scores: NDArray[np.floating[Any]],
-    clusters: Resamples,
+    resamples: Resamples,
     thresholds: Sequence[float],
 ) -> dict[str, _Floats]:
-    """F1 and accuracy (B, C) at fixed thresholds: counts per cluster, weighted."""
-    f1 = np.full((len(clusters.weights), truth.shape[1]), nan)
+    """Return F1 and accuracy (B, C) at fixed thresholds, from weighted counts per cluster."""
+    f1 = np.full((len(resamples.weights), truth.shape[1]), nan)
     acc = f1.copy()
 
-    def drawn(rows: NDArray[np.bool_]) -> _Floats:
-        return clusters.weights @ np.bincount(clusters.of_pair[rows], minlength=clusters.n)
+    def weighted(rows: NDArray[np.bool_]) -> _Floats:
+        return resamples.weights @ np.bincount(resamples.of_pair[rows], minlength=resamples.n)
 
-    size = drawn(np.ones(len(truth), dtype=bool))
+    size = weighted(np.ones(len(truth), dtype=bool))
     for k, threshold in enumerate(thresholds):
         if not isnan(threshold):
             called = scores[:, k] >= scores.dtype.type(threshold)
-            P, m, tp = drawn(truth[:, k]), drawn(called), drawn(called & truth[:, k])
+            P, m, tp = weighted(truth[:, k]), weighted(called), weighted(called & truth[:, k])
             f1[:, k] = np.where(P > 0, 2 * tp / (m + P), nan)
             acc[:, k] = np.where(P > 0, (size - P - m + 2 * tp) / size, nan)
     return {"f1_val": f1, "acc_val": acc}
@@ -213,29 +211,29 @@ def interval(
     *,
     biased: bool = False,
 ) -> list[float]:
-    """95 % interval [low, high] of an estimate from its bootstrap replicates.
+    """Return the 95 % interval [low, high] of an estimate from its bootstrap replicates.
 
-    ``estimate -/+ t * sqrt(standard error^2 + bias^2)``, cut at the limits of the metric; NaN where
-    the estimate is, where there are no degrees of freedom, where more than half of the replicates
-    have no value, or fewer than two have one.
+    ``estimate -/+ t * sqrt(standard error^2 + bias^2)``, cut at the limits of the metric. NaN if
+    the estimate is NaN, without degrees of freedom, and unless more than half of the replicates,
+    and at least two, have a value.
 
     Parameters
     ----------
     estimate : float
     replicates : numpy.ndarray
-        (B,) the metric on each replicate.
+        (B,) metric of each replicate.
     degrees_of_freedom : int
     limits : tuple of float
-        Between which the metric lies.
+        Range of the metric.
     biased : bool
-        Whether the estimate is the largest of something (:func:`is_biased`): its bias is taken off.
+        Subtract the bias, as for maxima (:func:`is_biased`).
 
     Examples
     --------
     >>> interval(0.5, np.array([0.4, 0.5, 0.6]), 19)
     [0.290..., 0.709...]
     """
-    from scipy.special import stdtrit  # the quantile of t, without the whole of scipy.stats
+    from scipy.special import stdtrit  # quantile of t, without scipy.stats
 
     known = replicates[~np.isnan(replicates)]
     few = len(known) < 2 or 2 * len(known) <= len(replicates)
@@ -252,36 +250,36 @@ def interval(
 
 
 def is_biased(metric: str) -> bool:
-    """Whether a metric is the largest over thresholds (F1), or a difference with one that is."""
+    """True for the largest F1 over thresholds, and for its gap."""
     return metric in ("f1", "f1_macro", "f1_gap_macro")
 
 
 def includes_zero(ci: Sequence[float]) -> bool:
-    """Whether a difference with this interval may be 0; an unknown interval excludes nothing."""
+    """True if the interval includes 0 or is NaN."""
     return isnan(ci[0]) or ci[0] <= 0 <= ci[1]
 
 
 def tie_groups(
     estimates: Mapping[str, float], replicates: Mapping[str, _Floats], degrees_of_freedom: int
 ) -> dict[str, int]:
-    """Group methods whose F1 cannot be told apart from that of the best of their group.
+    """Group methods tied with the best of their group in F1.
 
-    The best method leads group 1; every next one joins the group as long as the 95 % interval of
-    its paired difference from the group's leader includes 0, and else leads the next group.
+    The best method leads group 1. In order of F1, each next method joins the group if the 95 %
+    interval of its paired difference from the leader includes 0; otherwise it leads the next group.
 
     Parameters
     ----------
     estimates : mapping of str to float
         Method -> macro F1.
     replicates : mapping of str to numpy.ndarray
-        Method -> (B,) its F1, on the same replicates for all methods.
+        Method -> (B,) F1, on the same replicates for all methods.
     degrees_of_freedom : int
-        Of the clusters.
+        Of the replicates.
 
     Returns
     -------
     dict of str to int
-        Method -> group, from 1; methods whose metric is undefined have none.
+        Method -> group, from 1; methods with undefined F1 are absent.
 
     Examples
     --------

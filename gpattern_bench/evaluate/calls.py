@@ -1,4 +1,4 @@
-"""Calls: scores turned into patterns, 0 or 1, by the thresholds chosen on the val split."""
+"""Call patterns: scores to 0 or 1, at thresholds chosen on the val split."""
 
 from __future__ import annotations
 
@@ -24,22 +24,21 @@ from gpattern_bench.tables.predictions import write_tables
 
 __all__ = ["call_patterns", "makes_calls", "summarise_genes", "val_thresholds", "write_calls"]
 
-_PIECE = 1 << 18  # pairs that are called at a time
-_NEARLY_ALL = 0.95  # share of pairs above which a call says nothing of the pair
+_BATCH = 1 << 18  # pairs per batch
+_NEARLY_ALL = 0.95  # share of called pairs above which calls are uninformative
 
 _log = logging.getLogger(__name__)
 
 
 def val_thresholds(dataset: Dataset, predictions: str | Path | pa.Table) -> dict[str, float]:
-    """Thresholds of largest F1 on the val split, per pattern.
+    """Choose each pattern's threshold of largest F1 on the val split.
 
-    NaN, so that nothing is called, where val has no positives or the scores make no calls
-    (:func:`makes_calls`).
+    NaN (no calls) without positives in val, and for constant scores (:func:`makes_calls`).
 
     Raises
     ------
     PredictionError
-        The file or table is no valid prediction of the val split.
+        The file or table does not predict the val split.
     """
     evaluator = Evaluator(dataset, "val")
     scores = evaluator.check(predictions).require()
@@ -65,7 +64,7 @@ def makes_calls(scores: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
 
 
 def call_patterns(scores: pd.DataFrame, thresholds: Mapping[str, float | None]) -> pd.DataFrame:
-    """Call each pattern of each pair: score >= threshold; never where there is none (NaN, None).
+    """Call each pattern of each pair: score >= threshold; never without a threshold (NaN, None).
 
     Parameters
     ----------
@@ -93,15 +92,15 @@ def call_patterns(scores: pd.DataFrame, thresholds: Mapping[str, float | None]) 
     return calls
 
 
-def summarise_genes(pieces: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    """Share of the cells with a gene in which it is called, per pattern, with 95 % intervals.
+def summarise_genes(batches: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """Compute per gene and pattern the share of called cells, with 95 % intervals.
 
-    The interval is Wilson's score interval, which takes cells as independent.
+    Wilson's score interval; assumes independent cells.
 
     Parameters
     ----------
-    pieces : iterable of pandas.DataFrame
-        As :func:`call_patterns` gives; together all pairs.
+    batches : iterable of pandas.DataFrame
+        From :func:`call_patterns`; together all pairs.
 
     Returns
     -------
@@ -110,7 +109,7 @@ def summarise_genes(pieces: Iterable[pd.DataFrame]) -> pd.DataFrame:
         ``<pattern>_high``.
     """
     counts = pd.DataFrame()
-    for calls in pieces:
+    for calls in batches:
         here = calls.drop(columns="cell_id").astype({"gene": str})
         summed = here.assign(cells=1).groupby("gene").sum()
         counts = counts.add(summed, fill_value=0) if len(counts) else summed
@@ -129,16 +128,16 @@ def summarise_genes(pieces: Iterable[pd.DataFrame]) -> pd.DataFrame:
 
 
 def write_calls(scores: Path, thresholds: Mapping[str, float | None], path: Path) -> list[Path]:
-    """Call the scores of a Parquet file, in pieces: calls (Parquet) and, beside them, genes (csv).
+    """Call the scores of a Parquet file; write calls (Parquet) and a summary of genes (csv).
 
-    Thresholds are in the metadata of the calls. Memory does not grow with the number of pairs.
-    A pattern that nearly all pairs are called for is warned of.
+    The calls' metadata hold the thresholds. Memory does not grow with the number of pairs. Warns
+    of patterns called for nearly all pairs.
     """
     note = json.dumps(plain({"thresholds": dict(thresholds)}))
 
     def called() -> Iterator[pd.DataFrame]:
         with pq.ParquetFile(scores) as file:
-            for batch in file.iter_batches(_PIECE):
+            for batch in file.iter_batches(_BATCH):
                 yield call_patterns(batch.to_pandas(), thresholds)
 
     write_tables(
@@ -153,8 +152,8 @@ def write_calls(scores: Path, thresholds: Mapping[str, float | None], path: Path
         share = np.average(table[pattern], weights=table["cells"])
         if share > _NEARLY_ALL:
             _log.warning(
-                "%s: %s is called for %.1f %% of the pairs. The threshold of largest F1 is so low "
-                "where a method hardly tells which pairs have a pattern: go by its scores, not by "
+                "%s: %s is called for %.1f %% of the pairs. The threshold of largest F1 is low if "
+                "scores hardly separate pairs with and without a pattern: use the scores, not "
                 "these calls",
                 path.name, pattern, 100 * share,
             )  # fmt: skip

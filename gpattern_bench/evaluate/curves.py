@@ -1,4 +1,4 @@
-"""Curves: what the board's page draws of one prediction file, small enough to be stored."""
+"""Compute the curves that the board stores and draws for a prediction file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gpattern_bench.evaluate.metrics import score_pattern
 
 __all__ = ["Bin", "Curves", "PatternCurves", "compute_curves", "pattern_curves"]
 
-_STEPS = 40  # a curve has at most one point more
+_STEPS = 40  # of a curve; it has at most 41 points
 _BINS = 10
 _DIGITS = 4
 
@@ -25,8 +25,8 @@ class PatternCurves(TypedDict):
     """Curves of one pattern; fractions rounded to 4 decimals.
 
     ``roc`` = [false positive rate, recall] and ``pr`` = [recall, precision], from the highest
-    threshold to the lowest; empty where they are not defined. ``reliability`` = [mean score, share
-    of positives, number of pairs] of the scores in each tenth of [0, 1] that has any.
+    threshold to the lowest; empty if undefined. ``reliability`` = [mean score, share of positives,
+    number of pairs] of the scores in each tenth of [0, 1]; empty tenths are absent.
     """
 
     roc: list[list[float]]
@@ -37,8 +37,8 @@ class PatternCurves(TypedDict):
 class Bin(TypedDict):
     """Pairs with similar numbers of molecules: name, size, and pattern -> value (null: undefined).
 
-    As in :meth:`~gpattern_bench.evaluate.evaluator.Evaluator.strata`, thresholds are chosen anew
-    in each.
+    Each has its own thresholds, as in
+    :meth:`~gpattern_bench.evaluate.evaluator.Evaluator.strata`.
     """
 
     molecules: str
@@ -49,7 +49,7 @@ class Bin(TypedDict):
 
 
 class Curves(TypedDict):
-    """What is drawn of one prediction file."""
+    """Curves of one prediction file."""
 
     per_pattern: dict[str, PatternCurves]
     molecules: list[Bin]
@@ -62,7 +62,7 @@ def compute_curves(
     part: NDArray[np.int64],
     names: list[str],
 ) -> Curves:
-    """Curves of every pattern, and scores by molecules per pair.
+    """Compute the curves of every pattern, and metrics by molecules per pair.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def compute_curves(
         The C patterns.
     part, names
         (N,) code of the bin of each pair and the bins' names
-        (:func:`gpattern_bench.evaluate.strata.stratify`); empty bins are left out.
+        (:func:`gpattern_bench.evaluate.strata.stratify`); empty bins are absent.
     """
     bins: list[Bin] = []
     for code, name in enumerate(names):
@@ -94,11 +94,11 @@ def compute_curves(
 
 
 def pattern_curves(truth: NDArray[np.bool_], scores: NDArray[np.floating[Any]]) -> PatternCurves:
-    """Curves of one pattern.
+    """Compute the curves of one pattern.
 
-    Every distinct score is a point if there are at most 41; else points are picked among them,
-    evenly along the curve (ROC) or along recall (PR). Counts are integers and sums exact: the
-    result does not depend on the order of the pairs.
+    Up to 41 distinct scores give a point each; more are thinned to 41 points, evenly along the
+    curve (ROC) or along recall (PR). Integer counts and exact sums make the result independent of
+    the order of the pairs.
 
     Parameters
     ----------
@@ -116,7 +116,7 @@ def pattern_curves(truth: NDArray[np.bool_], scores: NDArray[np.floating[Any]]) 
     [[0.3, 1.0, 1], [0.8, 0.0, 1], [0.9, 1.0, 1]]
     """
     order = np.argsort(-scores, kind="stable")
-    last = np.flatnonzero(np.diff(scores[order], append=-1.0))  # of each distinct score
+    last = np.flatnonzero(np.diff(scores[order], append=-1.0))  # row of each distinct score
     tp: _Ints = np.cumsum(truth[order], dtype=np.int64)[last]
     fp: _Ints = last + 1 - tp
     P, N = int(truth.sum()), int((~truth).sum())
@@ -140,7 +140,7 @@ def pattern_curves(truth: NDArray[np.bool_], scores: NDArray[np.floating[Any]]) 
 
 
 def _picked(length: _Ints, whole: int) -> list[int]:
-    """Points of a curve, at most 41, evenly by their length along it (N,), which never falls."""
+    """Pick at most 41 points, evenly by their length (N,) along the curve; it never falls."""
     if len(length) <= _STEPS + 1:
         return list(range(len(length)))
     targets = np.arange(_STEPS + 1, dtype=np.int64) * whole

@@ -1,4 +1,4 @@
-"""The Evaluator: scores against labels, by the metrics of the paper (section 2.2)."""
+"""Score predictions against labels by the paper's metrics (section 2.2)."""
 
 from __future__ import annotations
 
@@ -48,23 +48,23 @@ _SHOWN = ("auc", "acc", "f1", "ap", "f1_val", "acc_val")
 
 
 class Result(dict[str, Any]):
-    """What an evaluation found: a dict first, with extras.
+    """Result of an evaluation: a dict with extras.
 
     Keys: ``auc_macro acc_macro f1_macro ap_macro accuracy_subset`` and, with val scores,
     ``f1_val_macro acc_val_macro`` and ``f1_gap_macro`` (F1 at the thresholds chosen on the scored
     labels minus F1 at those chosen on val); ``n`` pairs; ``per_pattern`` = pattern -> ``auc acc
     f1 threshold precision recall ap floor prevalence n_positive n`` (and ``f1_val acc_val
-    threshold_val``); ``undefined`` = metric -> patterns for which it is not defined and which
-    its macro average leaves out; ``warnings``. Where fields of view or cells are known also
-    ``ci`` = metric -> [low, high] (95 %), for macro averages here and per pattern there, with
-    ``n_clusters`` and ``clusters`` = what was drawn. All are fractions; NaN = undefined.
+    threshold_val``); ``undefined`` = metric -> patterns with an undefined value, absent from
+    its macro average; ``warnings``. With known fields of view also ``ci`` = metric -> [low, high]
+    (95 %), of macro averages here and of patterns in ``per_pattern``, with ``n_clusters`` and
+    ``clusters`` = the drawn units. All are fractions; NaN = undefined.
 
     Attributes
     ----------
     replicates : dict of str to numpy.ndarray
         Macro metric -> (B,) bootstrap replicates; empty without intervals.
     degrees_of_freedom : int
-        Of the clusters.
+        Of the intervals.
     """
 
     replicates: dict[str, NDArray[np.float64]]
@@ -78,12 +78,12 @@ class Result(dict[str, Any]):
 
     @property
     def undefined(self) -> dict[str, list[str]]:
-        """Metric -> patterns for which it is not defined."""
+        """Metric -> patterns with an undefined value."""
         found: dict[str, list[str]] = self["undefined"]
         return found
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the metrics per pattern, their means and intervals."""
+        """Render metrics per pattern, their means and intervals for notebooks."""
         keys = [key for key in _SHOWN if f"{key}_macro" in self]
         rows = [
             [pattern, *(values[key] for key in keys)]
@@ -103,8 +103,8 @@ class Result(dict[str, Any]):
 class Evaluator:
     """Score predictions against the labels of one split.
 
-    Thresholds are chosen per pattern to maximise F1 on the evaluated labels themselves, as in
-    the paper; that is optimistic, so give val scores too and read ``f1_val_macro`` beside it.
+    Each pattern's threshold maximises F1 on the evaluated labels, as in the paper. That is
+    optimistic: give val scores too, and compare ``f1_val_macro``.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ class Evaluator:
         A dataset (name, folder or loaded), or a table of labels: ``cell_id``, ``gene`` and one
         bool column per pattern.
     split : str
-        Split whose labels count; a table of labels is one whole.
+        Split to score; ignored for a table of labels.
 
     Raises
     ------
@@ -144,7 +144,7 @@ class Evaluator:
 
     @property
     def expected_input_format(self) -> str:
-        """What :meth:`eval` takes."""
+        """Describe the input of :meth:`eval`."""
         names = {pa.float32(): "float32", pa.string(): "text"}
         fields = schema.predictions(self.patterns)
         columns = "\n".join(f"  {field.name}: {names[field.type]}" for field in fields)
@@ -159,7 +159,7 @@ class Evaluator:
 
     @property
     def expected_output_format(self) -> str:
-        """What :meth:`eval` returns."""
+        """Describe the result of :meth:`eval`."""
         return (
             "A dict of fractions, NaN = undefined: auc_macro, acc_macro, f1_macro, ap_macro, "
             "accuracy_subset; with val scores\nf1_val_macro, acc_val_macro, f1_gap_macro; n; "
@@ -186,10 +186,10 @@ class Evaluator:
         val : path, DataFrame, Table, Checked or dict, optional
             The same method's predictions on the val split, for metrics at thresholds chosen there.
         replicates : int
-            Bootstrap replicates for the intervals; 0 = none. Arrays and tables of labels without
-            fields of view have none either.
+            Bootstrap replicates for the intervals; 0: no intervals. Arrays, and labels without
+            fields of view, never have intervals.
         seed : int
-            Of the bootstrap.
+            Seed of the bootstrap.
 
         Returns
         -------
@@ -200,18 +200,18 @@ class Evaluator:
         PredictionError
             With every problem of a prediction file or table.
         EvaluationError
-            Arrays of wrong shape, or values that are not labels or scores.
+            Arrays of wrong shape, or values other than labels and scores.
         """
         truth, scores, warnings = self._aligned(predictions, self.split, self.labels)
         thresholds = self._thresholds(val)
         labels = None if isinstance(predictions, Mapping) else self.labels
-        clusters = _clusters(labels, seed, replicates)
-        return self._result(truth, scores, thresholds, clusters, warnings)
+        resamples = _resamples(labels, seed, replicates)
+        return self._result(truth, scores, thresholds, resamples, warnings)
 
     def compare(
         self, a: Predictions, b: Predictions, *, replicates: int = REPLICATES, seed: int = 0
     ) -> dict[str, dict[str, Any]]:
-        """Compare two methods on the same pairs, by a paired bootstrap.
+        """Compare two methods on the same pairs by a paired bootstrap.
 
         Returns
         -------
@@ -222,12 +222,12 @@ class Evaluator:
         Raises
         ------
         EvaluationError
-            Fields of view are not known, so that nothing can be resampled.
+            The labels have no fields of view to resample.
         """
         if "fov" not in self.labels:
             raise EvaluationError(
-                "comparing needs the fields of view of the pairs: give a dataset, or a table of "
-                "labels with a column fov"
+                "comparing needs the pairs' fields of view: give a dataset, or a table of labels "
+                "with a column fov"
             )
         one, other = (self.eval(x, replicates=replicates, seed=seed) for x in (a, b))
         found = {}
@@ -259,15 +259,15 @@ class Evaluator:
         replicates: int = REPLICATES,
         seed: int = 0,
     ) -> dict[str, Result]:
-        """Score parts of the pairs, to see for instance how many molecules one needs.
+        """Score strata of the pairs, for instance by number of molecules.
 
-        Within a part everything is computed as for the whole, thresholds included; thresholds
-        chosen on val are those of the whole val split.
+        Each stratum is scored like the whole, with its own thresholds; thresholds from val are
+        those of the whole val split.
 
         Parameters
         ----------
         predictions, val, replicates, seed
-            As in :meth:`eval`; arrays cannot be broken down.
+            As in :meth:`eval`, but no arrays.
         by : {"molecules", "gene_seen", "cell_size"}
             Molecules per pair (1, 2-4, 5-9, 10-19, 20-49, 50+); whether the gene has labelled
             pairs in the train split; area of the cell's outline, in thirds of the cells.
@@ -275,30 +275,30 @@ class Evaluator:
         Returns
         -------
         dict of str to Result
-            Name of the part -> its result, in order; empty parts are left out.
+            Stratum -> result, in order; empty strata are absent.
 
         Raises
         ------
         EvaluationError
-            The labels do not tell what `by` needs.
+            `by` is unknown, or its requirement is not met.
         """
         if isinstance(predictions, Mapping):
-            raise EvaluationError("arrays cannot be broken down: give a prediction file or table")
-        part, names = stratify(by, self.labels, self.dataset, self.split)
+            raise EvaluationError("arrays have no strata: give a prediction file or table")
+        stratum, names = stratify(by, self.labels, self.dataset, self.split)
         truth, scores, warnings = self._aligned(predictions, self.split, self.labels)
         thresholds = self._thresholds(val)
         found = {}
         for code, name in enumerate(names):
-            rows = np.flatnonzero(part == code)
+            rows = np.flatnonzero(stratum == code)
             if len(rows):
-                clusters = _clusters(self.labels.iloc[rows], seed, replicates)
+                resamples = _resamples(self.labels.iloc[rows], seed, replicates)
                 found[name] = self._result(
-                    truth[rows], scores[rows], thresholds, clusters, warnings
+                    truth[rows], scores[rows], thresholds, resamples, warnings
                 )
         return found
 
     def example(self, seed: int = 0) -> pd.DataFrame:
-        """A table of random scores that :meth:`eval` takes: what yours should look like."""
+        """Make a valid table of random scores, as an example for yours."""
         rng = np.random.Generator(np.random.Philox(seed))
         table = self.labels[["cell_id", "gene"]].astype(str).reset_index(drop=True)
         scores = rng.random((len(table), len(self.patterns))).astype(np.float32)
@@ -315,10 +315,10 @@ class Evaluator:
         truth: NDArray[np.bool_],
         scores: NDArray[np.floating[Any]],
         thresholds: list[float] | None,
-        clusters: Resamples | None,
+        resamples: Resamples | None,
         warnings: list[str],
     ) -> Result:
-        from gpattern_bench.evaluate.threshold_sweep import rows_right  # numba, only for who scores
+        from gpattern_bench.evaluate.threshold_sweep import rows_right  # imports numba
 
         per_pattern: dict[str, dict[str, Any]] = {}
         for k, pattern in enumerate(self.patterns):
@@ -326,26 +326,26 @@ class Evaluator:
                 score = score_pattern(truth[:, k], scores[:, k])
             except EvaluationError as error:
                 raise EvaluationError(f"pattern {pattern}: {error}") from error
-            values = asdict(score)
+            per_pattern[pattern] = values = asdict(score)
             if thresholds is not None:
                 f1, acc = at_threshold(truth[:, k], scores[:, k], thresholds[k])
                 values |= {
                     "f1_val": f1,
-                    "acc_val": np.nan if isnan(f1) else acc,  # defined together, like f1 and acc
+                    "acc_val": np.nan if isnan(f1) else acc,  # both or neither, like f1 and acc
                     "threshold_val": thresholds[k],
                 }
-            per_pattern[pattern] = values
         result = Result()
         macro = _MACRO if thresholds is None else _MACRO | _MACRO_VAL
         for key, metric in macro.items():
             result[key] = exact_mean(values[metric] for values in per_pattern.values())
         if thresholds is not None:
             result["f1_gap_macro"] = result["f1_macro"] - result["f1_val_macro"]
-        # A pattern without positives has no threshold: it is left out here too, and named.
+        # Patterns without positives have no threshold and are ignored, as in the means.
         chosen = [values["threshold"] for values in per_pattern.values()]
         defined = not all(map(isnan, chosen))
-        right = rows_right(truth, scores, chosen) / len(truth) if defined else np.nan
-        result["accuracy_subset"] = right
+        result["accuracy_subset"] = (
+            rows_right(truth, scores, chosen) / len(truth) if defined else np.nan
+        )
         result["n"] = len(truth)
         result["per_pattern"] = per_pattern
         result["undefined"] = {
@@ -355,9 +355,9 @@ class Evaluator:
         }
         result["warnings"] = warnings
         result.replicates, result.degrees_of_freedom = {}, 0
-        if clusters is not None:
+        if resamples is not None:
             self._add_intervals(
-                result, macro, bootstrap(truth, scores, clusters, thresholds), clusters
+                result, macro, bootstrap(truth, scores, resamples, thresholds), resamples
             )
         return result
 
@@ -366,9 +366,9 @@ class Evaluator:
         result: Result,
         macro: Mapping[str, str],
         drawn: dict[str, NDArray[np.float64]],
-        clusters: Resamples,
+        resamples: Resamples,
     ) -> None:
-        freedom = clusters.degrees_of_freedom
+        freedom = resamples.degrees_of_freedom
         for k, values in enumerate(result.per_pattern.values()):
             values["ci"] = {
                 metric: interval(values[metric], found[:, k], freedom, biased=is_biased(metric))
@@ -376,7 +376,7 @@ class Evaluator:
                 if metric != "accuracy_subset"
             }
         for key, metric in macro.items():
-            # The mean of the same patterns as the estimate's: the defined ones.
+            # The same patterns as in the estimate's mean.
             known = [not isnan(values[metric]) for values in result.per_pattern.values()]
             defined = drawn[metric][:, known]
             nothing = np.full(len(defined), np.nan)
@@ -395,17 +395,17 @@ class Evaluator:
             )
             for key, found in result.replicates.items()
         }
-        result["n_clusters"] = clusters.n
-        result["clusters"] = clusters.level
+        result["n_clusters"] = resamples.n
+        result["clusters"] = resamples.level
         result.degrees_of_freedom = freedom
 
     def check(self, predictions: str | Path | pd.DataFrame | pa.Table) -> Checked:
-        """Validate a prediction file or table without scoring it: all problems at once.
+        """Check a prediction file or table, and align it with the labels: all problems at once.
 
         Raises
         ------
         PredictionError
-            Only where it cannot be read at all.
+            The file cannot be read; other problems are in the result.
         """
         return self._check(predictions, self.split, self.labels)
 
@@ -431,13 +431,13 @@ class Evaluator:
     def _aligned(
         self, predictions: Predictions, split: str, labels: pd.DataFrame | None
     ) -> tuple[NDArray[np.bool_], NDArray[np.floating[Any]], list[str]]:
-        """Labels and scores (N, C) of the same pairs in the same order."""
+        """Return labels and scores (N, C) of the same pairs in the same order, and warnings."""
         if isinstance(predictions, Mapping):
             return (*self._arrays(predictions), [])
         if labels is None:
             if self.dataset is None:
                 raise EvaluationError(
-                    "val scores need val labels, but this Evaluator was given one table of labels; "
+                    "val scores need val labels, but this Evaluator has only a table of labels; "
                     'pass val={"y_true": ..., "y_pred": ...}'
                 )
             labels = self.dataset.labels(split)
@@ -472,15 +472,15 @@ class Evaluator:
         return truth.astype(bool, copy=False), scores
 
 
-def _clusters(labels: pd.DataFrame | None, seed: int, replicates: int) -> Resamples | None:
-    """Replicates of the pairs; None where none are asked for or no FOV is known."""
+def _resamples(labels: pd.DataFrame | None, seed: int, replicates: int) -> Resamples | None:
+    """Draw replicates; None without replicates or without FOVs."""
     if labels is None or not replicates or "fov" not in labels:
         return None
     return Resamples.draw(labels, seed=seed, replicates=replicates)
 
 
 def _check_labels(frame: pd.DataFrame) -> tuple[str, ...]:
-    """Patterns of a table of labels: its bool columns."""
+    """Check a table of labels and return its patterns, the bool columns."""
     patterns = tuple(str(name) for name in frame.columns if frame[name].dtype == bool)
     missing = [name for name in ("cell_id", "gene") if name not in frame.columns]
     if missing or not patterns:
@@ -491,7 +491,6 @@ def _check_labels(frame: pd.DataFrame) -> tuple[str, ...]:
     repeated = int(frame.duplicated(["cell_id", "gene"]).sum())
     if repeated:
         raise EvaluationError(
-            f"the table of labels has {repeated} rows of pairs that occur more than once; keep one "
-            "row per pair"
+            f"the table of labels has {repeated} rows that repeat a pair; keep one row per pair"
         )
     return patterns

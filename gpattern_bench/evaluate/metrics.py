@@ -1,7 +1,7 @@
-"""The exact metrics of one pattern (paper, section 2.2): fractions, not per cent; NaN: undefined.
+"""Compute the exact metrics of one pattern (paper, section 2.2): fractions; NaN: undefined.
 
-Counts are integers, thresholds are compared on integers, and each result is one division or one
-correctly rounded sum: no number depends on the order of the rows or on the platform.
+Integer counts and comparisons, then one division or one correctly rounded sum: no number depends on
+the order of the rows or on the platform.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _Floats = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class PatternScore:
-    """The metrics of one pattern over N pairs of a cell and a gene; fractions, not per cent.
+    """Metrics of one pattern over N pairs of a cell and a gene; fractions.
 
     Attributes
     ----------
     n, n_positive : int
-        Number of pairs N, and P of them with the pattern.
+        Number of pairs N, and of pairs with the pattern P.
     prevalence, floor : float
         P / N, and 2P / (N + P), the F1 of calling every pair positive; NaN with N = 0.
     auc : float
@@ -37,7 +37,7 @@ class PatternScore:
     ap : float
         Average precision, the step sum of precision over recall; NaN without positives.
     f1, threshold : float
-        The largest F1, and the lowest score that reaches it; NaN without positives.
+        The largest F1, and the lowest threshold that reaches it; NaN without positives.
     acc, precision, recall : float
         Taken at `threshold`; NaN without positives.
     """
@@ -56,22 +56,22 @@ class PatternScore:
 
 
 def score_pattern(y_true: ArrayLike, y_score: ArrayLike) -> PatternScore:
-    """Return all metrics of one pattern (paper, section 2.2).
+    """Compute all metrics of one pattern (paper, section 2.2).
 
-    A pair is called positive at t when its score >= t; M pairs are. The distinct scores are the
-    thresholds, compared by F1 = 2 TP / (M + P) exactly, and exact ties go to the lowest.
+    Threshold t calls the M pairs with score >= t. The distinct scores are the thresholds, compared
+    exactly by F1 = 2 TP / (M + P); the lowest wins ties.
 
     Parameters
     ----------
     y_true : array_like of bool, shape (N,)
-        Whether the pair has the pattern; the numbers 0 and 1 also pass.
+        Whether the pair has the pattern; 0 and 1 also pass.
     y_score : array_like of float32 or float64, shape (N,)
         Scores, finite and in [0, 1]; compared in their own precision.
 
     Raises
     ------
     EvaluationError
-        Shapes, types or values other than these; nothing is clipped.
+        Other shapes, types or values; scores are never clipped.
 
     Examples
     --------
@@ -79,10 +79,7 @@ def score_pattern(y_true: ArrayLike, y_score: ArrayLike) -> PatternScore:
     >>> score.threshold, score.acc, score.auc
     (0.6, 0.6, 0.6666666666666666)
     """
-    from gpattern_bench.evaluate.threshold_sweep import (  # numba, only for who scores
-        sorted_keys,
-        sweep,
-    )
+    from gpattern_bench.evaluate.threshold_sweep import sorted_keys, sweep  # imports numba
 
     true, values = _validated(y_true, y_score)
     N, P = len(true), int(np.count_nonzero(true))
@@ -103,19 +100,19 @@ def score_pattern(y_true: ArrayLike, y_score: ArrayLike) -> PatternScore:
 
 
 def at_threshold(y_true: ArrayLike, y_score: ArrayLike, threshold: float) -> tuple[float, float]:
-    """Return F1 and accuracy (fractions) at a given threshold, such as one chosen on ``val``.
+    """Compute F1 and accuracy (fractions) at a given threshold, such as one chosen on ``val``.
 
     Parameters
     ----------
     y_true, y_score : array_like, shape (N,)
         As in :func:`score_pattern`, with the same errors.
     threshold : float
-        In [0, 1], or NaN for none; it is rounded to the precision of `y_score`.
+        In [0, 1], rounded to the precision of `y_score`; NaN: none.
 
     Returns
     -------
     f1, acc : float
-        F1 is NaN without positives in `y_true`; both are with N = 0 or `threshold` NaN.
+        F1 is NaN without positives in `y_true`; both are NaN with N = 0 or without threshold.
 
     Examples
     --------
@@ -137,7 +134,7 @@ def at_threshold(y_true: ArrayLike, y_score: ArrayLike, threshold: float) -> tup
 
 
 def exact_mean(values: Iterable[float]) -> float:
-    """Return the mean of the values that are not NaN (the macro average); NaN if there are none.
+    """Return the mean of the non-NaN values (the macro average); NaN without any.
 
     >>> exact_mean([0.5, float("nan"), 1.0])
     0.75

@@ -1,4 +1,4 @@
-"""Strata: parts of the pairs on which a result can be looked at separately."""
+"""Divide pairs into strata, to score each separately."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STRATA = {
     "gene_seen": "a dataset with a train split",
     "cell_size": "a dataset with outlines",
 }
-"""What pairs can be parted by, and what that needs; patterns are in every result anyway."""
+"""Criterion -> requirement."""
 
 _LOWEST = (1, 2, 5, 10, 20, 50)  # molecules per pair: lower ends of the bins
 
@@ -25,7 +25,7 @@ _LOWEST = (1, 2, 5, 10, 20, 50)  # molecules per pair: lower ends of the bins
 def stratify(
     by: str, labels: pd.DataFrame, dataset: Dataset | None, split: str
 ) -> tuple[NDArray[np.int64], list[str]]:
-    """Part the pairs of a table of labels.
+    """Divide the pairs of a table of labels into strata.
 
     Parameters
     ----------
@@ -35,21 +35,21 @@ def stratify(
     labels : pandas.DataFrame
         One row per pair.
     dataset : Dataset or None
-        Where the labels come from.
+        The labels' dataset.
     split : str
-        Of the labels.
+        The labels' split.
 
     Returns
     -------
-    part : numpy.ndarray
-        (N,) code of each pair's part.
+    stratum : numpy.ndarray
+        (N,) stratum of each pair.
     names : list of str
-        Of the parts, in their natural order.
+        Names of the strata, in their natural order.
 
     Raises
     ------
     EvaluationError
-        `by` is unknown, or the labels do not tell.
+        `by` is unknown, or its requirement (:data:`STRATA`) is not met.
     """
     if by == "molecules" and "n_molecules" in labels:
         highest = [low - 1 for low in _LOWEST[1:]]
@@ -57,8 +57,8 @@ def stratify(
             str(low) if low == high else f"{low}-{high}"
             for low, high in zip(_LOWEST, highest, strict=False)
         ]
-        part = np.searchsorted(np.array(_LOWEST), labels["n_molecules"].to_numpy(), side="right")
-        return np.asarray(part - 1, dtype=np.int64), [*names, f"{_LOWEST[-1]}+"]
+        end = np.searchsorted(np.array(_LOWEST), labels["n_molecules"].to_numpy(), side="right")
+        return np.asarray(end - 1, dtype=np.int64), [*names, f"{_LOWEST[-1]}+"]
     if by == "gene_seen" and dataset is not None and "train" in dataset.splits:
         seen = set(dataset.labels("train")["gene"].astype(str))
         unseen = ~labels["gene"].astype(str).isin(seen)
@@ -68,11 +68,8 @@ def stratify(
         area = pd.Series(shapely.area(cells["cell_boundary"].to_numpy()), cells["cell_id"])
         third = area.rank(method="first").sub(1).mul(3 / len(area)).astype("int64")
         of_pair = third.reindex(labels["cell_id"].astype(str)).to_numpy()
-        return np.asarray(of_pair, dtype=np.int64), [
-            "smallest third",
-            "middle third",
-            "largest third",
-        ]
+        names = [f"{size} third" for size in ("smallest", "middle", "largest")]
+        return np.asarray(of_pair, dtype=np.int64), names
     if by not in STRATA:
-        raise EvaluationError(f"cannot part pairs by {by!r}; known: {', '.join(STRATA)}")
-    raise EvaluationError(f"cannot part pairs by {by}: it needs {STRATA[by]}")
+        raise EvaluationError(f"cannot divide pairs by {by!r}; known: {', '.join(STRATA)}")
+    raise EvaluationError(f"cannot divide pairs by {by}: it needs {STRATA[by]}")

@@ -1,9 +1,9 @@
 """Compiled sweeps over sorted scores: integer counts at every threshold, in one pass.
 
-The bits of a float in [0, 1] order as the float does. A key is a score's bits with the label below
-them; sorted keys hold all that the metrics of one pattern need, without an argsort. numpy sorts
-unsigned integers with the processor's vector instructions, in one thread: threads would wait for
-each other on a busy machine.
+Bits of floats in [0, 1] sort like the floats. A key holds a score's bits and, as its lowest bit,
+the label; sorted keys contain everything the metrics of a pattern need, without an argsort. numpy
+sorts unsigned integers with vector instructions, in one thread: several threads wait for each other
+on a busy machine.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from gpattern_bench.base.threads import processors
 __all__ = ["LANES", "Sweep", "replicated_sweep", "rows_right", "sorted_keys", "sweep"]
 
 LANES = 32
-"""Bootstrap replicates that :func:`replicated_sweep` carries through one pass side by side."""
+"""Bootstrap replicates per pass of :func:`replicated_sweep`."""
 
 
 class Sweep(NamedTuple):
-    """What one pass over the sorted keys finds.
+    """Result of one pass over the sorted keys.
 
     Attributes
     ----------
     two_u : int
         Twice the Mann-Whitney U: 2 for each positive above a negative, 1 for each tie.
     ap : float
-        Sum over thresholds of new positives times precision: average precision times P.
+        Sum over thresholds of new positives times precision, P times average precision.
     tp, m : int
         Positives and pairs at or above the best threshold.
     row : int
-        Row of the sorted keys at which the best threshold begins.
+        First row of the sorted keys at the best threshold.
     """
 
     two_u: int
@@ -50,7 +50,7 @@ class Sweep(NamedTuple):
 def sorted_keys(
     true: NDArray[np.bool_], scores: NDArray[np.floating[Any]]
 ) -> tuple[NDArray[np.unsignedinteger[Any]], int, int]:
-    """Keys (N,) ascending; how many scores are not in [0, 1], and the first such row or -1."""
+    """Return ascending keys (N,), the number of scores outside [0, 1] and the first such row."""
     native = scores.astype(scores.dtype.newbyteorder("="), copy=False)
     unsigned = np.dtype(f"u{native.itemsize}")
     minus_zero, one = np.array([-0.0, 1.0], native.dtype).view(unsigned)
@@ -102,11 +102,11 @@ def _sweep(keys: Any, positives: Any) -> Any:
             i -= 1
         m += new
         if pos == 0:
-            continue  # only calls more negatives: no gain in F1, AUC or AP
+            continue  # more negatives only: no gain in F1, AUC or AP
         tp += pos
         neg = new - pos
         two_u += pos * (2 * (negatives - (m - tp)) + neg)
-        term = pos * tp / m  # summed with the lost digits: the order of rounding does not matter
+        term = pos * tp / m  # compensated sum: independent of rounding order
         total = ap + term
         part = total - ap
         lost += (ap - (total - part)) + (term - part)
@@ -119,10 +119,9 @@ def _sweep(keys: Any, positives: Any) -> Any:
 def rows_right(
     truth: NDArray[np.bool_], scores: NDArray[np.floating[Any]], thresholds: Sequence[float]
 ) -> int:
-    """Count rows of (N, C) in which every pattern is called as it is labelled.
+    """Count rows of (N, C) whose calls equal the labels.
 
-    A pattern is called at its threshold, in the precision of the scores; one whose threshold is
-    NaN does not count.
+    Compares thresholds in the precision of the scores; ignores patterns with threshold NaN.
     """
     known = np.flatnonzero(~np.isnan(thresholds))
     limits = np.asarray(thresholds, scores.dtype.newbyteorder("="))[known]
@@ -143,20 +142,20 @@ def _rows_right(truth: Any, scores: Any, known: Any, limits: Any) -> int:
 
 
 def replicated_sweep(rows: NDArray[np.int32], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Sweep weighted replicates of one pattern: what :func:`sweep` finds, for each of them.
+    """Sweep weighted replicates of one pattern: :func:`sweep` for each of them.
 
     Parameters
     ----------
     rows : numpy.ndarray
-        (N,) in order of falling score: ``cluster << 2 | ends a tie << 1 | label``.
+        (N,) by falling score: ``cluster << 2 | end of a tie << 1 | label``.
     weights : numpy.ndarray
-        (B, K) times that each cluster was drawn; whole numbers.
+        (B, K) whole number of draws of each cluster.
 
     Returns
     -------
     numpy.ndarray
-        (B, 7) float64: pairs, positives, two_u, ap, tp, m, and the row at which the best
-        threshold ends. Counts are exact below 2^53.
+        (B, 7) float64: pairs, positives, two_u, ap, tp, m, and the last row at the best threshold.
+        Counts are exact below 2^53.
     """
     n, k = weights.shape
     if n == 0 or k == 0:
@@ -170,7 +169,7 @@ def replicated_sweep(rows: NDArray[np.int32], weights: NDArray[np.float64]) -> N
     def replicate(block: int) -> None:
         _replicate_block(rows, lanes[block], counts, out[block])
 
-    # Worker processes share the processors already.
+    # Worker processes already share the processors.
     threads = 1 if parent_process() is not None else processors()
     with ThreadPoolExecutor(min(threads, len(lanes))) as pool:
         list(pool.map(replicate, range(len(lanes))))
@@ -179,7 +178,7 @@ def replicated_sweep(rows: NDArray[np.int32], weights: NDArray[np.float64]) -> N
 
 @njit(cache=True, nogil=True)
 def _cluster_counts(rows: Any, clusters: int) -> Any:
-    counts = np.zeros((2, clusters))  # negatives and positives of each
+    counts = np.zeros((2, clusters))  # negatives and positives
     for i in range(len(rows)):
         counts[rows[i] & 1, rows[i] >> 2] += 1
     return counts

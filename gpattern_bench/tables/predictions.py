@@ -1,4 +1,4 @@
-"""Prediction files: their format, reading them, and every way in which one can be wrong."""
+"""Read, write and check prediction files."""
 
 from __future__ import annotations
 
@@ -40,37 +40,35 @@ __all__ = [
 
 _KEY = b"gpattern_bench"
 _EXAMPLES = 5
-_ROWS = 1 << 20  # of a row group: as many as pyarrow gives one by default
+_ROWS = 1 << 20  # per row group, the default of pyarrow
 _METHOD = r"\w[\w.-]*"
-_LONGEST_FOOTER = 1 << 26  # bytes; that of 10^7 pairs has some thousands
+_LONGEST_FOOTER = 1 << 26  # bytes; 10^7 pairs take a few thousand
 _NUMPY_NAMES = {"halffloat": "float16", "float": "float32", "double": "float64"}
 
 FLOATS = (pa.float32(), pa.float64())
-"""Types of scores in memory; a file holds the first."""
+"""Score types in memory; files hold the first."""
 
 Protocol = Literal["fit", "untrained", "transfer", "simulation", "cv-cell"]
-"""How the scores came to be: fitted on the dataset's own train split; by a method that learns
-nothing; fitted on another real dataset; on a simulated one; out of fold, by cell."""
+"""Training of the method: on the dataset's train split; none; on another real dataset; on a
+simulated one; in folds of cells, scores out of fold."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a prediction file belongs: stored in its metadata under ``gpattern_bench``.
+    """Origin of a prediction file, in its metadata under ``gpattern_bench``.
 
     Attributes
     ----------
     dataset, version, split : str
-        Which pairs it scores.
+        The scored pairs.
     method : str
-        Whose scores.
     seed : int
-        Of the run.
     protocol : str
         One of :data:`Protocol`.
     trained_on : str or None
         The other dataset, ``name@version``, for ``transfer`` and ``simulation``.
     package_version : str
-        What wrote the file.
+        Version that wrote the file.
     """
 
     dataset: str
@@ -85,11 +83,11 @@ class Origin:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     def to_metadata(self) -> dict[bytes, str]:
-        """Give the metadata of a prediction file."""
+        """Return the metadata of a prediction file."""
         return {_KEY: json.dumps(asdict(self))}
 
     def stem(self, what: str | None = None) -> str:
-        """Name of the file without its ending; of a sibling, such as ``val`` or ``run``.
+        """Return the file name without suffix, or that of a sibling (``val``, ``run``).
 
         >>> Origin("d", "1.0.0", "test", "m", seed=3, protocol="cv-cell").stem("run")
         'run-seed3-cv-cell'
@@ -137,10 +135,10 @@ class Checked:
 def write_tables(
     pieces: Iterable[pa.Table], path: Path, metadata: Mapping[str, str] | None = None
 ) -> Path:
-    """Write tables of one schema (one at least) below each other, whole or not at all.
+    """Concatenate tables of one schema (at least one) into a file, whole or not at all.
 
-    However the rows are cut into tables, the bytes are those of all of them in one. Without
-    `metadata` the file has that of the first table.
+    The bytes depend on the rows only, not on their division into tables. `metadata` defaults to
+    that of the first table.
     """
     groups = _row_groups(pieces)
     first = next(groups)
@@ -153,7 +151,7 @@ def write_tables(
 
 
 def _row_groups(pieces: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Cut rows as ``write_table`` of all of them would: as many to a group, but for the last."""
+    """Regroup rows into groups of `_ROWS`; the last may be shorter."""
     held: list[pa.Table] = []
     rows = 0
     for piece in pieces:
@@ -167,12 +165,12 @@ def _row_groups(pieces: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 
 def as_table(predictions: pd.DataFrame | pa.Table) -> pa.Table:
-    """A table in memory as Arrow holds it, repeated columns and all.
+    """Convert a table in memory to Arrow, repeated columns included.
 
     Raises
     ------
     PredictionError
-        Arrow cannot hold a column; the text says which.
+        Arrow cannot hold a column; the text names it.
     """
     if isinstance(predictions, pa.Table):
         return predictions
@@ -190,7 +188,7 @@ def as_table(predictions: pd.DataFrame | pa.Table) -> pa.Table:
 
 
 def read_origin(path: str | Path) -> Origin | None:
-    """Read only where a prediction file belongs; None where it does not say."""
+    """Read only the origin of a prediction file; None without a readable one."""
     try:
         return _origin(pq.read_schema(path).metadata)[0]
     except (OSError, ValueError, pa.ArrowException):
@@ -204,19 +202,23 @@ def read_predictions(path: str | Path) -> tuple[pa.Table, Origin | None, list[st
     -------
     table : pyarrow.Table
     origin : Origin or None
-        None where the metadata is missing or wrong.
+        None if the metadata are missing or wrong.
     problems : list of str
-        What is wrong with the metadata.
+        Problems of the metadata.
 
     Raises
     ------
     PredictionError
-        The file is missing, truncated, damaged, or no Parquet file; the text says which.
+        The file is missing, truncated, damaged, or not Parquet; the text says which.
     """
     path = Path(path)
+
+    def refused(problem: str) -> PredictionError:
+        return PredictionError(str(path), [problem])
+
     if not path.is_file():
         what = "it is a folder" if path.is_dir() else "there is no such file"
-        raise PredictionError(str(path), [f"{what}; expected a prediction file (Parquet)"])
+        raise refused(f"{what}; expected a prediction file (Parquet)")
     with path.open("rb") as file:
         head = file.read(64)
         file.seek(max(0, path.stat().st_size - 8))
@@ -226,41 +228,29 @@ def read_predictions(path: str | Path) -> tuple[pa.Table, Origin | None, list[st
         what = "is empty" if not head else f"begins with {start!r}"
         if start[:1] == b"<":
             what = "is an HTML page, as a server sends instead of a file"
-        raise PredictionError(
-            str(path), [f"not a Parquet file: it {what}; write it with write_predictions"]
-        )
+        raise refused(f"not a Parquet file: it {what}; write it with write_predictions")
     if tail[4:] != b"PAR1":
-        raise PredictionError(
-            str(path), ["the Parquet file is truncated: its end is missing; copy it again"]
-        )
+        raise refused("the Parquet file is truncated: its end is missing; copy it again")
     if int.from_bytes(tail[:4], "little") > _LONGEST_FOOTER:  # Arrow would read all of it
-        raise PredictionError(
-            str(path), ["the Parquet file is damaged (its footer is too long); copy it again"]
-        )
+        raise refused("the Parquet file is damaged (its footer is too long); copy it again")
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as opened:
             table = opened.read()
         table.validate(full=True)
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise PredictionError(
-            str(path), [f"the Parquet file is damaged ({error}); copy or write it again"]
-        ) from error
+        raise refused(f"the Parquet file is damaged ({error}); copy or write it again") from error
     return (table, *_origin(table.schema.metadata))
 
 
 def _origin(metadata: Mapping[bytes, bytes] | None) -> tuple[Origin | None, list[str]]:
-    remedy = (
-        "without it nobody can tell what the file scores; write the file with write_predictions"
-    )
-    if _KEY not in (metadata or {}):
-        return None, [
-            f"no metadata `gpattern_bench` (dataset, version, split, method, seed): {remedy}"
-        ]
+    remedy = "nothing else names the scored pairs; write the file with write_predictions"
     try:
         return TypeAdapter(Origin).validate_json((metadata or {})[_KEY], strict=True), []
+    except KeyError:
+        what = "no metadata `gpattern_bench` (dataset, version, split, method, seed)"
     except ValidationError as error:
         what = f"unreadable metadata `gpattern_bench` ({invalid_text(error)})"
-        return None, [f"{what}: {remedy}"]
+    return None, [f"{what}: {remedy}"]
 
 
 def check_predictions(
@@ -280,16 +270,16 @@ def check_predictions(
     table : pyarrow.Table
         ``cell_id``, ``gene`` and one column per pattern, rows in any order.
     pairs : pandas.DataFrame
-        The expected ``cell_id``, ``gene``, each pair once; other columns are not looked at.
+        The expected ``cell_id``, ``gene``, each pair once; other columns are ignored.
     patterns : sequence of str
     subject : str
-        What errors call the table.
+        Name of the table in errors.
     origin : Origin, optional
         The file's metadata, compared with `expected`.
     expected : mapping of str to str, optional
-        Attributes of `origin` -> value that they must have.
+        Attribute of `origin` -> required value.
     dtypes : sequence of pyarrow.DataType
-        Allowed types of scores.
+        Allowed score types.
     """
     problems = [] if origin is None else _origin_problems(origin, expected or {})
     names = ["cell_id", "gene", *patterns]
@@ -300,18 +290,18 @@ def check_predictions(
         present = ", ".join(map(str, table.column_names))
         problems.append(
             f"{_count(absent, 'column is', 'columns are')} missing: {', '.join(absent)} (there "
-            f"are: {present}); add what is missing"
+            f"are: {present}); add them"
         )
     if extra:
         many = _count(extra, "column", "columns")
-        problems.append(f"{many} too many: {', '.join(extra)}; remove what is not expected")
+        problems.append(f"{many} too many: {', '.join(extra)}; remove them")
     if repeated:
         problems.append(f"columns that occur more than once: {', '.join(repeated)}; keep one each")
     usable = [name for name in names if name not in absent and name not in repeated]
     ids = table.select([name for name in usable if name in ("cell_id", "gene")])
     warnings: list[str] = []
     columns = {}
-    for name in (name for name in usable if name in patterns):
+    for name in usable[ids.num_columns :]:
         kind = table[name].type
         if kind not in dtypes:
             allowed = " or ".join(map(_type_name, dtypes))
@@ -341,7 +331,7 @@ def check_predictions(
     problems += _pair_problems(ids, position, pairs)
     if problems:
         return Checked(subject, pairs, problems, warnings)
-    # One column after the other in memory: the metrics take a pattern at a time.
+    # Column by column in memory: the metrics read one pattern at a time.
     aligned = np.empty((len(patterns), len(pairs)), dtype=np.result_type(*columns.values())).T
     for k, name in enumerate(patterns):
         aligned[position, k] = columns[name]
@@ -368,7 +358,7 @@ def read_checked(
 
 
 def pair_positions(table: pa.Table, pairs: pd.DataFrame) -> NDArray[np.int64]:
-    """Row of `pairs` (each once) that every row of `table` names; -1 where there is none."""
+    """Return the row of `pairs` (each once) for every row of `table`; -1 without one."""
     cell_of, cells = pd.factorize(pairs["cell_id"])
     gene_of, genes = pd.factorize(pairs["gene"])
     known = cell_of.astype(np.int64) * len(genes) + gene_of
@@ -379,19 +369,19 @@ def pair_positions(table: pa.Table, pairs: pd.DataFrame) -> NDArray[np.int64]:
 
 
 def counted(scores: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the pairs that count, of what a method said of all pairs of some cells.
+    """Select the scores of some pairs.
 
     Parameters
     ----------
     scores : pandas.DataFrame
         ``cell_id``, ``gene`` and one column per pattern, rows in any order.
     pairs : pandas.DataFrame
-        ``cell_id``, ``gene`` of those that count, each once.
+        ``cell_id``, ``gene`` of the pairs to select, each once.
 
     Returns
     -------
     pandas.DataFrame
-        In the order of `pairs`; the index is the row of `pairs`. Pairs without scores are left out.
+        In the order of `pairs`, with their row numbers as index; pairs without scores are absent.
 
     Examples
     --------
@@ -426,7 +416,7 @@ def _origin_problems(origin: Origin, expected: Mapping[str, str]) -> list[str]:
     elif (origin.protocol in ("transfer", "simulation")) != (origin.trained_on is not None):
         problems.append(
             f"protocol = {origin.protocol!r} with trained_on = {origin.trained_on!r}; transfer and "
-            "simulation name the dataset that they were fitted on, the others name none"
+            "simulation name their training dataset, the others name none"
         )
     return problems
 
@@ -455,7 +445,7 @@ def _pair_problems(ids: pa.Table, position: NDArray[np.int64], pairs: pd.DataFra
 
 
 def _repeats(position: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Rows whose pair an earlier row has."""
+    """Mark rows whose pair is in an earlier row."""
     first = np.unique(position, return_index=True)[1]
     repeats = position >= 0
     repeats[first] = False
@@ -471,7 +461,7 @@ def _value_problems(ids: pa.Table, name: str, values: NDArray[Any]) -> list[str]
             finite & ((values < 0) | (values > 1)),
             ("", ""),
             "outside [0, 1]",
-            "map them, for example with a logistic function; nothing is clipped here",
+            "map them, for example with a logistic function; scores are never clipped",
         ),
     ):
         at = np.flatnonzero(rows)
@@ -484,7 +474,7 @@ def _value_problems(ids: pa.Table, name: str, values: NDArray[Any]) -> list[str]
 
 
 def _named(ids: pa.Table, rows: NDArray[np.int64]) -> pd.DataFrame:
-    """What some rows are called, as far as text and numbers tell."""
+    """Return the ids of some rows, if text or numbers."""
     shown = [
         name
         for name in ids.column_names
@@ -492,7 +482,7 @@ def _named(ids: pa.Table, rows: NDArray[np.int64]) -> pd.DataFrame:
         or pa.types.is_integer(kind)
         or pa.types.is_floating(kind)
     ]
-    # Not by pandas: it refuses dictionaries that hold a value twice.
+    # Not by pandas, which refuses dictionaries with repeated values.
     values = {name: ids[name].take(pa.array(rows)).to_pylist() for name in shown}
     return pd.DataFrame(values, index=range(len(rows)), dtype=object)
 

@@ -17,7 +17,13 @@ from gpattern_bench.errors import TableError
 from gpattern_bench.tables import schema
 from gpattern_bench.tables.leaks import find_leaks
 from gpattern_bench.tables.manifest import Manifest, TableFile
-from gpattern_bench.tables.parquet import ContentHash, fov_row_groups, read_fovs, read_whole
+from gpattern_bench.tables.parquet import (
+    ContentHash,
+    fov_row_groups,
+    read_fovs,
+    read_table,
+    read_whole,
+)
 
 __all__ = ["find_problems"]
 
@@ -118,7 +124,7 @@ class _Totals:
     def check(self, folder: Path, fov: str, *, labels: bool) -> Iterator[str]:
         """Check one field of view in all tables."""
         names = ["molecules", "cells", *(["labels"] if labels else [])]
-        tables = {name: _read(folder / f"{name}.parquet", fov) for name in names}
+        tables = {name: read_table(folder / f"{name}.parquet", {fov}) for name in names}
         for name, table in tables.items():
             yield from _order_problems(name, table)
         molecules, cells = tables["molecules"], tables["cells"]
@@ -149,13 +155,6 @@ class _Totals:
             stated = manifest.counts.totals.get(name)
             if stated != total:
                 yield f"manifest.json: counts state {stated} {name}, the tables hold {total}"
-
-
-def _read(path: Path, fov: str) -> pa.Table:
-    pieces = list(read_fovs(path, {fov}))
-    if not pieces:
-        return pq.read_schema(path).empty_table()
-    return pa.concat_tables(pieces).unify_dictionaries()
 
 
 def _outline_problems(cells: pa.Table) -> Iterator[str]:

@@ -256,7 +256,7 @@ class TestEvaluatorOf:
             Evaluator(labels)
 
     def test_a_pair_labelled_twice_is_refused(self):
-        with pytest.raises(EvaluationError, match="1 rows of pairs that occur more than once"):
+        with pytest.raises(EvaluationError, match="1 rows that repeat a pair"):
             Evaluator(pd.concat([LABELS, LABELS[:1]]))
 
 

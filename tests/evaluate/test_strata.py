@@ -89,7 +89,7 @@ def test_an_unknown_part_names_those_there_are() -> None:
 
 
 def test_arrays_cannot_be_broken_down(evaluator: Evaluator) -> None:
-    with pytest.raises(EvaluationError, match="arrays cannot be broken down"):
+    with pytest.raises(EvaluationError, match="arrays have no strata"):
         evaluator.strata({"y_true": [], "y_pred": []}, "molecules")
 
 
