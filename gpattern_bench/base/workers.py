@@ -3,53 +3,108 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
-import warnings
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import BrokenExecutor
-from contextlib import AbstractContextManager, contextmanager
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
-from joblib import Parallel, delayed, parallel_config
+from joblib.externals.loky import get_reusable_executor
 
+from gpattern_bench.base.threads import processors
 from gpattern_bench.errors import GPatternBenchError, MissingExtraError, WorkersError
 
-__all__ = ["Backend", "in_order", "workers"]
-
-Backend = Callable[[], AbstractContextManager[Any]]
-"""Gives what joblib is to send calls to, for a `with` around them and nothing else.
-
-Around a fit it would send scikit-learn's trees to other processes too.
-"""
+__all__ = ["Workers", "in_order", "workers"]
 
 _package = logging.getLogger("gpattern_bench")
 
+_THREADS = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMBA_NUM_THREADS",
+)
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Other processes.
+
+    Attributes
+    ----------
+    executor : callable
+        Gives the executor, a new one after `stop`.
+    stop : callable
+        Drops the calls that an executor holds, whose futures it is given.
+    held : int
+        Calls that it may hold.
+    """
+
+    executor: Callable[[], Executor]
+    stop: Callable[[Any, Iterable[Future[Any]]], None]
+    held: int
+
 
 @contextmanager
-def workers(jobs: int | None, cluster: str | None) -> Iterator[Backend]:
-    """Have workers while the `with` lasts.
+def workers(jobs: int | None, cluster: str | None) -> Iterator[Workers | None]:
+    """Give workers, for the time of the `with`.
 
     Parameters
     ----------
     jobs : int, optional
-        Processes on this machine, -1 = as many as there are cores; default: this process itself.
+        Processes on this machine, -1 = one per core; default: this process itself, None is given.
     cluster : str, optional
-        Address of a Dask scheduler, whose workers are taken instead (extra ``[dask]``).
+        Address of a Dask scheduler; its workers do the work instead (extra ``[dask]``).
 
     Raises
     ------
     WorkersError
-        Both are given, or no scheduler answers.
+        Both are given, no scheduler answers, or it has no workers.
     MissingExtraError
         A cluster is given, and Dask is not installed.
     """
-    if cluster is None:
-        yield partial(parallel_config, "loky", n_jobs=jobs or 1)
+    if cluster is not None:
+        if jobs is not None:
+            raise WorkersError("a cluster's workers say how many jobs there are: leave out --jobs")
+        with _connect(cluster) as client:
+            held = 2 * sum(client.nthreads().values())
+            executor = partial(
+                client.get_executor, pure=False
+            )  # equal calls are calls of their own
+            yield Workers(executor, _cancel, held)
         return
-    if jobs is not None:
-        raise WorkersError("a cluster has as many jobs as its workers have threads: give no --jobs")
+    count = processors() if jobs == -1 else jobs or 1
+    if count == 1:
+        yield None
+        return
+    threads = str(max(processors() // count, 1))
+    environment = {name: os.environ.get(name, threads) for name in _THREADS}
+    # Not the standard library's: it imports `__main__` again, so scripts would need a guard.
+    executor = partial(get_reusable_executor, count, timeout=300, env=environment)
+    # After a success they stay for the next call, and end when idle or with this process.
+    yield Workers(executor, _kill, 2 * count)
+
+
+def _kill(executor: Any, waiting: Iterable[Future[Any]]) -> None:
+    # loky's thread fails on calls that it has not sent yet (joblib 1.6).
+    while not all(future.running() or future.done() for future in waiting):
+        time.sleep(0.01)
+    executor.shutdown(kill_workers=True)
+
+
+def _cancel(executor: Any, waiting: Iterable[Future[Any]]) -> None:  # noqa: ARG001
+    executor.shutdown(wait=False)
+
+
+@contextmanager
+def _connect(cluster: str) -> Iterator[Any]:
     try:
         from distributed import Client
     except ImportError as error:
@@ -64,83 +119,73 @@ def workers(jobs: int | None, cluster: str | None) -> Iterator[Backend]:
             "tcp://host:8786, which `dask scheduler` prints"
         ) from error
     with client:
-        yield partial(parallel_config, _dask_backend(client))
-
-
-def _dask_backend(client: Any) -> Any:
-    """joblib's, which would wait for ever for a task that Dask gives up (joblib 1.6)."""
-    from joblib._dask import DaskDistributedBackend
-
-    class Backend(DaskDistributedBackend):  # type: ignore[misc]
-        def submit(self, func: Any, callback: Any = None) -> Any:
-            future = super().submit(func, callback)
-            future.add_done_callback(lambda done: done.exception() and callback(done.exception()))
-            return future
-
-        def retrieve_result_callback(self, out: Any) -> Any:
-            if isinstance(out, BaseException):
-                raise out
-            return super().retrieve_result_callback(out)
-
-    return Backend(client=client)
+        try:
+            client.wait_for_workers(1, timeout=10)
+        except TimeoutError as error:
+            raise WorkersError(
+                f"the Dask scheduler at {cluster} has no workers: start some with "
+                f"`dask worker {cluster}`"
+            ) from error
+        yield client
 
 
 def in_order(
-    backend: Backend, function: Callable[..., Any], tasks: Iterable[tuple[Any, ...]]
+    pool: Workers | None, function: Callable[..., Any], tasks: Iterable[tuple[Any, ...]]
 ) -> Iterator[Any]:
-    """Yield ``function(*task)`` of every task, in their order, as if it were called here.
+    """Yield ``function(*task)`` of every task, in their order, as if called here.
 
-    What workers log is logged here. Of several calls that raise one of this package's errors, the
-    first in the order of the tasks is raised, after the results before it. Tasks are taken a few
-    at a time; results are not waited for, so they should be small.
+    What workers log is logged here. If several calls raise one of this package's errors, the first
+    in the order of the tasks is raised, after the results before it. Workers hold a few tasks at a
+    time; results wait in memory, so they should be small.
 
     Raises
     ------
     WorkersError
         A worker died.
     """
-    broken: list[Exception] = []
-
-    def calls() -> Iterator[Any]:
-        # joblib may take tasks in a thread of its own, where an error would be lost.
-        try:
-            for task in tasks:
-                yield delayed(_report)(function, task)
-        except Exception as error:  # noqa: BLE001 - is raised below
-            broken.append(error)
-
-    with backend():
-        # max_nbytes: arrays are sent as they are, not as files that can only be read.
-        parallel = Parallel(return_as="generator", max_nbytes=None)
-    with _closing(parallel(calls())) as reports, _alive():
-        for report in reports:
+    if pool is None:
+        for task in tasks:
+            yield function(*task)
+        return
+    executor = pool.executor()
+    futures = _submitted(executor, function, tasks)
+    waiting = deque(islice(futures, pool.held))
+    finished = False
+    try:
+        while waiting:
+            report = _received(waiting.popleft())
+            waiting.extend(islice(futures, 1))
             for record in report.records:
                 logging.getLogger(record.name).handle(record)
             if report.error is not None:
                 raise report.error
             yield report.result
-    if broken:
-        raise broken[0]
-
-
-@contextmanager
-def _closing(reports: Any) -> Iterator[Any]:
-    """Stop the workers at the end; joblib warns of what they had in hand after an error."""
-    try:
-        yield reports
+        finished = True
     finally:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            reports.close()
+        if not finished:
+            pool.stop(executor, waiting)
 
 
-@contextmanager
-def _alive() -> Iterator[None]:
+def _submitted(
+    executor: Executor, function: Callable[..., Any], tasks: Iterable[tuple[Any, ...]]
+) -> Iterator[Future[_Report]]:
+    """Submit tasks; an error in making one comes in its turn."""
     try:
-        yield
+        for task in tasks:
+            yield executor.submit(partial(_report, function, task))
+    except Exception as error:  # noqa: BLE001 - raised when its turn comes
+        failed: Future[_Report] = Future()
+        failed.set_exception(error)
+        yield failed
+
+
+def _received(future: Future[_Report]) -> _Report:
+    try:
+        return future.result()
     except Exception as error:
-        # Dask's is known by its name only: it may not be installed.
-        if isinstance(error, BrokenExecutor) or type(error).__name__ == "KilledWorker":
+        # Dask may not be installed, so its error is known by name.
+        died = isinstance(error, BrokenExecutor | CancelledError)
+        if died or type(error).__name__ == "KilledWorker":
             raise WorkersError(
                 f"a worker died ({error}); if it ran out of memory, have fewer at a time"
             ) from error
@@ -157,7 +202,7 @@ class _Report:
 
 
 def _report(function: Callable[..., Any], task: tuple[Any, ...]) -> _Report:
-    with _noted() as records:
+    with _recorded() as records:
         try:
             return _Report(function(*task), None, records)
         except GPatternBenchError as error:
@@ -165,19 +210,19 @@ def _report(function: Callable[..., Any], task: tuple[Any, ...]) -> _Report:
 
 
 @contextmanager
-def _noted() -> Iterator[list[logging.LogRecord]]:
+def _recorded() -> Iterator[list[logging.LogRecord]]:
     """Note what this thread logs instead of showing it: a worker's output is seen by nobody."""
-    note = _Note()
+    recorder = _Recorder()
     propagate, _package.propagate = _package.propagate, False
-    _package.addHandler(note)
+    _package.addHandler(recorder)
     try:
-        yield note.records
+        yield recorder.records
     finally:
-        _package.removeHandler(note)
+        _package.removeHandler(recorder)
         _package.propagate = propagate
 
 
-class _Note(logging.Handler):
+class _Recorder(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.records: list[logging.LogRecord] = []

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -157,19 +156,6 @@ def export(
     typer.echo(f"  tables: {{urls: [ADDRESS], sha256: {digest}}}")
 
 
-class _Like(StrEnum):
-    synthetic = "synthetic"
-    nih3t3 = "nih3t3"
-    u2os = "u2os"
-    cosmx_lung = "cosmx_lung"
-
-
-class _As(StrEnum):
-    tables = "tables"
-    bento_h5ad = "bento-h5ad"
-    cosmx = "cosmx"
-
-
 @app.command(
     "simulate",
     epilog=examples(
@@ -178,11 +164,15 @@ class _As(StrEnum):
     ),
 )
 def simulate_(
-    like: Annotated[_Like, typer.Option(metavar="NAME", help="Dataset that it is like in size.")],
+    like: Annotated[
+        Literal["synthetic", "nih3t3", "u2os", "cosmx_lung"],
+        typer.Option(metavar="NAME", help="Dataset that it is like in size."),
+    ],
     out: Annotated[Path, typer.Option("--out", metavar="PATH", help="What to make.")],
     form: Annotated[
-        _As, typer.Option("--as", help="Tables, or a source release in one of the formats.")
-    ] = _As.tables,
+        Literal["tables", "bento-h5ad", "cosmx"],
+        typer.Option("--as", help="Tables, or a source release in one of the formats."),
+    ] = "tables",
     seed: Annotated[int, typer.Option(min=0, help="Seed.")] = 0,
 ) -> None:
     """Draw a release of known patterns, at the size of one of the paper's datasets."""
@@ -191,20 +181,20 @@ def simulate_(
     from gpattern_bench.curate.simulate.releases import write_bento_h5ad, write_cosmx
     from gpattern_bench.sources.recipe import Recipe
 
-    patterns = THREE_PATTERNS if like is _Like.cosmx_lung else FOUR_PATTERNS
-    if form is _As.tables:
+    patterns = THREE_PATTERNS if like == "cosmx_lung" else FOUR_PATTERNS
+    if form == "tables":
         recipe = Recipe(
             format="simulated",
-            like=like.value,
+            like=like,
             patterns=tuple(patterns.split(",")),
-            patternless="keep" if like is _Like.synthetic else "drop",  # as that dataset has them
+            patternless="keep" if like == "synthetic" else "drop",  # as that dataset has them
             seed=seed,
         )
-        make(recipe, Path(), out, name=f"{like.value}_simulated", version="0.0.0")
+        make(recipe, Path(), out, name=f"{like}_simulated", version="0.0.0")
         tell(out)
         return
-    pieces = simulate_like(like.value, seed)
-    if form is _As.cosmx:
+    pieces = simulate_like(like, seed)
+    if form == "cosmx":
         write_cosmx(pieces, out)
     else:
         write_bento_h5ad(pieces, out, patterns.split(","))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -21,10 +20,6 @@ from gpattern_bench.cli.options import (
 from gpattern_bench.errors import MethodError
 
 
-class _Cv(StrEnum):
-    cell = "cell"
-
-
 @app.command(
     epilog=examples(
         "run sprawl --dataset synthetic", "run bento --dataset u2os_gold --train-on synthetic"
@@ -37,7 +32,7 @@ def run(
         str | None, typer.Option(metavar="NAME", help="Fit on this dataset instead.")
     ] = None,
     cv: Annotated[
-        _Cv | None, typer.Option(help="Out of fold by cell, without a train split.")
+        Literal["cell"] | None, typer.Option(help="Out of fold by cell, without a train split.")
     ] = None,
     seed: Seed = 0,
     out: Annotated[
@@ -165,17 +160,15 @@ def predict(
         typer.echo(str(path))
 
 
-class _Study(StrEnum):
-    neighbours = "neighbours"
-    depths = "depths"
-    cells = "cells"
-
-
 @app.command(epilog=examples("ablation --quick --study depths", "ablation --json > ablation.json"))
 def ablation(
     dataset: DatasetOption = "synthetic",
     study: Annotated[
-        list[_Study] | None, typer.Option(help="What to change; again for more. Default: all.")
+        list[str] | None,
+        typer.Option(
+            metavar="neighbours|depths|cells",
+            help="What to change; again for more. Default: all.",
+        ),
     ] = None,
     split: Annotated[str, typer.Option(metavar="SPLIT", help="What to score.")] = "val",
     seed: Seed = 0,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -47,12 +46,6 @@ def validate(file: File, dataset: DatasetOption) -> None:
     typer.echo(f"{file}: fine (split {split})")
 
 
-class _By(StrEnum):
-    molecules = "molecules"
-    gene_seen = "gene_seen"
-    cell_size = "cell_size"
-
-
 Val = Annotated[Path | None, typer.Option(metavar="FILE", help="The method's predictions on val.")]
 Replicates = Annotated[int, typer.Option(min=0, help="Bootstrap replicates; 0 = no intervals.")]
 
@@ -67,7 +60,10 @@ def evaluate(
     file: File,
     dataset: DatasetOption,
     val: Val = None,
-    by: Annotated[_By | None, typer.Option(help="Break the result down.")] = None,
+    by: Annotated[
+        Literal["molecules", "gene_seen", "cell_size"] | None,
+        typer.Option(help="Break the result down."),
+    ] = None,
     replicates: Replicates = 1000,
     as_json: Json = False,
 ) -> None:
@@ -79,14 +75,14 @@ def evaluate(
     split = "test" if origin is None else origin.split
     evaluator = Evaluator(dataset, split)
     if by is not None:
-        parts = evaluator.strata(file, by.value, val, replicates=replicates)
+        parts = evaluator.strata(file, by, val, replicates=replicates)
         if as_json:
             print_json(parts)
             return
         metrics = ["auc_macro", "ap_macro", "f1_macro", "acc_macro"]
         metrics += [] if val is None else ["f1_val_macro"]
         rows: list[dict[str, Any]] = [
-            {by.value: name, "n": part["n"], "clusters": part.get("n_clusters")}
+            {by: name, "n": part["n"], "clusters": part.get("n_clusters")}
             | {metric.removesuffix("_macro"): _with_ci(part, metric) for metric in metrics}
             for name, part in parts.items()
         ]

@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from gpattern_bench.base.files import MANIFEST, file_sha256
 from gpattern_bench.base.progress import Progress
-from gpattern_bench.base.workers import Backend, in_order, workers
+from gpattern_bench.base.workers import Workers, in_order, workers
 from gpattern_bench.curate.readers import read_release
 from gpattern_bench.curate.release import Piece
 from gpattern_bench.curate.rules import Tables, apply_rules
@@ -138,7 +138,7 @@ def curate(
     folder.parent.mkdir(parents=True, exist_ok=True)
     _log.info("%s: making its tables", name)
     with (
-        workers(jobs, cluster) as backend,
+        workers(jobs, cluster) as pool,
         # What a worker writes after an error of another is in nobody's way.
         tempfile.TemporaryDirectory(
             prefix=f".{folder.name}-", dir=folder.parent, ignore_cleanup_errors=True
@@ -147,8 +147,7 @@ def curate(
         tasks = (
             (piece, recipe, labelled) for piece in read_release(recipe, sources, Path(scratch))
         )
-        here = cluster is None and jobs in (None, 1)
-        tables = _one_by_one(tasks) if here else _from_workers(backend, tasks, Path(scratch))
+        tables = _one_by_one(tasks) if pool is None else _from_workers(pool, tasks, Path(scratch))
         with closing(tables):  # after an error, workers stop before their folder goes
             shown = Progress(name, unit="fields of view").over(tables)
             return write_dataset(
@@ -172,11 +171,11 @@ def _tables(piece: Piece, recipe: Recipe, labelled: bool) -> Tables:
 
 
 def _from_workers(
-    backend: Backend, tasks: Iterable[_Task], scratch: Path
+    pool: Workers, tasks: Iterable[_Task], scratch: Path
 ) -> Generator[Tables, None, None]:
     """Tables through files: what waits for the writer is not in anybody's memory."""
     put_aside = ((task, scratch / f"tables-{k}.pickle") for k, task in enumerate(tasks))
-    for path in in_order(backend, _put_aside, put_aside):
+    for path in in_order(pool, _put_aside, put_aside):
         with path.open("rb") as file:
             yield pickle.load(file)  # noqa: S301 - a worker of ours has just written it
         path.unlink()

@@ -47,7 +47,7 @@ def split_fovs(fovs: pd.DataFrame, seed: int) -> dict[str, str]:
         raise SourceError(
             f"cannot split by field of view: {len(SPLIT_NAMES)} or more are needed (train, val, "
             f"test), the release has {len(names)} ({', '.join(names)}). Put every cell into the "
-            "test split instead (split: test)."
+            "test split instead (--split test)."
         )
     fovs = fovs.loc[names]
     cells = fovs["cells"].to_numpy(dtype=np.float64)

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from gpattern_bench.base.files import file_sha256, write_text
 from gpattern_bench.base.progress import Progress, duration
-from gpattern_bench.base.workers import Backend, in_order, workers
+from gpattern_bench.base.workers import Workers, in_order, workers
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import GPatternBenchError, MethodError
 from gpattern_bench.methods import get_method
@@ -130,11 +130,11 @@ def run_all(
             "`gpattern-bench run`"
         )
     outcomes = []
-    with workers(jobs if jobs or cluster else -1, cluster) as backend:
+    with workers(jobs if jobs or cluster else -1, cluster) as pool:
         for k, name in enumerate(names, 1):
             began = time.monotonic()
             _log.info("%s, %d of %d", name, k, len(names))
-            job = _Job(name, dataset, Path(out).absolute(), seed, splits, backend)
+            job = _Job(name, dataset, Path(out).absolute(), seed, splits, pool)
             try:
                 outcomes.append(job.run())
             except Exception as error:  # noqa: BLE001 - the others go on, and the table tells
@@ -158,9 +158,9 @@ class _Job:
         out: Path,
         seed: int,
         splits: Sequence[str] | None,
-        backend: Backend,
+        pool: Workers | None,
     ) -> None:
-        self.backend = backend
+        self.pool = pool
         self.splits = splits
         self.method: Method = get_method(name)
         self.dataset = dataset
@@ -270,7 +270,7 @@ class _Job:
         # the last digits.
         here = isinstance(self.method, Network)
         results = (
-            starmap(predict_piece, tasks) if here else in_order(self.backend, predict_piece, tasks)
+            starmap(predict_piece, tasks) if here else in_order(self.pool, predict_piece, tasks)
         )
         bar = Progress(name, len(pieces), unit="pieces", done=self.kept, every=0.0)
         for _ in bar.over(results):

@@ -114,7 +114,7 @@ def test_one_huge_fov_goes_to_train():
 
 @pytest.mark.parametrize("n", [1, 2])
 def test_fewer_than_three_fovs_cannot_be_split(n):
-    with pytest.raises(SourceError, match=rf"has {n} \(F000.*split: test"):
+    with pytest.raises(SourceError, match=rf"has {n} \(F000.*--split test"):
         split_fovs(fields(n), 0)
 
 
