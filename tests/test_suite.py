@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,13 @@ def test_no_module_of_tests_is_imported():
     assert len(others) > 50
     found = {path.name: sorted(imported(path) & others) for path in TESTS.rglob("*.py")}
     assert {name: names for name, names in found.items() if names} == {}
+
+
+def test_no_wait_ends_after_a_number_of_seconds():
+    """On a busy machine every number is too small; PATIENCE_S is for all."""
+    numbers = re.compile(r"\b(timeout|deadline)=\d+[,)]|\.(wait|join)\(\d{2,}\)")
+    found = {path.name: numbers.findall(path.read_text("utf-8")) for path in TESTS.glob("*.py")}
+    assert {name: what for name, what in found.items() if what} == {}
 
 
 def ids_of_another_process(folder: Path, seed: int) -> list[str]:

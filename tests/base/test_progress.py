@@ -21,7 +21,7 @@ from threading import Thread
 import numpy as np
 import pytest
 import torch
-from samples import dataset_of
+from samples import PATIENCE_S, dataset_of
 
 from gpattern_bench.base.progress import Progress
 from gpattern_bench.cli import main
@@ -112,7 +112,7 @@ def terminal() -> Iterator[list[bytes]]:
     reader.start()
     with os.fdopen(slave, "w", buffering=1) as stderr, contextlib.redirect_stderr(stderr):
         yield written
-    reader.join(60)
+    reader.join(PATIENCE_S)
     os.close(master)
 
 
@@ -259,7 +259,7 @@ class TestAblation:
             env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=PATIENCE_S,
             check=False,
         )
         assert found.returncode == -signal.SIGKILL, found.stderr
