@@ -225,7 +225,7 @@ class Cells:
     def _truth(
         self, names: list[str], pair: NDArray[np.int64], labelled: pa.Table | None
     ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Return labels (pairs, C) and which pairs have any (pairs,), for sorted pairs."""
+        """Return labels (pairs, C) and which pairs are labelled (pairs,), for sorted pairs."""
         labels = np.zeros((len(pair), len(self.patterns)), dtype=bool)
         counts = np.zeros(len(pair), dtype=bool)
         if labelled is None:

@@ -343,9 +343,8 @@ class Evaluator:
         # Patterns without positives have no threshold and are ignored, as in the means.
         chosen = [values["threshold"] for values in per_pattern.values()]
         defined = not all(map(isnan, chosen))
-        result["accuracy_subset"] = (
-            rows_right(truth, scores, chosen) / len(truth) if defined else np.nan
-        )
+        right = rows_right(truth, scores, chosen) / len(truth) if defined else np.nan
+        result["accuracy_subset"] = right
         result["n"] = len(truth)
         result["per_pattern"] = per_pattern
         result["undefined"] = {
