@@ -1,4 +1,4 @@
-"""Other libraries' objects: AnnData and SpatialData, to and from ours.
+"""Other libraries' objects: a dataset as AnnData or SpatialData.
 
 In: a `Dataset`, scores. Out: objects of scverse. May import: all rooms up to `runs`.
 """
