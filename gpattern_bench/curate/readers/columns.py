@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
@@ -113,12 +114,13 @@ def _csv(path: Path, used: list[str], text: Sequence[str]) -> Iterator[pa.Table]
 def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
-    chunks = [
-        pa.DictionaryArray.from_arrays(
-            chunk.indices.cast(pa.int32()), _empty_is_null(chunk.dictionary.cast(pa.string()))
-        )
-        for chunk in column.chunks
-    ]
+    chunks = []
+    for chunk in column.chunks:
+        values = _empty_is_null(chunk.dictionary.cast(pa.string()))
+        codes = chunk.indices.cast(pa.int32())
+        if values.null_count:  # null codes too: older pyarrow looks at no others
+            codes = pc.if_else(values.is_null().take(codes), pa.scalar(None, pa.int32()), codes)
+        chunks.append(pa.DictionaryArray.from_arrays(codes, values))
     return pa.chunked_array(chunks, _TEXT)
 
 
