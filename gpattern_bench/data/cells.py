@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, pairwise
@@ -81,26 +82,6 @@ class Cell:
         return CellGeometry(self.xy, self.boundary, self.nucleus)
 
 
-class _StoredCell(Cell):
-    """A cell of a dataset: its outlines are parsed when they are asked for."""
-
-    def __init__(self, **known: Any) -> None:
-        self.__dict__.update(known)  # past the guard of a frozen dataclass, and much quicker
-
-    @cached_property
-    def boundary(self) -> BaseGeometry:
-        return self._outline("cell_boundary")
-
-    @cached_property
-    def nucleus(self) -> BaseGeometry | None:
-        return self._outline("nucleus_boundary")
-
-    def _outline(self, name: str) -> Any:
-        with _sound(f"{name} of cell {self.cell_id}"):
-            shape, origin = shapely.from_wkb(self.__dict__[name]), self.__dict__["origin"]
-        return None if shape is None else shapely.transform(shape, lambda xy: xy - origin)
-
-
 class Cells:
     """The cells of some fields of view, in the order of the tables; iterable any number of times.
 
@@ -143,17 +124,19 @@ class Cells:
         self._fovs = fovs
         self._labels = labels
         self._keep = None if keep is None else frozenset(keep)
+        self._change: Callable[[Cell], Cell] | None = None
 
     def without_labels(self) -> Cells:
         """The same cells, their labels hidden: what a method predicts from."""
-        return Cells(
-            self._folder,
-            self._fovs,
-            genes=self.genes,
-            patterns=self.patterns,
-            labels=False,
-            keep=self._keep,
-        )
+        hidden = copy(self)
+        hidden._labels = False
+        return hidden
+
+    def mapped(self, change: Callable[[Cell], Cell]) -> Cells:
+        """The same cells, each changed by a function when its turn comes."""
+        mapped = copy(self)
+        mapped._change = change
+        return mapped
 
     def __len__(self) -> int:
         names = read_table(self._folder / "cells.parquet", self._fovs, ["cell_id"])["cell_id"]
@@ -162,8 +145,8 @@ class Cells:
         return sum(name in self._keep for name in names.to_pylist())
 
     def __iter__(self) -> Iterator[Cell]:
-        with _sound(str(self._folder)):
-            yield from self._read()
+        with _readable(str(self._folder)):
+            yield from self._read() if self._change is None else map(self._change, self._read())
 
     def _read(self) -> Iterator[Cell]:
         # All tables are sorted by FOV, so they are read side by side, each opened once.
@@ -208,23 +191,25 @@ class Cells:
         truth = self._truth(names, pair[first], labelled) if self._labels else None
         rows = outlined.loc[names]
         origins = rows[["x", "y"]].to_numpy(np.float64)
-        wkb = rows[["cell_boundary", "nucleus_boundary"]].to_numpy(object)
+        boundaries, nuclei = (
+            _outlines(rows[name], origins, fov) for name in ("cell_boundary", "nucleus_boundary")
+        )
         for k, (begin, end) in enumerate(pairwise([*starts, len(gene)])):
             if self._keep is not None and names[k] not in self._keep:
                 continue
             pairs = slice(bounds[k], bounds[k + 1])
-            yield _StoredCell(
+            found = Cell(
                 cell_id=names[k],
                 fov=fov,
                 xy=xy[begin:end] - origins[k],
                 gene=gene[begin:end],
+                boundary=boundaries[k],
+                nucleus=nuclei[k],
                 labels=None if truth is None else truth[0][pairs],
                 labelled=None if truth is None else truth[1][pairs],
-                _present=(genes[pairs], counts[pairs]),
-                origin=origins[k],
-                cell_boundary=wkb[k, 0],
-                nucleus_boundary=wkb[k, 1],
             )
+            vars(found)["_present"] = genes[pairs], counts[pairs]  # known already: fill the cache
+            yield found
 
     def _truth(
         self, names: list[str], pair: NDArray[np.int64], labelled: pa.Table | None
@@ -245,7 +230,7 @@ class Cells:
 
 
 @contextmanager
-def _sound(what: str) -> Iterator[None]:
+def _readable(what: str) -> Iterator[None]:
     """Turn what is raised on values that no curated table has into one error."""
     try:
         yield
@@ -255,6 +240,15 @@ def _sound(what: str) -> Iterator[None]:
             "tells more. Remove the folder and make it again"
         )
         raise TableError(what, [problem]) from error
+
+
+def _outlines(wkb: pd.Series[Any], origins: NDArray[np.float64], fov: str) -> NDArray[np.object_]:
+    """Parse outlines, each in the frame of its cell; None stays."""
+    with _readable(f"{wkb.name} of field of view {fov}"):
+        shapes = np.asarray(shapely.from_wkb(wkb.to_numpy(object)), object)
+    shifts = np.repeat(origins, shapely.get_num_coordinates(shapes), axis=0)
+    moved: NDArray[np.object_] = shapely.transform(shapes, lambda xy: xy - shifts)
+    return moved
 
 
 def _by_fov(pieces: Iterator[pa.Table]) -> Iterator[tuple[str, pa.Table]]:
@@ -269,7 +263,7 @@ def read_cells(
     """Read the table of cells of some fields of view, outlines as shapely geometries."""
     frame: pd.DataFrame = read_table(folder / "cells.parquet", fovs, columns).to_pandas()
     for name in frame.columns.intersection(["cell_boundary", "nucleus_boundary"]):
-        with _sound(str(folder / "cells.parquet")):
+        with _readable(str(folder / "cells.parquet")):
             frame[name] = shapely.from_wkb(frame[name].to_numpy(object))
     return frame
 
