@@ -940,8 +940,8 @@ class TestDatasets:
             dataset = load_dataset(folder)
             with pytest.raises(TableError, match="damaged or do not fit"):
                 dataset.cells()
-            with pytest.raises(TableError, match="cell_boundary of cell"):
-                [cell.boundary for cell in dataset.iter_cells()]
+            with pytest.raises(TableError, match="cell_boundary of field of view"):
+                list(dataset.iter_cells())
 
     @bounded(40)
     @given(changes=CHANGES)

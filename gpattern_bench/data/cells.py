@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
@@ -82,26 +82,6 @@ class Cell:
         return CellGeometry(self.xy, self.boundary, self.nucleus)
 
 
-class _StoredCell(Cell):
-    """A cell of a dataset: its outlines are parsed when they are asked for."""
-
-    def __init__(self, **known: Any) -> None:
-        self.__dict__.update(known)  # past the guard of a frozen dataclass, and much quicker
-
-    @cached_property
-    def boundary(self) -> BaseGeometry:
-        return self._outline("cell_boundary")
-
-    @cached_property
-    def nucleus(self) -> BaseGeometry | None:
-        return self._outline("nucleus_boundary")
-
-    def _outline(self, name: str) -> Any:
-        with _as_table_error(f"{name} of cell {self.cell_id}"):
-            shape, origin = shapely.from_wkb(self.__dict__[name]), self.__dict__["origin"]
-        return None if shape is None else shapely.transform(shape, lambda xy: xy - origin)
-
-
 class Cells:
     """Cells of some fields of view, in table order; iterable any number of times.
 
@@ -144,12 +124,19 @@ class Cells:
         self._fovs = fovs
         self._labels = labels
         self._keep = None if keep is None else frozenset(keep)
+        self._change: Callable[[Cell], Cell] | None = None
 
     def without_labels(self) -> Cells:
         """Return the same cells without labels, as methods predict from them."""
         hidden = copy(self)
         hidden._labels = False
         return hidden
+
+    def mapped(self, change: Callable[[Cell], Cell]) -> Cells:
+        """Return the same cells, each changed by a function when its turn comes."""
+        mapped = copy(self)
+        mapped._change = change
+        return mapped
 
     def __len__(self) -> int:
         names = read_table(self._folder / "cells.parquet", self._fovs, ["cell_id"])["cell_id"]
@@ -159,7 +146,7 @@ class Cells:
 
     def __iter__(self) -> Iterator[Cell]:
         with _as_table_error(str(self._folder)):
-            yield from self._read()
+            yield from self._read() if self._change is None else map(self._change, self._read())
 
     def _read(self) -> Iterator[Cell]:
         # All tables are sorted by FOV: read them in step, each opened once.
@@ -204,23 +191,25 @@ class Cells:
         truth = self._truth(names, pair[first], labelled) if self._labels else None
         rows = outlined.loc[names]
         origins = rows[["x", "y"]].to_numpy(np.float64)
-        wkb = rows[["cell_boundary", "nucleus_boundary"]].to_numpy(object)
+        boundaries, nuclei = (
+            _outlines(rows[name], origins, fov) for name in ("cell_boundary", "nucleus_boundary")
+        )
         for k, (begin, end) in enumerate(pairwise([*starts, len(gene)])):
             if self._keep is not None and names[k] not in self._keep:
                 continue
             pairs = slice(bounds[k], bounds[k + 1])
-            yield _StoredCell(
+            found = Cell(
                 cell_id=names[k],
                 fov=fov,
                 xy=xy[begin:end] - origins[k],
                 gene=gene[begin:end],
+                boundary=boundaries[k],
+                nucleus=nuclei[k],
                 labels=None if truth is None else truth[0][pairs],
                 labelled=None if truth is None else truth[1][pairs],
-                _present=(genes[pairs], counts[pairs]),
-                origin=origins[k],
-                cell_boundary=wkb[k, 0],
-                nucleus_boundary=wkb[k, 1],
             )
+            vars(found)["_present"] = genes[pairs], counts[pairs]  # known already: fill the cache
+            yield found
 
     def _truth(
         self, names: list[str], pair: NDArray[np.int64], labelled: pa.Table | None
@@ -251,6 +240,15 @@ def _as_table_error(what: str) -> Iterator[None]:
             "verify`. Remove the folder and make it again"
         )
         raise TableError(what, [problem]) from error
+
+
+def _outlines(wkb: pd.Series[Any], origins: NDArray[np.float64], fov: str) -> NDArray[np.object_]:
+    """Parse outlines, each in the frame of its cell; None stays."""
+    with _as_table_error(f"{wkb.name} of field of view {fov}"):
+        shapes = np.asarray(shapely.from_wkb(wkb.to_numpy(object)), object)
+    shifts = np.repeat(origins, shapely.get_num_coordinates(shapes), axis=0)
+    moved: NDArray[np.object_] = shapely.transform(shapes, lambda xy: xy - shifts)
+    return moved
 
 
 def _by_fov(pieces: Iterator[pa.Table]) -> Iterator[tuple[str, pa.Table]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from zlib import crc32
@@ -35,11 +35,11 @@ _log = logging.getLogger(__name__)
 __all__ = [
     "MEANINGLESS",
     "PERTURBATIONS",
-    "Perturbed",
     "Robustness",
     "Setting",
     "Stability",
     "measure_robustness",
+    "perturbed",
     "pixel_um",
     "run_robustness",
 ]
@@ -137,13 +137,19 @@ MEANINGLESS = ("rotated", "reflected", "translated", "shuffled")
 """Those that say nothing about patterns."""
 
 
-class Perturbed(Cells):
-    """The cells of a stream, each perturbed when its turn comes; the same ones every time.
+def perturbed(
+    cells: Cells,
+    perturbation: str,
+    *,
+    origins: dict[str, Coordinates],
+    seed: int,
+    pixel_um: float,
+) -> Cells:
+    """Perturb each cell when its turn comes, the same way every time; labels are hidden.
 
     Parameters
     ----------
     cells : Cells
-        The stream; labels stay hidden.
     perturbation : str
         Of :data:`PERTURBATIONS`.
     origins : dict of str to numpy.ndarray
@@ -153,40 +159,18 @@ class Perturbed(Cells):
         Pixel size of the source.
     """
 
-    def __init__(
-        self,
-        cells: Cells,
-        perturbation: str,
-        *,
-        origins: dict[str, Coordinates],
-        seed: int,
-        pixel_um: float,
-    ) -> None:
-        self.genes, self.patterns = cells.genes, cells.patterns
-        self._cells = cells.without_labels()
-        self._perturbation = perturbation
-        self._origins = origins
-        self._seed = seed
-        self._pixel_um = pixel_um
-
-    def without_labels(self) -> Perturbed:
-        """The same: labels are hidden already."""
-        return self
-
-    def __len__(self) -> int:
-        return len(self._cells)
-
-    def __iter__(self) -> Iterator[Cell]:
-        perturb = PERTURBATIONS[self._perturbation]
-        shift = self._rng("").uniform(-_SHIFT_UM, _SHIFT_UM, 2)
-        for cell in self._cells:
-            origin = self._origins[cell.cell_id]
-            yield perturb(cell, Setting(self._rng(cell.cell_id), origin, shift, self._pixel_um))
-
-    def _rng(self, cell_id: str) -> np.random.Generator:
+    def rng(cell_id: str) -> np.random.Generator:
         # By name, not by turn: a cell is perturbed alike in any company.
-        key = crc32(f"{self._perturbation} {cell_id}".encode())
-        return np.random.Generator(np.random.Philox(key=np.array([self._seed, key], np.uint64)))
+        key = crc32(f"{perturbation} {cell_id}".encode())
+        return np.random.Generator(np.random.Philox(key=np.array([seed, key], np.uint64)))
+
+    perturb = PERTURBATIONS[perturbation]
+    shift = rng("").uniform(-_SHIFT_UM, _SHIFT_UM, 2)
+
+    def change(cell: Cell) -> Cell:
+        return perturb(cell, Setting(rng(cell.cell_id), origins[cell.cell_id], shift, pixel_um))
+
+    return cells.without_labels().mapped(change)
 
 
 @dataclass(frozen=True)
@@ -299,7 +283,7 @@ def measure_robustness(
     found = {}
     for name in PERTURBATIONS:
         after = scores_of(
-            Perturbed(cells, name, origins=origins, seed=seed, pixel_um=pixel_um(dataset))
+            perturbed(cells, name, origins=origins, seed=seed, pixel_um=pixel_um(dataset))
         )
         rows = np.asarray(np.isfinite(after).all(axis=1), bool)
         old, new = score(rows, before), score(rows, after)

@@ -416,8 +416,7 @@ class TestNoLabelReachesAMethod:
         }
         assert cell.labels is None
         assert cell.labelled is None
-        held = {"origin", "cell_boundary", "nucleus_boundary", "_present"}
-        assert set(vars(cell)) <= fields | held
+        assert set(vars(cell)) <= fields | {"_present"}
 
 
 class TestTorch:

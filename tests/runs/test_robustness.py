@@ -17,8 +17,8 @@ from gpattern_bench.methods.base import About, Untrained
 from gpattern_bench.runs.robustness import (
     MEANINGLESS,
     PERTURBATIONS,
-    Perturbed,
     measure_robustness,
+    perturbed,
     pixel_um,
     run_robustness,
 )
@@ -126,7 +126,7 @@ def stream(dataset, name, seed=0, pixel=0.1):
     places = frame[["x", "y"]].to_numpy(float)
     origins = dict(zip(frame["cell_id"].astype(str), places, strict=True))
     cells = dataset.iter_cells("test")
-    return cells, Perturbed(cells, name, origins=origins, seed=seed, pixel_um=pixel)
+    return cells, perturbed(cells, name, origins=origins, seed=seed, pixel_um=pixel)
 
 
 class TestPerturbations:
