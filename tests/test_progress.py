@@ -319,9 +319,9 @@ class TestAblation:
         trained = []
         fit = GPSNetMethod.fit
 
-        def noted(self, train, seed):
+        def noted(self, train, seed, context):
             trained.append(len(train))
-            fit(self, train, seed)
+            fit(self, train, seed, context)
 
         monkeypatch.setattr(GPSNetMethod, "fit", noted)
 

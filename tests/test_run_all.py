@@ -286,12 +286,14 @@ class TestResume:
 
     def test_code_that_changed_makes_another_key(self, dataset, tmp_path, monkeypatch):
         key = run_key("bento", dataset, 0)
-        package = Path(gpattern_bench.runs.shards.__file__).parent
+        package = Path(gpattern_bench.runs.shards.__file__).parents[1]
         copy = Path(shutil.copytree(package, tmp_path / "package"))
-        monkeypatch.setattr(gpattern_bench.runs.shards, "__file__", str(copy / "pieces.py"))
+        monkeypatch.setattr(
+            gpattern_bench.runs.shards, "__file__", str(copy / "runs" / "shards.py")
+        )
         gpattern_bench.runs.shards._code_sha256.cache_clear()
         assert run_key("bento", dataset, 0) == key
-        code = copy / "methods" / "bento.py"
+        code = copy / "methods" / "bento" / "method.py"
         code.write_text(code.read_text() + "# changed\n")
         gpattern_bench.runs.shards._code_sha256.cache_clear()
         assert run_key("bento", dataset, 0) != key

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from typing import Literal
 from filelock import FileLock, Timeout
 
 from gpattern_bench.base.files import file_sha256, write_text
+from gpattern_bench.base.launcher import process_number
 from gpattern_bench.base.progress import Progress, duration
 from gpattern_bench.base.workers import Workers, in_order, workers
 from gpattern_bench.data.dataset import Dataset
@@ -124,7 +124,7 @@ def run_all(
             f"expected a method or more, a seed of 0 or more and 1 job or more, got "
             f"{len(names)} methods, seed {seed} and {jobs} jobs"
         )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if process_number() > 1:
         raise MethodError(
             "run-all starts its own processes: under accelerate's launcher train one network with "
             "`gpattern-bench run`"
