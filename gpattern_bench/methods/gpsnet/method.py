@@ -17,7 +17,7 @@ from gpattern_bench.data.cells import Cell, Cells
 from gpattern_bench.errors import MethodError
 from gpattern_bench.methods.base import About, FitContext, Scores
 from gpattern_bench.methods.gpsnet.config import TRAININGS, Config, TrainingConfig
-from gpattern_bench.methods.gpsnet.loader import ahead
+from gpattern_bench.methods.gpsnet.loader import prefetch
 from gpattern_bench.methods.gpsnet.model import GPSNet, Tokens, prepare, vocabulary_rows
 from gpattern_bench.methods.gpsnet.train import Trained, logits, train_network
 from gpattern_bench.methods.gpsnet.weights import fits, load_into, read_tensors, write_tensors
@@ -177,7 +177,7 @@ class GPSNetMethod:
             return cell, prepare(cell, rows, config)
 
         workers = 4 if torch.cuda.is_available() else 1
-        for window in _cut(ahead(prepared, cells, workers), _WINDOW if self.batch > 1 else 1):
+        for window in _cut(prefetch(prepared, cells, workers), _WINDOW if self.batch > 1 else 1):
             window.sort(key=lambda item: len(item[1]))
             for part in _cut(iter(window), self.batch):
                 tokens = [item[1] for item in part]
