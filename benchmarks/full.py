@@ -45,7 +45,7 @@ from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.methods import get_method
 from gpattern_bench.methods.predict import predict_cells
 from gpattern_bench.predictions import counted, write_predictions
-from gpattern_bench.runs.shards import cut_pieces
+from gpattern_bench.runs.shards import cut_shards
 from gpattern_bench.sources.cache import CACHE
 from gpattern_bench.sources.recipe import Recipe
 from gpattern_bench.sources.registry import find_entry
@@ -194,7 +194,7 @@ def paper_time(dataset: str, method: str) -> str | None:
 def killed_and_resumed(dataset: Dataset, runs: Path, out: Path, method: str) -> dict[str, Any]:
     """Kill a run with half of its pieces done, and start it again: same bytes as without."""
     start = ["run-all", "--dataset", str(dataset.folder), "--methods", method, "--out", str(out)]
-    pieces = sum(len(cut_pieces(dataset, split, per_cell=True)) for split in ("val", "test"))
+    pieces = sum(len(cut_shards(dataset, split, per_cell=True)) for split in ("val", "test"))
     process = command(*start)
     began = perf_counter()
     process.start()

@@ -346,7 +346,7 @@ class Straightforward(torch.nn.Module):
     def forward(self, batch: Batch, nearest: Tensor) -> Tensor:
         """Logits (V, C) of the whole vocabulary; those of absent genes mean nothing."""
         model = self.model
-        x = model.gene(batch.query[batch.own]) + model.place(batch.xy)
+        x = model.gene(batch.query[batch.row]) + model.place(batch.xy)
         for block in model.encoder:
             a = block.attention
             parts = a.query_key_value(block.near(x)).unflatten(-1, (3, a.heads, -1))

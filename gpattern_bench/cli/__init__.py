@@ -7,12 +7,12 @@ unreadable input. Libraries are imported by the commands, so that ``--help`` is 
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from typing import Annotated
 
 import typer
 
+from gpattern_bench.base.launcher import process_index
 from gpattern_bench.base.progress import Lines
 from gpattern_bench.base.threads import calm_threads
 from gpattern_bench.base.version import __version__
@@ -60,7 +60,7 @@ def _global(
     global _debug
     _debug = debug
     # Of several processes that train together, the first speaks.
-    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
+    level = logging.INFO if process_index() == 0 else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", handlers=[Lines()])
     if context.invoked_subcommand is None:
         typer.echo(_WELCOME)

@@ -96,7 +96,7 @@ def run_all_(
     )
     print_rows(
         [
-            {"method": o.method, "": o.outcome, "pieces done": o.pieces, "found done": o.kept}
+            {"method": o.method, "": o.outcome, "shards done": o.shards, "found done": o.kept}
             for o in outcomes
         ]
     )

@@ -182,16 +182,16 @@ class Forest(NamedTuple):
 
         Raises
         ------
-        ValueError
+        MethodError
             The file holds no forest, or nodes that lead out of it.
         """
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 forest = cls(**{name: arrays[name] for name in cls._fields})
-        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} holds no forest: {error}") from error
+        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError, ValueError) as error:
+            raise MethodError(f"{path} holds no forest: {error}") from error
         if flaw := forest._flaw():
-            raise ValueError(f"{path} holds a damaged forest: {flaw}; fit the method again")
+            raise MethodError(f"{path} holds a damaged forest: {flaw}; fit the method again")
         return forest
 
     def _flaw(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from gpattern_bench.data.cells import Cell, Cells
 
-__all__ = ["About", "Method", "Network", "Scores", "Untrained"]
+__all__ = ["About", "FitContext", "Method", "Network", "Scores", "Untrained", "fit_in_context"]
 
 Scores = Iterator[tuple[Cell, NDArray[np.float32]]]
 """Per cell, in any order: the cell and its scores (g, C), rows as ``cell.genes``."""
@@ -62,7 +63,8 @@ class About:
 class Method(Protocol):
     """A method: ``fit`` or ``load``, then ``predict``; the same seed gives the same scores.
 
-    If it has an attribute ``parameters``, the number of values that it learnt, a run records it.
+    If it has an attribute ``parameters``, the number of learnt values, a run records it. If its
+    ``fit`` has a third parameter ``context``, it is given a :class:`FitContext`.
     """
 
     about: ClassVar[About]
@@ -91,23 +93,43 @@ class Method(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class FitContext:
+    """What a run offers to ``fit``, for methods that train for long.
+
+    Attributes
+    ----------
+    val : Cells or None
+        Labelled cells to score after each epoch, to report; not to learn from.
+    checkpoint : pathlib.Path or None
+        File to write after each epoch, and to resume from if it exists.
+    """
+
+    val: Cells | None = None
+    checkpoint: Path | None = None
+
+
+def fit_in_context(method: Method, train: Cells, seed: int, context: FitContext) -> None:
+    """Fit a method, with the context if its ``fit`` has a parameter for it."""
+    if "context" in inspect.signature(method.fit).parameters:
+        method.fit(train, seed, context)  # type: ignore[call-arg]
+    else:
+        method.fit(train, seed)
+
+
 @runtime_checkable
 class Network(Protocol):
-    """What a method has beside that of :class:`Method` if it is trained for long, in epochs.
+    """A method that scores several cells together, with all cores or a GPU.
+
+    Runs score one cell at a time, and in one process: batches and threads show in the last digits.
 
     Attributes
     ----------
     batch : int
-        Cells that it scores together.
-    val : Cells or None
-        Labelled cells that it scores after each epoch, to report; it does not learn from them.
-    checkpoint : pathlib.Path or None
-        File that training writes after each epoch, and goes on from if it is there.
+        Cells scored together.
     """
 
     batch: int
-    val: Cells | None
-    checkpoint: Path | None
 
 
 class Untrained:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from gpattern_bench.base.files import write_text
 from gpattern_bench.data.cells import Cells
+from gpattern_bench.errors import MethodError
 from gpattern_bench.methods.base import About, Scores, Untrained
 
 __all__ = ["GenePrior", "MoleculeCount", "Oracle", "Prevalence"]
@@ -130,7 +131,7 @@ class Oracle(Untrained):
         """Copy the labels."""
         for cell in cells:
             if cell.labels is None:
-                raise ValueError("the oracle must be shown the labels")
+                raise MethodError("oracle must see the labels, and these cells have none")
             yield cell, cell.labels.astype(np.float32)
 
 

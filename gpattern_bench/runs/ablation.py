@@ -24,6 +24,7 @@ from gpattern_bench.base.progress import duration
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import MethodError
 from gpattern_bench.evaluate.evaluator import Evaluator
+from gpattern_bench.methods.base import FitContext
 from gpattern_bench.methods.gpsnet.config import PRESETS, TRAININGS
 from gpattern_bench.methods.gpsnet.method import GPSNetMethod
 from gpattern_bench.methods.predict import predict_cells
@@ -180,8 +181,9 @@ def train_variants(
         else:
             _log.info("%s: training on %d cells", name, cells)
             checkpoint = None if file is None else file.with_suffix(".safetensors")
-            method = GPSNetMethod("small", training=training, checkpoint=checkpoint, **changes)
-            method.fit(dataset.iter_cells("train", keep=names[:cells]), seed)
+            method = GPSNetMethod("small", training=training, **changes)
+            context = FitContext(checkpoint=checkpoint)
+            method.fit(dataset.iter_cells("train", keep=names[:cells]), seed, context)
             found[text] = _scored(method, dataset, split)
             if file is not None:
                 record = {"key": key, "scores": plain(found[text])}

@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 __all__ = [
     "MEANINGLESS",
     "PERTURBATIONS",
-    "Robustness",
+    "RobustnessReport",
     "Setting",
     "Stability",
     "measure_robustness",
@@ -197,7 +197,7 @@ class Stability:
 
 
 @dataclass(frozen=True)
-class Robustness:
+class RobustnessReport:
     """What perturbations do to the scores of one fitted method; fractions, NaN = undefined.
 
     Attributes
@@ -300,7 +300,7 @@ def measure_robustness(
 
 def run_robustness(
     name: str, dataset: Dataset, out: str | Path, *, train_on: Dataset | None = None, seed: int = 0
-) -> tuple[Path, Robustness]:
+) -> tuple[Path, RobustnessReport]:
     """Measure the robustness of a method as a run left it, and write it beside the run's files.
 
     Parameters
@@ -321,7 +321,7 @@ def run_robustness(
     -------
     path : pathlib.Path
         ``out/<dataset>/robustness-seed<k>.json``, with the protocol in the name as in the run's.
-    robustness : Robustness
+    robustness : RobustnessReport
 
     Raises
     ------
@@ -344,7 +344,7 @@ def run_robustness(
     if method.about.learns:
         method = _fitted(folder / origin.stem("model"), name, train_on or dataset, dataset, seed)
     result, found = measure_robustness(method, dataset, seed=seed)
-    robustness = Robustness(
+    robustness = RobustnessReport(
         method=name,
         dataset=dataset.name,
         version=dataset.version,

@@ -22,6 +22,7 @@ import pandas as pd
 import pyarrow as pa
 
 from gpattern_bench.base.files import plain, replacing, write_text
+from gpattern_bench.base.launcher import process_index
 from gpattern_bench.base.progress import duration
 from gpattern_bench.base.version import __version__
 from gpattern_bench.data.cells import Cells
@@ -29,7 +30,7 @@ from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import MethodError
 from gpattern_bench.evaluate.calls import val_thresholds
 from gpattern_bench.methods import METHODS, get_method
-from gpattern_bench.methods.base import Method, Network
+from gpattern_bench.methods.base import FitContext, Method, Network, fit_in_context
 from gpattern_bench.methods.predict import predict_cells
 from gpattern_bench.predictions import prediction_table
 from gpattern_bench.runs.saved_model import Model, save_model
@@ -151,7 +152,7 @@ def run_method(
     training = folder / f"{origins[0].stem('training')}.safetensors"
     if method.about.learns and protocol != "cv-cell":
         seconds["fit"] = fit_method(method, train_on or dataset, seed, training)
-    if os.environ.get("RANK", "0") != "0":
+    if process_index() > 0:
         return []  # of several processes that train together, the first goes on
     scores: dict[str, Iterable[_Scored]] = {}
     for split in (origin.split for origin in origins):
@@ -214,12 +215,11 @@ def fit_method(method: Method, source: Dataset, seed: int, training: Path) -> fl
     """
     name, began = method.about.name, time.perf_counter()
     _log.info("%s: fitting on %s", name, source.id)
+    val = source.iter_cells("val") if "val" in source.splits else None
+    train = source.iter_cells("train" if "train" in source.splits else None)
+    fit_in_context(method, train, seed, FitContext(val, training))
     if isinstance(method, Network):
-        training.parent.mkdir(parents=True, exist_ok=True)
-        method.checkpoint = training
-        method.val = source.iter_cells("val") if "val" in source.splits else None
         method.batch = 1  # as the paper measures the time of validation
-    method.fit(source.iter_cells("train" if "train" in source.splits else None), seed)
     seconds = time.perf_counter() - began
     _log.info("%s: fitted in %s", name, duration(seconds))
     return seconds

@@ -1,11 +1,10 @@
-"""Many methods on one dataset, in pieces that many processes predict and a crash does not undo."""
+"""Many methods on one dataset, in shards that many processes predict and a crash does not undo."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from typing import Literal
 from filelock import FileLock, Timeout
 
 from gpattern_bench.base.files import file_sha256, write_text
+from gpattern_bench.base.launcher import process_number
 from gpattern_bench.base.progress import Progress, duration
 from gpattern_bench.base.workers import Workers, in_order, workers
 from gpattern_bench.data.dataset import Dataset
@@ -27,12 +27,12 @@ from gpattern_bench.methods.base import Method, Network
 from gpattern_bench.runs.run import choose_protocol, fit_method, run_origins, write_run
 from gpattern_bench.runs.saved_model import Model, load_model, save_model
 from gpattern_bench.runs.shards import (
-    Piece,
-    cut_pieces,
+    Shard,
+    cut_shards,
     is_whole,
-    predict_piece,
+    predict_shard,
     read_costs,
-    read_pieces,
+    read_shards,
     run_key,
 )
 from gpattern_bench.tables.predictions import Origin
@@ -51,17 +51,17 @@ class Outcome:
     method : str
     outcome : {"done", "skipped", "failed"}
         Skipped: an earlier start had finished it, and its files are as they were written.
-    pieces : int
-        Pieces of predictions that this start wrote.
+    shards : int
+        Shards of predictions that this start wrote.
     kept : int
-        Pieces that an earlier start had written.
+        Shards that an earlier start had written.
     why : str
         Why it failed.
     """
 
     method: str
     outcome: Literal["done", "skipped", "failed"]
-    pieces: int = 0
+    shards: int = 0
     kept: int = 0
     why: str = ""
 
@@ -79,9 +79,9 @@ def run_all(
     """Run methods one after the other, each as :func:`gpattern_bench.runs.run.run_method` does.
 
     What `run_method` writes is in ``out/<method>``, the same bytes but for what was measured: a
-    split's seconds are the sum over its pieces. Started again after a crash, or with more methods,
-    it goes on where it was: fitted models and predicted pieces are kept in
-    ``out/<method>/<dataset>/pieces-...`` until the method is done, and belong to one method, seed,
+    split's seconds are the sum over its shards. Started again after a crash, or with more methods,
+    it goes on where it was: fitted models and predicted shards are kept in
+    ``out/<method>/<dataset>/shards-...`` until the method is done, and belong to one method, seed,
     content of the dataset and code of the package. Started twice at a time, the second waits for
     the first, method by method.
 
@@ -124,7 +124,7 @@ def run_all(
             f"expected a method or more, a seed of 0 or more and 1 job or more, got "
             f"{len(names)} methods, seed {seed} and {jobs} jobs"
         )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if process_number() > 1:
         raise MethodError(
             "run-all starts its own processes: under accelerate's launcher train one network with "
             "`gpattern-bench run`"
@@ -169,7 +169,7 @@ class _Job:
         self.seed = seed
         self.written = self.kept = 0
         digest = hashlib.sha256(json.dumps(self.key).encode()).hexdigest()[:12]
-        self.pieces = self.folder / f"pieces-seed{seed}-{digest}"
+        self.shards = self.folder / f"shards-seed{seed}-{digest}"
         self.mark = self.folder / f"done-seed{seed}.json"
 
     def run(self) -> Outcome:
@@ -181,20 +181,20 @@ class _Job:
 
     def _run(self, name: str, origins: list[Origin]) -> Outcome:
         if self._is_done(origins):
-            shutil.rmtree(self.pieces, ignore_errors=True)  # killed just before it did so
+            shutil.rmtree(self.shards, ignore_errors=True)  # killed just before it did so
             return Outcome(name, "skipped")
         seconds = self._fit()
         peak, scores = 0.0, {}
-        pieces = [
-            piece
+        shards = [
+            shard
             for origin in origins
-            for piece in cut_pieces(self.dataset, origin.split, per_cell=self.method.about.per_cell)
+            for shard in cut_shards(self.dataset, origin.split, per_cell=self.method.about.per_cell)
         ]
-        self._predict(pieces)
+        self._predict(shards)
         for origin in origins:
-            here = [piece for piece in pieces if piece.split == origin.split]
-            seconds[origin.split], used = read_costs(here, self.pieces)
-            scores[origin.split] = read_pieces(here, self.pieces)
+            here = [shard for shard in shards if shard.split == origin.split]
+            seconds[origin.split], used = read_costs(here, self.shards)
+            scores[origin.split] = read_shards(here, self.shards)
             peak = max(peak, used)
         _log.info("%s: writing prediction files of %s", name, ", ".join(scores))
         files = write_run(
@@ -204,7 +204,7 @@ class _Job:
         write_text(self.mark, json.dumps({"key": self.key, "files": written}, indent=1) + "\n")
         # With those of other keys, which none will take up. A worker that outlived a start that was
         # killed may still be at it: what it leaves is removed next time.
-        for folder in self.folder.glob(f"pieces-seed{self.seed}-*"):
+        for folder in self.folder.glob(f"shards-seed{self.seed}-*"):
             shutil.rmtree(folder, ignore_errors=True)
         return Outcome(name, "done", self.written, self.kept)
 
@@ -236,42 +236,42 @@ class _Job:
 
     def _fit(self) -> dict[str, float]:
         """Fit the method, or load what an earlier start fitted; gives what it took."""
-        about, cost = self.method.about, self.pieces / "fit.json"
+        about, cost = self.method.about, self.shards / "fit.json"
         if cost.is_file():
-            self.method, _ = load_model(self.pieces / "model")
+            self.method, _ = load_model(self.shards / "model")
             found: dict[str, float] = json.loads(cost.read_text(encoding="utf-8"))
             _log.info("%s: found fitted", about.name)
             return found
         seconds = {}
         if about.learns:
-            training = self.pieces / "training.safetensors"
+            training = self.shards / "training.safetensors"
             seconds["fit"] = fit_method(self.method, self.dataset, self.seed, training)
         model = Model(about.name, list(self.dataset.patterns), None, None, self.seed)
-        save_model(self.method, model, self.pieces / "model")
+        save_model(self.method, model, self.shards / "model")
         write_text(cost, json.dumps(seconds) + "\n")
         return seconds
 
-    def _predict(self, pieces: list[Piece]) -> None:
+    def _predict(self, shards: list[Shard]) -> None:
         """Predict what is not there yet."""
         # Listed once: a network drive may remember for a while that a file was not there.
-        there = {path.name for path in self.pieces.iterdir()}
+        there = {path.name for path in self.shards.iterdir()}
         missing = [
-            piece
-            for piece in pieces
-            if piece.file not in there or not is_whole(self.pieces / piece.file)
+            shard
+            for shard in shards
+            if shard.file not in there or not is_whole(self.shards / shard.file)
         ]
-        self.kept, name = len(pieces) - len(missing), self.method.about.name
+        self.kept, name = len(shards) - len(missing), self.method.about.name
         if self.kept:
-            _log.info("%s: found %d of %d pieces done", name, self.kept, len(pieces))
+            _log.info("%s: found %d of %d shards done", name, self.kept, len(shards))
         tasks = [
-            (self.pieces / "model", piece.cells, self.pieces / piece.file) for piece in missing
+            (self.shards / "model", shard.cells, self.shards / shard.file) for shard in missing
         ]
         # A network has a GPU or all cores to itself, and as many threads as in a run: they show in
         # the last digits.
         here = isinstance(self.method, Network)
         results = (
-            starmap(predict_piece, tasks) if here else in_order(self.pool, predict_piece, tasks)
+            starmap(predict_shard, tasks) if here else in_order(self.pool, predict_shard, tasks)
         )
-        bar = Progress(name, len(pieces), unit="pieces", done=self.kept, every=0.0)
+        bar = Progress(name, len(shards), unit="shards", done=self.kept, every=0.0)
         for _ in bar.over(results):
             self.written += 1

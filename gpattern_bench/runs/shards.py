@@ -1,4 +1,4 @@
-"""Pieces of a split: fields of view that are predicted together, and the file that holds them."""
+"""Shards of a split: fields of view that are predicted together, and the file that holds them."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ from gpattern_bench.tables.parquet import read_table
 from gpattern_bench.tables.predictions import write_tables
 
 __all__ = [
-    "Piece",
-    "cut_pieces",
+    "Shard",
+    "cut_shards",
     "is_whole",
-    "predict_piece",
+    "predict_shard",
     "read_costs",
-    "read_pieces",
+    "read_shards",
     "run_key",
 ]
 
 MOLECULES = 100_000
-"""A piece has as many or more, unless it is the last of its split: what a crash may cost."""
+"""A shard has as many or more, unless it is the last of its split: what a crash may cost."""
 
 _COST = b"gpattern_bench_piece"
 
 
 @dataclass(frozen=True)
-class Piece:
+class Shard:
     """Cells that are predicted together.
 
     Attributes
@@ -86,14 +86,14 @@ def run_key(method: str, dataset: Dataset, seed: int) -> dict[str, Any]:
     }
 
 
-def cut_pieces(dataset: Dataset, split: str, *, per_cell: bool) -> list[Piece]:
-    """Cut a split between fields of view; into one piece if cells are not scored `per_cell`.
+def cut_shards(dataset: Dataset, split: str, *, per_cell: bool) -> list[Shard]:
+    """Cut a split between fields of view; into one shard if cells are not scored `per_cell`.
 
     How it is cut does not depend on the number of workers, so that any number of them may go on
     with what others began.
     """
     groups = _groups(dataset, split) if per_cell else [dataset.fovs(split)]
-    pieces: list[Piece] = []
+    shards: list[Shard] = []
     for fovs in groups:
         cells = Cells(
             dataset.folder,
@@ -103,8 +103,8 @@ def cut_pieces(dataset: Dataset, split: str, *, per_cell: bool) -> list[Piece]:
             labels=dataset.has_labels,
         )
         which = hashlib.sha256(json.dumps(fovs).encode()).hexdigest()[:8]
-        pieces.append(Piece(split, f"{split}-{len(pieces):05d}-{which}.parquet", fovs, cells))
-    return pieces
+        shards.append(Shard(split, f"{split}-{len(shards):05d}-{which}.parquet", fovs, cells))
+    return shards
 
 
 def _groups(dataset: Dataset, split: str) -> Iterator[list[str]]:
@@ -125,7 +125,7 @@ def _groups(dataset: Dataset, split: str) -> Iterator[list[str]]:
         yield group
 
 
-def predict_piece(model: Path, cells: Cells, path: Path) -> None:
+def predict_shard(model: Path, cells: Cells, path: Path) -> None:
     """Score cells with the model of a folder into a file, whole or not at all."""
     method = _loaded(model)
     began = time.perf_counter()
@@ -135,7 +135,7 @@ def predict_piece(model: Path, cells: Cells, path: Path) -> None:
     write_tables([table.replace_schema_metadata({_COST: json.dumps(cost)})], path)
 
 
-@lru_cache(maxsize=1)  # a worker predicts many pieces with one model
+@lru_cache(maxsize=1)  # a worker predicts many shards with one model
 def _loaded(model: Path) -> Method:
     method, _ = load_model(model)
     if isinstance(method, Network):
@@ -144,22 +144,22 @@ def _loaded(model: Path) -> Method:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a file is one that :func:`predict_piece` wrote; a power cut may leave others."""
+    """Whether a file is one that :func:`predict_shard` wrote; a power cut may leave others."""
     try:
         return _COST in (pq.read_schema(path).metadata or {})
     except (OSError, pa.ArrowException):
         return False
 
 
-def read_pieces(pieces: list[Piece], folder: Path) -> Iterator[tuple[list[str], pd.DataFrame]]:
-    """Fields of view and scores of each piece, one after the other."""
-    for piece in pieces:
-        table = pq.read_table(folder / piece.file, page_checksum_verification=True)
-        yield piece.fovs, table.to_pandas()
+def read_shards(shards: list[Shard], folder: Path) -> Iterator[tuple[list[str], pd.DataFrame]]:
+    """Fields of view and scores of each shard, one after the other."""
+    for shard in shards:
+        table = pq.read_table(folder / shard.file, page_checksum_verification=True)
+        yield shard.fovs, table.to_pandas()
 
 
-def read_costs(pieces: list[Piece], folder: Path) -> tuple[float, float]:
-    """Seconds that pieces took in all, and the peak RSS, MiB."""
-    schemas = [pq.read_schema(folder / piece.file) for piece in pieces]
+def read_costs(shards: list[Shard], folder: Path) -> tuple[float, float]:
+    """Seconds that shards took in all, and the peak RSS, MiB."""
+    schemas = [pq.read_schema(folder / shard.file) for shard in shards]
     costs = [json.loads(schema.metadata[_COST]) for schema in schemas]
     return sum(cost["seconds"] for cost in costs), max(cost["peak_rss_mib"] for cost in costs)

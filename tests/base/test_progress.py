@@ -31,7 +31,7 @@ from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.methods.gpsnet.config import PRESETS, TRAININGS
 from gpattern_bench.methods.gpsnet.method import GPSNetMethod
 from gpattern_bench.runs import ablation as ablations
-from gpattern_bench.runs import shards as pieces
+from gpattern_bench.runs import shards
 from gpattern_bench.runs.ablation import ablation_table, train_variants
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -178,8 +178,8 @@ class TestCommands:
         monkeypatch.setenv("RANK", "1")
         assert told("run", "gene_prior", "--dataset", dataset.folder) == ("", [])
 
-    def test_run_all_tells_methods_and_pieces(self, told, dataset, tmp_path, monkeypatch):
-        monkeypatch.setattr(pieces, "MOLECULES", 1)  # a piece per field of view
+    def test_run_all_tells_methods_and_shards(self, told, dataset, tmp_path, monkeypatch):
+        monkeypatch.setattr(shards, "MOLECULES", 1)  # a shard per field of view
         command = ["run-all", "--dataset", dataset.folder, "--out", "all", "--jobs", "1"]
         n = sum(split != "train" for split in dataset.split_of.values())
         out, lines = told(*command, "--methods", "gene_prior,oracle")
@@ -188,11 +188,11 @@ class TestCommands:
             "gene_prior, 1 of 2",
             "gene_prior: fitting on tiny@1.0.0",
             "gene_prior: fitted in T",
-            f"gene_prior: 1 of {n} pieces, T, T left",
+            f"gene_prior: 1 of {n} shards, T, T left",
         ]
         assert lines[-4:] == [
-            f"oracle: {n - 1} of {n} pieces, T, T left",
-            f"oracle: {n} of {n} pieces, T",
+            f"oracle: {n - 1} of {n} shards, T, T left",
+            f"oracle: {n} of {n} shards, T",
             "oracle: writing prediction files of val, test",
             "oracle: done after T",
         ]
@@ -322,9 +322,9 @@ class TestAblation:
         trained = []
         fit = GPSNetMethod.fit
 
-        def noted(self, train, seed):
+        def noted(self, train, seed, context):
             trained.append(len(train))
-            fit(self, train, seed)
+            fit(self, train, seed, context)
 
         monkeypatch.setattr(GPSNetMethod, "fit", noted)
 
@@ -345,7 +345,7 @@ class TestAblation:
         assert count() == (0, rows)
         monkeypatch.setattr(ablations, "_QUICK_EPOCHS", 1)
         assert count()[0] == 1
-        monkeypatch.setattr(pieces, "__version__", "0.0.0")
+        monkeypatch.setattr(shards, "__version__", "0.0.0")
         assert count()[0] == 1
 
     def test_an_undefined_score_is_kept(self, dataset, tmp_path, monkeypatch):

@@ -34,7 +34,7 @@ from gpattern_bench.methods.ella.kernels import (
     kernel_ratios,
 )
 from gpattern_bench.methods.ella.method import Ella, EllaRobust, features
-from gpattern_bench.methods.ella.radii import gather, relative_radius
+from gpattern_bench.methods.ella.radii import collect_radii, relative_radius
 from gpattern_bench.methods.ella.templates import (
     CLASSES,
     cluster_curves,
@@ -153,7 +153,7 @@ class TestGather:
     def test_sorts_by_gene_and_keeps_the_order_of_the_cells(self):
         one = cell_of([[1, 0], [2, 0], [3, 0]], [0, 2, 2])
         two = cell_of([[4, 0], [0.5, 0]], [1, 2])
-        found = gather(Some([one, two], "abcd"))
+        found = collect_radii(Some([one, two], "abcd"))
         np.testing.assert_allclose(found.r, [0.2, 0.8, 0.4, 0.6, 0.1])
         assert found.starts.tolist() == [0, 1, 2, 5, 5]
         assert found.cells.tolist() == [1, 1, 2, 0]
@@ -163,7 +163,7 @@ class TestGather:
         circle = shapely.Point(0, 0).buffer(8, quad_segs=64)
         nuclei = [None, *(shapely.Point(0, 0).buffer(r, quad_segs=64) for r in (2, 4))]
         cells = [cell_of([1, 0], boundary=circle, nucleus=nucleus) for nucleus in nuclei]
-        assert gather(Some(cells, "a")).nuclear == pytest.approx(3 / 8, rel=1e-3)
+        assert collect_radii(Some(cells, "a")).nuclear == pytest.approx(3 / 8, rel=1e-3)
 
     def test_vertices_that_lie_close_do_not_weigh_more(self):
         ticks = [(x, 1) for x in np.linspace(1, -1, 41)]  # one side of four in 40 edges
@@ -172,7 +172,7 @@ class TestGather:
         top = [max(abs(a[0] + b[0]) / 2 / 5, 1 / 10) for a, b in itertools.pairwise(ticks)]
         expected = (3 * 2 / 5 + sum(top) * 0.05) / 8
         cell = cell_of([1, 0], boundary=shapely.box(-5, -5, 5, 10), nucleus=fine)
-        assert gather(Some([cell], "a")).nuclear == pytest.approx(expected, rel=1e-12)
+        assert collect_radii(Some([cell], "a")).nuclear == pytest.approx(expected, rel=1e-12)
 
     @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
     def test_the_correlation_is_what_was_planted(self, share):
@@ -183,7 +183,7 @@ class TestGather:
             squared = np.where(rng.random(60) < np.sqrt(share), own, rng.random(60))
             xy = 5 * np.stack([np.sqrt(squared), np.zeros(60)], axis=1)
             cells.append(cell_of(xy, np.repeat([0, 1, 2], 20)))
-        assert gather(Some(cells, "abc")).correlation == pytest.approx(share, abs=0.03)
+        assert collect_radii(Some(cells, "abc")).correlation == pytest.approx(share, abs=0.03)
 
     def test_the_correlation_is_that_of_the_analysis_of_variance_within_genes(self):
         """Two genes, pairs of unequal sizes, sums of squares by hand."""
@@ -204,11 +204,11 @@ class TestGather:
             usual += (sizes.sum() - (sizes**2).sum() / sizes.sum()) / 10
         expected = (between - within) / (between + (usual - 1) * within)
         assert 0.1 < expected < 0.9
-        assert gather(Some(cells, "ab")).correlation == pytest.approx(expected, rel=1e-9)
+        assert collect_radii(Some(cells, "ab")).correlation == pytest.approx(expected, rel=1e-9)
 
     @pytest.mark.parametrize("cells", [[], [cell_of([1, 0])], [cell_of([[1, 0], [2, 0]])]])
     def test_without_enough_to_tell_the_correlation_is_a_constant(self, cells):
-        assert gather(Some(cells, "a")).correlation == 0.02
+        assert collect_radii(Some(cells, "a")).correlation == 0.02
 
 
 class TestKernels:
@@ -461,7 +461,7 @@ class TestMethods:
         method = fitted(EllaRobust, cells)
         ratio = np.exp(method.log_ratio)
         assert ratio.min() >= 0.5
-        r = gather(cells).r
+        r = collect_radii(cells).r
         np.testing.assert_allclose([np.interp(r, GRID, c).mean() for c in ratio], 1, rtol=1e-9)
 
     def test_without_the_pattern_there_is_no_template_of_the_nuclear_edge(self, four, three):

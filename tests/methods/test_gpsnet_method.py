@@ -18,6 +18,7 @@ from gpattern_bench.data.cells import Cell
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import MethodError
 from gpattern_bench.evaluate.evaluator import Evaluator
+from gpattern_bench.methods.base import FitContext
 from gpattern_bench.methods.gpsnet import method as module
 from gpattern_bench.methods.gpsnet import train
 from gpattern_bench.methods.gpsnet.config import PRESETS, TRAININGS
@@ -285,8 +286,8 @@ class TestVariants:
     def test_a_checkpoint_is_written_and_gone_on_from(self, dataset, tmp_path, fitted):
         path = tmp_path / "state.safetensors"
         for _ in range(2):
-            method = GPSNetMethod(training=TRAINING, checkpoint=path, **TINY)
-            method.fit(dataset.iter_cells("train"), 0)
+            method = GPSNetMethod(training=TRAINING, **TINY)
+            method.fit(dataset.iter_cells("train"), 0, FitContext(checkpoint=path))
             assert path.is_file()
             assert method.history == fitted.history
 

@@ -134,7 +134,7 @@ def test_outline_tokens_lie_on_the_outlines():
     tokens = prepare(given, ROWS, replace(TINY, outlines=True))
     points = shapely.points(tokens.xy.numpy())
     g = len(given.genes)
-    outer, inner = points[tokens.own == g], points[tokens.own == g + 1]
+    outer, inner = points[tokens.row == g], points[tokens.row == g + 1]
     assert shapely.distance(ring.boundary, outer).max() < 1e-5
     assert shapely.distance(given.nucleus.boundary, inner).max() < 1e-5
     assert (len(outer), len(inner), len(tokens)) == (48, 48, 146)
@@ -158,7 +158,7 @@ def test_rows_are_the_genes_present():
     tokens = prepare(given, ROWS, TINY)
     assert tokens.query.tolist() == given.genes.tolist()
     assert score(network(), given).shape == (len(given.genes), 2)
-    own = given.genes[tokens.own.numpy()]
+    own = given.genes[tokens.row.numpy()]
     found = sorted(zip(tokens.xy.numpy().tolist(), own.tolist(), strict=True))
     assert found == sorted(zip(given.xy.tolist(), given.gene.tolist(), strict=True))
     batch = collate([tokens, prepare(cell(70, seed=1, labels=True), ROWS, TINY)])
@@ -169,10 +169,10 @@ def test_rows_are_the_genes_present():
 
 def test_augmentations_turn_cells_and_forget_genes():
     tokens = prepare(cell(), ROWS, TINY)
-    quarter = tokens.turned(np.array([[0.0, -1.0], [1.0, 0.0]]))
+    quarter = tokens.mapped(np.array([[0.0, -1.0], [1.0, 0.0]]))
     assert torch.equal(quarter.xy, torch.stack([-tokens.xy[:, 1], tokens.xy[:, 0]], dim=1))
     assert quarter.plan is tokens.plan
-    forgot = tokens.forgetting(np.arange(10) < 3, len(GENES))
+    forgot = tokens.without_genes(np.arange(10) < 3, len(GENES))
     assert forgot.query.tolist() == [12, 12, 12, *range(3, 10)]
 
 

@@ -27,12 +27,12 @@ from gpattern_bench.methods.gpsnet import loader as data
 from gpattern_bench.methods.gpsnet.config import PRESETS, TRAININGS, Config, TrainingConfig
 from gpattern_bench.methods.gpsnet.loader import (
     LabelledTokens,
-    ahead,
+    drop_molecules,
     epoch_batches,
-    forgetful,
     generator,
-    thinned,
-    turned,
+    mask_genes,
+    prefetch,
+    rotate,
 )
 from gpattern_bench.methods.gpsnet.model import GPSNet
 from gpattern_bench.methods.gpsnet.train import train_network
@@ -143,14 +143,14 @@ class TestBatches:
                 assert third.wait(PATIENCE_S)  # it ends after the others have begun
             return i * i
 
-        stream = ahead(slow_at_first, iter(range(10)), workers=2)
+        stream = prefetch(slow_at_first, iter(range(10)), workers=2)
         assert next(stream) == 0
         assert 2 < len(begun) < 10
         assert list(stream) == [i * i for i in range(1, 10)]
 
     def test_what_fails_ahead_fails_here(self):
         with pytest.raises(ZeroDivisionError):
-            list(ahead(lambda i: 1 // i, [1, 0, 1], workers=1))
+            list(prefetch(lambda i: 1 // i, [1, 0, 1], workers=1))
 
 
 class TestAugmentation:
@@ -159,7 +159,7 @@ class TestAugmentation:
         cell = LabelledTokens(cells, config_of(cells)).tokens(0)
         mirrored, angles = 0, []
         for epoch in range(200):
-            new = turned(cell, generator(0, epoch, 1))
+            new = rotate(cell, generator(0, epoch, 1))
             matrix = torch.linalg.lstsq(cell.xy, new.xy).solution
             torch.testing.assert_close(matrix @ matrix.T, torch.eye(2), atol=1e-4, rtol=0)
             mirrored += float(torch.linalg.det(matrix)) < 0
@@ -173,7 +173,7 @@ class TestAugmentation:
         labels = dict(zip(cell.genes.tolist(), cell.labels.tolist(), strict=True))
         shares = []
         for epoch in range(100):
-            less = thinned(cell, generator(0, epoch, 1), 0.6)
+            less = drop_molecules(cell, generator(0, epoch, 1), 0.6)
             shares.append(len(less.gene) / len(cell.gene))
             assert all(whole[tuple(at)] == g for at, g in zip(less.xy, less.gene, strict=True))
             assert dict(zip(less.genes.tolist(), less.labels.tolist(), strict=True)) == {
@@ -185,10 +185,10 @@ class TestAugmentation:
 
     def test_a_cell_is_never_left_empty(self, tiny):
         cell = next(iter(tiny.iter_cells("train")))
-        lone = thinned(cell, generator(0, 0, 1), 0.0)
+        lone = drop_molecules(cell, generator(0, 0, 1), 0.0)
         rng = generator(1, 0, 0)
         for _ in range(50):
-            lone = thinned(lone, rng, 1.0)
+            lone = drop_molecules(lone, rng, 1.0)
             assert len(lone.gene) >= 1
         assert len(lone.gene) < 5
 
@@ -197,7 +197,7 @@ class TestAugmentation:
         cell = LabelledTokens(cells, config_of(cells)).tokens(0)
         shares = []
         for epoch in range(200):
-            query = forgetful(cell, generator(0, epoch, 1), unknown=8).query
+            query = mask_genes(cell, generator(0, epoch, 1), unknown=8).query
             assert ((query == cell.query) | (query == 8)).all()
             shares.append(float((query == 8).float().mean()))
         assert min(shares) < 0.1

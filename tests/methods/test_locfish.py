@@ -16,12 +16,13 @@ from gpattern_bench.curate.readers.label_images import outlines
 from gpattern_bench.curate.simulate.cells import simulate
 from gpattern_bench.data.cells import Cell
 from gpattern_bench.data.dataset import Dataset
+from gpattern_bench.errors import MethodError
 from gpattern_bench.evaluate.evaluator import Evaluator
 from gpattern_bench.methods.locfish import method as locfish
 from gpattern_bench.methods.locfish.bigfish import BIGFISH_FEATURES, bigfish_features
 from gpattern_bench.methods.locfish.features_2018 import SAMACOITS_FEATURES, samacoits_features
 from gpattern_bench.methods.locfish.method import (
-    Clusters,
+    LabelClusters,
     Locfish,
     Locfish2018,
     LocfishUnsupervised,
@@ -518,7 +519,7 @@ class TestClusters:
     @pytest.mark.slow
     def test_new_pairs_share_in_the_clusters_that_they_lie_in(self):
         values, labels = self.planted(240)
-        clusters = Clusters.fit(values, labels, 0)
+        clusters = LabelClusters.fit(values, labels, 0)
         assert len(np.unique(clusters.cluster)) == 8
         new, expected = self.planted(60, seed=1)
         scores = clusters.predict(new)
@@ -527,7 +528,7 @@ class TestClusters:
 
     def test_a_cluster_has_the_share_of_its_pairs_drawn_to_that_of_all(self):
         values, labels = self.planted(120)
-        clusters = Clusters.fit(values, labels, 0)
+        clusters = LabelClusters.fit(values, labels, 0)
         for k in range(8):
             of = labels[clusters.cluster == k]
             expected = (of.sum(axis=0) + labels.mean(axis=0)) / (len(of) + 1)
@@ -537,7 +538,7 @@ class TestClusters:
         values, labels = self.planted(60)
         values[:, 4] = np.nan
         values[::7, 3] = np.nan
-        clusters = Clusters.fit(values, labels, 0)
+        clusters = LabelClusters.fit(values, labels, 0)
         new = values[:5].copy()
         new[0] = np.nan
         filled = np.where(np.isnan(new), clusters.mean, new)
@@ -546,7 +547,7 @@ class TestClusters:
     @pytest.mark.parametrize("n", [1, 3, 8, 9, 12])
     def test_a_handful_of_pairs_will_do(self, n):
         values, labels = self.planted(n)
-        scores = Clusters.fit(values, labels, 0).predict(values)
+        scores = LabelClusters.fit(values, labels, 0).predict(values)
         assert scores.shape == (n, 3)
         assert ((scores >= 0) & (scores <= 1)).all()
 
@@ -563,5 +564,5 @@ class TestClusters:
     def test_a_damaged_file_is_named(self, tmp_path, content):
         path = tmp_path / "clusters.npz"
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"clusters\.npz"):
-            Clusters.load(path)
+        with pytest.raises(MethodError, match=r"clusters\.npz"):
+            LabelClusters.load(path)

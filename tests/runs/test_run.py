@@ -234,6 +234,20 @@ class TestOwnMethods:
         run_method(mine, made["gold"], tmp_path, cv=True)
         assert mine.fits == []
 
+    def test_are_given_the_context_if_fit_takes_it(self, made, tmp_path):
+        given = []
+
+        class Long(self.Mine):
+            def fit(self, train, seed, context):
+                given.append(context)
+
+        run_method(Long(), made["whole"], tmp_path)
+        (context,) = given
+        val = made["whole"].cells("val")["cell_id"].tolist()
+        assert [cell.cell_id for cell in context.val] == val
+        assert all(cell.labels is not None for cell in context.val)
+        assert context.checkpoint.parent == tmp_path / "whole"
+
     def test_see_no_labels(self, made, tmp_path):
         seen = []
 

@@ -1,4 +1,4 @@
-"""run-all: the bytes of single runs, in pieces, after a crash, with failures, and on Dask."""
+"""run-all: the bytes of single runs, in shards, after a crash, with failures, and on Dask."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from gpattern_bench.methods import METHODS, get_method
 from gpattern_bench.methods.predict import predict_cells
 from gpattern_bench.runs.run import run_method
 from gpattern_bench.runs.run_all import Outcome, run_all
-from gpattern_bench.runs.shards import cut_pieces, run_key
+from gpattern_bench.runs.shards import cut_shards, run_key
 
 pytestmark = pytest.mark.slow
 
@@ -56,8 +56,8 @@ def single(dataset, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def small_pieces(monkeypatch):
-    """A piece per field of view: of so small a dataset all would be one."""
+def small_shards(monkeypatch):
+    """A shard per field of view: of so small a dataset all would be one."""
     monkeypatch.setattr(gpattern_bench.runs.shards, "MOLECULES", 1)
 
 
@@ -86,24 +86,24 @@ def shell(code: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def killed_at(piece: int, dataset: Dataset, out: Path) -> None:
-    """Start bento, and kill -9 it while it predicts the piece of this number."""
+def killed_at(shard: int, dataset: Dataset, out: Path) -> None:
+    """Start bento, and kill -9 it while it predicts the shard of this number."""
     found = shell(f"""
         import os, signal
         from pathlib import Path
-        import gpattern_bench.runs.shards as pieces
+        import gpattern_bench.runs.shards as shards
         from gpattern_bench.data.dataset import Dataset
         from gpattern_bench.runs.run_all import run_all
 
-        begun, predict_cells = [], pieces.predict_cells
+        begun, predict_cells = [], shards.predict_cells
 
         def predict(*arguments, **options):
             begun.append(1)
-            if len(begun) == {piece}:
+            if len(begun) == {shard}:
                 os.kill(os.getpid(), signal.SIGKILL)
             return predict_cells(*arguments, **options)
 
-        pieces.MOLECULES, pieces.predict_cells = 1, predict
+        shards.MOLECULES, shards.predict_cells = 1, predict
         run_all(["bento"], Dataset(Path({str(dataset.folder)!r})),
                 {str(out)!r}, seed=3, jobs=1)
     """)
@@ -112,7 +112,7 @@ def killed_at(piece: int, dataset: Dataset, out: Path) -> None:
 
 @pytest.fixture(scope="module")
 def crashed(dataset, tmp_path_factory) -> Path:
-    """What is left of bento, killed in its third piece."""
+    """What is left of bento, killed in its third shard."""
     folder = tmp_path_factory.mktemp("crashed")
     killed_at(3, dataset, folder)
     return folder
@@ -125,12 +125,12 @@ def begun(crashed, tmp_path) -> Path:
 
 
 class TestSameBytes:
-    @pytest.mark.usefixtures("small_pieces")
+    @pytest.mark.usefixtures("small_shards")
     def test_as_single_runs_in_processes(self, dataset, single, tmp_path):
         outcomes = run_all([*QUICK, "molecule_count"], dataset, tmp_path, seed=3, jobs=2)
         assert [o.outcome for o in outcomes] == ["done"] * 4
-        pieces = sum(split != "train" for split in dataset.split_of.values())
-        assert [o.pieces for o in outcomes] == [pieces, pieces, pieces, 2]
+        shards = sum(split != "train" for split in dataset.split_of.values())
+        assert [o.shards for o in outcomes] == [shards, shards, shards, 2]
         assert results(tmp_path) == results(single)
 
     def test_report_has_what_a_run_has(self, dataset, single, tmp_path):
@@ -172,21 +172,21 @@ class TestSplits:
         assert list(tmp_path.iterdir()) == []
 
 
-class TestPieces:
-    @pytest.mark.usefixtures("small_pieces")
+class TestShards:
+    @pytest.mark.usefixtures("small_shards")
     def test_hold_each_field_of_view_once(self, dataset):
         for split in ("val", "test"):
-            pieces = cut_pieces(dataset, split, per_cell=True)
-            cells = [cell.cell_id for piece in pieces for cell in piece.cells]
+            shards = cut_shards(dataset, split, per_cell=True)
+            cells = [cell.cell_id for shard in shards for cell in shard.cells]
             assert cells == dataset.cells(split)["cell_id"].tolist()
-            assert len(pieces) == len(dataset.fovs(split)) > 1
-            assert len({piece.file for piece in pieces}) == len(pieces)
-            assert len(cut_pieces(dataset, split, per_cell=False)) == 1
+            assert len(shards) == len(dataset.fovs(split)) > 1
+            assert len({shard.file for shard in shards}) == len(shards)
+            assert len(cut_shards(dataset, split, per_cell=False)) == 1
 
     def test_small_fields_of_view_go_together(self, dataset):
-        assert len(cut_pieces(dataset, "test", per_cell=True)) == 1
+        assert len(cut_shards(dataset, "test", per_cell=True)) == 1
 
-    @pytest.mark.usefixtures("small_pieces", "brief_training")
+    @pytest.mark.usefixtures("small_shards", "brief_training")
     @pytest.mark.parametrize("name", METHODS)
     def test_union_is_predicted_as_its_parts_where_a_method_says_so(self, dataset, name):
         method = get_method(name)
@@ -195,8 +195,8 @@ class TestPieces:
             method.fit(dataset.iter_cells("train", keep=few), 0)
         method.batch = 1  # of networks, as in a run
         whole = predict_cells(method, dataset.iter_cells("test"))
-        pieces = cut_pieces(dataset, "test", per_cell=True)
-        parts = pd.concat([predict_cells(method, p.cells) for p in pieces], ignore_index=True)
+        shards = cut_shards(dataset, "test", per_cell=True)
+        parts = pd.concat([predict_cells(method, p.cells) for p in shards], ignore_index=True)
         assert parts[["cell_id", "gene"]].equals(whole[["cell_id", "gene"]])
         patterns = list(dataset.patterns)
         same = np.array_equal(parts[patterns].to_numpy(), whole[patterns].to_numpy())
@@ -214,10 +214,10 @@ class TestPieces:
         assert other.id == dataset.id
 
 
-@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.usefixtures("small_shards")
 class TestResume:
-    def test_after_kill_9_finished_pieces_stay(self, dataset, single, begun):
-        [folder] = (begun / "bento" / "whole").glob("pieces-seed3-*")
+    def test_after_kill_9_finished_shards_stay(self, dataset, single, begun):
+        [folder] = (begun / "bento" / "whole").glob("shards-seed3-*")
         there = {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
         model = {path: path.stat().st_mtime_ns for path in (folder / "model").iterdir()}
         assert len(there) == 2
@@ -226,8 +226,8 @@ class TestResume:
         assert len(list(folder.glob("*.parquet"))) == 3
         assert {path: path.stat().st_mtime_ns for path in there | model} == there | model
         [outcome] = run_all(["bento"], dataset, begun, seed=3, jobs=2)
-        pieces = sum(split != "train" for split in dataset.split_of.values())
-        assert outcome == Outcome("bento", "done", pieces - 3, 3)
+        shards = sum(split != "train" for split in dataset.split_of.values())
+        assert outcome == Outcome("bento", "done", shards - 3, 3)
         assert results(begun) == of(single, "bento")
 
     def test_what_is_done_is_skipped(self, dataset, tmp_path):
@@ -252,7 +252,7 @@ class TestResume:
         assert (outcome.outcome, outcome.kept) == ("done", 1)
         assert results(begun) == of(single, "bento")
 
-    def test_pieces_of_another_content_are_not_taken(self, dataset, begun, tmp_path):
+    def test_shards_of_another_content_are_not_taken(self, dataset, begun, tmp_path):
         # Its manifest tells of other labels; all that names files, and their sizes, are the same.
         folder = Path(shutil.copytree(dataset.folder, tmp_path / "other"))
         manifest = json.loads((folder / "manifest.json").read_text())
@@ -260,10 +260,10 @@ class TestResume:
         (folder / "manifest.json").write_text(json.dumps(manifest))
         [outcome] = run_all(["bento"], Dataset(folder), begun, seed=3, jobs=1)
         assert (outcome.outcome, outcome.kept) == ("done", 0)
-        assert list(begun.rglob("pieces-*")) == []
+        assert list(begun.rglob("shards-*")) == []
 
-    def test_pieces_of_another_version_or_seed_are_not_taken(self, dataset, begun, monkeypatch):
-        [old] = begun.rglob("pieces-seed3-*")
+    def test_shards_of_another_version_or_seed_are_not_taken(self, dataset, begun, monkeypatch):
+        [old] = begun.rglob("shards-seed3-*")
         assert run_all(["bento"], dataset, begun, seed=4, jobs=1)[0].kept == 0
         assert old.is_dir()  # of another seed: not in the way
         monkeypatch.setattr(gpattern_bench.runs.shards, "__version__", "0.0.0")
@@ -328,8 +328,8 @@ class TestFailures:
         assert "has no train split" in outcomes[0].why
         assert [path.name for path in out.iterdir()] == ["sprawl"]
 
-    @pytest.mark.usefixtures("small_pieces")
-    def test_keep_the_pieces_before_them(self, dataset, tmp_path, monkeypatch, caplog):
+    @pytest.mark.usefixtures("small_shards")
+    def test_keep_the_shards_before_them(self, dataset, tmp_path, monkeypatch, caplog):
         begun = []
 
         def broken(*arguments, **options):
@@ -398,7 +398,7 @@ class TestFailures:
         assert "Traceback" not in found.stderr
 
 
-@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.usefixtures("small_shards")
 class TestNetworks:
     def test_same_bytes_as_a_run(self, tmp_path, brief_training):
         dataset = small_dataset(tmp_path / "data", "whole")
@@ -407,7 +407,7 @@ class TestNetworks:
         assert results(tmp_path / "all") == results(tmp_path / "single")
 
 
-@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.usefixtures("small_shards")
 class TestDask:
     def test_same_bytes_as_local(self, dataset, single, tmp_path, dask_cluster):
         outcomes = run_all(QUICK, dataset, tmp_path, seed=3, cluster=dask_cluster)

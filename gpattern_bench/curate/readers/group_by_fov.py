@@ -18,7 +18,7 @@ from gpattern_bench.curate.readers.spill import Spill
 from gpattern_bench.curate.release import Piece, Release
 from gpattern_bench.errors import SourceError
 
-__all__ = ["Dropped", "count", "gather", "join_parts", "outlined_cells"]
+__all__ = ["Dropped", "count", "group_by_fov", "join_parts", "outlined_cells"]
 
 Dropped = dict[str, dict[str, int]]
 """Table -> reason -> rows that a reader left out."""
@@ -58,7 +58,7 @@ def outlined_cells(
     return cells.iloc[np.flatnonzero(~nowhere)].reset_index(drop=True)
 
 
-def gather(
+def group_by_fov(
     blocks: Iterable[pa.Table], cells: pd.DataFrame, scratch: Path, *, tile: float, dropped: Dropped
 ) -> Iterator[Piece]:
     """Put molecules aside by field of view, then yield them with their cells.

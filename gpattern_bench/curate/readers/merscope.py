@@ -20,7 +20,7 @@ from gpattern_bench.curate.readers.columns import find_table, read_blocks
 from gpattern_bench.curate.readers.group_by_fov import (
     Dropped,
     count,
-    gather,
+    group_by_fov,
     join_parts,
     outlined_cells,
 )
@@ -47,7 +47,7 @@ def read_merscope(path: Path, scratch: Path, *, tile: float) -> Iterator[Piece]:
     is no length and is not read. There are no nuclei.
 
     Fields of view are those of ``fov`` or, without that column, tiles
-    (:func:`gpattern_bench.curate.readers.group_by_fov.gather`).
+    (:func:`gpattern_bench.curate.readers.group_by_fov.group_by_fov`).
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def read_merscope(path: Path, scratch: Path, *, tile: float) -> Iterator[Piece]:
         outlines = _outlines(path)
         cells = outlined_cells(outlines.index.tolist(), outlines.to_numpy(object), None, dropped)
         blocks = _molecules(transcripts, cells, dropped)
-        yield from gather(blocks, cells, scratch, tile=tile, dropped=dropped)
+        yield from group_by_fov(blocks, cells, scratch, tile=tile, dropped=dropped)
 
 
 def _molecules(path: Path, cells: pd.DataFrame, dropped: Dropped) -> Iterator[pa.Table]:

@@ -15,7 +15,7 @@ from gpattern_bench.curate.readers.columns import find_table, read_blocks
 from gpattern_bench.curate.readers.group_by_fov import (
     Dropped,
     count,
-    gather,
+    group_by_fov,
     join_parts,
     outlined_cells,
 )
@@ -35,6 +35,8 @@ _COLUMNS = {
     "fov_name": "fov",
 }
 
+_STEMS = ("transcripts", "cell_boundaries", "nucleus_boundaries")
+
 
 def read_xenium(path: Path, scratch: Path, *, tile: float, min_qv: float = 20.0) -> Iterator[Piece]:
     """Read ``transcripts``, ``cell_boundaries`` and ``nucleus_boundaries`` (Parquet or csv.gz).
@@ -45,7 +47,7 @@ def read_xenium(path: Path, scratch: Path, *, tile: float, min_qv: float = 20.0)
     tells a molecule's compartment (``overlaps_nucleus``, ``nucleus_distance``) is not read.
 
     Fields of view are those of ``fov_name`` or, in older exports, tiles
-    (:func:`gpattern_bench.curate.readers.group_by_fov.gather`).
+    (:func:`gpattern_bench.curate.readers.group_by_fov.group_by_fov`).
 
     Parameters
     ----------
@@ -86,10 +88,7 @@ def read_xenium(path: Path, scratch: Path, *, tile: float, min_qv: float = 20.0)
             dropped,
         )
         blocks = _molecules(transcripts, cells, min_qv, dropped)
-        yield from gather(blocks, cells, scratch, tile=tile, dropped=dropped)
-
-
-_STEMS = ("transcripts", "cell_boundaries", "nucleus_boundaries")
+        yield from group_by_fov(blocks, cells, scratch, tile=tile, dropped=dropped)
 
 
 def _outlines(path: Path) -> pd.Series:

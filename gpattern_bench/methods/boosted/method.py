@@ -31,6 +31,9 @@ _STATE = "state.json"
 _SMALL = 1e-6
 
 
+_MISSING = -99.0
+
+
 class Boosted:
     """Trees on the features of :mod:`gpattern_bench.methods.boosted.features`; no gene identity."""
 
@@ -174,9 +177,6 @@ class _Trees(NamedTuple):
         x = np.nan_to_num(features.astype(np.float32), nan=_MISSING)
         boosted = expit(self.boosted.sums(x) + np.array(self.baseline))
         return np.asarray((self.random.predict(x) + boosted) / 2)
-
-
-_MISSING = -99.0
 
 
 def _boost(x: NDArray[np.float32], y: NDArray[np.bool_], seed: int) -> tuple[list[Any], float]:

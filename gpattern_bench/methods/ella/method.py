@@ -34,7 +34,7 @@ from gpattern_bench.methods.ella.kernels import (
     kernel_p_values,
     kernel_ratios,
 )
-from gpattern_bench.methods.ella.radii import Radii, Registration, gather, relative_radius
+from gpattern_bench.methods.ella.radii import Radii, Registration, collect_radii, relative_radius
 from gpattern_bench.methods.ella.templates import (
     CLASSES,
     cluster_curves,
@@ -131,7 +131,7 @@ class _Posterior:
 
     def _gather(self, train: Cells) -> tuple[Radii, list[str]]:
         """Radii of the genes that the training cells have, and their names; no labels."""
-        radii = gather(train.without_labels(), self.registration)
+        radii = collect_radii(train.without_labels(), self.registration)
         if not len(radii.r):
             raise MethodError(f"{self.about.name} must be fitted, and there are no training cells")
         self.correlation = radii.correlation
@@ -243,7 +243,7 @@ def features(cells: Cells, *, unit_um: float = 1.0) -> Iterator[pd.DataFrame]:  
         ``n_molecules``, ``n_cells``, ``p_cauchy`` over the kernels, ``p_fdr_by`` over the genes,
         and ``peak``, the radius at which its curve is largest.
     """
-    radii = gather(cells)
+    radii = collect_radii(cells)
     seen = np.flatnonzero(radii.cells)
     fit = fit_kernels(radii.r, np.unique(radii.starts))
     lam = _curves(fit)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gpattern_bench.base.geometry import ray_radius
 from gpattern_bench.data.cells import Cell, Cells
 
-__all__ = ["Radii", "Registration", "gather", "relative_radius"]
+__all__ = ["Radii", "Registration", "collect_radii", "relative_radius"]
 
 _Floats = NDArray[np.float64]
 _Ints = NDArray[np.int64]
@@ -73,7 +73,7 @@ class Radii(NamedTuple):
     nuclear: float
 
 
-def gather(cells: Cells, registration: Registration = "exact") -> Radii:
+def collect_radii(cells: Cells, registration: Registration = "exact") -> Radii:
     """Stream cells and keep the radii of their molecules: 8 bytes each, and 8 per pair."""
     radii, genes, counts, nuclear = [], [], [], []
     for cell in cells:

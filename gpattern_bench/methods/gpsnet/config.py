@@ -31,6 +31,18 @@ PRESETS: dict[str, dict[str, Any]] = {
 """What the presets set; the first three are those of the paper's table 3."""
 
 
+_LEAST = {
+    "width": 1,
+    "heads": 1,
+    "encoder_depth": 0,
+    "decoder_depth": 1,
+    "mlp_ratio": 1,
+    "neighbours": 1,
+    "fourier": 0,
+}
+_JSON_KINDS = {"tuple[str, ...]": list, "int": int, "bool": bool}
+
+
 @dataclass(frozen=True)
 class Config:
     """Everything that fixes the shape of a model; with the weights, a whole model.
@@ -131,18 +143,6 @@ class Config:
             )
         lists = {"genes": tuple(found["genes"]), "patterns": tuple(found["patterns"])}
         return cls(**found | lists)
-
-
-_LEAST = {
-    "width": 1,
-    "heads": 1,
-    "encoder_depth": 0,
-    "decoder_depth": 1,
-    "mlp_ratio": 1,
-    "neighbours": 1,
-    "fourier": 0,
-}
-_JSON_KINDS = {"tuple[str, ...]": list, "int": int, "bool": bool}
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ from gpattern_bench.methods.gpsnet.model import Tokens, prepare, vocabulary_rows
 
 __all__ = [
     "LabelledTokens",
-    "ahead",
+    "drop_molecules",
     "epoch_batches",
-    "forgetful",
     "generator",
-    "thinned",
-    "turned",
+    "mask_genes",
+    "prefetch",
+    "rotate",
 ]
 
 _Ints = NDArray[np.int64]
@@ -63,7 +63,7 @@ class LabelledTokens:
         if index in self._kept:
             return self._kept[index]
         tokens = self.prepared(self.cells[index])
-        size = sum(t.nbytes for t in (tokens.xy, tokens.own, tokens.plan.keys, tokens.plan.bits))
+        size = sum(t.nbytes for t in (tokens.xy, tokens.row, tokens.plan.keys, tokens.plan.bits))
         if size <= self._room:
             self._room -= size
             self._kept[index] = tokens
@@ -114,7 +114,7 @@ def generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=key))
 
 
-def thinned(cell: Cell, rng: np.random.Generator, most: float) -> Cell:
+def drop_molecules(cell: Cell, rng: np.random.Generator, most: float) -> Cell:
     """A labelled cell without some of its molecules: a share of up to `most` of them."""
     kept = rng.random(len(cell.gene)) >= most * rng.random()
     if not kept.any():
@@ -131,20 +131,22 @@ def thinned(cell: Cell, rng: np.random.Generator, most: float) -> Cell:
     )
 
 
-def turned(cell: Tokens, rng: np.random.Generator) -> Tokens:
+def rotate(cell: Tokens, rng: np.random.Generator) -> Tokens:
     """A cell rotated by any angle and, half of the time, mirrored."""
     angle, mirror = 2 * np.pi * rng.random(), rng.random() < 0.5
     cos, sin = np.cos(angle), np.sin(angle)
-    return cell.turned(np.array([[cos, -sin], [-sin, -cos] if mirror else [sin, cos]]))
+    return cell.mapped(np.array([[cos, -sin], [-sin, -cos] if mirror else [sin, cos]]))
 
 
-def forgetful(cell: Tokens, rng: np.random.Generator, unknown: int) -> Tokens:
+def mask_genes(cell: Tokens, rng: np.random.Generator, unknown: int) -> Tokens:
     """A cell with some genes made unknown: a share between none and all."""
     share = rng.random()
-    return cell.forgetting(rng.random(len(cell.query)) < share, unknown)
+    return cell.without_genes(rng.random(len(cell.query)) < share, unknown)
 
 
-def ahead(make: Callable[[_Item], _Made], items: Iterable[_Item], workers: int) -> Iterator[_Made]:
+def prefetch(
+    make: Callable[[_Item], _Made], items: Iterable[_Item], workers: int
+) -> Iterator[_Made]:
     """Make something of each item in other threads, a few items ahead; results in order."""
     waiting: deque[Future[_Made]] = deque()
     with ThreadPoolExecutor(workers) as pool:

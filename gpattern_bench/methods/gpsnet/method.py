@@ -15,9 +15,9 @@ from pydantic import TypeAdapter, ValidationError
 from gpattern_bench.base.files import plain, write_text
 from gpattern_bench.data.cells import Cell, Cells
 from gpattern_bench.errors import MethodError
-from gpattern_bench.methods.base import About, Scores
+from gpattern_bench.methods.base import About, FitContext, Scores
 from gpattern_bench.methods.gpsnet.config import TRAININGS, Config, TrainingConfig
-from gpattern_bench.methods.gpsnet.loader import ahead
+from gpattern_bench.methods.gpsnet.loader import prefetch
 from gpattern_bench.methods.gpsnet.model import GPSNet, Tokens, prepare, vocabulary_rows
 from gpattern_bench.methods.gpsnet.train import Trained, logits, train_network
 from gpattern_bench.methods.gpsnet.weights import fits, load_into, read_tensors, write_tensors
@@ -28,6 +28,7 @@ _CONFIG, _TRAINING, _WEIGHTS = "config.json", "training.json", "model.safetensor
 
 _BATCH = 8  # cells scored together
 _WINDOW = 64  # cells among which those of similar length are sought
+_NOTHING = FitContext()
 _MOLECULES = 2**16  # of a window and of a batch: more only if one cell has more
 
 
@@ -41,8 +42,6 @@ class GPSNetMethod:
         ``u2os``, ``cosmx_lung``.
     training : TrainingConfig, optional
         Default: the preset's.
-    val, checkpoint
-        See :class:`gpattern_bench.methods.base.Network`.
     **changes
         Of the preset's :class:`~gpattern_bench.methods.gpsnet.model.Config`.
     """
@@ -66,25 +65,21 @@ class GPSNetMethod:
         preset: str = "small",
         *,
         training: TrainingConfig | None = None,
-        val: Cells | None = None,
-        checkpoint: Path | None = None,
         **changes: Any,
     ) -> None:
         if preset not in TRAININGS:
             raise MethodError(f"no GPSNet named {preset!r}; known: {', '.join(TRAININGS)}")
         self.preset = preset
         self.training = training or TRAININGS[preset]
-        self.val = val
-        self.checkpoint = checkpoint
         self.batch = _BATCH
         self._changes = self.own_changes | changes
         self._trained: Trained | None = None
 
-    def fit(self, train: Cells, seed: int) -> None:
+    def fit(self, train: Cells, seed: int, context: FitContext = _NOTHING) -> None:
         """Train; see :func:`gpattern_bench.methods.gpsnet.train.train_network`."""
         config = Config.preset(self.preset, train.genes, train.patterns, **self._changes)
         self._trained = train_network(
-            config, self.training, train, seed, val=self.val, checkpoint=self.checkpoint
+            config, self.training, train, seed, val=context.val, checkpoint=context.checkpoint
         )
 
     @property
@@ -182,7 +177,7 @@ class GPSNetMethod:
             return cell, prepare(cell, rows, config)
 
         workers = 4 if torch.cuda.is_available() else 1
-        for window in _cut(ahead(prepared, cells, workers), _WINDOW if self.batch > 1 else 1):
+        for window in _cut(prefetch(prepared, cells, workers), _WINDOW if self.batch > 1 else 1):
             window.sort(key=lambda item: len(item[1]))
             for part in _cut(iter(window), self.batch):
                 tokens = [item[1] for item in part]

@@ -53,6 +53,13 @@ PADDED = 2**18  # scores of the largest cell of a batch whose attention is one p
 # The network
 
 
+_PUBLISHED = {
+    "nih3t3": (3721, 4, "130 M"),
+    "u2os": (130, 4, "130 M"),
+    "cosmx_lung": (960, 3, "187 M"),
+}
+
+
 class RMSNorm(nn.Module):
     """Divide by the root mean square over the width, and scale; in float32 inside."""
 
@@ -202,13 +209,13 @@ class GPSNet(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Logits (G, C) float32 of all pairs, in the order of the batch."""
         rows = torch.cat([batch.query, self.outline_rows])  # (G + 2,)
-        x = self.gene(rows[batch.own]) + self.place(batch.xy)  # (T, W)
+        x = self.gene(rows[batch.row]) + self.place(batch.xy)  # (T, W)
         for block in self.encoder:
             x = self._run(block, x, batch.plan)
         memory = self.memory(x)  # (T, W)
         y = self.query(batch.query)  # (G, W)
         if self.pool is not None:
-            y = y + self.pool(_means(memory, batch.own, len(rows))[: len(y)])
+            y = y + self.pool(_means(memory, batch.row, len(rows))[: len(y)])
         for block in self.decoder:
             y = self._run(block, y, memory, batch.pairs, batch.tokens)
         logits: Tensor = self.head(self.norm(y))  # (G, C)
@@ -227,15 +234,6 @@ def _means(x: Tensor, group: Tensor, groups: int) -> Tensor:
     total = x.new_zeros(groups, x.shape[-1]).index_add(0, group, x)
     count = torch.bincount(group, minlength=groups).clamp(min=1)
     return total / count[:, None]
-
-
-# How large the models are
-
-_PUBLISHED = {
-    "nih3t3": (3721, 4, "130 M"),
-    "u2os": (130, 4, "130 M"),
-    "cosmx_lung": (960, 3, "187 M"),
-}
 
 
 def parameter_table() -> str:

@@ -39,7 +39,7 @@ class Tokens:
     ----------
     xy : torch.Tensor
         (L, 2) float32 micrometres, cell-centric, along the plan's curve.
-    own : torch.Tensor
+    row : torch.Tensor
         (L,) int64: the row of `query` whose gene the molecule is of; g for a point of the cell's
         outline and g + 1 for one of the nucleus'.
     query : torch.Tensor
@@ -51,7 +51,7 @@ class Tokens:
     """
 
     xy: Tensor
-    own: Tensor
+    row: Tensor
     query: Tensor
     plan: KNNPlan
     labels: Tensor | None = None
@@ -60,11 +60,11 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.xy)
 
-    def turned(self, matrix: NDArray[np.floating[Any]]) -> Tokens:
+    def mapped(self, matrix: NDArray[np.floating[Any]]) -> Tokens:
         """The cell rotated or mirrored by an orthogonal matrix (2, 2): neighbours stay."""
         return replace(self, xy=self.xy @ torch.as_tensor(matrix, dtype=torch.float32).T)
 
-    def forgetting(self, genes: NDArray[np.bool_], unknown: int) -> Tokens:
+    def without_genes(self, genes: NDArray[np.bool_], unknown: int) -> Tokens:
         """The cell with some of its genes (g,) made unknown; `unknown` is the size of V."""
         return replace(self, query=self.query.masked_fill(torch.from_numpy(genes), unknown))
 
@@ -94,20 +94,20 @@ def prepare(cell: Cell, rows: NDArray[np.int64], config: Config) -> Tokens:
         Of :func:`vocabulary_rows`: the row of each gene code of the cell's panel.
     config : Config
     """
-    own = np.searchsorted(cell.genes, cell.gene)
+    row = np.searchsorted(cell.genes, cell.gene)
     xy = cell.xy
     if config.outlines:
         shapes = [cell.boundary] if cell.nucleus is None else [cell.boundary, cell.nucleus]
         points = [_along(shape) for shape in shapes]
         kinds = [np.full(len(p), len(cell.genes) + kind) for kind, p in enumerate(points)]
-        xy, own = np.concatenate([xy, *points]), np.concatenate([own, *kinds])
-    order = np.lexsort((own, xy[:, 1], xy[:, 0]))
+        xy, row = np.concatenate([xy, *points]), np.concatenate([row, *kinds])
+    order = np.lexsort((row, xy[:, 1], xy[:, 0]))
     plan = knn_plan(xy[order], config.neighbours)
     assert plan.order is not None  # it is new
     order = order[plan.order.numpy()]
     return Tokens(
         xy=torch.from_numpy(xy[order].astype(np.float32)),
-        own=torch.from_numpy(own[order].astype(np.int64)),
+        row=torch.from_numpy(row[order].astype(np.int64)),
         query=torch.from_numpy(rows[cell.genes]),
         plan=plan.in_order(),
         labels=None if cell.labels is None else torch.from_numpy(cell.labels).float(),
@@ -175,7 +175,7 @@ class Batch:
     ----------
     xy : torch.Tensor
         (T, 2) float32 micrometres.
-    own : torch.Tensor
+    row : torch.Tensor
         (T,) int64: the row of `query` whose gene the molecule is of; G for points of the cells'
         outlines and G + 1 for those of the nuclei.
     query : torch.Tensor
@@ -189,7 +189,7 @@ class Batch:
     """
 
     xy: Tensor
-    own: Tensor
+    row: Tensor
     query: Tensor
     plan: KNNPlan
     pairs: Spans
@@ -201,7 +201,7 @@ class Batch:
         """Copy to a device."""
         return Batch(
             xy=self.xy.to(device),
-            own=self.own.to(device),
+            row=self.row.to(device),
             query=self.query.to(device),
             plan=self.plan.to(device),
             pairs=replace(self.pairs, device=torch.device(device)),
@@ -219,9 +219,9 @@ def collate(cells: Sequence[Tokens]) -> Batch:
     """
     pairs = tuple(len(cell.query) for cell in cells)
     first = np.cumsum([0, *pairs])
-    own = [
+    row = [
         # rows of the cell's own pairs, and beyond them the kinds of outline points
-        cell.own + torch.where(cell.own < n, int(start), int(first[-1]) - n)
+        cell.row + torch.where(cell.row < n, int(start), int(first[-1]) - n)
         for cell, n, start in zip(cells, pairs, first, strict=False)
     ]
     labels = [cell.labels for cell in cells if cell.labels is not None]
@@ -229,7 +229,7 @@ def collate(cells: Sequence[Tokens]) -> Batch:
     known = len(labels) == len(labelled) == len(cells)
     return Batch(
         xy=torch.cat([cell.xy for cell in cells]),
-        own=torch.cat(own),
+        row=torch.cat(row),
         query=torch.cat([cell.query for cell in cells]),
         plan=join_plans([cell.plan for cell in cells]),
         pairs=Spans(pairs, torch.device("cpu")),

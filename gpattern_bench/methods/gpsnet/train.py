@@ -30,12 +30,12 @@ from gpattern_bench.evaluate.metrics import exact_mean, score_pattern
 from gpattern_bench.methods.gpsnet.config import Config, TrainingConfig
 from gpattern_bench.methods.gpsnet.loader import (
     LabelledTokens,
-    ahead,
+    drop_molecules,
     epoch_batches,
-    forgetful,
     generator,
-    thinned,
-    turned,
+    mask_genes,
+    prefetch,
+    rotate,
 )
 from gpattern_bench.methods.gpsnet.model import GPSNet, Tokens, collate
 from gpattern_bench.methods.gpsnet.weights import load_into, read_tensors, write_tensors
@@ -43,6 +43,9 @@ from gpattern_bench.methods.gpsnet.weights import load_into, read_tensors, write
 __all__ = ["Trained", "logits", "train_network"]
 
 _log = logging.getLogger(__name__)
+
+
+_NATIVE = ("avx512_bf16", "amx_tile")
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,11 +106,6 @@ def train_network(
     if checkpoint is not None and checkpoint.exists():
         trainer.resume(checkpoint)
     return trainer.run(checkpoint)
-
-
-# The loop
-
-_NATIVE = ("avx512_bf16", "amx_tile")
 
 
 def logits(network: GPSNet, cells: Sequence[Tokens], bf16: bool = False) -> list[Tensor]:
@@ -228,7 +226,7 @@ class _Trainer:
 
         self.model.train()
         total = 0.0
-        for at, tokens in enumerate(ahead(shown, batches, self._workers)):
+        for at, tokens in enumerate(prefetch(shown, batches, self._workers)):
             step = epoch * len(batches) + at
             for group in self.optimizer.param_groups:
                 group["lr"] = training.rate_at(step, training.epochs * len(batches))
@@ -255,13 +253,15 @@ class _Trainer:
         """A cell as this epoch shows it."""
         rng = generator(self.seed, epoch, index + 1)
         if rng.random() < 0.5 and self.training.thinned:
-            cell = self.data.prepared(thinned(self.data.cells[index], rng, self.training.thinned))
+            cell = self.data.prepared(
+                drop_molecules(self.data.cells[index], rng, self.training.thinned)
+            )
         else:
             cell = self.data.tokens(index)
         if self.training.turned:
-            cell = turned(cell, rng)
+            cell = rotate(cell, rng)
         if rng.random() < self.training.forgotten:
-            cell = forgetful(cell, rng, unknown=len(self.config.genes))
+            cell = mask_genes(cell, rng, unknown=len(self.config.genes))
         return cell
 
     def _step(self, tokens: list[Tokens], pairs: int) -> float | None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from gpattern_bench.base.files import replacing
 from gpattern_bench.data.cells import Cell, Cells
+from gpattern_bench.errors import MethodError
 from gpattern_bench.methods._forest import Forest, forest_scores, labelled_pairs
 from gpattern_bench.methods.base import About, Scores
 from gpattern_bench.methods.locfish.bigfish import BIGFISH_FEATURES, UNIT_UM, bigfish_features
@@ -26,7 +27,7 @@ from gpattern_bench.methods.locfish.features_2018 import SAMACOITS_FEATURES, sam
 
 __all__ = [
     "SAMPLE",
-    "Clusters",
+    "LabelClusters",
     "Locfish",
     "Locfish2018",
     "LocfishUnsupervised",
@@ -162,7 +163,7 @@ class LocfishUnsupervised:
     def fit(self, train: Cells, seed: int) -> None:
         """Cluster the labelled pairs, or a seeded sample of them, and name the clusters."""
         sample = labelled_pairs(train, Locfish._features, seed, SAMPLE)
-        self._clusters = Clusters.fit(*sample, seed)
+        self._clusters = LabelClusters.fit(*sample, seed)
 
     def save(self, folder: Path) -> None:
         """Write the clusters' arrays."""
@@ -170,7 +171,7 @@ class LocfishUnsupervised:
 
     def load(self, folder: Path) -> None:
         """Read them."""
-        self._clusters = Clusters.load(folder / _STATE)
+        self._clusters = LabelClusters.load(folder / _STATE)
 
     def predict(self, cells: Cells) -> Scores:
         """Score each pair by the clusters of the training pairs nearest to it."""
@@ -178,7 +179,7 @@ class LocfishUnsupervised:
             yield cell, self._clusters.predict(Locfish._features(cell))
 
 
-class Clusters(NamedTuple):
+class LabelClusters(NamedTuple):
     """Clusters of training pairs, which new pairs share in by their nearest neighbours.
 
     The embedding finds the clusters and is not kept: t-SNE has no place for new pairs in it. They
@@ -205,7 +206,7 @@ class Clusters(NamedTuple):
     share: _Floats
 
     @classmethod
-    def fit(cls, features: _Floats, labels: NDArray[np.bool_], seed: int) -> Clusters:
+    def fit(cls, features: _Floats, labels: NDArray[np.bool_], seed: int) -> LabelClusters:
         """Cluster pairs (n, F) and name the clusters by labels (n, C)."""
         known = np.isfinite(features)
         count = np.maximum(known.sum(axis=0), 1)
@@ -230,19 +231,19 @@ class Clusters(NamedTuple):
             np.savez_compressed(file, **self._asdict())
 
     @classmethod
-    def load(cls, path: Path) -> Clusters:
+    def load(cls, path: Path) -> LabelClusters:
         """Read what :meth:`save` wrote.
 
         Raises
         ------
-        ValueError
+        MethodError
             The file holds no clusters.
         """
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 return cls(**{name: arrays[name] for name in cls._fields})
         except (zipfile.BadZipFile, EOFError, KeyError, ValueError) as error:
-            raise ValueError(f"{path} holds no clusters: {error}") from error
+            raise MethodError(f"{path} holds no clusters: {error}") from error
 
 
 def _scored(features: _Floats, mean: _Floats, scale: _Floats) -> NDArray[np.float32]:
