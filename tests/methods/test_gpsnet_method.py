@@ -377,8 +377,8 @@ class TestAblation:
         trained = []
         fit = GPSNetMethod.fit
 
-        def noted(self, train, seed):
-            fit(self, train, seed)
+        def noted(self, train, seed, context):
+            fit(self, train, seed, context)
             config = self.network.config
             depths = (config.encoder_depth, config.decoder_depth)
             trained.append((config.neighbours, *depths, len(train)))
