@@ -309,7 +309,7 @@ class TestResume:
             )
             second.start()
             until = time.monotonic() + PATIENCE_S
-            while f"another process is at {folder}: waiting" not in caplog.text:
+            while f"another process works on {folder}: waiting" not in caplog.text:
                 assert time.monotonic() < until
                 time.sleep(0.02)
             second.join(0.2)
