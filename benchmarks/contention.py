@@ -656,7 +656,7 @@ def settle(
         if name.startswith(("download", "verify", *REAL)):
             arena.until_done(name, places[0], wanted[name], rng, kill=False)
     for place in places:  # the next start removes what a killed one leaves
-        if any(place.glob("all/*/*/pieces-*")):
+        if any(place.glob("all/*/*/shards-*")):
             name = "run-all, two starts"
             arena.until_done(name, place, wanted[name], rng, kill=False)
     for problem in differences(tree(arena.cache), tree(before.cache)):

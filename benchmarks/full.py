@@ -199,14 +199,14 @@ def killed_and_resumed(dataset: Dataset, runs: Path, out: Path, method: str) -> 
     began = perf_counter()
     process.start()
     folder = out / method / dataset.name
-    while process.exitcode is None and len(list(folder.glob("pieces-*/*.parquet"))) < pieces // 2:
+    while process.exitcode is None and len(list(folder.glob("shards-*/*.parquet"))) < pieces // 2:
         sleep(0.05)
     for pid in _tree(process.pid):  # joblib's workers would idle for minutes, with our output open
         with suppress(ProcessLookupError):  # gone since
             os.kill(pid, signal.SIGKILL)
     process.join()
     before = perf_counter() - began
-    left = len(list(folder.glob("pieces-*/*.parquet")))
+    left = len(list(folder.glob("shards-*/*.parquet")))
     cost, _ = watched(command(*start))
     for split in ("val", "test"):
         name = f"{split}-seed0.parquet"

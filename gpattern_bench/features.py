@@ -1,4 +1,4 @@
-"""Raw features of methods, per pair (ELLA: per gene and kernel), as a Parquet file."""
+"""Raw features of methods per pair (ELLA: per gene and kernel), to Parquet."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def write_features(
 
 
 def _batches(frames: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-    """Frames put together until they have many rows: one cell may have few."""
+    """Join small frames into batches of many rows."""
     held: list[pd.DataFrame] = []
     for frame in frames:
         held.append(frame)

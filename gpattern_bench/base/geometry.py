@@ -60,7 +60,7 @@ def _polygons(geometry: BaseGeometry) -> list[BaseGeometry]:
 
 
 class Rings(NamedTuple):
-    """The rings of an outline as arrays, as compiled code reads them.
+    """Rings of an outline as arrays, for compiled code.
 
     Attributes
     ----------
@@ -79,7 +79,7 @@ class Rings(NamedTuple):
 
 
 def rings_of(outline: BaseGeometry) -> Rings:
-    """Take an outline apart into its rings."""
+    """Split an outline into its rings."""
     parts = shapely.get_parts(outline)
     rings = shapely.get_exterior_ring(parts)
     holes = shapely.get_num_interior_rings(parts)
@@ -110,7 +110,7 @@ def outline_distance(xy: NDArray[Any], outline: BaseGeometry) -> _Floats:
 
 
 def contains(xy: NDArray[Any], outline: BaseGeometry) -> _Bools:
-    """Whether points (n, 2) lie in an outline: (n,) bool; on a ring counts as inside.
+    """Test whether points (n, 2) lie in an outline, its rings included: (n,) bool.
 
     Even-odd over all rings: a hole is outside, each part of several is inside.
     """
@@ -175,7 +175,7 @@ def mean_ranks(values: NDArray[Any]) -> _Floats:
 
 
 class CellGeometry:
-    """Where the molecules of one cell lie in it: computed once, for all genes and methods.
+    """Positions of a cell's molecules relative to its outlines, computed once for all methods.
 
     Each quantity is computed when it is first asked for. Molecules may lie outside the outline.
 

@@ -1,4 +1,4 @@
-"""What notebooks show of our objects: small HTML tables, all text escaped."""
+"""Small HTML tables for notebooks, all text escaped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of several processes this is, where accelerate's launcher started them together."""
+"""Rank of this process and number of processes, as accelerate's launcher sets them."""
 
 from __future__ import annotations
 

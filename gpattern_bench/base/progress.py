@@ -1,7 +1,7 @@
-"""How far long work is: bars on a terminal, elsewhere lines in the log.
+"""Progress of long work: bars on a terminal, elsewhere lines in the log.
 
-The library tells the logging module, of level INFO, what it is at; it prints nothing by itself but
-the bars. The command line shows these lines on stderr (:class:`Lines`).
+The library logs at level INFO and prints nothing but bars. The command line shows the log on
+stderr (:class:`Lines`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _Item = TypeVar("_Item")
 
 
 def duration(seconds: float) -> str:
-    """Give a time as people say it.
+    """Format a duration for people.
 
     Examples
     --------
@@ -35,21 +35,21 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """How far something is: a bar on a terminal, elsewhere a line in the log now and then.
+    """Report progress: a bar on a terminal, elsewhere a line in the log every few seconds.
 
     Parameters
     ----------
     what : str
     total : int, optional
-        How many there are, if that is known.
+        Number of items, if known.
     unit : str
         What is counted; ``B`` for bytes.
     done : int
-        How many were done before.
+        Items done before.
     every : float
-        Seconds from one line to the next, at least.
+        Least number of seconds between two lines.
     shown : bool
-        Whether to say anything.
+        Whether to report at all.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Progress:
                 self.update()
 
     def update(self, more: int = 1) -> None:
-        """Note that one more is done, or so many."""
+        """Count `more` items as done."""
         self._done += more
         if self._bar is not None:
             self._bar.update(more)
@@ -112,20 +112,20 @@ class Progress:
 
 
 class Lines(logging.StreamHandler[Any]):
-    """Shows on stderr what this package logs and what others warn of; bars stay whole."""
+    """Show this package's log and other packages' warnings on stderr, above the bars."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Leave out what other packages tell."""
+        """Drop information from other packages."""
         ours = record.name.startswith("gpattern_bench.")
         return (ours or record.levelno >= logging.WARNING) and bool(super().filter(record))
 
     def format(self, record: logging.LogRecord) -> str:
-        """Put the level before what is more than information."""
+        """Prefix warnings and errors with their level."""
         text = super().format(record)
         return text if record.levelno <= logging.INFO else f"{record.levelname}: {text}"
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a line; above the bars, if there are any."""
+        """Write a line above any bars."""
         if not _on_terminal():
             super().emit(record)
             return

@@ -12,7 +12,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def processors() -> int:
-    """Processors that this process may use: its affinity, and the quota of its control group.
+    """Count the processors of this process: its affinity and its control group's quota.
 
     A container with a quota of two processors sees all those of its host; threads beyond the
     quota would stop each other.
@@ -26,7 +26,7 @@ def processors() -> int:
 
 
 def calm_threads() -> None:
-    """Have threads of OpenMP sleep while they wait, and be no more than the processors.
+    """Let OpenMP threads sleep while they wait, and limit them to the processors.
 
     Threads that spin take the processor from the work that they wait for: on a busy machine,
     training takes many times as long. Call it before scikit-learn, PyTorch or numba is imported;
@@ -39,7 +39,7 @@ def calm_threads() -> None:
 
 
 def _quota() -> float | None:
-    """Processors' worth of time that the control group has; None without a limit."""
+    """Read the control group's quota, in processors; None without a limit."""
     for name in ("cpu.max", "cpu/cpu.cfs_quota_us"):  # of version 2 and 1
         try:
             found = (_CGROUP / name).read_text().split()

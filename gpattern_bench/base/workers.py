@@ -1,4 +1,4 @@
-"""Other processes that do part of the work: on this machine, or those of a Dask cluster."""
+"""Worker processes: on this machine or on a Dask cluster."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def _received(future: Future[_Report]) -> _Report:
 
 @dataclass(frozen=True)
 class _Report:
-    """What a call gave, or the error of ours that it raised, and what it logged."""
+    """Result of a call, or the error of this package that it raised, and its log."""
 
     result: Any
     error: GPatternBenchError | None
@@ -211,7 +211,7 @@ def _report(function: Callable[..., Any], task: tuple[Any, ...]) -> _Report:
 
 @contextmanager
 def _recorded() -> Iterator[list[logging.LogRecord]]:
-    """Note what this thread logs instead of showing it: a worker's output is seen by nobody."""
+    """Record this thread's log instead of showing it: nobody sees a worker's output."""
     recorder = _Recorder()
     propagate, _package.propagate = _package.propagate, False
     _package.addHandler(recorder)

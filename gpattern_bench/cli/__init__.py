@@ -59,7 +59,7 @@ def _global(
 ) -> None:
     global _debug
     _debug = debug
-    # Of several processes that train together, the first speaks.
+    # Of processes that train together, the first logs.
     level = logging.INFO if process_index() == 0 else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", handlers=[Lines()])
     if context.invoked_subcommand is None:

@@ -1,4 +1,4 @@
-"""Commands about datasets: what there is, where it comes from, and copies of it."""
+"""Commands about datasets: list, fetch, describe, export, simulate, verify."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gpattern_bench.errors import GPatternBenchError, TableError
 
 @app.command("list", epilog=examples("list", "list --json"))
 def list_(as_json: Json = False) -> None:
-    """List the datasets: what the registry says, and what is in the cache."""
+    """List the datasets of the registry, and which are in the cache."""
     from gpattern_bench.base.files import MANIFEST
     from gpattern_bench.sources.cache import cache_root
     from gpattern_bench.sources.registry import registry
@@ -62,7 +62,7 @@ def list_(as_json: Json = False) -> None:
 
 @app.command(epilog=examples("info synthetic"))
 def info(name: Name, as_json: Json = False) -> None:
-    """Show what is known of a dataset; fetches nothing."""
+    """Show a dataset's entry or manifest; fetches nothing."""
     from gpattern_bench.base.files import MANIFEST
     from gpattern_bench.sources.cache import cache_root
     from gpattern_bench.sources.registry import find_entry
@@ -166,7 +166,7 @@ def export(
 def simulate_(
     like: Annotated[
         Literal["synthetic", "nih3t3", "u2os", "cosmx_lung"],
-        typer.Option(metavar="NAME", help="Dataset that it is like in size."),
+        typer.Option(metavar="NAME", help="Dataset whose size to match."),
     ],
     out: Annotated[Path, typer.Option("--out", metavar="PATH", help="What to make.")],
     form: Annotated[
@@ -203,7 +203,7 @@ def simulate_(
 
 @app.command(epilog=examples("verify synthetic"))
 def verify(name: Name) -> None:
-    """Check a dataset's files, hashes and rules, and that no split knows another."""
+    """Check a dataset's files, hashes and rules, and that splits do not overlap."""
     from gpattern_bench.data.dataset import load_dataset
 
     try:

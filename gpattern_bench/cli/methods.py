@@ -81,7 +81,7 @@ def run_all_(
         str | None, typer.Option(metavar="ADDRESS", help="Dask scheduler; its workers predict.")
     ] = None,
 ) -> None:
-    """Run several methods; started again, it goes on where it was. Exit code 1 if one failed."""
+    """Run several methods; a second start resumes. Exit code 1 if one failed."""
     from gpattern_bench.data.dataset import load_dataset
     from gpattern_bench.runs.run_all import run_all
 
@@ -142,7 +142,7 @@ def predict(
         typer.Option("--calls", help="Also write calls, by the model's thresholds, and genes."),
     ] = False,
 ) -> None:
-    """Score every pair of a dataset, labelled or not, with a model that a run left."""
+    """Score every pair of a dataset, labelled or not, with a run's model."""
     from gpattern_bench.data.dataset import load_dataset
     from gpattern_bench.evaluate.calls import write_calls
     from gpattern_bench.runs.saved_model import load_model, predict_tables
@@ -182,7 +182,7 @@ def ablation(
 ) -> None:
     """Train GPSNet with other K, depths and numbers of cells; the paper's figures beside ours.
 
-    Started again after a crash, it goes on where it was.
+    After a crash, the same command resumes.
     """
     from dataclasses import asdict
 

@@ -1,4 +1,4 @@
-"""What commands share: the application, options, and how results are printed."""
+"""Shared by all commands: the application, options and output."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ File = Annotated[Path, typer.Argument(metavar="FILE", help="A prediction file.")
 
 
 def examples(*lines: str) -> str:
-    """Give the end of a command's help: what one may type, after ``gpattern-bench``."""
+    """Format a command's examples, the end of its help."""
     return "\b\nExamples:\n" + "\n".join(f"  gpattern-bench {line}" for line in lines)
 
 
@@ -52,7 +52,7 @@ def print_json(value: Any) -> None:
 
 
 def tell(folder: Path) -> None:
-    """Say what is in a folder of tables, and what was left out of it."""
+    """Print a folder's contents and the rows dropped from it."""
     from gpattern_bench.data.dataset import Dataset
 
     dataset = Dataset(folder)

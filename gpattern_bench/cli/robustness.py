@@ -37,7 +37,7 @@ def robustness_(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Score the test cells turned, moved, thinned and blurred, with the model that a run left."""
+    """Score perturbed test cells - rotated, moved, thinned, blurred - with a run's model."""
     from dataclasses import asdict
 
     from gpattern_bench.data.dataset import load_dataset

@@ -1,4 +1,4 @@
-"""Commands about prediction files: are they valid, what do they score, what do they call."""
+"""Commands about prediction files: validate, evaluate, compare, call."""
 
 from __future__ import annotations
 

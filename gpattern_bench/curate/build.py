@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 def build(entry: Entry, root: Path, *, download: bool = True) -> Path:
-    """Return the dataset's folder ``root/name/version``, made first if it is not there.
+    """Return the dataset's folder ``root/name/version``; make it if it does not exist.
 
     Source files are fetched to ``root/sources``, curated by the entry's recipe, compared with the
     content hashes of the registry and written whole; where the entry names finished tables, these
@@ -100,7 +100,7 @@ def build(entry: Entry, root: Path, *, download: bool = True) -> Path:
 def _finished(
     entry: Entry, tables: FinishedTables, sources: Path, folder: Path, *, download: bool
 ) -> Path:
-    """Fetch the tables that somebody has curated before."""
+    """Fetch published tables."""
     path = f"tables/{entry.name}/{entry.version}"
     fetched = fetch_tables(tables, path, sources, download=download)
     manifest = json.loads((fetched / MANIFEST).read_text(encoding="utf-8"))
@@ -139,7 +139,7 @@ def curate(
     _log.info("%s: making its tables", name)
     with (
         workers(jobs, cluster) as pool,
-        # What a worker writes after an error of another is in nobody's way.
+        # A worker may still write here after another has failed.
         tempfile.TemporaryDirectory(
             prefix=f".{folder.name}-", dir=folder.parent, ignore_cleanup_errors=True
         ) as scratch,
@@ -173,7 +173,7 @@ def _tables(piece: Piece, recipe: Recipe, labelled: bool) -> Tables:
 def _from_workers(
     pool: Workers, tasks: Iterable[_Task], scratch: Path
 ) -> Generator[Tables, None, None]:
-    """Tables through files: what waits for the writer is not in anybody's memory."""
+    """Yield the workers' tables, passed through files to save memory."""
     put_aside = ((task, scratch / f"tables-{k}.pickle") for k, task in enumerate(tasks))
     for path in in_order(pool, _put_aside, put_aside):
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""A piece of a source release: what every reader hands to curation, before any rule is applied."""
+"""Source releases as readers give them, piece by piece, before any rule."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Piece", "Release", "by_fov", "in_memory", "reading"]
 
 @dataclass(frozen=True)
 class Release:
-    """A piece of a source release as read, in the source's own units: whole fields of view.
+    """Some fields of view of a source release, in the source's own units.
 
     A reader gives pieces, so that a release larger than memory can be curated: no field of view
     is in two of them, and they come in the order of their fields of view, sorted as text.
@@ -45,11 +45,11 @@ class Release:
 
 
 Piece = Callable[[], Release]
-"""A piece that is yet to be read: call it, in this process or in another one that it is sent to."""
+"""Reads a piece when called, here or in a worker."""
 
 
 def in_memory(release: Release) -> Piece:
-    """Give a release that has been read as a piece."""
+    """Wrap a release in memory as a piece."""
     return partial(_itself, release)
 
 
@@ -58,7 +58,7 @@ def _itself(release: Release) -> Release:
 
 
 def by_fov(release: Release) -> Iterator[Release]:
-    """Cut a release that is in memory into pieces of one field of view each.
+    """Split a release in memory by field of view.
 
     A molecule and a label go with their cell, whatever field of view the source wrote beside them.
     """
@@ -95,7 +95,7 @@ def _rows(frame: pd.DataFrame, chosen: NDArray[np.bool_]) -> pd.DataFrame:
 
 @contextmanager
 def reading(path: Path, what: str) -> Iterator[None]:
-    """Turn whatever a library raises on a file that is not what it should be into one error."""
+    """Turn any library's error on a damaged or wrong file into a SourceError."""
     try:
         yield
     except GPatternBenchError:

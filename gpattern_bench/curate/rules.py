@@ -63,7 +63,7 @@ class _Pairs:
     keys: NDArray[np.int64]
 
     def positions(self, cell: pd.Categorical, gene: pd.Categorical) -> NDArray[np.int64]:
-        """Where pairs (n,) stand among these; -1 where they do not."""
+        """Find pairs (n,) among these; -1 if absent."""
         c = np.append(self.cells.get_indexer(cell.categories), -1)[cell.codes]
         g = np.append(self.genes.get_indexer(gene.categories), -1)[gene.codes]
         key = np.where((c < 0) | (g < 0), -1, c * len(self.genes) + g)
@@ -73,7 +73,7 @@ class _Pairs:
 
 @dataclass(frozen=True)
 class _Molecules:
-    """Molecules that stay: position of the cell, position of the gene, and place in micrometres."""
+    """Kept molecules: position of the cell, position of the gene, and micrometres."""
 
     cell: NDArray[np.int64]
     gene: NDArray[np.int64]
@@ -130,7 +130,7 @@ def _add(dropped: dict[str, int], reason: str, rows: NDArray[np.bool_]) -> None:
 
 
 def _outlines(cells: pd.DataFrame, recipe: Recipe, dropped: dict[str, int]) -> pd.DataFrame:
-    """Valid outlines in micrometres; cells without any go, nuclei without any become None."""
+    """Repair outlines, in micrometres; drop cells without one, set nuclei without one to None."""
     repeated = cells["cell_id"][cells["cell_id"].duplicated()]
     if len(repeated):
         raise SourceError(
@@ -161,7 +161,7 @@ def _scaled(shapes: list[shapely.Geometry | None], factor: float) -> NDArray[np.
 def _molecules(
     frame: pd.DataFrame, cells: pd.DataFrame, recipe: Recipe, dropped: dict[str, int]
 ) -> tuple[_Molecules, _Pairs]:
-    """Molecules that stay, and the pairs that the source has before any rule."""
+    """Keep molecules by the rules; also list the source's pairs before any rule."""
     gene, cell = _categorical(frame["gene"]), _categorical(frame["cell_id"])
     z = frame["z"].to_numpy(np.float64) if "z" in frame else np.full(len(frame), np.nan)
     xyz = {"x": frame["x"].to_numpy(), "y": frame["y"].to_numpy(), "z": z}
@@ -217,7 +217,7 @@ def _sorted(molecules: _Molecules) -> _Molecules:
 def _labels(
     labels: pd.DataFrame, raw: _Pairs, pairs: _Pairs, recipe: Recipe, dropped: dict[str, int]
 ) -> pd.DataFrame:
-    """Labels that count, in canonical order: column ``pair`` = position among the pairs."""
+    """Keep labels by the rules, in canonical order; column ``pair`` = position among the pairs."""
     cell, gene = _categorical(labels["cell_id"]), _categorical(labels["gene"])
     key = cell.codes.astype(np.int64) * len(gene.categories) + gene.codes
     first = np.unique(key, return_index=True)[1]
@@ -310,7 +310,7 @@ def _cells_table(
 def unit_warnings(
     diameters: NDArray[np.float64], cells: Sequence[str], unit_um: float
 ) -> list[str]:
-    """What to tell of cells whose diameters (um) hint at a wrong unit: one line, or none."""
+    """Warn, in one line, if cell diameters (um) hint at a wrong unit."""
     odd = (diameters < DIAMETER_UM[0]) | (diameters > DIAMETER_UM[1])
     if not odd.any():
         return []

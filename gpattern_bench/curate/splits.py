@@ -75,7 +75,7 @@ def _cut(cells: NDArray[np.float64]) -> NDArray[np.int64]:
 def _cost(
     codes: NDArray[np.int64], cells: NDArray[np.float64], counts: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Sum over splits of the squared relative deviations in cells and in pattern shares."""
+    """Sum the squared relative deviations in cells and pattern shares over the splits."""
     pairs, patterns = counts[..., 0], counts[..., 1:]
     overall = patterns.sum(axis=1) / np.maximum(pairs.sum(axis=1), 1)[:, None]
     cost = np.zeros(len(codes))

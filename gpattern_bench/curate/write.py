@@ -42,7 +42,7 @@ def write_dataset(
     about: Mapping[str, Any] | None = None,
     pinned: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write the tables of one dataset version and their manifest, piece by piece.
+    """Write a dataset version's tables piece by piece, then its manifest.
 
     Everything is written beside `folder` and renamed at the end: either the whole dataset is
     there or nothing is. The same tables give the same bytes.
@@ -123,7 +123,7 @@ def write_dataset(
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Give a new folder beside `folder` to write to; at the end it takes its place, or goes.
+    """Give a temporary folder that replaces `folder` at the end, or is removed after an error.
 
     Raises
     ------
@@ -153,7 +153,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 class _Written:
-    """The files so far, and what the manifest and the split need of what is in them."""
+    """Files written so far, and counts for the manifest and the split."""
 
     def __init__(self, folder: Path, recipe: Recipe) -> None:
         self.writers: dict[str, TableWriter] = {}
@@ -165,7 +165,7 @@ class _Written:
         self._fovs: list[pd.DataFrame] = []
 
     def append(self, piece: Tables, writers: ExitStack) -> None:
-        """Write a piece; a piece of which nothing is left only counts what was dropped."""
+        """Write a piece; an empty one only adds to the drop counts."""
         for table, reasons in piece.dropped.items():
             self.dropped.setdefault(table, Counter()).update(reasons)
         for name in ("molecules", "cells", "labels"):
@@ -192,7 +192,7 @@ class _Written:
 
     @property
     def fovs(self) -> pd.DataFrame:
-        """What is in each field of view, by its name."""
+        """Count the contents of each field of view, by name."""
         return pd.concat(self._fovs).fillna(0).astype(np.int64)
 
     def close(self, splits: Mapping[str, str]) -> None:

@@ -27,7 +27,7 @@ __all__ = ["LIMIT", "Forest", "forest_scores", "labelled_pairs", "pair_batches"]
 LIMIT = 50_000
 """Pairs that a forest is fitted on at most: a larger train split is subsampled, seeded."""
 CHOICE = 10
-"""A sample is of cells that have at least so many times as many labelled pairs, if there are more.
+"""Above ``CHOICE * limit`` labelled pairs, sample cells first, then pairs.
 
 Features are computed of whole cells. A sample of the pairs of all cells would need those of half of
 100,000 cells; of ten times as many pairs it still has few of each cell.
@@ -128,7 +128,7 @@ class Forest(NamedTuple):
         return (self.sums(features) / len(self.root)).astype(np.float32)
 
     def sums(self, features: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """Sums over trees (n, C) of what is in the leaves that pairs (n, F) end in.
+        """Sum the leaf values of pairs (n, F) over the trees: (n, C).
 
         Raises
         ------
@@ -195,7 +195,7 @@ class Forest(NamedTuple):
         return forest
 
     def _flaw(self) -> str:
-        """What would lead a pair out of the arrays, or round in circles; "" if nothing does."""
+        """Describe nodes that lead out of the arrays or in circles; "" if there are none."""
         for name, (dtype, axes) in _ARRAYS.items():
             array = getattr(self, name)
             if array.dtype != dtype or array.ndim != axes:
@@ -228,7 +228,7 @@ class Forest(NamedTuple):
 def labelled_pairs(
     train: Cells, featurize: _Featurize, seed: int, limit: int = LIMIT
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Features (n, F) and labels (n, C) of labelled pairs, all of them or a seeded sample.
+    """Collect features (n, F) and labels (n, C) of labelled pairs, or of a seeded sample.
 
     Parameters
     ----------
@@ -283,7 +283,7 @@ def forest_scores(cells: Cells, featurize: _Featurize, forest: Forest) -> Scores
 
 
 def pair_batches(cells: Cells) -> Iterator[list[Cell]]:
-    """Cells in their order, in lists of a few thousand pairs."""
+    """Yield lists of cells, in order, of a few thousand pairs."""
     batch: list[Cell] = []
     pairs = 0
     for cell in cells:
@@ -301,7 +301,7 @@ def _single(features: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
 
 
 def _flat(trees: list[Any], varies: NDArray[np.intp], labels: NDArray[np.bool_]) -> Forest:
-    """The arrays of scikit-learn's trees; labels that do not vary are those of any pair."""
+    """Convert scikit-learn's trees to arrays; constant labels hold for any pair."""
     sizes = np.array([tree.node_count for tree in trees])
     root = np.cumsum(sizes) - sizes
 
@@ -326,7 +326,7 @@ def _add_shares(
     features: Any, root: Any, feature: Any, threshold: Any, left: Any, right: Any,
     missing_left: Any, share: Any, sums: Any,
 ) -> None:  # fmt: skip
-    """Add the shares of the leaf of each tree that each pair ends in; tree by tree."""
+    """Add each tree's leaf shares to each pair, tree by tree."""
     for first in root:
         for i in range(len(features)):
             node = first

@@ -1,4 +1,4 @@
-"""What a method is: something that may learn from labelled cells and then scores pairs."""
+"""The interface of a method: fit on labelled cells, then score pairs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Scores = Iterator[tuple[Cell, NDArray[np.float32]]]
 
 @dataclass(frozen=True)
 class About:
-    """What people should know of a method.
+    """Description of a method.
 
     Attributes
     ----------
@@ -38,7 +38,7 @@ class About:
     learns : bool
         Whether it is fitted on labels. If not, its scores are the same under every protocol.
     rules_for : tuple of str or None
-        Patterns that it has a rule for; the others are scored 0. None: any pattern.
+        Patterns with a rule; others are scored 0. None: any pattern.
     per_cell : bool
         Whether, once it is fitted, the scores of a cell depend on that cell alone. If so, fields
         of view may be predicted apart from each other; if not, a split is predicted as a whole.
@@ -56,7 +56,7 @@ class About:
 
     @property
     def sees_labels(self) -> bool:
-        """Whether it is shown the labels that it predicts (only the positive control is)."""
+        """Whether it sees the labels to predict, as only the positive control does."""
         return "labels" in self.inputs
 
 
@@ -133,7 +133,7 @@ class Network(Protocol):
 
 
 class Untrained:
-    """What a method that learns nothing does when it is fitted, saved or loaded: nothing."""
+    """Base of methods that learn nothing: fit, save and load do nothing."""
 
     def fit(self, train: Cells, seed: int) -> None:
         """Learn nothing."""

@@ -1,4 +1,4 @@
-"""Control methods: what can be had without looking at positions, and the best possible score."""
+"""Controls: scores without positions, and the best possible score."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class MoleculeCount(Untrained):
 
 
 class Oracle(Untrained):
-    """Give the labels as scores: the positive control, which shows that a board can be topped."""
+    """Give the labels as scores: the positive control, the top of any board."""
 
     about: ClassVar = About(
         name="oracle",
@@ -136,7 +136,7 @@ class Oracle(Untrained):
 
 
 class _PatternCounts:
-    """Labelled pairs and positives per gene of the training cells, and the overall shares."""
+    """Counts of labelled pairs and positives per gene, and the overall shares."""
 
     def __init__(self, train: Cells) -> None:
         self.pairs: NDArray[np.int64] = np.zeros(len(train.genes), dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Prediction: a method's scores of all pairs of some cells, as one table or in pieces."""
+"""Prediction: scores of all pairs, as one table or in pieces."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ _PIECE = 1 << 16  # pairs of a piece, at least, but for the last
 def predict_cells(method: Method, cells: Cells, *, bar: bool = True) -> pd.DataFrame:
     """Score every pair of the cells: ``cell_id``, ``gene`` and one float32 column per pattern.
 
-    Labels are hidden from all methods but the positive control. With `bar`, it says how
-    far it is.
+    Labels are hidden from all methods but the positive control. `bar` reports progress.
     """
     return pd.concat(list(predict_pieces(method, cells, bar=bar)), ignore_index=True)
 
 
 def predict_pieces(method: Method, cells: Cells, *, bar: bool = True) -> Iterator[pd.DataFrame]:
-    """The same in pieces, so that memory does not grow with the number of pairs."""
+    """Yield the scores in pieces, in bounded memory."""
     seen = cells if method.about.sees_labels else cells.without_labels()
     names = pd.Index(cells.genes)
     held: list[tuple[str, NDArray[np.int32], NDArray[np.float32]]] = []

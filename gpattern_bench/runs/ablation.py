@@ -125,11 +125,11 @@ def train_variants(
     quick: bool = False,
     out: str | Path | None = None,
 ) -> Iterator[AblationRow]:
-    """Train and score one model per setting; a setting that several studies share once.
+    """Train and score one model per setting; settings shared by studies once.
 
-    With `out`, what is done is kept there: started again after a crash, it goes on where it was,
-    in the middle of a training too, to the same rows. A file belongs to one setting, seed, split,
-    content of the dataset and code of the package; of any other it is not taken.
+    With `out`, finished settings and checkpoints are kept there: after a crash, the same call
+    resumes and yields the same rows. A file belongs to one setting, seed, split, content of the
+    dataset and code of the package.
 
     Parameters
     ----------
@@ -197,7 +197,7 @@ def train_variants(
 
 
 def _kept(file: Path, key: str) -> _Scores | None:
-    """Scores that an earlier start left, if they are of this key."""
+    """Read the scores of an earlier start, if of this key."""
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         if json.dumps(record["key"], sort_keys=True) != key:
@@ -209,7 +209,7 @@ def _kept(file: Path, key: str) -> _Scores | None:
 
 
 def ablation_table(rows: Iterable[AblationRow]) -> str:
-    """Our scores (%) beside the paper's, as text."""
+    """Format our scores (%) beside the paper's."""
     shown = []
     for row in rows:
         ours = [f"{100 * value:.2f}" for value in (row.auc, row.acc, row.f1)]

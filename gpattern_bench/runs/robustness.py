@@ -1,4 +1,4 @@
-"""Robustness: what a method's scores are worth when cells lie, or are measured, otherwise.
+"""Robustness: a method's scores under changed positions and measurements of cells.
 
 Where a cell lies on the slide, how it is turned and in which order its molecules are listed says
 nothing about patterns: a method that looks at more than the cell changes no score under those
@@ -53,7 +53,7 @@ Coordinates = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Setting:
-    """What a perturbation knows beside the cell.
+    """Inputs of a perturbation beside the cell.
 
     Attributes
     ----------
@@ -74,7 +74,7 @@ class Setting:
 
 
 def _mapped(cell: Cell, transform: Callable[[Coordinates], Coordinates]) -> Cell:
-    """Molecules and outlines under the same map of the plane."""
+    """Transform molecules and outlines alike."""
     return replace(
         cell,
         xy=transform(cell.xy),
@@ -102,7 +102,7 @@ def _translated(cell: Cell, setting: Setting) -> Cell:
 
 
 def _kept(cell: Cell, rows: NDArray[np.intp]) -> Cell:
-    """Some molecules of a cell; its labels are those of other pairs then, so they go."""
+    """Keep some molecules of a cell; drop its labels, whose pairs change."""
     return replace(cell, xy=cell.xy[rows], gene=cell.gene[rows], labels=None, labelled=None)
 
 
@@ -145,7 +145,7 @@ def perturbed(
     seed: int,
     pixel_um: float,
 ) -> Cells:
-    """Perturb each cell when its turn comes, the same way every time; labels are hidden.
+    """Perturb cells as they stream, the same way every time; hide labels.
 
     Parameters
     ----------
@@ -198,7 +198,7 @@ class Stability:
 
 @dataclass(frozen=True)
 class RobustnessReport:
-    """What perturbations do to the scores of one fitted method; fractions, NaN = undefined.
+    """Scores of one fitted method under perturbations; fractions, NaN = undefined.
 
     Attributes
     ----------
@@ -268,7 +268,7 @@ def measure_robustness(
     origins = dict(zip(places["cell_id"].astype(str), centroids, strict=True))
 
     def scores_of(stream: Cells) -> NDArray[np.float32]:
-        """(N, C) in the order of the labels; NaN for pairs that are not there."""
+        """Score pairs (N, C), in the order of the labels; NaN for absent ones."""
         found = counted(predict_cells(method, stream), evaluator.labels)
         scores = np.full(truth.shape, np.nan, np.float32)
         scores[found.index] = found[list(dataset.patterns)]
@@ -301,7 +301,7 @@ def measure_robustness(
 def run_robustness(
     name: str, dataset: Dataset, out: str | Path, *, train_on: Dataset | None = None, seed: int = 0
 ) -> tuple[Path, RobustnessReport]:
-    """Measure the robustness of a method as a run left it, and write it beside the run's files.
+    """Measure the robustness of a run's model and write it beside the run's files.
 
     Parameters
     ----------
@@ -363,7 +363,7 @@ def run_robustness(
 
 
 def _fitted(folder: Path, name: str, source: Dataset, dataset: Dataset, seed: int) -> Method:
-    """The model that a run left."""
+    """Load a run's model."""
     if not folder.is_dir():
         raise MethodError(
             f"{name} must be fitted, and there is no {folder}: `gpattern-bench run {name}` with "

@@ -57,7 +57,7 @@ FOLDS = 5
 
 @dataclass(frozen=True)
 class Run:
-    """What a run did and what it cost; stored beside its prediction files as JSON.
+    """Report of a run, stored beside its prediction files as JSON.
 
     Attributes
     ----------
@@ -66,7 +66,7 @@ class Run:
     protocol : str
         One of :data:`gpattern_bench.predictions.Protocol`.
     trained_on : str or None
-        The other dataset that it was fitted on, if any.
+        The other dataset it was fitted on, if any.
     seconds : dict of str to float
         Wall time of ``fit`` and of the prediction of each split; out of fold, of both together.
     cells : dict of str to int
@@ -76,7 +76,7 @@ class Run:
     device : str
         Processor and cores, and the GPU if one was used.
     parameters : int or None
-        What the method says that it learnt, in numbers: its attribute ``parameters``, if any.
+        Number of learnt values: the method's attribute ``parameters``, if any.
     date : str or None
         Day on which it ended, UTC, ISO 8601. Reports of older versions lack this and the number
         of parameters.
@@ -153,7 +153,7 @@ def run_method(
     if method.about.learns and protocol != "cv-cell":
         seconds["fit"] = fit_method(method, train_on or dataset, seed, training)
     if process_index() > 0:
-        return []  # of several processes that train together, the first goes on
+        return []  # the first of the processes that train together continues
     scores: dict[str, Iterable[_Scored]] = {}
     for split in (origin.split for origin in origins):
         began = time.perf_counter()
@@ -171,7 +171,7 @@ def run_method(
         seconds[split] = time.perf_counter() - began
         _log.info("%s: predicted %s in %s", name, split, duration(seconds[split]))
     files = write_run(method, dataset, origins, scores, folder, seconds=seconds)
-    training.unlink(missing_ok=True)  # a run that is done has nothing to go on from
+    training.unlink(missing_ok=True)  # nothing to resume
     return files
 
 
@@ -183,7 +183,7 @@ def run_origins(
     trained_on: str | None = None,
     splits: Sequence[str] | None = None,
 ) -> list[Origin]:
-    """Where the prediction files of a run belong.
+    """List the origins of a run's prediction files.
 
     Of all `splits`, or without any named of val and test, as far as the dataset has them.
 
@@ -209,9 +209,9 @@ def run_origins(
 
 
 def fit_method(method: Method, source: Dataset, seed: int, training: Path) -> float:
-    """Fit on a dataset's train split, or on all of it if it has none; gives the seconds taken.
+    """Fit on a dataset's train split, or on all of it without one; return the seconds.
 
-    A network goes on from the file `training` if that is there, and leaves it there.
+    A method that takes a context may resume from the checkpoint `training`; it stays.
     """
     name, began = method.about.name, time.perf_counter()
     _log.info("%s: fitting on %s", name, source.id)
@@ -235,7 +235,7 @@ def write_run(
     seconds: dict[str, float],
     peak_rss: float = 0.0,
 ) -> list[Path]:
-    """Check the scores of all pairs of each split, and write all that a run leaves.
+    """Check the scores of every split and write all files of a run.
 
     Parameters
     ----------
@@ -306,7 +306,7 @@ def _prediction_tables(
 
 
 def _named(method: str | Method) -> tuple[str, Callable[[], Method]]:
-    """Name of a method, and what makes it anew, not fitted."""
+    """Return a method's name and a factory of unfitted copies."""
     if isinstance(method, str):
         return method, partial(get_method, method)
     name = method.about.name
@@ -318,7 +318,7 @@ def _named(method: str | Method) -> tuple[str, Callable[[], Method]]:
 def choose_protocol(
     method: Method, dataset: Dataset, train_on: Dataset | None, cv: bool
 ) -> Protocol:
-    """How a method's scores of a dataset come to be.
+    """Choose the protocol of a run.
 
     Raises
     ------
@@ -370,7 +370,7 @@ def choose_protocol(
 
 
 def _folds(dataset: Dataset, split: str, seed: int) -> Iterator[tuple[Cells, Cells]]:
-    """Training and held-out cells of each fold."""
+    """Yield training and held-out cells of each fold."""
     names = np.array(dataset.cells(split)["cell_id"].tolist())
     if len(names) < FOLDS:
         raise MethodError(
@@ -385,7 +385,7 @@ def _folds(dataset: Dataset, split: str, seed: int) -> Iterator[tuple[Cells, Cel
 
 
 def peak_rss_mib() -> float:
-    """Largest memory of this process so far, MiB."""
+    """Return the peak memory of this process, MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)  # bytes there, KiB elsewhere
 
@@ -397,7 +397,7 @@ def _parameters(method: Method) -> int | None:
 
 def _device() -> str:
     device = f"CPU {platform.machine()}, {os.cpu_count()} cores"
-    torch = sys.modules.get("torch")  # whoever uses a GPU has imported it
+    torch = sys.modules.get("torch")  # imported by then if a GPU is used
     if torch is not None and torch.cuda.is_initialized():
         device += f"; GPU {torch.cuda.get_device_name()}"
     return device

@@ -1,4 +1,4 @@
-"""Many methods on one dataset, in shards that many processes predict and a crash does not undo."""
+"""Run many methods on one dataset, in shards: in parallel, and resumable after a crash."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a method.
+    """Outcome of a method.
 
     Attributes
     ----------
@@ -76,7 +76,7 @@ def run_all(
     jobs: int | None = None,
     cluster: str | None = None,
 ) -> list[Outcome]:
-    """Run methods one after the other, each as :func:`gpattern_bench.runs.run.run_method` does.
+    """Run several methods, each as :func:`gpattern_bench.runs.run.run_method` does.
 
     What `run_method` writes is in ``out/<method>``, the same bytes but for what was measured: a
     split's seconds are the sum over its shards. Started again after a crash, or with more methods,
@@ -96,19 +96,19 @@ def run_all(
     splits : sequence of str, optional
         What to predict; default: val and test.
     jobs : int, optional
-        Processes that predict; default: as many as there are cores.
+        Processes that predict; default: one per core.
     cluster : str, optional
         Address of a Dask scheduler whose workers predict instead (extra ``[dask]``).
 
     Returns
     -------
     list of Outcome
-        One per method; that one fails does not stop the others.
+        One per method; a failure does not stop the others.
 
     Raises
     ------
     UnknownMethodError
-        There is no such method; nothing was started.
+        Unknown method; nothing was run.
     MethodError
         The arguments contradict each other.
     WorkersError
@@ -121,7 +121,7 @@ def run_all(
         get_method(name)  # all are known before the first begins
     if not names or seed < 0 or (jobs is not None and jobs < 1):
         raise MethodError(
-            f"expected a method or more, a seed of 0 or more and 1 job or more, got "
+            f"expected at least one method, a seed >= 0 and at least one job, got "
             f"{len(names)} methods, seed {seed} and {jobs} jobs"
         )
     if process_number() > 1:
@@ -141,7 +141,7 @@ def run_all(
                 why = str(error)
                 if not isinstance(error, GPatternBenchError):
                     why = f"{type(error).__name__}: {error}"
-                    _log.warning("%s failed", name, exc_info=True)  # nobody foresaw it: say where
+                    _log.warning("%s failed", name, exc_info=True)  # unforeseen: show the traceback
                 outcomes.append(Outcome(name, "failed", job.written, job.kept, why))
             outcome = outcomes[-1].outcome
             _log.info("%s: %s after %s", name, outcome, duration(time.monotonic() - began))
@@ -149,7 +149,7 @@ def run_all(
 
 
 class _Job:
-    """One method on its way from nothing, or from where an earlier start left it, to its files."""
+    """One method: fit, predict and write, resuming what an earlier start left."""
 
     def __init__(
         self,
@@ -202,21 +202,21 @@ class _Job:
         )
         written = {file.name: file_sha256(file) for file in files}
         write_text(self.mark, json.dumps({"key": self.key, "files": written}, indent=1) + "\n")
-        # With those of other keys, which none will take up. A worker that outlived a start that was
-        # killed may still be at it: what it leaves is removed next time.
+        # Those of other keys too: nothing resumes them. A worker of a killed start may still write
+        # there; its leftovers go next time.
         for folder in self.folder.glob(f"shards-seed{self.seed}-*"):
             shutil.rmtree(folder, ignore_errors=True)
         return Outcome(name, "done", self.written, self.kept)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Wait until no other start is at the same method, dataset and seed."""
+        """Lock this method, dataset and seed against other starts."""
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / f".seed{self.seed}.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            _log.warning("another process is at %s: waiting until it is done", self.folder)
+            _log.warning("another process works on %s: waiting for it", self.folder)
             lock.acquire()
         try:
             yield
@@ -224,7 +224,7 @@ class _Job:
             lock.release()
 
     def _is_done(self, origins: list[Origin]) -> bool:
-        """Whether an earlier start wrote these files and they are as it left them."""
+        """Test whether an earlier start wrote these files, unchanged since."""
         try:
             mark = json.loads(self.mark.read_text(encoding="utf-8"))
             return bool(mark["key"] == self.key) and all(
@@ -235,7 +235,7 @@ class _Job:
             return False
 
     def _fit(self) -> dict[str, float]:
-        """Fit the method, or load what an earlier start fitted; gives what it took."""
+        """Fit the method, or load it from an earlier start; return the seconds."""
         about, cost = self.method.about, self.shards / "fit.json"
         if cost.is_file():
             self.method, _ = load_model(self.shards / "model")
@@ -252,7 +252,7 @@ class _Job:
         return seconds
 
     def _predict(self, shards: list[Shard]) -> None:
-        """Predict what is not there yet."""
+        """Predict the missing shards."""
         # Listed once: a network drive may remember for a while that a file was not there.
         there = {path.name for path in self.shards.iterdir()}
         missing = [

@@ -1,4 +1,4 @@
-"""Models on disk: a fitted method with the thresholds of its calls, for data of one's own."""
+"""Saved models: a fitted method with its call thresholds."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _NOTE = "gpattern_bench_model"
 
 @dataclass(frozen=True)
 class Model:
-    """What a model folder says of itself.
+    """Metadata of a model folder.
 
     Attributes
     ----------
@@ -53,9 +53,9 @@ class Model:
 
 
 def save_model(method: Method, model: Model, folder: Path) -> Path:
-    """Write a fitted method and what it says of itself; ``model.json`` comes last."""
+    """Write a fitted method and its metadata; ``model.json`` comes last."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / _MODEL).unlink(missing_ok=True)  # without it a half-written folder is no model
+    (folder / _MODEL).unlink(missing_ok=True)  # a half-written folder has none
     method.save(folder)
     write_text(folder / _MODEL, json.dumps(asdict(model), indent=1) + "\n")
     return folder
@@ -110,7 +110,7 @@ def predict_tables(method: Method, model: Model, dataset: Dataset, path: Path) -
 
 
 def is_model_output(path: Path) -> bool:
-    """Whether a file is what :func:`predict_tables` wrote."""
+    """Test whether :func:`predict_tables` wrote the file."""
     try:
         metadata = pq.read_schema(path).metadata
     except (OSError, pa.ArrowException):

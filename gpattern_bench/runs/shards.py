@@ -1,4 +1,4 @@
-"""Shards of a split: fields of view that are predicted together, and the file that holds them."""
+"""Shards of a split: fields of view predicted together, one file each."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ __all__ = [
 ]
 
 MOLECULES = 100_000
-"""A shard has as many or more, unless it is the last of its split: what a crash may cost."""
+"""Least number of molecules in a shard, but for the last: bounds what a crash may cost."""
 
 _COST = b"gpattern_bench_piece"
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Cells that are predicted together.
+    """Cells predicted together.
 
     Attributes
     ----------
@@ -64,7 +64,7 @@ class Shard:
 
 @cache
 def _code_sha256() -> str:
-    """Hash over the modules of this package: a method's code may change without its version."""
+    """Hash this package's modules: code may change without the version."""
     digest = hashlib.sha256()
     here = Path(__file__).parents[1]  # the whole package
     for path in sorted(here.rglob("*.py")):
@@ -73,7 +73,7 @@ def _code_sha256() -> str:
 
 
 def run_key(method: str, dataset: Dataset, seed: int) -> dict[str, Any]:
-    """What scores depend on: those of another key are never taken for these."""
+    """Key of everything that scores depend on."""
     files = dataset.manifest.files
     return {
         "method": method,
@@ -108,7 +108,7 @@ def cut_shards(dataset: Dataset, split: str, *, per_cell: bool) -> list[Shard]:
 
 
 def _groups(dataset: Dataset, split: str) -> Iterator[list[str]]:
-    """Consecutive fields of view with some number of molecules together."""
+    """Group consecutive fields of view to :data:`MOLECULES` or more."""
     fovs = dataset.fovs(split)
     table = read_table(dataset.folder / "cells.parquet", fovs, ["fov", "n_molecules"])
     sizes = table.group_by("fov").aggregate([("n_molecules", "sum")]).to_pydict()
@@ -126,7 +126,7 @@ def _groups(dataset: Dataset, split: str) -> Iterator[list[str]]:
 
 
 def predict_shard(model: Path, cells: Cells, path: Path) -> None:
-    """Score cells with the model of a folder into a file, whole or not at all."""
+    """Score cells with a saved model and write the file, whole or not at all."""
     method = _loaded(model)
     began = time.perf_counter()
     scores = predict_cells(method, cells, bar=False)
@@ -144,7 +144,7 @@ def _loaded(model: Path) -> Method:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a file is one that :func:`predict_shard` wrote; a power cut may leave others."""
+    """Test whether :func:`predict_shard` wrote the file; a power cut may leave others."""
     try:
         return _COST in (pq.read_schema(path).metadata or {})
     except (OSError, pa.ArrowException):
@@ -152,14 +152,14 @@ def is_whole(path: Path) -> bool:
 
 
 def read_shards(shards: list[Shard], folder: Path) -> Iterator[tuple[list[str], pd.DataFrame]]:
-    """Fields of view and scores of each shard, one after the other."""
+    """Yield the fields of view and scores of each shard."""
     for shard in shards:
         table = pq.read_table(folder / shard.file, page_checksum_verification=True)
         yield shard.fovs, table.to_pandas()
 
 
 def read_costs(shards: list[Shard], folder: Path) -> tuple[float, float]:
-    """Seconds that shards took in all, and the peak RSS, MiB."""
+    """Return the shards' total seconds and peak RSS (MiB)."""
     schemas = [pq.read_schema(folder / shard.file) for shard in shards]
     costs = [json.loads(schema.metadata[_COST]) for schema in schemas]
     return sum(cost["seconds"] for cost in costs), max(cost["peak_rss_mib"] for cost in costs)

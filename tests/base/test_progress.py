@@ -298,7 +298,7 @@ class TestAblation:
         bars = [line for line in lines if "%|" in line]
         assert [line.partition(":")[0] for line in bars] == ["training", "gpsnet"] * 4
         lines = [line for line in lines if line and line not in bars]
-        assert lines.pop(2).endswith(".safetensors: going on after epoch 1")
+        assert lines.pop(2).endswith(".safetensors: resuming after epoch 1")
         assert lines[:5] == [
             "depths (N-1):1, 1 of 5: AUC X, ACC X, F1 X; found done",
             "depths 2:1, 2 of 5: training on 6 cells",

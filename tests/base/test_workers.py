@@ -191,7 +191,7 @@ class TestCuration:
             tifffile.imwrite(image, tifffile.imread(image) + 0.5)
         texts = []
         for how in ({}, where):
-            with pytest.raises(SourceError, match=r"F002\.tif is no label image") as caught:
+            with pytest.raises(SourceError, match=r"F002\.tif is not a label image") as caught:
                 curate(COSMX, folder.parent, tmp_path / "out", name="c", version="1.0.0", **how)
             texts.append(str(caught.value))
             assert [path.name for path in tmp_path.iterdir()] == ["sources"]

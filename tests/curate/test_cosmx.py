@@ -514,7 +514,7 @@ def test_images_that_are_no_tif(folder, scratch, content):
     path = write_cosmx(folder)
     next(path.rglob("CellLabels_F002.tif")).write_bytes(content)
     with pytest.raises(
-        SourceError, match=r"CellLabels_F002\.tif (is no|cannot be read as a) label"
+        SourceError, match=r"CellLabels_F002\.tif (is not a|cannot be read as a) label"
     ):
         read(path, scratch)
 

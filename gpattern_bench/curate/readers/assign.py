@@ -1,4 +1,4 @@
-"""Which cell a molecule lies in, and which tile a cell, where a source does not say."""
+"""Assign molecules to cells, and cells to tiles, if the source does not."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BLOCK = 100_000  # points: as geometries they take about 100 bytes each
 
 
 class CellFinder:
-    """Finds the cell that a point lies in, among outlines that are indexed once.
+    """Find the cell of each point; outlines are indexed once.
 
     Outlines that are not valid count as curation repairs them
     (:func:`gpattern_bench.base.geometry.polygonal`); in those without any area nothing lies.
@@ -83,7 +83,7 @@ def assign_cells(
 
 
 def tiles(xy: NDArray[Any], side: float) -> NDArray[np.object_]:
-    """Name the square tile that each point lies in: fields of view where a source has none.
+    """Name the square tile of each point, to serve as its field of view.
 
     Tiles lie on multiples of `side` and are counted from the lowest ones that are used. Their
     names sort as text like their numbers: by column, then by row.

@@ -50,7 +50,7 @@ def read_bento(path: Path, patterns: Sequence[str]) -> Release:
         missing = [name for name in expected if not isinstance(file.get(name), h5py.Group)]
         if missing:
             raise SourceError(
-                f"{path} is no Bento h5ad: it lacks {', '.join(missing)}. Expected molecules in "
+                f"{path} is not a Bento h5ad: it lacks {', '.join(missing)}. Expected molecules in "
                 "uns/points (x, y, gene, cell, batch) and outlines in obs (cell_shape)."
             )
         cells = _cells(file, path)

@@ -21,7 +21,7 @@ _TEXT = pa.dictionary(pa.int32(), pa.string())
 
 
 def find_table(folder: Path, names: Sequence[str]) -> Path:
-    """Return the first of some files that is there.
+    """Return the first file that exists.
 
     Raises
     ------

@@ -47,7 +47,7 @@ _NO_ROWS = pa.schema(
 
 _NUCLEUS = 1  # in CompartmentLabels; what its other codes mean is not documented
 _HEIGHT = 3648  # rows of a whole image, where only a crop of it is there
-_ENOUGH, _AGREE = 100, 0.5  # of so many molecules, the least share in the pixels of their cells
+_ENOUGH, _AGREE = 100, 0.5  # molecules to judge by; least share in the pixels of their cells
 
 
 def read_cosmx(
@@ -107,7 +107,7 @@ def read_cosmx(
 
 
 def _files(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    """The files that are read, with names for messages; those in a folder exist by that name."""
+    """Open the files to read, with names for messages."""
     if path.is_file():
         for name, member in members(path):
             if _is_read(path / name):
@@ -129,7 +129,7 @@ def _is_read(source: Path) -> bool:
 
 
 class _Flat:
-    """The files of one sample: taken in any order, then given field of view by field of view.
+    """Files of one sample, read in any order, yielded by field of view.
 
     It goes with every piece to the process that reads it, so it holds no rows and no pixels.
     """
@@ -186,7 +186,7 @@ class _Flat:
         nowhere = self.molecules.nowhere
         for fov in sorted(inside | set(self.cells) | set(self.molecules.outside)):
             yield partial(self._piece, fov, self.molecules, nowhere)
-            nowhere = 0  # told once
+            nowhere = 0  # warned once
 
     def _piece(self, fov: str, molecules: CosmxMolecules, nowhere: int) -> Release:
         rows = self.spill.rows(fov) if fov in self.spill.fovs else _NO_ROWS
@@ -296,7 +296,7 @@ def _share_in_place(
     image: NDArray[np.int32],
     corner: tuple[float, float],
 ) -> float:
-    """Share of the molecules that lie in the pixels of their cells; 1 if they are few."""
+    """Share of molecules in the pixels of their cells; 1 if there are too few to judge."""
     compared = molecules["cell_id"].isin(cells["cell_id"]).to_numpy()
     if compared.sum() < _ENOUGH:
         return 1.0

@@ -82,9 +82,9 @@ class CosmxMolecules:
         lacking = [name for name in ("fov", "cell_id", "target") if name not in self.columns]
         if lacking or not any(self.columns.issuperset(pair) for pair in (GLOBAL, LOCAL)):
             raise SourceError(
-                f"{source} is no csv of CosMx molecules: expected the columns fov, cell_ID, target "
-                f"and {', '.join(GLOBAL)} or {', '.join(LOCAL)}, but of those that are read it "
-                f"has only {', '.join(sorted(self.columns)) or 'none'}"
+                f"{source} is not a csv of CosMx molecules: expected the columns fov, cell_ID, "
+                f"target and {', '.join(GLOBAL)} or {', '.join(LOCAL)}; of the columns to read "
+                f"it has only {', '.join(sorted(self.columns)) or 'none'}"
             )
         for batch in batches:
             self._take(batch, spill)
@@ -97,7 +97,7 @@ class CosmxMolecules:
         return (x, down - height) if self._downward else (x, up)
 
     def settle(self, positions: Mapping[str, tuple[float, float]]) -> None:
-        """Find out, once all rows are known, which way local y runs; warn of what looks odd."""
+        """Infer the direction of local y from all rows; warn of oddities."""
         odd = sorted(self._compartments - {*PATTERNS.values(), *_NO_PATTERN})
         if odd:
             _log.warning("%s: CellComp has %s, taken as none of %s", self.source, odd, [*PATTERNS])

@@ -1,4 +1,4 @@
-"""Molecules of a slide that come in any order, gathered into pieces of one field of view each."""
+"""Group a slide's molecules, which come in any order, by field of view."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Dropped = dict[str, dict[str, int]]
 
 
 def count(dropped: Dropped, table: str, reason: str, rows: NDArray[np.bool_]) -> None:
-    """Add rows to those left out of a table for a reason."""
+    """Count rows dropped from a table for a reason."""
     of_table = dropped.setdefault(table, {})
     of_table[reason] = of_table.get(reason, 0) + int(rows.sum())
 
@@ -36,7 +36,7 @@ def outlined_cells(
     nucleus: NDArray[np.object_] | None,
     dropped: Dropped,
 ) -> pd.DataFrame:
-    """Cells as a release has them, but for the field of view.
+    """Make a release's table of cells, without fields of view.
 
     Cells whose outline has no centroid (none, empty, not finite) are left out and counted.
 
@@ -61,7 +61,7 @@ def outlined_cells(
 def group_by_fov(
     blocks: Iterable[pa.Table], cells: pd.DataFrame, scratch: Path, *, tile: float, dropped: Dropped
 ) -> Iterator[Piece]:
-    """Put molecules aside by field of view, then yield them with their cells.
+    """Sort molecules by field of view on disk, then yield them with their cells.
 
     A cell lies in the field of view that most of its molecules name (of several the first as
     text) or, where the source names none, in the tile of its centroid. Cells without molecules

@@ -1,4 +1,4 @@
-"""Labels of pairs from the forms in which sources publish them."""
+"""Labels of pairs from csv files."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def label_image(source: Path) -> NDArray[np.int32]:
     Raises
     ------
     SourceError
-        It is no tif, or no label image.
+        Not a tif, or not a label image.
     MissingExtraError
         It is compressed in a way that needs another package.
     """
@@ -44,14 +44,14 @@ def label_image(source: Path) -> NDArray[np.int32]:
             ) from error
     if image.ndim != 2 or image.dtype.kind not in "uif":
         raise SourceError(
-            f"{source} is no label image: expected one plane of numbers, got {image.dtype} of "
+            f"{source} is not a label image: expected one plane of numbers, got {image.dtype} of "
             f"shape {image.shape}"
         )
     with np.errstate(invalid="ignore"):
         labels = image.astype(np.int32, copy=False)
     if not np.array_equal(labels, image) or labels.min(initial=0) < 0:
         raise SourceError(
-            f"{source} is no label image: expected whole numbers from 0 to 2^31 - 1, got "
+            f"{source} is not a label image: expected whole numbers from 0 to 2^31 - 1, got "
             f"{image.min()} to {image.max()} in {image.dtype}"
         )
     return labels

@@ -1,4 +1,4 @@
-"""Rows put aside on disk by field of view: how a release larger than memory is sorted."""
+"""External sort by field of view, for releases larger than memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Spill"]
 
 
 class Spill:
-    """Rows that come in any order and are read back field of view by field of view.
+    """Sort rows by field of view on disk.
 
     One Arrow IPC file is open, however many fields of view there are; what stays in memory is
     where each one's rows lie, and the distinct values of text columns. Use as a context manager;
@@ -59,7 +59,7 @@ class Spill:
         return sorted(self._batches)
 
     def append(self, table: pa.Table) -> None:
-        """Put rows aside; every table has the same columns, of which one is ``fov`` (text).
+        """Append rows; every table has the same columns, one of them ``fov`` (text).
 
         Text columns may be plain or dictionary-encoded, and null except in ``fov``.
 
@@ -140,7 +140,7 @@ class Spill:
                 self._written += 1
 
     def close(self) -> None:
-        """End the file: nothing more is put aside."""
+        """Close the file for writing."""
         writer, self._writer = self._writer, None
         if writer is not None:
             with self._writing():

@@ -573,7 +573,7 @@ def _draw_field(
 
 
 def _majority(compartment: Ints, count: Ints) -> NDArray[np.bool_]:
-    """Whether at least half of each pair's molecules lie in each compartment: (pairs, 3)."""
+    """Test whether half of a pair's molecules or more lie in each compartment: (pairs, 3)."""
     n_pairs, n_compartments = len(count), len(COMPARTMENTS)
     row = np.repeat(np.arange(n_pairs) * n_compartments, count) + compartment
     held = np.bincount(row, minlength=n_pairs * n_compartments).reshape(n_pairs, n_compartments)

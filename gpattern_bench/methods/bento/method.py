@@ -77,7 +77,8 @@ def bento_features(cell: Cell, *, unit_um: float = UNIT_UM, min_count: int = 0) 
     """
     if not 0 < unit_um < math.inf:
         raise MethodError(
-            f"a pixel of {unit_um} um is no length: expected a positive number, such as {UNIT_UM}"
+            f"a pixel of {unit_um} um is not a length: expected a positive number, such as "
+            f"{UNIT_UM}"
         )
     shape = cell.geometry
     rings = shape.boundary_rings
@@ -180,7 +181,7 @@ def features(cells: Cells, *, unit_um: float = UNIT_UM) -> Iterator[pd.DataFrame
 
 
 class Bento:
-    """A random forest on Bento's features, fitted on the labels of whatever cells it is given."""
+    """Random forest on Bento's features, fitted on the training cells' labels."""
 
     about: ClassVar = About(
         name="bento",
@@ -208,7 +209,7 @@ class Bento:
         self._forest = Forest.load(folder / _FOREST)
 
     def predict(self, cells: Cells) -> Scores:
-        """Score each pair by the mean share of each pattern in the leaves that it ends in."""
+        """Score each pair by the mean share of each pattern in its leaves."""
         return forest_scores(cells, bento_features, self._forest)
 
 

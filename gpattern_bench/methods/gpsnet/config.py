@@ -1,4 +1,4 @@
-"""What a GPSNet is made of and how it is trained: settings, and those of each preset."""
+"""Settings of GPSNet and of its training, and their presets."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _JSON_KINDS = {"tuple[str, ...]": list, "int": int, "bool": bool}
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that fixes the shape of a model; with the weights, a whole model.
+    """Shape of a model; with the weights, the whole model.
 
     Attributes
     ----------
@@ -99,7 +99,7 @@ class Config:
         if len(set(self.genes)) != len(self.genes):
             problems.append("a gene is in the vocabulary twice")
         if problems:
-            raise MethodError(f"this is no GPSNet: {'; '.join(problems)}")
+            raise MethodError(f"not a GPSNet: {'; '.join(problems)}")
 
     @classmethod
     def preset(
@@ -117,7 +117,7 @@ class Config:
         return cls(tuple(genes), tuple(patterns), **PRESETS[name] | changes)
 
     def to_json(self) -> str:
-        """All of it as JSON."""
+        """Convert to JSON."""
         return json.dumps(asdict(self), indent=1)
 
     @classmethod
@@ -147,7 +147,7 @@ class Config:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How a model is trained.
+    """Settings of training.
 
     Attributes
     ----------
@@ -173,8 +173,8 @@ class TrainingConfig:
         Share of the cells some of whose genes are made unknown, drawn anew in each epoch: a share
         of the genes between none and all.
     patience : int
-        Stop after so many epochs in which the loss on val did not become lower, and take the
-        weights of the best epoch; 0: never.
+        Stop after this many epochs without a lower val loss, and take the weights of the best
+        epoch; 0: never.
     """
 
     epochs: int
@@ -203,10 +203,10 @@ class TrainingConfig:
             if not 0 <= share <= 1:
                 wrong.append(f"{name} is {share}, expected a share")
         if wrong:
-            raise MethodError(f"GPSNet cannot be trained like this: {'; '.join(wrong)}")
+            raise MethodError(f"invalid training settings of GPSNet: {'; '.join(wrong)}")
 
     def rate_at(self, step: int, steps: int) -> float:
-        """Learning rate of a step, of so many.
+        """Learning rate at `step` of `steps`.
 
         >>> [TrainingConfig(1, rate=1.0, warmup=2).rate_at(step, 4) for step in range(4)]
         [0.5, 1.0, 1.0, 1.0]

@@ -1,4 +1,4 @@
-"""What GPSNet is trained on: cells as tokens, which of them each step sees, and how."""
+"""Training data of GPSNet: cells as tokens, batches and augmentation."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _GROUPED = 16  # batches whose cells are sorted by length together
 
 
 class LabelledTokens:
-    """Labelled cells of a split as tokens, kept while they fit into memory.
+    """Labelled cells of a split as tokens, cached up to :data:`KEPT` bytes.
 
     Attributes
     ----------
@@ -59,7 +59,7 @@ class LabelledTokens:
         self._room = KEPT
 
     def tokens(self, index: int) -> Tokens:
-        """Cell `index`, prepared now or before; from any thread."""
+        """Return cell `index`, prepared now or before; thread-safe."""
         if index in self._kept:
             return self._kept[index]
         tokens = self.prepared(self.cells[index])
@@ -70,11 +70,11 @@ class LabelledTokens:
         return tokens
 
     def prepared(self, cell: Cell) -> Tokens:
-        """Any cell of the same panel."""
+        """Prepare any cell of the same panel."""
         return prepare(cell, self._rows, self._config)
 
     def identity(self) -> str:
-        """Hash of the molecules, outlines and labels."""
+        """Hash the molecules, outlines and labels."""
         digest = hashlib.sha256()
         for cell in self.cells:
             for shape in (cell.boundary, cell.nucleus):
@@ -85,7 +85,7 @@ class LabelledTokens:
 
 
 def epoch_batches(lengths: _Ints, batch: int, seed: int, epoch: int) -> list[_Ints]:
-    """Cells of each step of an epoch: each cell once, cells of similar length together.
+    """Batch an epoch: each cell once, cells of similar length together.
 
     Parameters
     ----------
@@ -109,13 +109,13 @@ def epoch_batches(lengths: _Ints, batch: int, seed: int, epoch: int) -> list[_In
 
 
 def generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
-    """Random numbers of an epoch: stream 0 is that of the order, stream i + 1 that of cell i."""
+    """Make a generator for an epoch: stream 0 for the order, stream i + 1 for cell i."""
     key = np.array([seed, (epoch << 32) + stream], np.uint64)
     return np.random.Generator(np.random.Philox(key=key))
 
 
 def drop_molecules(cell: Cell, rng: np.random.Generator, most: float) -> Cell:
-    """A labelled cell without some of its molecules: a share of up to `most` of them."""
+    """Drop a random share of a labelled cell's molecules, up to `most`."""
     kept = rng.random(len(cell.gene)) >= most * rng.random()
     if not kept.any():
         return cell
@@ -132,14 +132,14 @@ def drop_molecules(cell: Cell, rng: np.random.Generator, most: float) -> Cell:
 
 
 def rotate(cell: Tokens, rng: np.random.Generator) -> Tokens:
-    """A cell rotated by any angle and, half of the time, mirrored."""
+    """Rotate a cell by a random angle; mirror it half of the time."""
     angle, mirror = 2 * np.pi * rng.random(), rng.random() < 0.5
     cos, sin = np.cos(angle), np.sin(angle)
     return cell.mapped(np.array([[cos, -sin], [-sin, -cos] if mirror else [sin, cos]]))
 
 
 def mask_genes(cell: Tokens, rng: np.random.Generator, unknown: int) -> Tokens:
-    """A cell with some genes made unknown: a share between none and all."""
+    """Make a random share of a cell's genes unknown."""
     share = rng.random()
     return cell.without_genes(rng.random(len(cell.query)) < share, unknown)
 
@@ -147,7 +147,7 @@ def mask_genes(cell: Tokens, rng: np.random.Generator, unknown: int) -> Tokens:
 def prefetch(
     make: Callable[[_Item], _Made], items: Iterable[_Item], workers: int
 ) -> Iterator[_Made]:
-    """Make something of each item in other threads, a few items ahead; results in order."""
+    """Apply `make` to items in threads, a few ahead; yield results in order."""
     waiting: deque[Future[_Made]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         for item in items:

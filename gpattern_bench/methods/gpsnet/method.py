@@ -193,7 +193,7 @@ class GPSNetMethod:
 
 
 def _cut(items: Iterator[tuple[Cell, Tokens]], most: int) -> Iterator[list[tuple[Cell, Tokens]]]:
-    """Lists of so many cells at most, and of no more than a number of molecules in all."""
+    """Cut items into lists of at most `most` cells and :data:`_MOLECULES` molecules."""
     part: list[tuple[Cell, Tokens]] = []
     molecules = 0
     for item in items:

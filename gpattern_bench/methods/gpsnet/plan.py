@@ -224,7 +224,7 @@ class Step:
     def add(self, out: Tensor, values: Tensor) -> None:
         """Add (heads, blocks, U, D) where :meth:`gathered` takes it from."""
         if self.keys is None:
-            self.write(out, values)  # nobody else does
+            self.write(out, values)
         else:
             out.index_add_(1, self.keys, values.flatten(1, 2).to(out.dtype))
 

@@ -1,9 +1,7 @@
-"""Training of GPSNet: the loop, and checkpoints that it goes on from.
+"""Training loop of GPSNet, with checkpoints.
 
-What happens in an epoch - the order of the cells, how each is turned, which genes are forgotten -
-is drawn from (seed, epoch, cell) alone. So a run that was killed goes on from its last checkpoint
-to the weights that it would have reached, to the bit, and several processes together see what one
-process would see.
+All draws of an epoch - order, rotation, unknown genes - depend on (seed, epoch, cell) alone. So a
+resumed run reaches the same weights, to the bit, and several processes together see what one would.
 """
 
 from __future__ import annotations
@@ -50,7 +48,7 @@ _NATIVE = ("avx512_bf16", "amx_tile")
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """What training gives.
+    """Result of training.
 
     Attributes
     ----------
@@ -87,7 +85,7 @@ def train_network(
     val : Cells, optional
         Scored after each epoch.
     checkpoint : pathlib.Path, optional
-        File that is written after each epoch, and gone on from if it is there.
+        Written after each epoch; training resumes from it if it exists.
 
     Returns
     -------
@@ -97,8 +95,8 @@ def train_network(
     Raises
     ------
     MethodError
-        There is nothing to learn from, the checkpoint is of another run, or the loss is no longer
-        a number; the last checkpoint then stays.
+        There is nothing to learn from, the checkpoint is of another run, or the loss is not
+        finite; the last checkpoint then stays.
     MissingExtraError
         accelerate or safetensors is not installed.
     """
@@ -202,7 +200,7 @@ class _Trainer:
         return Trained(self.network.cpu().eval(), self.history)
 
     def _told(self, seconds: float, left: float) -> str:
-        """What is said of an epoch at its end."""
+        """Format the log line of an epoch."""
         row = self.history[-1]
         text = f"epoch {row['epoch']} of {self.training.epochs}: loss {row['loss']:.4f}"
         if self.val_data is not None:
@@ -250,7 +248,7 @@ class _Trainer:
         return 4 if self.device.type == "cuda" else 1
 
     def _shown(self, epoch: int, index: int) -> Tokens:
-        """A cell as this epoch shows it."""
+        """Augment a cell for this epoch."""
         rng = generator(self.seed, epoch, index + 1)
         if rng.random() < 0.5 and self.training.thinned:
             cell = self.data.prepared(
@@ -265,7 +263,7 @@ class _Trainer:
         return cell
 
     def _step(self, tokens: list[Tokens], pairs: int) -> float | None:
-        """One step on this process' cells of a batch; None if the loss is no number any more.
+        """Train on this process' cells of a batch; return None if the loss is not finite.
 
         `pairs` counts the labelled pairs of the batch in all processes: each of them weighs the
         same, wherever it is.
@@ -294,7 +292,7 @@ class _Trainer:
         if checkpoint is not None and checkpoint.exists():
             kept = f"the last good state, after epoch {epoch}, is in {checkpoint}"
         return (
-            f"the loss or its gradient is no finite number in epoch {epoch + 1}, step {step + 1}; "
+            f"the loss or its gradient is not finite in epoch {epoch + 1}, step {step + 1}; "
             f"{kept}. Train at a lower rate than {self.training.rate:g} or with a longer warm-up "
             f"than {self.training.warmup} steps, and check the coordinates"
         )
@@ -304,7 +302,7 @@ class _Trainer:
         return float(self.accelerator.reduce(tensor, "sum"))
 
     def _validated(self) -> dict[str, float]:
-        """Loss, AUC and F1 of the val cells, of which each process scores some."""
+        """Score the val cells, shared by the processes: loss, AUC and F1."""
         from accelerate.utils import gather_object
 
         if self.val_data is None:
@@ -343,7 +341,7 @@ class _Trainer:
         write_tensors(path, tensors, note)
 
     def resume(self, path: Path) -> None:
-        """Go on from a checkpoint of the same run.
+        """Resume from a checkpoint of the same run.
 
         Raises
         ------
@@ -367,10 +365,10 @@ class _Trainer:
         self.best = _under("best.", tensors)
         self.history = note["history"]
         if self.accelerator.is_main_process:
-            _log.info("%s: going on after epoch %d", path, len(self.history))
+            _log.info("%s: resuming after epoch %d", path, len(self.history))
 
     def _identity(self) -> str:
-        """Hash of all that decides the weights, but for the machine and the processes."""
+        """Hash all that decides the weights, but for the machine and the processes."""
         parts = [self.config.to_json(), asdict(self.training), self.seed, self.data.identity()]
         if self.val_data is not None:
             parts.append(self.val_data.identity())

@@ -115,7 +115,7 @@ class Locfish:
         self._forest = Forest.load(folder / _FOREST)
 
     def predict(self, cells: Cells) -> Scores:
-        """Score each pair by the mean share of each pattern in the leaves that it ends in."""
+        """Score each pair by the mean share of each pattern in its leaves."""
         return forest_scores(cells, self._features, self._forest)
 
     @staticmethod
