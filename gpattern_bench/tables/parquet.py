@@ -102,9 +102,9 @@ class _ColumnHash:
 
     def update(self, array: pa.Array) -> None:
         validity, lengths, values = self.parts
-        validity.update(np.asarray(array.is_valid()).astype(np.uint8).tobytes())
-        if pa.types.is_dictionary(array.type):
+        if pa.types.is_dictionary(array.type):  # first: older pyarrow sees no null among its values
             array = array.dictionary_decode()
+        validity.update(np.asarray(array.is_valid()).astype(np.uint8).tobytes())
         if self.text or self.binary:
             array = array.cast(pa.large_string() if self.text else pa.large_binary())
             array = array.cast(pa.large_binary()).fill_null(b"")
