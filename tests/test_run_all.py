@@ -352,7 +352,7 @@ class TestFailures:
             ([], {}, MethodError, "0 methods"),
             (["sprawl"], {"seed": -1}, MethodError, "seed -1"),
             (["sprawl"], {"jobs": 0}, MethodError, "0 jobs"),
-            (["sprawl"], {"jobs": 2, "cluster": "tcp://a:1"}, WorkersError, "give no --jobs"),
+            (["sprawl"], {"jobs": 2, "cluster": "tcp://a:1"}, WorkersError, "leave out --jobs"),
         ],
     )
     def test_wrong_usage_starts_nothing(self, dataset, tmp_path, methods, options, error, text):
