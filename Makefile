@@ -17,7 +17,7 @@ test: .venv/installed-dev lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 	$(BIN)/gpattern-bench leaderboard --check
 
-# While you work: what takes two minutes.
+# While you work: all but the slow tests.
 check: .venv/installed-dev lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
