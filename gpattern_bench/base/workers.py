@@ -75,9 +75,8 @@ def workers(jobs: int | None, cluster: str | None) -> Iterator[Workers | None]:
             raise WorkersError("a cluster's workers say how many jobs there are: leave out --jobs")
         with _connect(cluster) as client:
             held = 2 * sum(client.nthreads().values())
-            executor = partial(
-                client.get_executor, pure=False
-            )  # equal calls are calls of their own
+            # Not pure: two equal calls are both made.
+            executor = partial(client.get_executor, pure=False)
             yield Workers(executor, _cancel, held)
         return
     count = processors() if jobs == -1 else jobs or 1
