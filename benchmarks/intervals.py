@@ -12,9 +12,9 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "evaluate"))
 
-import test_uncertainty as study
+import test_bootstrap as study
 
 from gpattern_bench.evaluate.bootstrap import interval
 
