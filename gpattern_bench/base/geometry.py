@@ -271,6 +271,37 @@ class CellGeometry:
         beyond = (self.radius > 0).astype(np.float64)
         return np.divide(self.radius, self.ray_radius, out=beyond, where=self.ray_radius > 0)
 
+    @cached_property
+    def size(self) -> float:
+        """Radius of a disk as large as the cell."""
+        return float(np.sqrt(self.boundary_moments.area / np.pi))
+
+    @cached_property
+    def depth(self) -> _Floats:
+        """(n,) distance below the outline in sizes of the cell, negative outside."""
+        return np.where(self.in_boundary, 1, -1) * self.boundary_distance / self.size
+
+    @cached_property
+    def from_nucleus(self) -> _Floats:
+        """(n,) distance to the nucleus' outline in sizes of the cell, negative inside it.
+
+        NaN where there is no nucleus.
+        """
+        return np.where(self.in_nucleus, -1, 1) * self.nucleus_distance / self.size
+
+    @cached_property
+    def between(self) -> _Floats:
+        """(n,) -1 deep in the nucleus, 0 on its outline, 1 on the cell's.
+
+        Inside, the distance in sizes of the nucleus; outside, the share of the way to the cell's
+        outline. NaN where there is no nucleus.
+        """
+        if self.nucleus_moments is None:
+            return np.full(len(self.xy), np.nan)
+        distance, own = self.nucleus_distance, np.sqrt(self.nucleus_moments.area / np.pi)
+        outwards = distance / np.maximum(distance + self.boundary_distance, 1e-9)
+        return np.where(self.in_nucleus, -np.minimum(distance / own, 1), outwards)
+
 
 def _points(xy: NDArray[Any]) -> _Floats:
     return np.ascontiguousarray(xy, np.float64).reshape(-1, 2)

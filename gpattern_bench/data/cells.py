@@ -106,7 +106,11 @@ class Cells:
         Names of the gene codes.
     patterns : tuple of str
         Names of the label columns.
+    simulated : bool
+        Whether the cells are simulated.
     """
+
+    simulated: bool = False
 
     def __init__(
         self,
@@ -117,7 +121,9 @@ class Cells:
         patterns: tuple[str, ...],
         labels: bool,
         keep: Collection[str] | None = None,
+        simulated: bool = False,
     ) -> None:
+        self.simulated = simulated
         self.genes = genes
         self.patterns = patterns
         self._folder = folder
@@ -125,6 +131,11 @@ class Cells:
         self._labels = labels
         self._keep = None if keep is None else frozenset(keep)
         self._change: Callable[[Cell], Cell] | None = None
+
+    @property
+    def parts(self) -> tuple[Cells, ...]:
+        """Cells of one dataset each, in order; this object itself if they are of one."""
+        return (self,)
 
     def without_labels(self) -> Cells:
         """Return the same cells without labels, as methods predict from them."""

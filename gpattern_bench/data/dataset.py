@@ -218,6 +218,7 @@ class Dataset:
             patterns=self.patterns,
             labels=self.has_labels,
             keep=keep,
+            simulated=self.manifest.is_simulated,
         )
 
     def torch(self, split: str | None = None) -> TorchCells:

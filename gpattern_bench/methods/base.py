@@ -103,10 +103,13 @@ class FitContext:
         Labelled cells to score after each epoch, to report; not to learn from.
     checkpoint : pathlib.Path or None
         File to write after each epoch, and to resume from if it exists.
+    init : pathlib.Path or None
+        Folder of a saved model to start from.
     """
 
     val: Cells | None = None
     checkpoint: Path | None = None
+    init: Path | None = None
 
 
 def fit_in_context(method: Method, train: Cells, seed: int, context: FitContext) -> None:

@@ -79,17 +79,9 @@ def pair_features(cell: Cell) -> _Floats:
 def _places(cell: Cell) -> _Floats:
     """Where each molecule lies (n, 7), in the order of :data:`_COLUMNS`."""
     geometry, n = cell.geometry, len(cell.gene)
-    size = np.sqrt(geometry.boundary_moments.area / np.pi)
-    depth = np.where(geometry.in_boundary, 1, -1) * geometry.boundary_distance / size
+    depth, nucleus, between = geometry.depth, geometry.from_nucleus, geometry.between
     radius = np.minimum(geometry.relative_radius, 1)
-    nucleus = between = nucleus_rank = np.full(n, np.nan)
-    if geometry.nucleus_moments is not None:
-        inside, distance = geometry.in_nucleus, geometry.nucleus_distance
-        own = np.sqrt(geometry.nucleus_moments.area / np.pi)
-        nucleus = np.where(inside, -1, 1) * distance / size
-        outwards = distance / np.maximum(distance + geometry.boundary_distance, 1e-9)
-        between = np.where(inside, -np.minimum(distance / own, 1), outwards)
-        nucleus_rank = mean_ranks(nucleus) / n
+    nucleus_rank = np.full(n, np.nan) if cell.nucleus is None else mean_ranks(nucleus) / n
     ranks = [mean_ranks(depth) / n, nucleus_rank, mean_ranks(radius) / n]
     return np.column_stack([depth, nucleus, between, radius, *ranks])
 

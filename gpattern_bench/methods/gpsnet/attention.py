@@ -122,25 +122,73 @@ class KNNAttention(nn.Module):
         Width of the tokens.
     heads : int
         A divisor of it.
+    biased : bool
+        Add a learnt bias to the scores: of the distance, and of whether two molecules are of the
+        same group.
     """
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, *, biased: bool = False) -> None:
         super().__init__()
         if dim % heads:
             raise MethodError(f"{heads} heads do not divide the width of {dim}")
         self.heads = heads
         self.query_key_value = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
+        self.bias = _DistanceBias(heads) if biased else None
 
-    def forward(self, x: Tensor, plan: KNNPlan) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        plan: KNNPlan,
+        positions: Tensor | None = None,
+        groups: Tensor | None = None,
+    ) -> Tensor:
         """Attend among the molecules of a plan: (L, dim) or (B, L, dim) -> the same shape.
 
         With (B, L, dim), all B share the plan's positions; clouds with positions of their own go
-        end to end, with :func:`join_plans`.
+        end to end, with :func:`join_plans`. With a bias, `positions` (L, 2) and `groups` (L,) in
+        the plan's order, and one cloud only.
         """
+        if self.bias is not None:
+            assert x.ndim == 2
+            assert positions is not None
+            assert groups is not None
+            return self._biased(x, plan, positions, groups)
         B, L = (1, *x.shape[:-1])[-2:]
         parts = self.query_key_value(x).view(B, L, 3, self.heads, -1)
         q, k, v = parts.permute(2, 0, 3, 1, 4).flatten(1, 2)  # (B * heads, L, head_dim) each
         out = knn_attention(q, k, v, plan).view(B, self.heads, L, -1)
         projected: Tensor = self.out(out.transpose(1, 2).reshape(x.shape))
         return projected
+
+    def _biased(self, x: Tensor, plan: KNNPlan, positions: Tensor, groups: Tensor) -> Tensor:
+        assert plan.order is None
+        assert self.bias is not None
+        q, k, v = self.query_key_value(x).view(len(x), 3, self.heads, -1).permute(1, 2, 0, 3)
+        places = torch.cat([positions, groups[:, None].to(positions.dtype)], dim=1)[None]
+        out = []
+        for step in plan.steps(self.heads, _COPIED.get(x.device.type, _MOST)):
+            bias = self.bias(step.queries(places)[0], step.gathered(places)[0]) + step.bias[:, None]
+            sliced = (step.queries(q), step.gathered(k), step.gathered(v))
+            query, key, value = (part.transpose(0, 1) for part in sliced)
+            found = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(q.dtype))
+            out.append(step.unpadded(found.transpose(0, 1)))
+        projected: Tensor = self.out(torch.cat(out, dim=1).transpose(0, 1).flatten(1))
+        return projected
+
+
+class _DistanceBias(nn.Module):
+    """MLP of the log distance of two molecules and of whether they are of one group."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(2, 8), nn.GELU(), nn.Linear(8, heads))
+
+    def forward(self, query: Tensor, key: Tensor) -> Tensor:
+        """(blocks, B, 3) and (blocks, U, 3), x, y and group -> (blocks, heads, B, U)."""
+        apart = query[:, :, None] - key[:, None]  # (blocks, B, U, 3)
+        distance = torch.linalg.vector_norm(apart[..., :2], dim=-1)
+        same = (apart[..., 2] == 0).to(query.dtype)
+        told = torch.stack([(distance + 0.003).log() / 2 + 1, same], dim=-1)
+        out: Tensor = self.mlp(told).permute(0, 3, 1, 2)
+        return out

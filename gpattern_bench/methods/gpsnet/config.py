@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
 import numpy as np
 
 from gpattern_bench.errors import MethodError
 
-__all__ = ["PRESETS", "TRAININGS", "Config", "TrainingConfig"]
+__all__ = ["FINE_TUNING", "PRESETS", "TRAININGS", "Config", "TrainingConfig", "steps_for"]
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -27,6 +27,21 @@ PRESETS: dict[str, dict[str, Any]] = {
         "fourier": 32,
         "pooled": True,
     },
+    "gpsnet": {
+        "inputs": "invariant",
+        "genes_as": "bias",
+        "attends_to": "own",
+        "self_attention": False,
+        "counts": True,
+        "encoder_depth": 0,
+        "decoder_depth": 2,
+        "heads": 4,
+        "width": 64,
+        "mlp_ratio": 2,
+        "neighbours": 32,
+        "fourier": 4,
+        "pooled": True,
+    },
 }
 """What the presets set; the first three are those of the paper's table 3."""
 
@@ -40,7 +55,21 @@ _LEAST = {
     "neighbours": 1,
     "fourier": 0,
 }
-_JSON_KINDS = {"tuple[str, ...]": list, "int": int, "bool": bool}
+_LEAST_TRAINING = {
+    "epochs": 1,
+    "batch": 1,
+    "warmup": 0,
+    "patience": 0,
+    "steps": 0,
+    "molecules": 0,
+}
+_KNOWN = {
+    "inputs": ("coordinates", "invariant"),
+    "genes_as": ("embedding", "bias"),
+    "attends_to": ("all", "own", "both"),
+}
+_ADDED = (*_KNOWN, "self_attention", "counts", "distance_bias")
+_JSON_KINDS = {"tuple[str, ...]": list, "str": str, "int": int, "bool": bool}
 
 
 @dataclass(frozen=True)
@@ -58,10 +87,29 @@ class Config:
         Of the transformer.
     neighbours : int
         K of the KNN-attention.
+    inputs : {"coordinates", "invariant"}
+        What the network knows of a molecule's place: its coordinates in micrometres, the paper's;
+        or where it lies between nucleus and outline, in shares of the cell's size
+        (:data:`~gpattern_bench.methods.gpsnet.tokens.FIELDS`), which rotation, reflection,
+        translation and unit do not change.
     fourier : int
-        Random frequencies whose sine and cosine, of the position along random directions and of
-        its distance from the centroid, go into the coordinate MLP beside the position; 0 is the
+        Frequencies whose sine and cosine go into the coordinate MLP beside its input; 0 is the
+        paper's. Of coordinates: random ones, of the position along random directions and of its
+        distance from the centroid. Of invariant inputs: 2^k half turns per size of the cell.
+    genes_as : {"embedding", "bias"}
+        Where genes enter: as embeddings of molecules and queries, the paper's; or only as a bias
+        of each gene's logits, which begins at 0.
+    attends_to : {"all", "own", "both"}
+        Molecules that the query of a gene attends to: all of the cell, the paper's; those of its
+        own gene; or both, each with heads of its own.
+    self_attention : bool
+        Whether the queries of a cell attend to each other; True is the paper's.
+    counts : bool
+        Whether the query of a gene of the vocabulary knows its number of molecules; False is the
         paper's.
+    distance_bias : bool
+        Whether KNN-attention adds a learnt bias of the distance, in sizes of the cell, and of
+        whether both molecules are of one gene; False is the paper's.
     pooled : bool
         Whether the query of a gene starts from the mean of its own molecules' encodings, beside
         its embedding. It makes unknown genes of one cell differ; False is the paper's.
@@ -85,6 +133,12 @@ class Config:
     pooled: bool = False
     outlines: bool = False
     checkpointing: bool = False
+    inputs: str = "coordinates"
+    genes_as: str = "embedding"
+    attends_to: str = "all"
+    self_attention: bool = True
+    counts: bool = False
+    distance_bias: bool = False
 
     def __post_init__(self) -> None:
         problems = [
@@ -94,6 +148,13 @@ class Config:
         ]
         if not problems and self.width % self.heads:
             problems.append(f"{self.heads} heads do not divide the width of {self.width}")
+        problems += [
+            f"{name} is {getattr(self, name)!r}, expected {' or '.join(known)}"
+            for name, known in _KNOWN.items()
+            if getattr(self, name) not in known
+        ]
+        if self.outlines and self.inputs != "coordinates":
+            problems.append("points of the outlines are tokens beside coordinates only")
         if not self.patterns:
             problems.append("there are no patterns to score")
         if len(set(self.genes)) != len(self.genes):
@@ -134,6 +195,8 @@ class Config:
         except (TypeError, ValueError) as error:
             raise MethodError(f"not the configuration of a GPSNet: {error}") from error
         kinds = {field.name: _JSON_KINDS[str(field.type)] for field in fields(cls)}
+        # models of before these fields
+        found = {name: getattr(cls, name) for name in _ADDED} | found
         wrong = {name for name in kinds if type(found.get(name)) is not kinds[name]}
         wrong |= set(found) - set(kinds)
         if wrong:
@@ -152,11 +215,15 @@ class TrainingConfig:
     Attributes
     ----------
     epochs : int
+        Passes over the training cells; at least one.
+    steps : int
+        If above 0, train for this many steps, in as many epochs as they need.
     batch : int
         Cells in a step, over all processes.
     rate : float
         Learning rate of AdamW, after `warmup` steps that lead up to it.
-    warmup : int
+    warmup : int or float
+        Steps, or below 1 a share of the run.
     decay : bool
         Whether the rate then falls to 0, as a cosine; else it is constant, as the paper's.
     weight_decay : float
@@ -169,9 +236,15 @@ class TrainingConfig:
         Whether each cell is rotated, and mirrored half of the time, at random in each epoch.
     thinned : float
         Largest share of its molecules that a cell loses at random, in half of the epochs.
+    molecules : int
+        If above 0, cells with more molecules are thinned to fewer than these, drawn anew in each
+        epoch.
     forgotten : float
         Share of the cells some of whose genes are made unknown, drawn anew in each epoch: a share
         of the genes between none and all.
+    real : float
+        If above 0 and cells of real datasets stand beside simulated ones, the share of the cells
+        of a step that are real, drawn with replacement.
     patience : int
         Stop after this many epochs without a lower val loss, and take the weights of the best
         epoch; 0: never.
@@ -180,7 +253,7 @@ class TrainingConfig:
     epochs: int
     batch: int = 4
     rate: float = 1e-5
-    warmup: int = 1000
+    warmup: float = 1000
     decay: bool = False
     weight_decay: float = 0.03
     betas: tuple[float, float] = (0.9, 0.9)
@@ -190,20 +263,37 @@ class TrainingConfig:
     thinned: float = 0.0
     forgotten: float = 0.05
     patience: int = 0
+    steps: int = 0
+    molecules: int = 0
+    real: float = 0.0
 
     def __post_init__(self) -> None:
         wrong = [
             f"{name} is {getattr(self, name)}, expected {least} or more"
-            for name, least in {"epochs": 1, "batch": 1, "warmup": 0, "patience": 0}.items()
+            for name, least in _LEAST_TRAINING.items()
             if getattr(self, name) < least
         ]
         if not self.rate > 0 or not self.clip > 0:
             wrong.append(f"rate and clip are {self.rate} and {self.clip}, expected above 0")
-        for name, share in {"thinned": self.thinned, "forgotten": self.forgotten}.items():
-            if not 0 <= share <= 1:
-                wrong.append(f"{name} is {share}, expected a share")
+        wrong += [
+            f"{name} is {getattr(self, name)}, expected a share"
+            for name in ("thinned", "forgotten", "real")
+            if not 0 <= getattr(self, name) <= 1
+        ]
         if wrong:
             raise MethodError(f"invalid training settings of GPSNet: {'; '.join(wrong)}")
+
+    def steps_of(self, cells: int) -> int:
+        """Steps of a run on a number of cells.
+
+        >>> TrainingConfig(epochs=3, batch=4).steps_of(10), TrainingConfig(1, steps=7).steps_of(10)
+        (9, 7)
+        """
+        return self.steps or self.epochs * -(-cells // self.batch)
+
+    def warmup_steps(self, steps: int) -> int:
+        """Steps of the warm-up in a run of `steps`."""
+        return round(self.warmup * steps) if self.warmup < 1 else int(self.warmup)
 
     def rate_at(self, step: int, steps: int) -> float:
         """Learning rate at `step` of `steps`.
@@ -211,11 +301,12 @@ class TrainingConfig:
         >>> [TrainingConfig(1, rate=1.0, warmup=2).rate_at(step, 4) for step in range(4)]
         [0.5, 1.0, 1.0, 1.0]
         """
-        if step < self.warmup:
-            return self.rate * (step + 1) / self.warmup
+        warmup = self.warmup_steps(steps)
+        if step < warmup:
+            return self.rate * (step + 1) / warmup
         if not self.decay:
             return self.rate
-        past = (step - self.warmup) / max(steps - self.warmup, 1)
+        past = (step - warmup) / max(steps - warmup, 1)
         return self.rate * (1 + float(np.cos(np.pi * past))) / 2
 
 
@@ -234,5 +325,29 @@ TRAININGS = {
         thinned=0.5,
         forgotten=0.3,
     ),
+    "gpsnet": TrainingConfig(
+        epochs=1,
+        batch=8,
+        rate=3e-3,
+        warmup=0.05,
+        decay=True,
+        betas=(0.9, 0.99),
+        bf16=False,
+        thinned=0.6,
+        molecules=1500,
+        forgotten=1.0,
+    ),
 }
 """For each of :data:`PRESETS`; the paper's by its table 3."""
+
+FINE_TUNING = replace(TRAININGS["gpsnet"], steps=100, rate=1e-3, warmup=0.1, real=0.4)
+"""For a network that starts from the weights of another."""
+
+
+def steps_for(cells: int) -> int:
+    """Steps of a training from scratch of the preset ``gpsnet``: few cells are overfitted soon.
+
+    >>> steps_for(53), steps_for(3370)
+    (240, 1916)
+    """
+    return max(100, round(33 * cells**0.5))

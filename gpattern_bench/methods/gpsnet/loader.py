@@ -47,10 +47,18 @@ class LabelledTokens:
         (N,) molecules of each.
     labelled : list of int
         (N,) labelled pairs of each.
+    simulated : numpy.ndarray
+        (N,) bool: whether each is simulated.
     """
 
     def __init__(self, cells: Cells, config: Config) -> None:
-        self.cells = [c for c in cells if c.labelled is not None and c.labelled.any()]
+        self.cells: list[Cell] = []
+        simulated: list[bool] = []
+        for part in cells.parts:
+            found = [c for c in part if c.labelled is not None and c.labelled.any()]
+            self.cells += found
+            simulated += [part.simulated] * len(found)
+        self.simulated = np.array(simulated, np.bool_)
         self.lengths = np.array([len(c.gene) for c in self.cells], np.int64)
         self.labelled = [0 if c.labelled is None else int(c.labelled.sum()) for c in self.cells]
         self._config = config
@@ -63,7 +71,9 @@ class LabelledTokens:
         if index in self._kept:
             return self._kept[index]
         tokens = self.prepared(self.cells[index])
-        size = sum(t.nbytes for t in (tokens.xy, tokens.row, tokens.plan.keys, tokens.plan.bits))
+        plan = () if tokens.plan is None else (tokens.plan.keys, tokens.plan.bits)
+        fields = () if tokens.fields is None else (tokens.fields,)
+        size = sum(t.nbytes for t in (tokens.xy, tokens.row, *fields, *plan))
         if size <= self._room:
             self._room -= size
             self._kept[index] = tokens
@@ -72,6 +82,22 @@ class LabelledTokens:
     def prepared(self, cell: Cell) -> Tokens:
         """Prepare any cell of the same panel."""
         return prepare(cell, self._rows, self._config)
+
+    def weights(self, real: float) -> NDArray[np.float64] | None:
+        """Probability (N,) of each cell if a share `real` of those drawn is real.
+
+        None if that is 0, or all cells are real or all simulated: each once an epoch.
+        """
+        if not real or self.simulated.all() or not self.simulated.any():
+            return None
+        share = np.where(self.simulated, 1 - real, real)
+        return np.asarray(share / np.where(self.simulated, *self._kinds))
+
+    @property
+    def _kinds(self) -> tuple[int, int]:
+        """Number of simulated and of real cells."""
+        simulated = int(self.simulated.sum())
+        return simulated, len(self.simulated) - simulated
 
     def identity(self) -> str:
         """Hash the molecules, outlines and labels."""
@@ -84,8 +110,14 @@ class LabelledTokens:
         return digest.hexdigest()
 
 
-def epoch_batches(lengths: _Ints, batch: int, seed: int, epoch: int) -> list[_Ints]:
-    """Batch an epoch: each cell once, cells of similar length together.
+def epoch_batches(
+    lengths: _Ints,
+    batch: int,
+    seed: int,
+    epoch: int,
+    weights: NDArray[np.float64] | None = None,
+) -> list[_Ints]:
+    """Batch an epoch: each cell once, or as many draws by `weights`; similar lengths together.
 
     Parameters
     ----------
@@ -94,6 +126,8 @@ def epoch_batches(lengths: _Ints, batch: int, seed: int, epoch: int) -> list[_In
     batch : int
         Cells in a step, at most; steps differ by one cell at most.
     seed, epoch : int
+    weights : numpy.ndarray, optional
+        (N,) probability of each cell, drawn with replacement.
 
     Examples
     --------
@@ -102,7 +136,9 @@ def epoch_batches(lengths: _Ints, batch: int, seed: int, epoch: int) -> list[_In
     """
     rng = generator(seed, epoch, 0)
     steps = -(-len(lengths) // batch)
-    drawn = np.array_split(rng.permutation(len(lengths)), -(-steps // _GROUPED))
+    n = len(lengths)
+    cells = rng.permutation(n) if weights is None else rng.choice(n, n, p=weights)
+    drawn = np.array_split(cells, -(-steps // _GROUPED))
     in_order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in drawn])
     batches = np.array_split(in_order, steps)
     return [batches[at] for at in rng.permutation(steps)]
@@ -114,9 +150,16 @@ def generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=key))
 
 
-def drop_molecules(cell: Cell, rng: np.random.Generator, most: float) -> Cell:
-    """Drop a random share of a labelled cell's molecules, up to `most`."""
-    kept = rng.random(len(cell.gene)) >= most * rng.random()
+def drop_molecules(cell: Cell, rng: np.random.Generator, most: float, limit: int = 0) -> Cell:
+    """Drop a random share of a labelled cell's molecules, up to `most`.
+
+    With a `limit`, a cell of more molecules keeps between 30 and 100 per cent of as many as that.
+    """
+    n = len(cell.gene)
+    draws, dropped = rng.random(n), most * rng.random()
+    if limit and n > limit:
+        dropped = max(dropped, 1 - limit / n * np.exp(rng.uniform(np.log(0.3), 0)))
+    kept = draws >= dropped
     if not kept.any():
         return cell
     at = np.searchsorted(cell.genes, np.unique(cell.gene[kept]))

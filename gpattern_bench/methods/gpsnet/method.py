@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,13 +16,19 @@ from gpattern_bench.base.files import plain, write_text
 from gpattern_bench.data.cells import Cell, Cells
 from gpattern_bench.errors import MethodError
 from gpattern_bench.methods.base import About, FitContext, Scores
-from gpattern_bench.methods.gpsnet.config import TRAININGS, Config, TrainingConfig
+from gpattern_bench.methods.gpsnet.config import (
+    FINE_TUNING,
+    TRAININGS,
+    Config,
+    TrainingConfig,
+    steps_for,
+)
 from gpattern_bench.methods.gpsnet.loader import prefetch
 from gpattern_bench.methods.gpsnet.model import GPSNet, Tokens, prepare, vocabulary_rows
 from gpattern_bench.methods.gpsnet.train import Trained, logits, train_network
 from gpattern_bench.methods.gpsnet.weights import fits, load_into, read_tensors, write_tensors
 
-__all__ = ["CoordinateMLP", "GPSNetMethod", "GPSNetOutlines"]
+__all__ = ["CoordinateMLP", "GPSNetCoordinates", "GPSNetMethod", "GPSNetOutlines"]
 
 _CONFIG, _TRAINING, _WEIGHTS = "config.json", "training.json", "model.safetensors"
 
@@ -33,15 +39,15 @@ _MOLECULES = 2**16  # of a window and of a batch: more only if one cell has more
 
 
 class GPSNetMethod:
-    """A transformer over the molecules of a cell, the paper's model.
+    """A transformer over the molecules of a cell.
 
     Parameters
     ----------
     preset : str
-        ``small``, which trains in minutes on a laptop, or one of the paper's: ``nih3t3``,
-        ``u2os``, ``cosmx_lung``.
+        ``gpsnet``; ``small``, which sees coordinates; or one of the paper's: ``nih3t3``, ``u2os``,
+        ``cosmx_lung``.
     training : TrainingConfig, optional
-        Default: the preset's.
+        Default: the preset's; for ``gpsnet``, as many steps as the number of cells allows.
     **changes
         Of the preset's :class:`~gpattern_bench.methods.gpsnet.model.Config`.
     """
@@ -51,36 +57,73 @@ class GPSNetMethod:
         label="GPSNet",
         kind="model",
         summary=(
-            "Transformer over the molecules of a cell with KNN-attention: a small one, with "
-            "Fourier features of the coordinates."
+            "Transformer over the molecules of a cell: each gene attends to its own molecules, "
+            "known by where they lie between nucleus and outline."
         ),
-        reference="the paper of this benchmark, section 3",
-        inputs=("coordinates", "gene"),
+        reference="the paper of this benchmark, section 3, with invariant inputs",
+        inputs=("coordinates", "gene", "cell outline", "nucleus outline"),
         learns=True,
     )
+    own_preset: ClassVar[str] = "gpsnet"
     own_changes: ClassVar[dict[str, Any]] = {}
 
     def __init__(
         self,
-        preset: str = "small",
+        preset: str | None = None,
         *,
         training: TrainingConfig | None = None,
         **changes: Any,
     ) -> None:
+        preset = preset or self.own_preset
         if preset not in TRAININGS:
             raise MethodError(f"no GPSNet named {preset!r}; known: {', '.join(TRAININGS)}")
         self.preset = preset
         self.training = training or TRAININGS[preset]
         self.batch = _BATCH
+        self._counted = preset == "gpsnet" and training is None  # in steps, by the cells
         self._changes = self.own_changes | changes
         self._trained: Trained | None = None
 
     def fit(self, train: Cells, seed: int, context: FitContext = _NOTHING) -> None:
-        """Train; see :func:`gpattern_bench.methods.gpsnet.train.train_network`."""
+        """Train; see :func:`gpattern_bench.methods.gpsnet.train.train_network`.
+
+        The preset ``gpsnet``, of simulated and real cells together, is trained on the simulated
+        ones, then fine-tuned on all. From ``context.init``, it is fine-tuned only.
+        """
+        init, checkpoint = self._initial(context.init), context.checkpoint
+        before = None
+        simulated = [part for part in train.parts if part.simulated]
+        if self._counted and init is None and 0 < len(simulated) < len(train.parts):
+            if checkpoint is not None:
+                before = checkpoint.with_name(f"{checkpoint.stem}-pretraining{checkpoint.suffix}")
+            init = self._train(join_cells(simulated), seed, checkpoint=before).network
+        self._trained = self._train(train, seed, context.val, checkpoint, init)
+        if before is not None:
+            before.unlink(missing_ok=True)
+
+    def _train(
+        self,
+        train: Cells,
+        seed: int,
+        val: Cells | None = None,
+        checkpoint: Path | None = None,
+        init: GPSNet | None = None,
+    ) -> Trained:
         config = Config.preset(self.preset, train.genes, train.patterns, **self._changes)
-        self._trained = train_network(
-            config, self.training, train, seed, val=context.val, checkpoint=context.checkpoint
+        if self._counted and init is None:
+            self.training = replace(TRAININGS[self.preset], steps=steps_for(len(train)))
+        elif self._counted:
+            self.training = FINE_TUNING
+        return train_network(
+            config, self.training, train, seed, val=val, checkpoint=checkpoint, init=init
         )
+
+    def _initial(self, folder: Path | None) -> GPSNet | None:
+        if folder is None:
+            return None
+        other = type(self)()
+        other.load(folder)
+        return other.network
 
     @property
     def network(self) -> GPSNet:
@@ -206,14 +249,34 @@ def _cut(items: Iterator[tuple[Cell, Tokens]], most: int) -> Iterator[list[tuple
         yield part
 
 
-class CoordinateMLP(GPSNetMethod):
+class GPSNetCoordinates(GPSNetMethod):
+    """The paper's network at small size: it sees coordinates, in micrometres, and no outline."""
+
+    about: ClassVar = About(
+        name="gpsnet_coordinates",
+        label="GPSNet, coordinates",
+        kind="model",
+        summary=(
+            "The paper's transformer at small size, with KNN-attention and Fourier features of "
+            "the coordinates."
+        ),
+        reference="the paper of this benchmark, section 3",
+        inputs=("coordinates", "gene"),
+        learns=True,
+    )
+    own_preset: ClassVar = "small"
+
+
+class CoordinateMLP(GPSNetCoordinates):
     """The same with the paper's plain MLP of the coordinates: shows what Fourier features gain."""
 
     about: ClassVar = About(
         name="coordinate_mlp",
         label="GPSNet, plain coordinates",
         kind="model",
-        summary="GPSNet as above, with the paper's MLP of the coordinates and no Fourier features.",
+        summary=(
+            "GPSNet, coordinates, with the paper's MLP of the coordinates and no Fourier features."
+        ),
         reference="the paper of this benchmark, section 3",
         inputs=("coordinates", "gene"),
         learns=True,
@@ -221,14 +284,14 @@ class CoordinateMLP(GPSNetMethod):
     own_changes: ClassVar = {"fourier": 0}
 
 
-class GPSNetOutlines(GPSNetMethod):
+class GPSNetOutlines(GPSNetCoordinates):
     """The same with points of the outlines of cell and nucleus as tokens of their own kinds."""
 
     about: ClassVar = About(
         name="gpsnet_outlines",
-        label="GPSNet + outlines",
+        label="GPSNet, coordinates + outlines",
         kind="model",
-        summary="GPSNet as above, with points of the outlines of cell and nucleus as tokens.",
+        summary="GPSNet, coordinates, with points of the outlines of cell and nucleus as tokens.",
         reference="this package, after the paper's section 3",
         inputs=("coordinates", "gene", "cell outline", "nucleus outline"),
         learns=True,

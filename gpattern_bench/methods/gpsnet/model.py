@@ -7,6 +7,10 @@ are. What a model is made of is in :mod:`gpattern_bench.methods.gpsnet.config`, 
 In the comments on shapes: T tokens and G pairs of all cells of a batch, W the width, H heads of
 D = W / H, C patterns, V genes of the vocabulary, N cells.
 
+The paper's network attends to all molecules of a cell and knows genes by embeddings. That of the
+preset ``gpsnet`` sees where each molecule lies between the outlines, and the query of a gene its
+own molecules only: so it serves cells of any size, shape, panel and unit.
+
 Source: the paper's section 3 and table 3. Where the two contradict each other (encoder to decoder
 2:1 or 1:2; queries per pattern or per gene) table 3 and the shape of the output decide.
 """
@@ -26,6 +30,7 @@ from gpattern_bench.methods.gpsnet.attention import KNNAttention
 from gpattern_bench.methods.gpsnet.config import PRESETS, Config
 from gpattern_bench.methods.gpsnet.plan import KNNPlan
 from gpattern_bench.methods.gpsnet.tokens import (
+    FIELDS,
     Batch,
     Spans,
     Tokens,
@@ -47,6 +52,8 @@ __all__ = [
 ]
 
 UNIT = 10.0  # micrometres: coordinates of order 1 for the network
+_CONTINUOUS = 4  # of FIELDS
+_CAP = 8.0  # of the scores of OwnAttention
 PADDED = 2**18  # scores of the largest cell of a batch whose attention is one padded product
 
 
@@ -106,6 +113,53 @@ class CoordinateEmbedding(nn.Module):
         return out
 
 
+class FieldEmbedding(nn.Module):
+    """MLP of the invariant inputs, and of sines and cosines of the continuous ones."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.frequency: Tensor
+        octaves = np.pi * 2.0 ** np.arange(config.fourier)
+        self.register_buffer("frequency", torch.from_numpy(octaves).float())
+        inside = len(FIELDS) + 2 * _CONTINUOUS * config.fourier
+        self.mlp = MLP(inside, 2 * config.width, config.width)
+
+    def forward(self, fields: Tensor) -> Tensor:
+        """(T, 6) -> (T, W)."""
+        phase = (fields[:, :_CONTINUOUS, None] * self.frequency).flatten(1)  # (T, 4 F)
+        out: Tensor = self.mlp(torch.cat([fields, phase.sin(), phase.cos()], dim=-1))
+        return out
+
+
+class OwnAttention(nn.Module):
+    """Attention of each pair to the molecules of its own gene, in O(molecules).
+
+    Scores are capped softly at 8 in size, so that their exponentials need no largest one.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width, bias=False)
+        self.key_value = nn.Linear(width, 2 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def forward(self, y: Tensor, memory: Tensor, row: Tensor) -> Tensor:
+        """(G, W) pairs, (T, W) molecules and (T,) the pair of each -> (G, W)."""
+        G, T = len(y), len(memory)
+        query = self.query(y).index_select(0, row).view(T, self.heads, -1)  # (T, H, D)
+        kv = self.key_value(memory).view(T, 2, self.heads, -1)
+        key, value = kv[:, 0].float(), kv[:, 1].float()  # (T, H, D)
+        score = (query.float() * key).sum(-1) / key.shape[-1] ** 0.5  # (T, H)
+        weight = (_CAP * torch.tanh(score / _CAP)).exp()
+        total = weight.new_zeros(G, self.heads).index_add(0, row, weight)
+        weighted = (value * weight[..., None]).flatten(1)  # (T, W)
+        summed = weighted.new_zeros(G, weighted.shape[1]).index_add(0, row, weighted)
+        means = summed.view(G, self.heads, -1) / total[..., None]
+        out: Tensor = self.out(means.flatten(1).to(y.dtype))
+        return out
+
+
 class CellAttention(nn.Module):
     """Attention of rows of each cell to other rows of the same cell, all of them."""
 
@@ -148,12 +202,13 @@ class EncoderBlock(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         width = config.width
-        self.near, self.attention = RMSNorm(width), KNNAttention(width, config.heads)
+        self.near = RMSNorm(width)
+        self.attention = KNNAttention(width, config.heads, biased=config.distance_bias)
         self.norm, self.mlp = RMSNorm(width), MLP(width, config.mlp_ratio * width, width)
 
-    def forward(self, x: Tensor, plan: KNNPlan) -> Tensor:
-        """(T, W) -> (T, W)."""
-        x = x + self.attention(self.near(x), plan)
+    def forward(self, x: Tensor, plan: KNNPlan, xy: Tensor, row: Tensor) -> Tensor:
+        """(T, W) tokens, their positions (T, 2) and pairs (T,) -> (T, W)."""
+        x = x + self.attention(self.near(x), plan, xy, row)
         out: Tensor = x + self.mlp(self.norm(x))
         return out
 
@@ -163,16 +218,29 @@ class DecoderBlock(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        width, heads = config.width, config.heads
-        self.among, self.self_attention = RMSNorm(width), CellAttention(width, heads)
-        self.across, self.cross_attention = RMSNorm(width), CellAttention(width, heads)
+        width, heads, to = config.width, config.heads, config.attends_to
+        self.among = self.self_attention = self.cross_attention = self.own_attention = None
+        if config.self_attention:
+            self.among, self.self_attention = RMSNorm(width), CellAttention(width, heads)
+        self.across = RMSNorm(width)
+        if to != "own":
+            self.cross_attention = CellAttention(width, heads)
+        if to != "all":
+            self.own_attention = OwnAttention(width, heads)
         self.norm, self.mlp = RMSNorm(width), MLP(width, config.mlp_ratio * width, width)
 
-    def forward(self, y: Tensor, memory: Tensor, pairs: Spans, tokens: Spans) -> Tensor:
-        """(G, W) pairs and (T, W) tokens -> (G, W)."""
-        normed = self.among(y)
-        y = y + self.self_attention(normed, normed, pairs, pairs)
-        y = y + self.cross_attention(self.across(y), memory, pairs, tokens)
+    def forward(
+        self, y: Tensor, memory: Tensor, row: Tensor, pairs: Spans, tokens: Spans
+    ) -> Tensor:
+        """(G, W) pairs, (T, W) tokens and the pair (T,) of each -> (G, W)."""
+        if self.among is not None and self.self_attention is not None:
+            normed = self.among(y)
+            y = y + self.self_attention(normed, normed, pairs, pairs)
+        normed = self.across(y)
+        if self.cross_attention is not None:
+            y = y + self.cross_attention(normed, memory, pairs, tokens)
+        if self.own_attention is not None:
+            y = y + self.own_attention(normed, memory, row)
         out: Tensor = y + self.mlp(self.norm(y))
         return out
 
@@ -196,29 +264,47 @@ class GPSNet(nn.Module):
         kinds = [unknown + 1, unknown + 2] if config.outlines else []
         self.outline_rows: Tensor
         self.register_buffer("outline_rows", torch.tensor(kinds, dtype=torch.int64))
-        self.gene = nn.Embedding(unknown + 1 + len(kinds), width)
-        self.place = CoordinateEmbedding(config)
+        embedded, C = config.genes_as == "embedding", len(config.patterns)
+        self.gene = nn.Embedding(unknown + 1 + len(kinds), width) if embedded else None
+        known = config.inputs == "coordinates"
+        self.place = CoordinateEmbedding(config) if known else FieldEmbedding(config)
         self.encoder = nn.ModuleList(EncoderBlock(config) for _ in range(config.encoder_depth))
         self.memory = RMSNorm(width)
-        self.query = nn.Embedding(unknown + 1, width)
+        self.query = nn.Embedding(unknown + 1 if embedded else 1, width)
         self.pool = nn.Linear(width, width) if config.pooled else None
+        self.count = MLP(2, width, width) if config.counts else None
         self.decoder = nn.ModuleList(DecoderBlock(config) for _ in range(config.decoder_depth))
         self.norm = RMSNorm(width)
-        self.head = nn.Linear(width, len(config.patterns))
+        self.head = nn.Linear(width, C)
+        self.bias = None
+        if not embedded:
+            self.bias = nn.Embedding(unknown + 1, C)
+            nn.init.zeros_(self.bias.weight)
+            nn.init.zeros_(self.query.weight)
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (G, C) float32 of all pairs, in the order of the batch."""
-        rows = torch.cat([batch.query, self.outline_rows])  # (G + 2,)
-        x = self.gene(rows[batch.row]) + self.place(batch.xy)  # (T, W)
+        x = self.place(batch.xy if batch.fields is None else batch.fields)  # (T, W)
+        if self.gene is not None:
+            rows = torch.cat([batch.query, self.outline_rows])  # (G + 2,)
+            x = self.gene(rows[batch.row]) + x
         for block in self.encoder:
-            x = self._run(block, x, batch.plan)
+            x = self._run(block, x, batch.plan, batch.xy, batch.row)
         memory = self.memory(x)  # (T, W)
-        y = self.query(batch.query)  # (G, W)
+        G = len(batch.query)
+        known = batch.query if self.bias is None else torch.zeros_like(batch.query)
+        y = self.query(known)  # (G, W)
         if self.pool is not None:
-            y = y + self.pool(_means(memory, batch.row, len(rows))[: len(y)])
+            y = y + self.pool(_means(memory, batch.row, G + len(self.outline_rows))[:G])
+        if self.count is not None:
+            n = batch.count[:, None]
+            told = self.count(torch.cat([n.log() / 3 - 1, n.rsqrt()], dim=-1))
+            y = y + told * (batch.query < len(self.config.genes))[:, None]
         for block in self.decoder:
-            y = self._run(block, y, memory, batch.pairs, batch.tokens)
+            y = self._run(block, y, memory, batch.row, batch.pairs, batch.tokens)
         logits: Tensor = self.head(self.norm(y))  # (G, C)
+        if self.bias is not None:
+            logits = logits + self.bias(batch.query)
         return logits.float()
 
     def _run(self, block: nn.Module, *inputs: Any) -> Tensor:

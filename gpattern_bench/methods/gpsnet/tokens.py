@@ -26,7 +26,14 @@ from gpattern_bench.methods.gpsnet.plan import KNNPlan, join_plans, knn_plan
 if TYPE_CHECKING:
     from gpattern_bench.methods.gpsnet.config import Config
 
-__all__ = ["Batch", "Spans", "Tokens", "collate", "prepare", "vocabulary_rows"]
+__all__ = ["FIELDS", "Batch", "Spans", "Tokens", "collate", "prepare", "vocabulary_rows"]
+
+FIELDS = ("depth", "from_nucleus", "between", "radius", "in_nucleus", "has_nucleus")
+"""Invariant inputs of a molecule, lengths in sizes of the cell; the first four are continuous.
+
+As :class:`~gpattern_bench.base.geometry.CellGeometry` has them, the radius at most 1.2. Without a
+nucleus, `from_nucleus`, `between` and both flags are 0.
+"""
 
 OUTLINE_POINTS = 48  # tokens along the outline of a cell, and of its nucleus
 
@@ -38,14 +45,19 @@ class Tokens:
     Attributes
     ----------
     xy : torch.Tensor
-        (L, 2) float32 micrometres, cell-centric, along the plan's curve.
+        (L, 2) float32, cell-centric, along the plan's curve: micrometres, or with invariant
+        inputs sizes of the cell.
     row : torch.Tensor
         (L,) int64: the row of `query` whose gene the molecule is of; g for a point of the cell's
         outline and g + 1 for one of the nucleus'.
     query : torch.Tensor
         (g,) int64: rows in the vocabulary of the genes present, as ``cell.genes``; V is unknown.
-    plan : KNNPlan
-        Of these tokens, in this order.
+    count : torch.Tensor
+        (g,) float32: molecules of each of `query`.
+    plan : KNNPlan or None
+        Of these tokens, in this order; None without an encoder.
+    fields : torch.Tensor or None
+        (L, 6) float32: :data:`FIELDS`, if they are the inputs.
     labels, labelled : torch.Tensor or None
         (g, C) float32 and (g,) bool, as the cell's.
     """
@@ -53,7 +65,9 @@ class Tokens:
     xy: Tensor
     row: Tensor
     query: Tensor
-    plan: KNNPlan
+    count: Tensor
+    plan: KNNPlan | None
+    fields: Tensor | None = None
     labels: Tensor | None = None
     labelled: Tensor | None = None
 
@@ -95,24 +109,46 @@ def prepare(cell: Cell, rows: NDArray[np.int64], config: Config) -> Tokens:
     config : Config
     """
     row = np.searchsorted(cell.genes, cell.gene)
-    xy = cell.xy
+    xy, fields = cell.xy, None
+    if config.inputs == "invariant":
+        xy, fields = xy / cell.geometry.size, _fields(cell)
     if config.outlines:
         shapes = [cell.boundary] if cell.nucleus is None else [cell.boundary, cell.nucleus]
         points = [_along(shape) for shape in shapes]
         kinds = [np.full(len(p), len(cell.genes) + kind) for kind, p in enumerate(points)]
         xy, row = np.concatenate([xy, *points]), np.concatenate([row, *kinds])
     order = np.lexsort((row, xy[:, 1], xy[:, 0]))
-    plan = knn_plan(xy[order], config.neighbours)
-    assert plan.order is not None  # it is new
-    order = order[plan.order.numpy()]
+    plan = None
+    if config.encoder_depth:
+        plan = knn_plan(xy[order], config.neighbours)
+        assert plan.order is not None  # it is new
+        order, plan = order[plan.order.numpy()], plan.in_order()
     return Tokens(
         xy=torch.from_numpy(xy[order].astype(np.float32)),
         row=torch.from_numpy(row[order].astype(np.int64)),
         query=torch.from_numpy(rows[cell.genes]),
-        plan=plan.in_order(),
+        count=torch.from_numpy(cell.counts.astype(np.float32)),
+        plan=plan,
+        fields=None if fields is None else torch.from_numpy(fields[order]),
         labels=None if cell.labels is None else torch.from_numpy(cell.labels).float(),
         labelled=None if cell.labelled is None else torch.from_numpy(cell.labelled),
     )
+
+
+def _fields(cell: Cell) -> NDArray[np.float32]:
+    """Compute :data:`FIELDS` of a cell's molecules (n, 6)."""
+    geometry, has = cell.geometry, cell.nucleus is not None
+    nothing = np.zeros(len(cell.gene))
+    return np.column_stack(
+        [
+            geometry.depth,
+            geometry.from_nucleus if has else nothing,
+            geometry.between if has else nothing,
+            np.minimum(geometry.relative_radius, 1.2),
+            geometry.in_nucleus,
+            nothing + has,
+        ]
+    ).astype(np.float32)
 
 
 def _along(outline: Any) -> NDArray[np.float64]:
@@ -174,14 +210,18 @@ class Batch:
     Attributes
     ----------
     xy : torch.Tensor
-        (T, 2) float32 micrometres.
+        (T, 2) float32, as :class:`Tokens` has it.
     row : torch.Tensor
         (T,) int64: the row of `query` whose gene the molecule is of; G for points of the cells'
         outlines and G + 1 for those of the nuclei.
     query : torch.Tensor
         (G,) int64: rows in the vocabulary of the genes present, cell after cell.
-    plan : KNNPlan
+    count : torch.Tensor
+        (G,) float32: molecules of each of `query`.
+    plan : KNNPlan or None
         Of all tokens; no cell sees another.
+    fields : torch.Tensor or None
+        (T, 6) float32.
     pairs, tokens : Spans
         Rows of each cell in `query`, and in `xy`.
     labels, labelled : torch.Tensor or None
@@ -191,9 +231,11 @@ class Batch:
     xy: Tensor
     row: Tensor
     query: Tensor
-    plan: KNNPlan
+    count: Tensor
+    plan: KNNPlan | None
     pairs: Spans
     tokens: Spans
+    fields: Tensor | None = None
     labels: Tensor | None = None
     labelled: Tensor | None = None
 
@@ -203,7 +245,9 @@ class Batch:
             xy=self.xy.to(device),
             row=self.row.to(device),
             query=self.query.to(device),
-            plan=self.plan.to(device),
+            count=self.count.to(device),
+            plan=None if self.plan is None else self.plan.to(device),
+            fields=None if self.fields is None else self.fields.to(device),
             pairs=replace(self.pairs, device=torch.device(device)),
             tokens=replace(self.tokens, device=torch.device(device)),
             labels=None if self.labels is None else self.labels.to(device),
@@ -227,11 +271,15 @@ def collate(cells: Sequence[Tokens]) -> Batch:
     labels = [cell.labels for cell in cells if cell.labels is not None]
     labelled = [cell.labelled for cell in cells if cell.labelled is not None]
     known = len(labels) == len(labelled) == len(cells)
+    plans = [cell.plan for cell in cells if cell.plan is not None]
+    fields = [cell.fields for cell in cells if cell.fields is not None]
     return Batch(
         xy=torch.cat([cell.xy for cell in cells]),
         row=torch.cat(row),
         query=torch.cat([cell.query for cell in cells]),
-        plan=join_plans([cell.plan for cell in cells]),
+        count=torch.cat([cell.count for cell in cells]),
+        plan=join_plans(plans) if plans else None,
+        fields=torch.cat(fields) if fields else None,
         pairs=Spans(pairs, torch.device("cpu")),
         tokens=Spans(tuple(map(len, cells)), torch.device("cpu")),
         labels=torch.cat(labels) if known else None,

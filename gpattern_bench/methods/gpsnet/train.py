@@ -38,7 +38,7 @@ from gpattern_bench.methods.gpsnet.loader import (
 from gpattern_bench.methods.gpsnet.model import GPSNet, Tokens, collate
 from gpattern_bench.methods.gpsnet.weights import load_into, read_tensors, write_tensors
 
-__all__ = ["Trained", "logits", "train_network"]
+__all__ = ["Trained", "logits", "start_from", "train_network"]
 
 _log = logging.getLogger(__name__)
 
@@ -71,6 +71,7 @@ def train_network(
     *,
     val: Cells | None = None,
     checkpoint: Path | None = None,
+    init: GPSNet | None = None,
 ) -> Trained:
     """Train a model; in all processes together, if accelerate's launcher started several.
 
@@ -86,6 +87,9 @@ def train_network(
         Scored after each epoch.
     checkpoint : pathlib.Path, optional
         Written after each epoch; training resumes from it if it exists.
+    init : GPSNet, optional
+        Network to start from, of the same patterns and shape; genes are matched by name, and new
+        ones begin as the unknown gene.
 
     Returns
     -------
@@ -95,12 +99,12 @@ def train_network(
     Raises
     ------
     MethodError
-        There is nothing to learn from, the checkpoint is of another run, or the loss is not
-        finite; the last checkpoint then stays.
+        There is nothing to learn from, the checkpoint is of another run, the network to start from
+        has another shape, or the loss is not finite; the last checkpoint then stays.
     MissingExtraError
         accelerate or safetensors is not installed.
     """
-    trainer = _Trainer(config, training, cells, seed, val)
+    trainer = _Trainer(config, training, cells, seed, val, init)
     if checkpoint is not None and checkpoint.exists():
         trainer.resume(checkpoint)
     return trainer.run(checkpoint)
@@ -133,6 +137,7 @@ class _Trainer:
     cells: Cells
     seed: int
     val: Cells | None
+    init: GPSNet | None
     history: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
 
@@ -145,10 +150,20 @@ class _Trainer:
         self.data = LabelledTokens(self.cells, self.config)
         self.val_data = None if self.val is None else LabelledTokens(self.val, self.config)
         self._check_sizes()
+        self.weights = self.data.weights(training.real)
+        self.steps = training.steps_of(len(self.data.cells))
+        steps_of_pass = -(-len(self.data.cells) // training.batch)
+        # A run counted in steps has ten epochs at most: each is scored, and a checkpoint.
+        self.passes = max(1, -(-training.steps // (10 * steps_of_pass)))
+        self.epoch_steps = self.passes * steps_of_pass
+        self.epochs = -(-self.steps // self.epoch_steps)
         self.identity = self._identity()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            self.network = GPSNet(self.config).to(self.device)
+            self.network = GPSNet(self.config)
+        if self.init is not None:
+            start_from(self.network, self.init)
+        self.network.to(self.device)
         self.model = self.accelerator.prepare_model(self.network)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(),
@@ -173,27 +188,34 @@ class _Trainer:
     # what a run consists of
 
     def run(self, checkpoint: Path | None) -> Trained:
-        training = self.training
-        steps = -(-len(self.data.cells) // training.batch)
         main = self.accelerator.is_main_process
+        if main and (warmup := self.training.warmup_steps(self.steps)) > self.steps:
+            _log.warning(
+                "the warm-up of %d steps is longer than this run of %d: the learning rate ends at "
+                "%.2g, not %.2g. Train for more epochs, or set the warm-up as a share of the run",
+                warmup,
+                self.steps,
+                self.training.rate_at(self.steps - 1, self.steps),
+                self.training.rate,
+            )
         before, began = len(self.history), time.monotonic()
         # Epochs have lines of their own: others only where one takes minutes.
         with Progress(
             "training",
-            training.epochs * steps,
+            self.steps,
             unit="steps",
-            done=before * steps,
+            done=min(before * self.epoch_steps, self.steps),
             every=60.0,
             shown=main,
         ) as bar:
-            while len(self.history) < training.epochs and not self._stopped():
+            while len(self.history) < self.epochs and not self._stopped():
                 at = time.monotonic()
                 self._epoch(bar, checkpoint)
                 if checkpoint is not None and main:
                     self._write(checkpoint)
                 if main:
                     now, done = time.monotonic(), len(self.history) - before
-                    left = (now - began) / done * (training.epochs - len(self.history))
+                    left = (now - began) / done * (self.epochs - len(self.history))
                     _log.info("%s", self._told(now - at, left))
         if self.best:
             self.network.load_state_dict(self.best)
@@ -202,7 +224,7 @@ class _Trainer:
     def _told(self, seconds: float, left: float) -> str:
         """Format the log line of an epoch."""
         row = self.history[-1]
-        text = f"epoch {row['epoch']} of {self.training.epochs}: loss {row['loss']:.4f}"
+        text = f"epoch {row['epoch']} of {self.epochs}: loss {row['loss']:.4f}"
         if self.val_data is not None:
             text += f", val AUC {row['val_auc']:.4f}, val F1 {row['val_f1']:.4f}"
         text += f"; {duration(seconds)}"
@@ -216,19 +238,26 @@ class _Trainer:
 
     def _epoch(self, bar: Progress, checkpoint: Path | None) -> None:
         epoch, training = len(self.history), self.training
-        batches = epoch_batches(self.data.lengths, training.batch, self.seed, epoch)
+        first, size = epoch * self.passes, training.batch
+        drawn = [
+            (number, cells)
+            for number in range(first, first + self.passes)
+            for cells in epoch_batches(self.data.lengths, size, self.seed, number, self.weights)
+        ]
+        batches = drawn[: self.steps - epoch * self.epoch_steps]
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
 
-        def shown(cells: NDArray[np.int64]) -> list[Tokens]:
-            return [self._shown(epoch, i) for i in cells[rank::processes].tolist()]
+        def shown(item: tuple[int, NDArray[np.int64]]) -> list[Tokens]:
+            number, cells = item
+            return [self._shown(number, i) for i in cells[rank::processes].tolist()]
 
         self.model.train()
         total = 0.0
         for at, tokens in enumerate(prefetch(shown, batches, self._workers)):
-            step = epoch * len(batches) + at
+            step = epoch * self.epoch_steps + at
             for group in self.optimizer.param_groups:
-                group["lr"] = training.rate_at(step, training.epochs * len(batches))
-            pairs = sum(self.data.labelled[i] for i in batches[at])
+                group["lr"] = training.rate_at(step, self.steps)
+            pairs = sum(self.data.labelled[i] for i in batches[at][1])
             loss = self._step(tokens, pairs)
             if loss is None:
                 raise MethodError(self._lost(epoch, at, checkpoint))
@@ -249,10 +278,12 @@ class _Trainer:
 
     def _shown(self, epoch: int, index: int) -> Tokens:
         """Augment a cell for this epoch."""
-        rng = generator(self.seed, epoch, index + 1)
-        if rng.random() < 0.5 and self.training.thinned:
+        rng, training = generator(self.seed, epoch, index + 1), self.training
+        thin = rng.random() < 0.5 and training.thinned
+        if thin or 0 < training.molecules < self.data.lengths[index]:
+            share = training.thinned if thin else 0.0
             cell = self.data.prepared(
-                drop_molecules(self.data.cells[index], rng, self.training.thinned)
+                drop_molecules(self.data.cells[index], rng, share, training.molecules)
             )
         else:
             cell = self.data.tokens(index)
@@ -372,7 +403,45 @@ class _Trainer:
         parts = [self.config.to_json(), asdict(self.training), self.seed, self.data.identity()]
         if self.val_data is not None:
             parts.append(self.val_data.identity())
+        if self.init is not None:
+            parts.append(_hash(self.init.state_dict()))
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def start_from(network: GPSNet, init: GPSNet) -> None:
+    """Fill a network with the weights of another, genes matched by name.
+
+    Raises
+    ------
+    MethodError
+        It has other patterns or another shape; the text names the fields.
+    """
+    old, new = asdict(init.config), asdict(network.config)
+    differ = [
+        name for name in new if name not in ("genes", "checkpointing") and old[name] != new[name]
+    ]
+    if differ:
+        told = "; ".join(f"{name} {old[name]!r}, not {new[name]!r}" for name in differ)
+        raise MethodError(
+            f"the model to start from has {told}: start from a model of the same settings and "
+            "patterns"
+        )
+    row = {gene: at for at, gene in enumerate(init.config.genes)}
+    unknown = len(row)
+    rows = torch.tensor([row.get(gene, unknown) for gene in (*network.config.genes, "")])
+    weights = init.state_dict()
+    for name in ("gene.weight", "query.weight", "bias.weight"):
+        if name in weights and len(weights[name]) > 1:  # outline points follow the unknown gene
+            weights[name] = torch.cat([weights[name][rows], weights[name][unknown + 1 :]])
+    weights["outline_rows"] = network.outline_rows
+    network.load_state_dict(weights)
+
+
+def _hash(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
