@@ -26,6 +26,7 @@ METHODS = {
     "ella_robust": "gpattern_bench.methods.ella.method:EllaRobust",
     "coordinate_mlp": "gpattern_bench.methods.gpsnet.method:CoordinateMLP",
     "gpsnet": "gpattern_bench.methods.gpsnet.method:GPSNetMethod",
+    "gpsnet_context": "gpattern_bench.methods.gpsnet.method:GPSNetContext",
     "gpsnet_coordinates": "gpattern_bench.methods.gpsnet.method:GPSNetCoordinates",
     "gpsnet_outlines": "gpattern_bench.methods.gpsnet.method:GPSNetOutlines",
     "locfish": "gpattern_bench.methods.locfish.method:Locfish",

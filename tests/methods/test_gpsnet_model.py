@@ -14,9 +14,11 @@ from torch.utils.data import DataLoader
 
 from gpattern_bench.data.cells import Cell
 from gpattern_bench.errors import MethodError
+from gpattern_bench.methods.gpsnet.attention import KNNAttention
 from gpattern_bench.methods.gpsnet.config import PRESETS, Config
 from gpattern_bench.methods.gpsnet.model import (
     GPSNet,
+    OwnAttention,
     collate,
     parameter_table,
     prepare,
@@ -27,6 +29,8 @@ GENES = tuple(f"gene{i}" for i in range(12))
 PATTERNS = ("cytoplasmic", "nuclear")
 ROWS = vocabulary_rows(GENES, GENES)
 TINY = Config(GENES, PATTERNS, width=16, heads=2, encoder_depth=2, decoder_depth=2, neighbours=20)
+INVARIANT = Config.preset("gpsnet", GENES, PATTERNS, width=16, heads=2)
+BIASED = {"distance_bias": True, "neighbours": 20}
 
 
 def cell(n=300, seed=0, nucleus=True, labels=False, genes=10):
@@ -62,8 +66,17 @@ VARIANTS = pytest.mark.parametrize(
         replace(TINY, fourier=5, pooled=True),
         replace(TINY, outlines=True),
         replace(TINY, encoder_depth=0, outlines=True, pooled=True),
+        INVARIANT,
+        replace(INVARIANT, encoder_depth=1, attends_to="both", self_attention=True, **BIASED),
     ],
-    ids=["paper", "fourier and pooled", "outlines", "no encoder"],
+    ids=[
+        "paper",
+        "fourier and pooled",
+        "outlines",
+        "no encoder",
+        "invariant",
+        "invariant, context",
+    ],
 )
 
 
@@ -107,6 +120,122 @@ def test_large_cells_are_attended_to_one_by_one_with_the_same_result(monkeypatch
     padded = score(model, *cells)
     monkeypatch.setattr("gpattern_bench.methods.gpsnet.model.PADDED", 0)
     assert torch.allclose(score(model, *cells), padded, atol=1e-6)
+
+
+@pytest.mark.parametrize("nucleus", [True, False])
+@pytest.mark.parametrize("context", [False, True])
+def test_invariant_scores_do_not_depend_on_how_the_cell_lies_nor_on_the_unit(nucleus, context):
+    config = INVARIANT
+    if context:
+        config = replace(config, encoder_depth=2, attends_to="both", self_attention=True, **BIASED)
+    model, given = network(config), lopsided(nucleus)
+    expected = score(model, given)
+    rng = np.random.Generator(np.random.Philox(3))
+    for unit in (1.0, 0.108, 1000.0):
+        for mirror in (1, -1):
+            angle, shift = 2 * np.pi * rng.random(), 1000 * rng.random(2)
+            turn = unit * np.array(
+                [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+            )
+            turn = turn @ np.diag([mirror, 1])
+
+            def moved(xy, turn=turn, shift=shift):
+                return xy @ turn.T + shift
+
+            other = replace(
+                given,
+                xy=moved(given.xy),
+                boundary=shapely.transform(given.boundary, moved),
+                nucleus=None if given.nucleus is None else shapely.transform(given.nucleus, moved),
+            )
+            assert torch.allclose(score(model, other), expected, atol=1e-5, rtol=0)
+
+
+def lopsided(nucleus=True):
+    """A long cell with a bump and a nucleus off its middle."""
+    given = cell(400)
+    boundary = shapely.Polygon([(-12, -9), (11, -10), (17, 3), (9, 11), (-13, 8)])
+    inside = shapely.Point(-3, 1).buffer(4) if nucleus else None
+    return replace(given, boundary=boundary, nucleus=inside)
+
+
+def test_own_attention_is_a_softmax_over_the_molecules_of_each_gene():
+    torch.manual_seed(0)
+    layer = OwnAttention(8, 2).double()
+    y = torch.randn(3, 8, dtype=torch.float64, requires_grad=True)
+    memory = torch.randn(20, 8, dtype=torch.float64, requires_grad=True)
+    row = torch.arange(20) % 3
+
+    def written_out(y, memory):
+        out = []
+        for g in range(3):
+            q = layer.query(y[g]).view(2, 4)
+            k, v = layer.key_value(memory[row == g]).view(-1, 2, 2, 4).unbind(1)
+            scores = torch.einsum("hd,nhd->hn", q, k) / 2
+            weights = (8 * torch.tanh(scores / 8)).softmax(-1)
+            out.append(layer.out(torch.einsum("hn,nhd->hd", weights, v).flatten()))
+        return torch.stack(out)
+
+    found, expected = layer(y, memory, row), written_out(y, memory)
+    assert torch.allclose(found, expected, atol=1e-6)  # the sums are float32
+    inputs = (y, memory, *layer.parameters())
+    weights = torch.randn(3, 8, dtype=torch.float64)
+    ours, theirs = (torch.autograd.grad((x * weights).sum(), inputs) for x in (found, expected))
+    for mine, other in zip(ours, theirs, strict=True):
+        assert torch.allclose(mine, other, atol=1e-5)
+
+
+def test_knn_attention_adds_a_bias_of_distance_and_gene():
+    torch.manual_seed(0)
+    layer = KNNAttention(8, 2, biased=True)
+    for n in (30, 400):  # one block, and several
+        given = cell(n)
+        tokens = prepare(given, ROWS, replace(INVARIANT, encoder_depth=1, neighbours=9))
+        x = torch.randn(n, 8)
+        q, k, v = layer.query_key_value(x).view(n, 3, 2, 4).permute(1, 2, 0, 3)
+        distance = torch.cdist(tokens.xy, tokens.xy, compute_mode="donot_use_mm_for_euclid_dist")
+        same = (tokens.row[:, None] == tokens.row).float()
+        told = torch.stack([(distance + 0.003).log() / 2 + 1, same], dim=-1)
+        scores = q @ k.transpose(1, 2) / 2 + layer.bias.mlp(told).permute(2, 0, 1)
+        weights = scores.masked_fill(~tokens.plan.mask(), -torch.inf).softmax(-1)
+        expected = layer.out((weights @ v).transpose(0, 1).flatten(1))
+        found = layer(x, tokens.plan, tokens.xy, tokens.row)
+        assert torch.allclose(found, expected, atol=1e-5)
+        found.sum().backward()
+        assert all(p.grad is not None for p in layer.parameters())
+
+
+def test_invariant_inputs_are_where_molecules_lie_between_the_outlines():
+    disc = shapely.Point(0, 0).buffer(10, quad_segs=64)
+    nucleus = shapely.Point(0, 0).buffer(4, quad_segs=64)
+    given = Cell(
+        "c", "f", np.array([[9.0, 0], [0, 4.0 + 3], [2, 0]]), np.array([0, 1, 2]), disc, nucleus
+    )
+    tokens = prepare(given, ROWS, INVARIANT)
+    by_gene = tokens.fields[tokens.row.argsort()]
+    expected = [
+        [0.1, 0.5, 5 / 6, 0.9, 0, 1],
+        [0.3, 0.3, 0.5, 0.7, 0, 1],
+        [0.8, -0.2, -0.5, 0.2, 1, 1],
+    ]
+    assert by_gene.numpy() == pytest.approx(np.array(expected), abs=2e-3)
+    bare = prepare(replace(given, nucleus=None), ROWS, INVARIANT)
+    by_gene = bare.fields[bare.row.argsort()].numpy()
+    assert by_gene[:, [1, 2, 4, 5]].tolist() == [[0.0] * 4] * 3
+    assert by_gene[:, 3] == pytest.approx([0.9, 0.7, 0.2], abs=2e-3)
+
+
+def test_counts_and_bias_are_of_known_genes_only():
+    model, given = network(INVARIANT), cell()
+    with torch.no_grad():
+        model.bias.weight.copy_(torch.arange(26.0).view(13, 2))
+    unknown = prepare(given, np.full(12, 12), INVARIANT)
+    base = prepare(given, ROWS, INVARIANT)
+    doubled = replace(base, count=2 * base.count), replace(unknown, count=2 * unknown.count)
+    with torch.no_grad():
+        assert not torch.equal(model(collate([doubled[0]])), model(collate([base])))
+        assert torch.equal(model(collate([doubled[1]])), model(collate([unknown])))
+    assert torch.equal(base.count, torch.from_numpy(given.counts).float())
 
 
 # What it depends on
@@ -309,6 +438,7 @@ def test_configurations_survive_json(name):
         (TINY.to_json().replace('"width": 16', '"width": 16, "depth": 3'), "kind: depth"),
         (TINY.to_json().replace('"heads": 2', '"heads": 3'), "3 heads do not divide"),
         (TINY.to_json().replace('"gene1"', '"gene0"'), "twice"),
+        (TINY.to_json().replace('"coordinates"', '"polar"'), "coordinates or invariant"),
     ],
 )
 def test_other_json_is_refused(text, told):
@@ -322,6 +452,8 @@ def test_other_json_is_refused(text, told):
         ({"neighbours": 0}, "neighbours is 0"),
         ({"decoder_depth": 0}, "decoder_depth is 0"),
         ({"patterns": ()}, "no patterns"),
+        ({"attends_to": "none"}, "all or own or both"),
+        ({"inputs": "invariant", "outlines": True}, "coordinates only"),
     ],
 )
 def test_impossible_networks_are_refused(changes, told):

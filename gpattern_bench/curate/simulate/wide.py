@@ -807,8 +807,7 @@ def _release(fovs: list[str], drawn: list[list[_Cell]], tiles: range | list[int]
             "fov": pd.Index(fovs)[fov],
             "cell_id": names,
             "cell_boundary": [
-                shapely.polygons(cell.boundary + at)
-                for cell, at in zip(cells, origin, strict=True)
+                shapely.polygons(cell.boundary + at) for cell, at in zip(cells, origin, strict=True)
             ],
             "nucleus_boundary": pd.Series(nuclei, dtype=object),
             "touches_border": False,

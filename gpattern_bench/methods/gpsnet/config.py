@@ -65,10 +65,10 @@ _LEAST_TRAINING = {
 }
 _KNOWN = {
     "inputs": ("coordinates", "invariant"),
-    "genes_as": ("embedding", "bias"),
+    "genes_as": ("embedding", "bias", "none"),
     "attends_to": ("all", "own", "both"),
 }
-_ADDED = (*_KNOWN, "self_attention", "counts", "distance_bias")
+_ADDED = (*_KNOWN, "self_attention", "counts", "distance_bias", "context")
 _JSON_KINDS = {"tuple[str, ...]": list, "str": str, "int": int, "bool": bool}
 
 
@@ -96,9 +96,9 @@ class Config:
         Frequencies whose sine and cosine go into the coordinate MLP beside its input; 0 is the
         paper's. Of coordinates: random ones, of the position along random directions and of its
         distance from the centroid. Of invariant inputs: 2^k half turns per size of the cell.
-    genes_as : {"embedding", "bias"}
-        Where genes enter: as embeddings of molecules and queries, the paper's; or only as a bias
-        of each gene's logits, which begins at 0.
+    genes_as : {"embedding", "bias", "none"}
+        Where genes enter: as embeddings of molecules and queries, the paper's; only as a bias of
+        each gene's logits, which begins at 0; or nowhere.
     attends_to : {"all", "own", "both"}
         Molecules that the query of a gene attends to: all of the cell, the paper's; those of its
         own gene; or both, each with heads of its own.
@@ -110,6 +110,9 @@ class Config:
     distance_bias : bool
         Whether KNN-attention adds a learnt bias of the distance, in sizes of the cell, and of
         whether both molecules are of one gene; False is the paper's.
+    context : bool
+        Whether the invariant inputs have those of :mod:`gpattern_bench.methods.context` beside
+        them, for cells without nuclei; their lengths are micrometres. False is the paper's.
     pooled : bool
         Whether the query of a gene starts from the mean of its own molecules' encodings, beside
         its embedding. It makes unknown genes of one cell differ; False is the paper's.
@@ -139,6 +142,7 @@ class Config:
     self_attention: bool = True
     counts: bool = False
     distance_bias: bool = False
+    context: bool = False
 
     def __post_init__(self) -> None:
         problems = [
@@ -155,6 +159,8 @@ class Config:
         ]
         if self.outlines and self.inputs != "coordinates":
             problems.append("points of the outlines are tokens beside coordinates only")
+        if self.context and self.inputs != "invariant":
+            problems.append("the context of other genes stands beside invariant inputs only")
         if not self.patterns:
             problems.append("there are no patterns to score")
         if len(set(self.genes)) != len(self.genes):

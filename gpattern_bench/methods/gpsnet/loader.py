@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpattern_bench.data.cells import Cell, Cells
+from gpattern_bench.methods.context import GeneScores
 from gpattern_bench.methods.gpsnet.config import Config
 from gpattern_bench.methods.gpsnet.model import Tokens, prepare, vocabulary_rows
 
@@ -39,6 +40,15 @@ _GROUPED = 16  # batches whose cells are sorted by length together
 class LabelledTokens:
     """Labelled cells of a split as tokens, cached up to :data:`KEPT` bytes.
 
+    Parameters
+    ----------
+    cells : Cells
+    config : Config
+    counted : GeneScores, optional
+        Of the training cells, for the context.
+    held_out : bool
+        Whether `cells` are others than those; else each cell's own pairs are left out.
+
     Attributes
     ----------
     cells : list of Cell
@@ -51,7 +61,14 @@ class LabelledTokens:
         (N,) bool: whether each is simulated.
     """
 
-    def __init__(self, cells: Cells, config: Config) -> None:
+    def __init__(
+        self,
+        cells: Cells,
+        config: Config,
+        counted: GeneScores | None = None,
+        *,
+        held_out: bool = False,
+    ) -> None:
         self.cells: list[Cell] = []
         simulated: list[bool] = []
         for part in cells.parts:
@@ -63,6 +80,8 @@ class LabelledTokens:
         self.labelled = [0 if c.labelled is None else int(c.labelled.sum()) for c in self.cells]
         self._config = config
         self._rows = vocabulary_rows(config.genes, cells.genes)
+        self._counted = None if counted is None else counted.of_panel(cells.genes)
+        self._held_out = held_out
         self._kept: dict[int, Tokens] = {}
         self._room = KEPT
 
@@ -70,7 +89,7 @@ class LabelledTokens:
         """Return cell `index`, prepared now or before; thread-safe."""
         if index in self._kept:
             return self._kept[index]
-        tokens = self.prepared(self.cells[index])
+        tokens = self.prepared(index)
         plan = () if tokens.plan is None else (tokens.plan.keys, tokens.plan.bits)
         fields = () if tokens.fields is None else (tokens.fields,)
         size = sum(t.nbytes for t in (tokens.xy, tokens.row, *fields, *plan))
@@ -79,9 +98,12 @@ class LabelledTokens:
             self._kept[index] = tokens
         return tokens
 
-    def prepared(self, cell: Cell) -> Tokens:
-        """Prepare any cell of the same panel."""
-        return prepare(cell, self._rows, self._config)
+    def prepared(self, index: int, cell: Cell | None = None) -> Tokens:
+        """Prepare cell `index`, or what an augmentation made of it."""
+        whole, scores = self.cells[index], None
+        if self._counted is not None:
+            scores = self._counted.scores(None if self._held_out else whole)
+        return prepare(cell or whole, self._rows, self._config, scores)
 
     def weights(self, real: float) -> NDArray[np.float64] | None:
         """Probability (N,) of each cell if a share `real` of those drawn is real.

@@ -28,7 +28,7 @@ from gpattern_bench.methods.gpsnet.model import GPSNet, Tokens, prepare, vocabul
 from gpattern_bench.methods.gpsnet.train import Trained, logits, train_network
 from gpattern_bench.methods.gpsnet.weights import fits, load_into, read_tensors, write_tensors
 
-__all__ = ["CoordinateMLP", "GPSNetCoordinates", "GPSNetMethod", "GPSNetOutlines"]
+__all__ = ["CoordinateMLP", "GPSNetContext", "GPSNetCoordinates", "GPSNetMethod", "GPSNetOutlines"]
 
 _CONFIG, _TRAINING, _WEIGHTS = "config.json", "training.json", "model.safetensors"
 
@@ -215,24 +215,26 @@ class GPSNetMethod:
             )
         network.to("cuda" if torch.cuda.is_available() else "cpu")
         rows = vocabulary_rows(config.genes, cells.genes)
+        counted = network.gene_scores
+        scores = None if counted is None else counted.of_panel(cells.genes).scores()
 
         def prepared(cell: Cell) -> tuple[Cell, Tokens]:
-            return cell, prepare(cell, rows, config)
+            return cell, prepare(cell, rows, config, scores)
 
         workers = 4 if torch.cuda.is_available() else 1
         for window in _cut(prefetch(prepared, cells, workers), _WINDOW if self.batch > 1 else 1):
             window.sort(key=lambda item: len(item[1]))
             for part in _cut(iter(window), self.batch):
                 tokens = [item[1] for item in part]
-                found = logits(network, tokens, self.training.bf16)
-                for (cell, _), values in zip(part, found, strict=True):
-                    scores = values.sigmoid().numpy()
-                    if not np.isfinite(scores).all():
+                out = logits(network, tokens, self.training.bf16)
+                for (cell, _), values in zip(part, out, strict=True):
+                    found = values.sigmoid().numpy()
+                    if not np.isfinite(found).all():
                         raise MethodError(
                             f"the model gives no finite scores for cell {cell.cell_id}: its "
                             "coordinates or the weights are damaged"
                         )
-                    yield cell, scores
+                    yield cell, found
 
 
 def _cut(items: Iterator[tuple[Cell, Tokens]], most: int) -> Iterator[list[tuple[Cell, Tokens]]]:
@@ -247,6 +249,24 @@ def _cut(items: Iterator[tuple[Cell, Tokens]], most: int) -> Iterator[list[tuple
         molecules += len(item[1])
     if part:
         yield part
+
+
+class GPSNetContext(GPSNetMethod):
+    """GPSNet with the scores of other genes around each molecule, for cells without nuclei."""
+
+    about: ClassVar = About(
+        name="gpsnet_context",
+        label="GPSNet + gene context",
+        kind="model",
+        summary=(
+            "GPSNet that also sees, around each molecule, how often the genes of its neighbours "
+            "show each pattern in other training cells; for cells without nuclei."
+        ),
+        reference="this package",
+        inputs=GPSNetMethod.about.inputs,
+        learns=True,
+    )
+    own_changes: ClassVar = {"context": True, "genes_as": "none", "fourier": 1}
 
 
 class GPSNetCoordinates(GPSNetMethod):

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 from torch.utils.checkpoint import checkpoint
 
+from gpattern_bench.methods.context import GeneScores, context_columns
 from gpattern_bench.methods.gpsnet.attention import KNNAttention
 from gpattern_bench.methods.gpsnet.config import PRESETS, Config
 from gpattern_bench.methods.gpsnet.plan import KNNPlan
@@ -122,10 +123,12 @@ class FieldEmbedding(nn.Module):
         octaves = np.pi * 2.0 ** np.arange(config.fourier)
         self.register_buffer("frequency", torch.from_numpy(octaves).float())
         inside = len(FIELDS) + 2 * _CONTINUOUS * config.fourier
+        if config.context:
+            inside += len(context_columns(config.patterns))
         self.mlp = MLP(inside, 2 * config.width, config.width)
 
     def forward(self, fields: Tensor) -> Tensor:
-        """(T, 6) -> (T, W)."""
+        """(T, F) -> (T, W)."""
         phase = (fields[:, :_CONTINUOUS, None] * self.frequency).flatten(1)  # (T, 4 F)
         out: Tensor = self.mlp(torch.cat([fields, phase.sin(), phase.cos()], dim=-1))
         return out
@@ -266,8 +269,8 @@ class GPSNet(nn.Module):
         self.register_buffer("outline_rows", torch.tensor(kinds, dtype=torch.int64))
         embedded, C = config.genes_as == "embedding", len(config.patterns)
         self.gene = nn.Embedding(unknown + 1 + len(kinds), width) if embedded else None
-        known = config.inputs == "coordinates"
-        self.place = CoordinateEmbedding(config) if known else FieldEmbedding(config)
+        plain = config.inputs == "coordinates"
+        self.place = CoordinateEmbedding(config) if plain else FieldEmbedding(config)
         self.encoder = nn.ModuleList(EncoderBlock(config) for _ in range(config.encoder_depth))
         self.memory = RMSNorm(width)
         self.query = nn.Embedding(unknown + 1 if embedded else 1, width)
@@ -276,11 +279,29 @@ class GPSNet(nn.Module):
         self.decoder = nn.ModuleList(DecoderBlock(config) for _ in range(config.decoder_depth))
         self.norm = RMSNorm(width)
         self.head = nn.Linear(width, C)
-        self.bias = None
-        if not embedded:
-            self.bias = nn.Embedding(unknown + 1, C)
+        self.bias = nn.Embedding(unknown + 1, C) if config.genes_as == "bias" else None
+        if self.bias is not None:
             nn.init.zeros_(self.bias.weight)
+        if not embedded:
             nn.init.zeros_(self.query.weight)
+        if config.context:  # counted on the training cells
+            self.positive: Tensor
+            self.labelled: Tensor
+            self.register_buffer("positive", torch.zeros(unknown, C))
+            self.register_buffer("labelled", torch.zeros(unknown))
+
+    @property
+    def gene_scores(self) -> GeneScores | None:
+        """Counts of the training cells' pairs by gene, for the context."""
+        if not self.config.context:
+            return None
+        counts = (x.cpu().double().numpy() for x in (self.positive, self.labelled))
+        return GeneScores(self.config.genes, self.config.patterns, *counts)
+
+    @gene_scores.setter
+    def gene_scores(self, counted: GeneScores) -> None:
+        self.positive.copy_(torch.from_numpy(counted.positive))
+        self.labelled.copy_(torch.from_numpy(counted.labelled))
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (G, C) float32 of all pairs, in the order of the batch."""
@@ -292,8 +313,8 @@ class GPSNet(nn.Module):
             x = self._run(block, x, batch.plan, batch.xy, batch.row)
         memory = self.memory(x)  # (T, W)
         G = len(batch.query)
-        known = batch.query if self.bias is None else torch.zeros_like(batch.query)
-        y = self.query(known)  # (G, W)
+        start = batch.query if self.gene is not None else torch.zeros_like(batch.query)
+        y = self.query(start)  # (G, W)
         if self.pool is not None:
             y = y + self.pool(_means(memory, batch.row, G + len(self.outline_rows))[:G])
         if self.count is not None:

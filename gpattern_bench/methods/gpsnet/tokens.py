@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gpattern_bench.data.cells import Cell
+from gpattern_bench.methods.context import context_fields
 from gpattern_bench.methods.gpsnet.plan import KNNPlan, join_plans, knn_plan
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Tokens:
     plan : KNNPlan or None
         Of these tokens, in this order; None without an encoder.
     fields : torch.Tensor or None
-        (L, 6) float32: :data:`FIELDS`, if they are the inputs.
+        (L, F) float32: :data:`FIELDS`, if they are the inputs, and the context if it is.
     labels, labelled : torch.Tensor or None
         (g, C) float32 and (g,) bool, as the cell's.
     """
@@ -95,7 +96,12 @@ def vocabulary_rows(genes: Sequence[str], panel: Sequence[str]) -> NDArray[np.in
     return np.array([row.get(gene, len(genes)) for gene in panel], np.int64)
 
 
-def prepare(cell: Cell, rows: NDArray[np.int64], config: Config) -> Tokens:
+def prepare(
+    cell: Cell,
+    rows: NDArray[np.int64],
+    config: Config,
+    scores: NDArray[np.float64] | None = None,
+) -> Tokens:
     """Turn a cell into tokens, with its neighbour plan; for loader workers, once per cell.
 
     Molecules are sorted by position and gene first, so that the result, to the last bit, is the
@@ -107,11 +113,16 @@ def prepare(cell: Cell, rows: NDArray[np.int64], config: Config) -> Tokens:
     rows : numpy.ndarray
         Of :func:`vocabulary_rows`: the row of each gene code of the cell's panel.
     config : Config
+    scores : numpy.ndarray, optional
+        (P, C) scores of the genes of the panel, if the configuration has the context.
     """
     row = np.searchsorted(cell.genes, cell.gene)
     xy, fields = cell.xy, None
     if config.inputs == "invariant":
         xy, fields = xy / cell.geometry.size, _fields(cell)
+        if config.context:
+            assert scores is not None
+            fields = np.column_stack([fields, context_fields(cell, scores)])
     if config.outlines:
         shapes = [cell.boundary] if cell.nucleus is None else [cell.boundary, cell.nucleus]
         points = [_along(shape) for shape in shapes]
@@ -221,7 +232,7 @@ class Batch:
     plan : KNNPlan or None
         Of all tokens; no cell sees another.
     fields : torch.Tensor or None
-        (T, 6) float32.
+        (T, F) float32.
     pairs, tokens : Spans
         Rows of each cell in `query`, and in `xy`.
     labels, labelled : torch.Tensor or None

@@ -25,6 +25,7 @@ from gpattern_bench.base.progress import Progress, duration
 from gpattern_bench.data.cells import Cells
 from gpattern_bench.errors import MethodError, MissingExtraError
 from gpattern_bench.evaluate.metrics import exact_mean, score_pattern
+from gpattern_bench.methods.context import GeneScores
 from gpattern_bench.methods.gpsnet.config import Config, TrainingConfig
 from gpattern_bench.methods.gpsnet.loader import (
     LabelledTokens,
@@ -147,8 +148,11 @@ class _Trainer:
             raise MethodError("stopping early needs val cells: give some, or patience 0")
         self.accelerator = _accelerator()
         self.device = self.accelerator.device
-        self.data = LabelledTokens(self.cells, self.config)
-        self.val_data = None if self.val is None else LabelledTokens(self.val, self.config)
+        counted = GeneScores.count(self.cells) if self.config.context else None
+        self.data = LabelledTokens(self.cells, self.config, counted)
+        self.val_data = None
+        if self.val is not None:
+            self.val_data = LabelledTokens(self.val, self.config, counted, held_out=True)
         self._check_sizes()
         self.weights = self.data.weights(training.real)
         self.steps = training.steps_of(len(self.data.cells))
@@ -163,6 +167,8 @@ class _Trainer:
             self.network = GPSNet(self.config)
         if self.init is not None:
             start_from(self.network, self.init)
+        if counted is not None:
+            self.network.gene_scores = counted
         self.network.to(self.device)
         self.model = self.accelerator.prepare_model(self.network)
         self.optimizer = torch.optim.AdamW(
@@ -282,9 +288,8 @@ class _Trainer:
         thin = rng.random() < 0.5 and training.thinned
         if thin or 0 < training.molecules < self.data.lengths[index]:
             share = training.thinned if thin else 0.0
-            cell = self.data.prepared(
-                drop_molecules(self.data.cells[index], rng, share, training.molecules)
-            )
+            whole = self.data.cells[index]
+            cell = self.data.prepared(index, drop_molecules(whole, rng, share, training.molecules))
         else:
             cell = self.data.tokens(index)
         if self.training.turned:
@@ -433,7 +438,9 @@ def start_from(network: GPSNet, init: GPSNet) -> None:
     for name in ("gene.weight", "query.weight", "bias.weight"):
         if name in weights and len(weights[name]) > 1:  # outline points follow the unknown gene
             weights[name] = torch.cat([weights[name][rows], weights[name][unknown + 1 :]])
-    weights["outline_rows"] = network.outline_rows
+    for name in ("outline_rows", "positive", "labelled"):  # of the vocabulary, and counted anew
+        if name in weights:
+            weights[name] = getattr(network, name)
     network.load_state_dict(weights)
 
 
