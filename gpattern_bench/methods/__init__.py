@@ -21,6 +21,7 @@ METHODS = {
     "oracle": "gpattern_bench.methods.controls:Oracle",
     "bento": "gpattern_bench.methods.bento.method:Bento",
     "boosted": "gpattern_bench.methods.boosted.method:Boosted",
+    "boosted_context": "gpattern_bench.methods.boosted.method:BoostedContext",
     "boosted_gene": "gpattern_bench.methods.boosted.method:BoostedGene",
     "ella": "gpattern_bench.methods.ella.method:Ella",
     "ella_robust": "gpattern_bench.methods.ella.method:EllaRobust",

@@ -70,6 +70,25 @@ class GeneScores:
             labelled[at] += 1
         return cls(tuple(cells.genes), tuple(cells.patterns), positive, labelled)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to values of JSON."""
+        return {
+            "patterns": list(self.patterns),
+            "genes": {
+                gene: [int(n), *positive]
+                for gene, n, positive in zip(
+                    self.genes, self.labelled, self.positive.astype(int).tolist(), strict=True
+                )
+            },
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> GeneScores:
+        """Read what :meth:`to_dict` gave."""
+        table = np.array(list(values["genes"].values()), np.float64)
+        genes, patterns = tuple(values["genes"]), tuple(values["patterns"])
+        return cls(genes, patterns, table[:, 1:], table[:, 0])
+
     def of_panel(self, panel: Sequence[str]) -> GeneScores:
         """Return the counts of a panel's genes, in its order; 0 for genes not counted."""
         row = {gene: at for at, gene in enumerate(self.genes)}

@@ -19,6 +19,7 @@ from gpattern_bench.data.cells import Cell, Cells
 from gpattern_bench.methods._forest import Forest, labelled_pairs, pair_batches
 from gpattern_bench.methods.base import About, Scores
 from gpattern_bench.methods.boosted.features import PAIR_FEATURES, pair_features
+from gpattern_bench.methods.context import GeneScores, context_columns, context_fields
 
 __all__ = ["Boosted", "BoostedGene"]
 
@@ -50,6 +51,8 @@ class Boosted:
         learns=True,
     )
     _by_gene: ClassVar[bool] = False
+    _in_context: ClassVar[bool] = False
+    _counted: GeneScores | None = None
 
     def fit(self, train: Cells, seed: int) -> None:
         """Grow the trees on the labelled pairs, or on a seeded sample of 50,000 of them.
@@ -57,16 +60,20 @@ class Boosted:
         The cells are dealt into three folds; trees grown on two of them score the third, and a
         logistic curve per pattern is fitted to these scores.
         """
-        features, labels, gene, cell = _gather(train, seed)
+        self._counted = GeneScores.count(train) if self._in_context else None
+        features, labels, gene, cell = _gather(train, seed, self._counted)
         fold = _folds(cell, seed)
         shares = _GeneShares(labels, gene, len(train.genes)) if self._by_gene else None
-        columns = features
+        columns, names = features, [*PAIR_FEATURES]
+        if self._in_context:
+            names += context_columns(train.patterns)
         if shares is not None:  # a pair's share is that of the other folds
             known = np.empty(labels.shape)
             for k in range(_FOLDS):
                 others = _GeneShares(labels[fold != k], gene[fold != k], len(train.genes))
                 known[fold == k] = others.table[gene[fold == k]]
             columns = np.column_stack([features, logit(known)])
+            names += [f"gene_share_{c}" for c in range(labels.shape[1])]
             self._share = dict(zip(train.genes, shares.table.tolist(), strict=True))
             self._unseen = shares.overall.tolist()
         unseen = np.zeros(labels.shape, np.float64)
@@ -74,10 +81,10 @@ class Boosted:
             held = fold == k
             if held.all() or not held.any():
                 continue
-            grown = _Trees.fit(columns[~held], labels[~held], seed)
+            grown = _Trees.fit(columns[~held], labels[~held], seed, names)
             unseen[held] = grown.predict(columns[held])
         self._curves = [_curve(unseen[:, c], labels[:, c]) for c in range(labels.shape[1])]
-        self._trees = _Trees.fit(columns, labels, seed)
+        self._trees = _Trees.fit(columns, labels, seed, names)
 
     def save(self, folder: Path) -> None:
         """Write the trees as arrays; calibration and importance of the features as JSON."""
@@ -90,6 +97,8 @@ class Boosted:
         }
         if self._by_gene:
             state |= {"share": self._share, "unseen": self._unseen}
+        if self._counted is not None:
+            state["context"] = self._counted.to_dict()
         write_text(folder / _STATE, json.dumps(state, indent=1) + "\n")
 
     def load(self, folder: Path) -> None:
@@ -104,6 +113,8 @@ class Boosted:
         self._curves = state["curves"]
         if self._by_gene:
             self._share, self._unseen = state["share"], state["unseen"]
+        if self._in_context:
+            self._counted = GeneScores.from_dict(state["context"])
 
     def importance(self) -> dict[str, float]:
         """Share of the boosted trees' gain that each feature brings, largest first."""
@@ -114,9 +125,12 @@ class Boosted:
         table = None
         if self._by_gene:
             table = logit([self._share.get(gene, self._unseen) for gene in cells.genes])
+        scores_of = None
+        if self._counted is not None:
+            scores_of = self._counted.of_panel(cells.genes).scores()
         slope, offset = np.array(self._curves).T
         for batch in pair_batches(cells):
-            columns = np.concatenate([_columns(cell, table) for cell in batch])
+            columns = np.concatenate([_columns(cell, table, scores_of) for cell in batch])
             raw = logit(np.clip(self._trees.predict(columns), _SMALL, 1 - _SMALL))
             scores = expit(slope * raw + offset).astype(np.float32)
             ends = np.cumsum([len(cell.genes) for cell in batch])
@@ -141,6 +155,24 @@ class BoostedGene(Boosted):
     _by_gene: ClassVar[bool] = True
 
 
+class BoostedContext(Boosted):
+    """The same trees, which also see the scores of other genes around the pair's molecules."""
+
+    about: ClassVar = About(
+        name="boosted_context",
+        label="Boosted trees + gene context",
+        kind="model",
+        summary=(
+            "Boosted trees that also see, around a pair's molecules, how often the genes of their "
+            "neighbours show each pattern in other training cells; for cells without nuclei."
+        ),
+        reference="this package",
+        inputs=Boosted.about.inputs,
+        learns=True,
+    )
+    _in_context: ClassVar[bool] = True
+
+
 class _Trees(NamedTuple):
     """Both kinds of trees, grown on the same pairs."""
 
@@ -150,7 +182,9 @@ class _Trees(NamedTuple):
     importance: dict[str, float]
 
     @classmethod
-    def fit(cls, features: _Floats, labels: NDArray[np.bool_], seed: int) -> _Trees:
+    def fit(
+        cls, features: _Floats, labels: NDArray[np.bool_], seed: int, names: list[str]
+    ) -> _Trees:
         # NaN as a number far below all others: extra trees of older scikit-learn refuse NaN
         x = np.nan_to_num(features.astype(np.float32), nan=_MISSING)
         random = Forest.fit(x, labels, seed, trees=_TREES, min_leaf=2, random_splits=True)
@@ -163,10 +197,6 @@ class _Trees(NamedTuple):
             for tree in nodes:
                 inner = tree[tree["is_leaf"] == 0]
                 np.add.at(gain, inner["feature_idx"], np.maximum(inner["gain"], 0))
-        names = [
-            *PAIR_FEATURES,
-            *(f"gene_share_{c}" for c in range(x.shape[1] - len(PAIR_FEATURES))),
-        ]
         order = np.argsort(-gain, kind="stable")
         shares = gain / max(gain.sum(), _SMALL)
         importance = {names[k]: round(float(shares[k]), 6) for k in order}
@@ -233,15 +263,14 @@ class _GeneShares:
 
 
 def _gather(
-    train: Cells, seed: int
+    train: Cells, seed: int, counted: GeneScores | None
 ) -> tuple[_Floats, NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
     """Features, labels, gene and cell of the labelled pairs, or of a sample of them."""
     seen = iter(range(1 << 62))
 
     def featurize(cell: Cell) -> _Floats:
-        return np.column_stack(
-            [pair_features(cell), cell.genes, np.full(len(cell.genes), next(seen))]
-        )
+        features = _columns(cell, None, None if counted is None else counted.scores(cell))
+        return np.column_stack([features, cell.genes, np.full(len(cell.genes), next(seen))])
 
     table, labels = labelled_pairs(train, featurize, seed)
     return table[:, :-2], labels, table[:, -2].astype(np.int64), table[:, -1].astype(np.int64)
@@ -252,9 +281,16 @@ def _folds(cell: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     return np.asarray((np.argsort(np.argsort(draws)) % _FOLDS)[cell])
 
 
-def _columns(cell: Cell, table: _Floats | None) -> _Floats:
-    features = pair_features(cell)
-    return features if table is None else np.column_stack([features, table[cell.genes]])
+def _columns(cell: Cell, table: _Floats | None, scores: _Floats | None) -> _Floats:
+    """Features of a cell's pairs: with each gene's share, and with the means of its context."""
+    parts = [pair_features(cell)]
+    if table is not None:
+        parts.append(table[cell.genes])
+    if scores is not None:
+        starts = np.cumsum(cell.counts) - cell.counts
+        sums = np.add.reduceat(context_fields(cell, scores).astype(np.float64), starts)
+        parts.append(sums / cell.counts[:, None])
+    return np.column_stack(parts)
 
 
 def _curve(score: _Floats, label: NDArray[np.bool_]) -> tuple[float, float]:
