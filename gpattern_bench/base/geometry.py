@@ -27,11 +27,13 @@ __all__ = [
     "polygonal",
     "ray_radius",
     "rings_of",
+    "surrogate_outline",
 ]
 
 _Floats = NDArray[np.float64]
 _Bools = NDArray[np.bool_]
 
+_CONCAVE = 0.3  # of a concave hull: 0 follows the molecules closely, 1 is the convex hull
 _BLOCK = 16  # edges that share a bounding box, so that those far from a point cost one test
 
 
@@ -57,6 +59,20 @@ def _polygons(geometry: BaseGeometry) -> list[BaseGeometry]:
     if geometry.geom_type == "GeometryCollection":
         return [polygon for part in geometry.geoms for polygon in _polygons(part)]
     return [part for part in shapely.get_parts(geometry) if part.geom_type == "Polygon"]
+
+
+def surrogate_outline(xy: NDArray[Any]) -> BaseGeometry | None:
+    """Outline a cell by its molecules (n, 2), where no outline was segmented.
+
+    Their concave hull, wider by half of the mean distance between molecules. None where the
+    molecules lie on one line. It moves, turns and grows with them.
+    """
+    points = shapely.multipoints(_points(xy))
+    hull = shapely.concave_hull(points, ratio=_CONCAVE)
+    if hull.area == 0:
+        return None
+    grown = shapely.buffer(hull, np.sqrt(hull.area / len(xy)) / 2)
+    return polygonal(grown)
 
 
 class Rings(NamedTuple):

@@ -273,17 +273,13 @@ class GPSNet(nn.Module):
         self.place = CoordinateEmbedding(config) if plain else FieldEmbedding(config)
         self.encoder = nn.ModuleList(EncoderBlock(config) for _ in range(config.encoder_depth))
         self.memory = RMSNorm(width)
-        self.query = nn.Embedding(unknown + 1 if embedded else 1, width)
+        self.query = nn.Embedding(unknown + 1, width) if embedded else _zeros(1, width)
         self.pool = nn.Linear(width, width) if config.pooled else None
         self.count = MLP(2, width, width) if config.counts else None
         self.decoder = nn.ModuleList(DecoderBlock(config) for _ in range(config.decoder_depth))
         self.norm = RMSNorm(width)
         self.head = nn.Linear(width, C)
-        self.bias = nn.Embedding(unknown + 1, C) if config.genes_as == "bias" else None
-        if self.bias is not None:
-            nn.init.zeros_(self.bias.weight)
-        if not embedded:
-            nn.init.zeros_(self.query.weight)
+        self.bias = _zeros(unknown + 1, C) if config.genes_as == "bias" else None
         if config.context:  # counted on the training cells
             self.positive: Tensor
             self.labelled: Tensor
@@ -334,6 +330,11 @@ class GPSNet(nn.Module):
         else:
             out = block(*inputs)
         return out
+
+
+def _zeros(rows: int, width: int) -> nn.Embedding:
+    """Embedding that begins at 0: the other weights do not depend on its number of rows."""
+    return nn.Embedding.from_pretrained(torch.zeros(rows, width), freeze=False)
 
 
 def _means(x: Tensor, group: Tensor, groups: int) -> Tensor:

@@ -416,32 +416,34 @@ class _Trainer:
 def start_from(network: GPSNet, init: GPSNet) -> None:
     """Fill a network with the weights of another, genes matched by name.
 
+    Of other patterns, the last layer begins anew.
+
     Raises
     ------
     MethodError
-        It has other patterns or another shape; the text names the fields.
+        It has another shape; the text names the fields.
     """
     old, new = asdict(init.config), asdict(network.config)
-    differ = [
-        name for name in new if name not in ("genes", "checkpointing") and old[name] != new[name]
-    ]
+    free = ("genes", "patterns", "checkpointing")
+    differ = [name for name in new if name not in free and old[name] != new[name]]
+    if init.config.context and init.config.patterns != network.config.patterns:
+        differ.append("patterns")
     if differ:
         told = "; ".join(f"{name} {old[name]!r}, not {new[name]!r}" for name in differ)
         raise MethodError(
-            f"the model to start from has {told}: start from a model of the same settings and "
-            "patterns"
+            f"the model to start from has {told}: start from one of the same settings"
         )
     row = {gene: at for at, gene in enumerate(init.config.genes)}
     unknown = len(row)
-    rows = torch.tensor([row.get(gene, unknown) for gene in (*network.config.genes, "")])
-    weights = init.state_dict()
+    rows = torch.tensor([row.get(gene, unknown) for gene in network.config.genes] + [unknown])
+    own, weights = network.state_dict(), init.state_dict()
     for name in ("gene.weight", "query.weight", "bias.weight"):
         if name in weights and len(weights[name]) > 1:  # outline points follow the unknown gene
             weights[name] = torch.cat([weights[name][rows], weights[name][unknown + 1 :]])
-    for name in ("outline_rows", "positive", "labelled"):  # of the vocabulary, and counted anew
-        if name in weights:
-            weights[name] = getattr(network, name)
-    network.load_state_dict(weights)
+    kept = {"outline_rows", "positive", "labelled"}  # of the vocabulary, and counted anew
+    if init.config.patterns != network.config.patterns:
+        kept |= {"head.weight", "head.bias", "bias.weight"}
+    network.load_state_dict(weights | {name: own[name] for name in kept & own.keys()})
 
 
 def _hash(tensors: dict[str, Tensor]) -> str:
