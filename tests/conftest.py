@@ -57,11 +57,13 @@ def shared() -> Path:
 def brief_training() -> Iterator[None]:
     """One epoch for networks, few boosted trees: for tests of what any method must do."""
     from gpattern_bench.methods.boosted import method as boosted
+    from gpattern_bench.methods.gpsnet import method as gpsnet
     from gpattern_bench.methods.gpsnet.config import TRAININGS
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(boosted, "_TREES", 20)
         patch.setattr(boosted, "_ROUNDS", 15)
+        patch.setattr(gpsnet, "steps_for", lambda cells: min(8, cells))
         patch.setitem(TRAININGS, "small", replace(TRAININGS["small"], epochs=1))
         yield
 

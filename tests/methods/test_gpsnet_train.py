@@ -23,7 +23,9 @@ from gpattern_bench.curate.simulate.cells import simulate
 from gpattern_bench.data.cells import Cells
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import MethodError
+from gpattern_bench.methods.context import GeneScores
 from gpattern_bench.methods.gpsnet import loader as data
+from gpattern_bench.methods.gpsnet import train
 from gpattern_bench.methods.gpsnet.config import PRESETS, TRAININGS, Config, TrainingConfig
 from gpattern_bench.methods.gpsnet.loader import (
     LabelledTokens,
@@ -35,7 +37,7 @@ from gpattern_bench.methods.gpsnet.loader import (
     rotate,
 )
 from gpattern_bench.methods.gpsnet.model import GPSNet
-from gpattern_bench.methods.gpsnet.train import train_network
+from gpattern_bench.methods.gpsnet.train import start_from, train_network
 from gpattern_bench.methods.gpsnet.weights import read_tensors
 
 pytestmark = pytest.mark.slow
@@ -79,7 +81,9 @@ def weights(network: GPSNet) -> dict[str, bytes]:
 class TestSettings:
     def test_the_paper_s_are_those_of_its_table_3(self):
         rows = {
-            name: (t.epochs, t.batch, t.warmup) for name, t in TRAININGS.items() if name != "small"
+            name: (t.epochs, t.batch, t.warmup)
+            for name, t in TRAININGS.items()
+            if name not in ("small", "gpsnet")
         }
         assert rows == {"nih3t3": (10, 4, 1000), "u2os": (5, 4, 1000), "cosmx_lung": (10, 64, 5000)}
         for name in rows:
@@ -98,9 +102,26 @@ class TestSettings:
         assert rates[52] == pytest.approx(1.0)
         assert 0 < rates[-1] < 0.01
 
+    def test_a_warm_up_below_1_is_a_share_of_the_run(self):
+        training = TrainingConfig(epochs=1, rate=1.0, warmup=0.1)
+        assert [training.rate_at(step, 40) for step in (0, 3, 4)] == [0.25, 1, 1]
+        assert training.warmup_steps(40) == 4
+        assert TrainingConfig(epochs=1, warmup=0).warmup_steps(40) == 0
+
+    def test_a_run_is_counted_in_epochs_or_in_steps(self):
+        assert TrainingConfig(epochs=3, batch=4).steps_of(10) == 9
+        assert TrainingConfig(epochs=3, batch=4, steps=7).steps_of(10) == 7
+
     @pytest.mark.parametrize(
         "wrong",
-        [{"epochs": 0}, {"batch": 0}, {"rate": 0.0}, {"clip": float("nan")}, {"forgotten": 1.5}],
+        [
+            {"epochs": 0},
+            {"batch": 0},
+            {"rate": 0.0},
+            {"clip": float("nan")},
+            {"forgotten": 1.5},
+            {"steps": -1},
+        ],
     )
     def test_those_that_make_no_sense_are_refused(self, wrong):
         with pytest.raises(MethodError, match=next(iter(wrong))):
@@ -131,6 +152,14 @@ class TestBatches:
             for epoch in range(3)
         }
         assert len(orders) == 9
+
+    def test_cells_are_drawn_by_their_weights(self):
+        weights = np.where(np.arange(50) < 40, 0.6 / 40, 0.4 / 10)
+        drawn = np.concatenate(
+            [np.concatenate(epoch_batches(np.ones(50), 8, 0, e, weights)) for e in range(40)]
+        )
+        assert len(drawn) == 2000
+        assert 0.36 < (drawn >= 40).mean() < 0.44
 
     def test_work_is_done_ahead_and_comes_in_order(self):
         begun, third = [], threading.Event()
@@ -182,6 +211,14 @@ class TestAugmentation:
             assert len(less.labelled) == len(less.genes)
         assert 0.25 < min(shares) < 0.5
         assert max(shares) > 0.9
+
+    def test_large_cells_are_thinned_below_the_limit(self, tiny):
+        cell = next(iter(tiny.iter_cells("train")))
+        n, limit = len(cell.gene), len(cell.gene) // 2
+        kept = [len(drop_molecules(cell, generator(0, e, 1), 0.0, limit).gene) for e in range(200)]
+        assert 0.45 * limit < np.mean(kept) < 0.75 * limit
+        assert max(kept) < 0.8 * n
+        assert len(drop_molecules(cell, generator(0, 0, 1), 0.0, n).gene) == n
 
     def test_a_cell_is_never_left_empty(self, tiny):
         cell = next(iter(tiny.iter_cells("train")))
@@ -247,6 +284,91 @@ class TestSeeds:
         assert result.history[-1]["loss"] < result.history[0]["loss"]
         assert all(0 <= row["val_auc"] <= 1 and row["val_loss"] > 0 for row in result.history)
         assert not result.network.training
+
+
+class TestSteps:
+    def test_a_run_of_steps_ends_after_them_with_at_most_ten_epochs(self, tiny, monkeypatch):
+        counted = []
+        step = train._Trainer._step
+        monkeypatch.setattr(
+            train._Trainer, "_step", lambda self, *a: (counted.append(1), step(self, *a))[1]
+        )
+        for steps, epochs in ((3, 1), (57, 10), (8, 3)):
+            counted.clear()
+            found = trained(tiny, replace(TRAINING, batch=6, steps=steps))
+            assert len(counted) == steps
+            assert len(found.history) == epochs
+
+    def test_a_warm_up_that_never_ends_is_told(self, tiny, caplog):
+        trained(tiny, replace(TRAINING, warmup=1000))
+        assert "the warm-up of 1000 steps is longer than this run of" in caplog.text
+        caplog.clear()
+        trained(tiny, replace(TRAINING, warmup=0.5))
+        assert "warm-up" not in caplog.text
+
+
+class TestStartingFromAnother:
+    def test_genes_are_matched_by_name_and_new_ones_begin_as_unknown(self):
+        old = GPSNet(Config.preset("small", ["a", "b", "c"], ["x", "y"], outlines=True))
+        new = GPSNet(Config.preset("small", ["d", "c", "a"], ["x", "y"], outlines=True))
+        start_from(new, old)
+        for table in ("gene", "query"):
+            there, here = getattr(old, table).weight, getattr(new, table).weight
+            assert torch.equal(here[:4], there[[3, 2, 0, 3]])
+        assert torch.equal(new.gene.weight[4:], old.gene.weight[4:])  # points of the outlines
+        assert torch.equal(new.head.weight, old.head.weight)
+        assert new.outline_rows.tolist() == [4, 5]
+
+    def test_of_other_patterns_the_last_layer_begins_anew(self):
+        old = GPSNet(Config.preset("gpsnet", ["a"], ["x", "y"]))
+        new = GPSNet(Config.preset("gpsnet", ["a"], ["x", "y", "z"]))
+        head = new.head.weight.clone()
+        start_from(new, old)
+        assert torch.equal(new.head.weight, head)
+        assert torch.equal(new.pool.weight, old.pool.weight)
+
+    def test_another_shape_is_refused(self):
+        old = GPSNet(Config.preset("small", ["a"], ["x"]))
+        with pytest.raises(MethodError, match="width 64, not 32"):
+            start_from(GPSNet(Config.preset("small", ["a"], ["x"], width=32)), old)
+
+    def test_weights_do_not_depend_on_more_genes_where_these_are_a_bias(self):
+        networks = []
+        for genes in (["a"], ["a", "b", "c"]):
+            torch.manual_seed(0)
+            networks.append(GPSNet(Config.preset("gpsnet", genes, ["x", "y"])))
+        one, other = (n.state_dict() for n in networks)
+        assert all(torch.equal(one[n], other[n]) for n in one if n != "bias.weight")
+
+
+class TestContext:
+    def test_a_training_cell_does_not_see_its_own_labels(self, tiny):
+        cells = list(tiny.iter_cells("train"))
+        config = Config.preset("gpsnet", tiny.genes, tiny.patterns, context=True)
+        rng = np.random.Generator(np.random.Philox(0))
+        shuffled = [replace(cells[0], labels=rng.random(cells[0].labels.shape) < 0.5), *cells[1:]]
+        fields = []
+        for some in (cells, shuffled):
+            counted = GeneScores.count(listed(tiny, some))
+            tokens = LabelledTokens(listed(tiny, some), config, counted)
+            fields.append([tokens.tokens(k).fields for k in range(2)])
+        assert torch.equal(fields[0][0], fields[1][0])
+        assert not torch.equal(fields[0][1], fields[1][1])  # others' labels it sees
+
+    def test_held_out_cells_see_all_training_cells(self, tiny):
+        cells = tiny.iter_cells("train")
+        config = Config.preset("gpsnet", tiny.genes, tiny.patterns, context=True)
+        counted = GeneScores.count(cells)
+        own = LabelledTokens(cells, config, counted).tokens(0)
+        held_out = LabelledTokens(cells, config, counted, held_out=True).tokens(0)
+        assert not torch.equal(own.fields, held_out.fields)
+
+
+def listed(dataset, cells):
+    """Cells of a list."""
+    found = dataset.iter_cells("train")
+    given = {cell.cell_id: cell for cell in cells}
+    return found.mapped(lambda cell: given[cell.cell_id])
 
 
 class TestRefusals:
