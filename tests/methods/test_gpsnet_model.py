@@ -438,7 +438,10 @@ def test_configurations_survive_json(name):
         (TINY.to_json().replace('"width": 16', '"width": 16, "depth": 3'), "kind: depth"),
         (TINY.to_json().replace('"heads": 2', '"heads": 3'), "3 heads do not divide"),
         (TINY.to_json().replace('"gene1"', '"gene0"'), "twice"),
-        (TINY.to_json().replace('"coordinates"', '"polar"'), "coordinates or invariant"),
+        (
+            TINY.to_json().replace('"coordinates"', '"polar"'),
+            "coordinates or micrometres or invariant",
+        ),
     ],
 )
 def test_other_json_is_refused(text, told):

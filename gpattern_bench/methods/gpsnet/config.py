@@ -64,7 +64,7 @@ _LEAST_TRAINING = {
     "molecules": 0,
 }
 _KNOWN = {
-    "inputs": ("coordinates", "invariant"),
+    "inputs": ("coordinates", "micrometres", "invariant"),
     "genes_as": ("embedding", "bias", "none"),
     "attends_to": ("all", "own", "both"),
 }
@@ -87,11 +87,12 @@ class Config:
         Of the transformer.
     neighbours : int
         K of the KNN-attention.
-    inputs : {"coordinates", "invariant"}
+    inputs : {"coordinates", "micrometres", "invariant"}
         What the network knows of a molecule's place: its coordinates in micrometres, the paper's;
-        or where it lies between nucleus and outline, in shares of the cell's size
-        (:data:`~gpattern_bench.methods.gpsnet.tokens.FIELDS`), which rotation, reflection,
-        translation and unit do not change.
+        or where it lies between nucleus and outline
+        (:data:`~gpattern_bench.methods.gpsnet.tokens.FIELDS`), which rotation, reflection and
+        translation do not change: as micrometres, or in sizes of the cell, which the unit does not
+        change either.
     fourier : int
         Frequencies whose sine and cosine go into the coordinate MLP beside its input; 0 is the
         paper's. Of coordinates: random ones, of the position along random directions and of its
@@ -159,8 +160,8 @@ class Config:
         ]
         if self.outlines and self.inputs != "coordinates":
             problems.append("points of the outlines are tokens beside coordinates only")
-        if self.context and self.inputs != "invariant":
-            problems.append("the context of other genes stands beside invariant inputs only")
+        if self.context and self.inputs == "coordinates":
+            problems.append("the context of other genes cannot stand beside coordinates")
         if not self.patterns:
             problems.append("there are no patterns to score")
         if len(set(self.genes)) != len(self.genes):

@@ -36,6 +36,7 @@ As :class:`~gpattern_bench.base.geometry.CellGeometry` has them, the radius at m
 nucleus, `from_nucleus`, `between` and both flags are 0.
 """
 
+_UNIT = 10.0  # um: distances of order 1 for the network
 OUTLINE_POINTS = 48  # tokens along the outline of a cell, and of its nucleus
 
 
@@ -118,8 +119,10 @@ def prepare(
     """
     row = np.searchsorted(cell.genes, cell.gene)
     xy, fields = cell.xy, None
-    if config.inputs == "invariant":
+    if config.inputs != "coordinates":
         xy, fields = xy / cell.geometry.size, _fields(cell)
+        if config.inputs == "micrometres":
+            fields[:, :2] *= cell.geometry.size / _UNIT
         if config.context:
             assert scores is not None
             fields = np.column_stack([fields, context_fields(cell, scores)])

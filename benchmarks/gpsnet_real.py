@@ -1,0 +1,422 @@
+"""GPSNet and its rivals on the same training data: simulated cells, human labels, lung tissue.
+
+Each row is a training and a table that it is scored on, macro AUC and F1 of the test split in per
+cent: the mean over seeds of single models and their standard deviation. Rivals are fitted on the
+same cells. The difference is that of the means, with a paired 95 % interval from the resampled
+fields of view (or cells) of the evaluator, averaged over seeds replicate by replicate.
+
+- *simulation*: trained on the train splits of `synthetic` and `synthetic_wide`; scored on
+  `synthetic` (protocol fit), `synthetic_wide` (whose test has other settings than its train), and
+  both gold sets
+- *transfer*: the same, then fine-tuned on the gold set of the other cell line
+- *out of fold*: the same, then fine-tuned on the other folds of cells beside
+- *tissue*: both directions between the two fields of `cosmx_lung_mini`, no nuclei, with and without
+  the context of other genes
+- *absence*: the models of *simulation*, on cells without their nuclei, and without any outline
+- *ablation*: GPSNet with one thing changed, a shorter training, scored on `synthetic` val and on
+  the held-out settings of `synthetic_wide`
+
+Prediction files go to ``--out`` as `gpattern-bench run` writes them, ready for `submit`; those that
+are there are not made again. Needs the gold sets' and the lung set's files (mirror or network).
+
+Rerun: `python benchmarks/gpsnet_real.py --out runs/gpsnet_real` (about an hour on two cores), parts
+of it with ``--parts``, or ``--quick``: one seed, two steps, simulated cells only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from time import perf_counter, process_time
+from typing import Any
+
+import numpy as np
+from timing import show
+
+from gpattern_bench import Evaluator, load_dataset
+from gpattern_bench.base.geometry import surrogate_outline
+from gpattern_bench.data.cells import Cell
+from gpattern_bench.data.dataset import Dataset
+from gpattern_bench.evaluate.bootstrap import interval, is_biased
+from gpattern_bench.methods import get_method
+from gpattern_bench.methods.gpsnet import method as gpsnet
+from gpattern_bench.methods.gpsnet.config import TRAININGS
+from gpattern_bench.methods.gpsnet.method import GPSNetMethod
+from gpattern_bench.methods.predict import predict_cells
+from gpattern_bench.predictions import counted
+from gpattern_bench.runs.run import fit_method, run_method, run_origins, write_run
+from gpattern_bench.runs.training import choose_protocol, training_cells, training_ids
+
+SIMULATED = ("synthetic", "synthetic_wide")
+GOLD = {"u2os_gold": "nih3t3_gold", "nih3t3_gold": "u2os_gold"}
+TISSUE = ("cosmx_lung_mini", "cosmx_lung_mini_exchanged")
+RIVALS = ("boosted", "locfish_2018", "bento")
+SEEDS = 5
+ABLATION_STEPS = 800
+
+
+@dataclass(frozen=True)
+class Row:
+    """A training, and the table that it is scored on.
+
+    Attributes
+    ----------
+    part, method, dataset : str
+    train_on : tuple of str
+        Empty: the dataset's own train split.
+    cv : bool
+    """
+
+    part: str
+    method: str
+    dataset: str
+    train_on: tuple[str, ...] = ()
+    cv: bool = False
+
+
+def main() -> None:
+    """Make the prediction files that lack, score all, print the tables, and JSON last."""
+    parser = argparse.ArgumentParser(description="GPSNet and its rivals on the same training data.")
+    parser.add_argument("--out", type=Path, help="folder of the runs; default a temporary one")
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="of GPSNet; rivals have seed 0")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument(
+        "--quick", action="store_true", help="one seed, few steps, `synthetic` only"
+    )
+    given = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with tempfile.TemporaryDirectory() as name:
+        out = given.out or Path(name)
+        found: dict[str, list[dict[str, Any]]] = {}
+        for part in given.parts:
+            found[part] = PARTS[part](out, given.seeds, given.jobs, given.quick)
+            print(f"{part}\n")
+            show([{k: v for k, v in row.items() if k != "each"} for row in found[part]])
+    print(json.dumps(found))
+
+
+# Rows that are runs
+
+
+def simulation(out: Path, seeds: int, jobs: int, quick: bool) -> list[dict[str, Any]]:
+    """Trained on simulated cells only."""
+    tables = ("synthetic",) if quick else ("synthetic", "synthetic_wide", *GOLD)
+    sources = ("synthetic",) if quick else SIMULATED
+    methods = ("gpsnet", "boosted") if quick else ("gpsnet", *RIVALS)
+    return compared(
+        [Row("simulation", m, t, () if quick else sources) for t in tables for m in methods],
+        out, seeds, jobs, quick,
+    )  # fmt: skip
+
+
+def transfer(out: Path, seeds: int, jobs: int, quick: bool) -> list[dict[str, Any]]:
+    """Trained on simulated cells and the labels of the other cell line."""
+    if quick:
+        return []
+    rows = [
+        Row("transfer", m, t, (*SIMULATED, other))
+        for t, other in GOLD.items()
+        for m in ("gpsnet", *RIVALS)
+    ]
+    return compared(rows, out, seeds, jobs, quick)
+
+
+def out_of_fold(out: Path, seeds: int, jobs: int, quick: bool) -> list[dict[str, Any]]:
+    """Trained on simulated cells, the other cell line and the other folds."""
+    if quick:
+        return []
+    rows = [
+        Row("out of fold", m, t, (*SIMULATED, other), cv=True)
+        for t, other in GOLD.items()
+        for m in ("gpsnet", "boosted")
+    ]
+    return compared(rows, out, seeds, jobs, quick)
+
+
+def tissue(out: Path, seeds: int, jobs: int, quick: bool) -> list[dict[str, Any]]:
+    """Both directions between two fields of lung tissue without nuclei."""
+    if quick:
+        return []
+    methods = ("gpsnet", "gpsnet_context", "boosted", "boosted_context")
+    rows = [Row("tissue", m, t) for t in TISSUE for m in methods]
+    return compared(rows, out, seeds, jobs, quick)
+
+
+def compared(
+    rows: list[Row], out: Path, seeds: int, jobs: int, quick: bool
+) -> list[dict[str, Any]]:
+    """Run rows by all their seeds, and compare each with `boosted` of the same training."""
+    tasks = [
+        (row, seed)
+        for row in rows
+        for seed in range(seeds if row.method.startswith("gpsnet") and not quick else 1)
+    ]
+    # one training serves several tables: first those, then the others
+    first = {(row.method, row.train_on, row.cv, seed): (row, seed) for row, seed in reversed(tasks)}
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        for some in (list(first.values()), tasks):
+            list(pool.map(made, *zip(*[(r, s, out, quick) for r, s in some], strict=True)))
+    results: dict[Row, list[Any]] = {}
+    for row, seed in tasks:
+        file = made(row, seed, out, quick)
+        results.setdefault(row, []).append(evaluator(row.dataset).eval(file, replicates=1000))
+    return [
+        told(row, each, results.get(replace(row, method="boosted")))
+        for row, each in results.items()
+    ]
+
+
+def made(row: Row, seed: int, out: Path, quick: bool) -> Path:
+    """Run a row with a seed, unless that is done; return the test file."""
+    if quick:
+        gpsnet.steps_for = lambda cells: 2 + 0 * cells
+    dataset, sources = load_dataset(row.dataset), [load_dataset(name) for name in row.train_on]
+    folder = out / row.method
+    method = get_method(row.method)
+    protocol = choose_protocol(method, dataset, sources, row.cv)
+    origins = run_origins(row.method, dataset, seed, protocol, training_ids(sources))
+    file = folder / row.dataset / f"{origins[-1].stem()}.parquet"
+    if file.is_file():
+        return file
+    init = None
+    if row.method == "gpsnet" and len(row.train_on) > len(SIMULATED):
+        init = saved("gpsnet", SIMULATED, seed, out)[0]
+    if row.cv:
+        run_method(row.method, dataset, folder, train_on=sources, cv=True, seed=seed, init=init)
+        return file
+    model, fit_seconds = saved(row.method, row.train_on or (row.dataset,), seed, out, init)
+    method.load(model)
+    method.batch = 1
+    scores, seconds = {}, {"fit": fit_seconds}
+    for origin in origins:
+        began = perf_counter()
+        found = predict_cells(method, dataset.iter_cells(origin.split), bar=False)
+        seconds[origin.split] = perf_counter() - began
+        scores[origin.split] = [(dataset.fovs(origin.split), found)]
+    write_run(method, dataset, origins, scores, folder / row.dataset, seconds=seconds)
+    return file
+
+
+def saved(
+    name: str, train_on: tuple[str, ...], seed: int, out: Path, init: Path | None = None
+) -> tuple[Path, float]:
+    """Fit a method, unless that is done: the folder of the model, and the seconds."""
+    folder = out / "models" / f"{name}-{'-'.join(train_on)}-{seed}"
+    note = folder / "seconds.json"
+    if not note.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        method = get_method(name)
+        sources = [load_dataset(one) for one in train_on]
+        seconds = fit_method(method, sources, seed, folder / "training.safetensors", init=init)
+        method.save(folder)
+        note.write_text(json.dumps(seconds))
+    return folder, json.loads(note.read_text())
+
+
+@cache
+def evaluator(name: str, split: str = "test") -> Evaluator:
+    """The evaluator of a table."""
+    return Evaluator(load_dataset(name), split)
+
+
+def told(row: Row, each: list[Any], rivals: list[Any] | None) -> dict[str, Any]:
+    """One line of a table: means, spread, difference to `boosted` with its interval."""
+    line: dict[str, Any] = {"table": row.dataset, "method": row.method, "seeds": len(each)}
+    for metric, name in (("auc_macro", "AUC"), ("f1_macro", "F1")):
+        values = [100 * result[metric] for result in each]
+        line[name] = round(float(np.mean(values)), 2)
+        line[f"{name} sd"] = round(float(np.std(values, ddof=1)), 2) if len(each) > 1 else None
+        if rivals is None or row.method == "boosted":
+            continue
+        mine, its = (
+            np.mean([result.replicates[metric] for result in some], axis=0)
+            for some in (each, rivals)
+        )
+        difference = np.mean([r[metric] for r in each]) - np.mean([r[metric] for r in rivals])
+        low, high = interval(
+            float(difference), mine - its, each[0].degrees_of_freedom, (-1.0, 1.0),
+            biased=is_biased(metric),
+        )  # fmt: skip
+        line[f"{name} - boosted"] = f"{100 * difference:+.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    return line | {"each": [[r["auc_macro"], r["f1_macro"]] for r in each]}
+
+
+# What absent outlines cost
+
+
+def absence(out: Path, seeds: int, jobs: int, quick: bool) -> list[dict[str, Any]]:
+    """The models of `simulation` on cells without nuclei, and without outlines."""
+    del jobs
+    rows = []
+    sources = ("synthetic",) if quick else SIMULATED
+    for table in ("synthetic",) if quick else ("synthetic", *GOLD):
+        dataset = load_dataset(table)
+        for name, change in CHANGES.items():
+            values = []
+            for seed in range(1 if quick else seeds):
+                method = GPSNetMethod()
+                method.load(saved("gpsnet", sources, seed, out)[0])
+                cells = dataset.iter_cells("test").without_labels().mapped(change)
+                values.append(scored(method, cells, dataset, "test"))
+            rows.append({"table": table, "cells have": name, **means(values)})
+    return rows
+
+
+def without_nucleus(cell: Cell) -> Cell:
+    """The cell as if no nucleus had been segmented."""
+    return replace(cell, nucleus=None)
+
+
+def without_outlines(cell: Cell) -> Cell:
+    """The cell as if nothing had been segmented: its molecules tell the outline."""
+    outline = surrogate_outline(cell.xy)
+    return replace(cell, nucleus=None, boundary=cell.boundary if outline is None else outline)
+
+
+def with_nucleus_only(cell: Cell) -> Cell:
+    """The cell as if its nucleus alone had been segmented."""
+    return replace(without_outlines(cell), nucleus=cell.nucleus)
+
+
+CHANGES = {
+    "both outlines": lambda cell: cell,
+    "the cell's only": without_nucleus,
+    "the nucleus' only": with_nucleus_only,
+    "none": without_outlines,
+}
+
+
+# What each choice is worth
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "gpsnet": {},
+    "inputs: coordinates, as the paper": {"inputs": "coordinates", "fourier": 0},
+    "inputs: coordinates, Fourier": {"inputs": "coordinates", "fourier": 32},
+    "inputs: distances in um": {"inputs": "micrometres"},
+    "inputs: no Fourier": {"fourier": 0},
+    "attends to all molecules": {"attends_to": "all"},
+    "attends to both": {"attends_to": "both"},
+    "self-attention": {"self_attention": True},
+    "no counts": {"counts": False},
+    "KNN block, K = 4": {"encoder_depth": 1, "neighbours": 4, "distance_bias": True},
+    "KNN block, K = 16": {"encoder_depth": 1, "neighbours": 16, "distance_bias": True},
+    "KNN block, K = 64": {"encoder_depth": 1, "neighbours": 64, "distance_bias": True},
+    "2 KNN blocks, K = 16": {"encoder_depth": 2, "neighbours": 16, "distance_bias": True},
+    "decoder depth 1": {"decoder_depth": 1},
+    "decoder depth 4": {"decoder_depth": 4},
+    "width 32": {"width": 32},
+    "width 128": {"width": 128},
+}
+SOURCES = {
+    "trained on synthetic only": ("synthetic",),
+    "trained on synthetic_wide only": ("synthetic_wide",),
+}
+SHARES = (2, 4, 8, 16)  # one n-th of the training cells
+
+
+def ablation(out: Path, seeds: int, jobs: int, quick: bool) -> list[dict[str, Any]]:
+    """GPSNet with one thing changed, after a shorter training."""
+    tasks = [(name, changes, SIMULATED, 1) for name, changes in VARIANTS.items()]
+    tasks += [(name, {}, sources, 1) for name, sources in SOURCES.items()]
+    tasks += [(f"1/{part} of the cells", {}, SIMULATED, part) for part in SHARES]
+    if quick:
+        tasks, seeds = [("gpsnet", {}, ("synthetic",), 1)], 1
+    asked = [(*task, seed, out, quick) for task in tasks for seed in range(seeds)]
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        found = list(pool.map(variant, *zip(*asked, strict=True)))
+    rows = []
+    for k, (name, *_) in enumerate(tasks):
+        some = found[k * seeds : (k + 1) * seeds]
+        line = {"setting": name, "fit_cpu_s": round(np.mean([one["fit_cpu_s"] for one in some]), 1)}
+        for table in some[0]["scores"]:
+            values = means([one["scores"][table] for one in some])
+            line |= {f"{table} {key}": value for key, value in values.items()}
+        rows.append(line)
+    return rows
+
+
+def variant(
+    name: str, changes: dict[str, Any], train_on: tuple[str, ...], part: int, seed: int, out: Path,
+    quick: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """Train and score one variant, unless that is done."""
+    file = out / "ablation" / f"{name.replace('/', ' of ')}-{seed}.json"
+    if file.is_file():
+        return json.loads(file.read_text())
+    cells = training_cells([load_dataset(one) for one in train_on])
+    if part > 1:
+        cells = Every(cells, part)
+    steps = 2 if quick else ABLATION_STEPS
+    method = GPSNetMethod(training=replace(TRAININGS["gpsnet"], steps=steps), **changes)
+    began = process_time()
+    method.fit(cells, seed)
+    found: dict[str, Any] = {"fit_cpu_s": process_time() - began, "scores": {}}
+    tables = [("synthetic", "val")] if quick else [("synthetic", "val"), ("synthetic_wide", "test")]
+    for table, split in tables:
+        dataset = load_dataset(table)
+        found["scores"][table] = scored(method, dataset.iter_cells(split), dataset, split)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(found))
+    return found
+
+
+class Every:
+    """Every n-th of some cells."""
+
+    def __init__(self, cells: Any, part: int) -> None:
+        self.cells, self.part = cells, part
+        self.genes, self.patterns = cells.genes, cells.patterns
+        self.simulated = cells.simulated
+
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """These cells."""
+        return (self,)
+
+    def __iter__(self) -> Iterator[Cell]:
+        return (cell for k, cell in enumerate(self.cells) if k % self.part == 0)
+
+    def __len__(self) -> int:
+        return -(-len(self.cells) // self.part)
+
+
+def scored(method: Any, cells: Any, dataset: Dataset, split: str) -> tuple[float, float]:
+    """Macro AUC and F1 of a split."""
+    scores = predict_cells(method, cells, bar=False)
+    result = evaluator(dataset.name, split).eval(
+        counted(scores, dataset.pairs(split)), replicates=0
+    )
+    return result["auc_macro"], result["f1_macro"]
+
+
+def means(values: list[tuple[float, float]]) -> dict[str, Any]:
+    """Means over seeds and their standard deviations, per cent."""
+    found: dict[str, Any] = {}
+    for name, column in zip(("AUC", "F1"), 100 * np.array(values).T, strict=True):
+        found[name] = round(float(column.mean()), 2)
+        found[f"{name} sd"] = round(float(column.std(ddof=1)), 2) if len(column) > 1 else None
+    return found
+
+
+PARTS = {
+    "simulation": simulation,
+    "transfer": transfer,
+    "out of fold": out_of_fold,
+    "tissue": tissue,
+    "absence": absence,
+    "ablation": ablation,
+}
+
+
+if __name__ == "__main__":
+    main()
