@@ -177,3 +177,10 @@ def test_the_studies_of_intervals_are_found_and_counted():
     found = json.loads(done.stdout.splitlines()[-1])
     assert {study["clusters"] for study in found["studies"]} == {20}
     assert all(0 <= study["covered"] <= 1 for study in found["studies"])
+
+
+def test_datasets_are_made_from_an_empty_cache():
+    done = run([sys.executable, str(BENCHMARK.with_name("datasets.py")), "--quick"])
+    found = json.loads(done.stdout.splitlines()[-1])["seconds"]
+    assert list(found) == ["simulate, synthetic", "load_dataset, synthetic"]
+    assert min(found.values()) > 0
