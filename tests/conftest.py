@@ -63,7 +63,7 @@ def in_halves(items: list[pytest.Item]) -> list[pytest.Item]:
     for module in modules.values():
         marked = any(item.get_closest_marker("slow") for item in module)
         (slow if marked else fast).append(module)
-    halves = [[item for module in slow[k::2] for item in module] for k in (0, 1)]
+    halves = [[item for module in slow[k::2] for item in module] for k in (1, 0)]
     for module in fast:
         min(halves, key=len).extend(module)
     return halves[0] + halves[1]
