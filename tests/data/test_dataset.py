@@ -420,6 +420,7 @@ class TestNoLabelReachesAMethod:
 
 
 class TestTorch:
+    @pytest.mark.slow
     def test_items_equal_the_cells(self, small):
         view = small.torch("train")
         cells = list(small.iter_cells("train"))
