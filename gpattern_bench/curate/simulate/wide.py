@@ -69,7 +69,7 @@ GRID = 1024.0  # coordinates are multiples of 1/GRID um: exact in float32 up to 
 N_RAYS = 64
 PITCH = 240.0  # um between cells; a field of view has two rows of five
 TILES = 13  # fields of view beside each other
-EXTENT = PITCH - 4.0  # um that an outline spans at most
+EXTENT = PITCH - 16.0  # um that an outline spans at most, before its segmentation
 COLUMNS = 5
 
 Floats = NDArray[np.float64]
@@ -390,8 +390,13 @@ def _smooth(rng: np.random.Generator, xy: Floats, amplitude: float) -> Floats:
     """A smooth random field around 0 of about this amplitude at places (n, 2)."""
     field = np.zeros(len(xy))
     for _ in range(3):
-        field += np.cos(xy @ (1.5 * _normal(rng, (2,))) + _phase(rng))
+        field += np.cos(_along(xy, 1.5 * _normal(rng, (2,))) + _phase(rng))
     return amplitude * field / np.sqrt(1.5)
+
+
+def _along(xy: Floats, direction: Floats) -> Floats:
+    """Dot product of places (n, 2) with a direction, on every machine in the same order."""
+    return np.asarray(xy[:, 0] * direction[0] + xy[:, 1] * direction[1])
 
 
 def _logistic(x: Floats) -> Floats:
@@ -554,14 +559,14 @@ def _protrusion(rng: np.random.Generator, pool: _Pool) -> Floats:
     weight = _logistic((reach - where) / 0.05)
     if rng.random() < 0.5:  # one end of the cell
         towards = _phase(rng)
-        side = pool.xy @ np.array([np.cos(towards), np.sin(towards)])
+        side = _along(pool.xy, np.array([np.cos(towards), np.sin(towards)]))
         weight *= _logistic(side / 0.1)
     return weight if longest > 1.3 else np.zeros(len(weight))
 
 
 def _one_sided(rng: np.random.Generator, pool: _Pool) -> Floats:
     towards = _phase(rng)
-    side = pool.xy @ np.array([np.cos(towards), np.sin(towards)])
+    side = _along(pool.xy, np.array([np.cos(towards), np.sin(towards)]))
     return _logistic((side - _uniform(rng, (-0.2, 0.2))) / _log_uniform(rng, (0.03, 0.3)))
 
 
@@ -807,8 +812,7 @@ def _release(fovs: list[str], drawn: list[list[_Cell]], tiles: range | list[int]
             "fov": pd.Index(fovs)[fov],
             "cell_id": names,
             "cell_boundary": [
-                shapely.polygons(cell.boundary + at)
-                for cell, at in zip(cells, origin, strict=True)
+                shapely.polygons(cell.boundary + at) for cell, at in zip(cells, origin, strict=True)
             ],
             "nucleus_boundary": pd.Series(nuclei, dtype=object),
             "touches_border": False,
