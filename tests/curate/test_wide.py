@@ -1,4 +1,4 @@
-"""`synthetic_wide` in small draws: what is planted is there, and what is none of the patterns is not."""
+"""`synthetic_wide` in small draws: patterns are where labels say, what is none has no label."""
 
 import hashlib
 import pickle
@@ -78,8 +78,8 @@ def test_another_process_draws_the_same():
         "import pickle, sys; from gpattern_bench.curate.simulate.wide import simulate_wide;"
         "pickle.dump(simulate_wide(3, cells=12), sys.stdout.buffer)"
     )
-    drawn = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)  # noqa: S603
-    other = pickle.loads(drawn.stdout)  # noqa: S301 - of our own process
+    drawn = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    other = pickle.loads(drawn.stdout)
     assert text_digest(other) == text_digest(simulate_wide(3, cells=12))
 
 
@@ -129,7 +129,7 @@ def test_first_piece_is_a_test_field_of_the_held_out_settings():
 
 
 def test_tables(tmp_path):
-    pieces = {fov: piece for fov, piece in ((p.args[1], p) for p in wide_pieces(RECIPE.seed))}
+    pieces = {piece.args[1]: piece for piece in wide_pieces(RECIPE.seed)}
     names = ["test-heldout-001", "train-v2-001", "train-v3-001", "val-v2-001", "val-v3-015"]
     folder = write_dataset(
         (apply_rules(pieces[name](), RECIPE) for name in names),

@@ -105,6 +105,8 @@ class Settings:
         Amplitude at most of the smooth field by which the background varies, in logarithms.
     cell_edge_width, nuclear_edge_width : (float, float)
         Width of the bands, log-uniform.
+    nuclear_softness : (float, float)
+        Width over which a nuclear gene fades at the nucleus' outline, log-uniform.
     nuclear_leak : float
         Density of a cytoplasmic gene in the nucleus at most, before its exponent of 1.5.
     arc : float
@@ -160,6 +162,7 @@ class Settings:
     uneven: float = 0.3
     cell_edge_width: Range = (0.03, 0.15)
     nuclear_edge_width: Range = (0.02, 0.10)
+    nuclear_softness: Range = (0.005, 0.04)
     nuclear_leak: float = 0.25
     arc: float = 0.35
     n_genes: int = 20
@@ -520,7 +523,7 @@ def _cytoplasmic(rng: np.random.Generator, settings: Settings, pool: _Pool) -> F
 
 
 def _nuclear(rng: np.random.Generator, settings: Settings, pool: _Pool) -> Floats:
-    softness = _log_uniform(rng, (0.005, 0.04))
+    softness = _log_uniform(rng, settings.nuclear_softness)
     weight = _logistic(-(pool.beyond + 0.04 * rng.random()) / softness)
     if rng.random() < 0.5:
         weight *= np.exp(-3.0 * rng.random() * np.minimum(pool.beyond, 0.0))
