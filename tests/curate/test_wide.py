@@ -37,8 +37,13 @@ ALL = pytest.mark.parametrize(
 
 
 @pytest.fixture(scope="module")
-def release() -> Release:
-    return simulate_wide(7, cells=300)
+def fields() -> list[list[wide._Cell]]:
+    return [wide._draw_fov(7, 0, k, VARIANT_2) for k in range(30)]
+
+
+@pytest.fixture(scope="module")
+def release(fields) -> Release:
+    return wide._release([f"any-{k:03d}" for k in range(30)], fields, range(30))
 
 
 def text_digest(release: Release) -> str:
@@ -246,7 +251,7 @@ def test_duplicates():
             pair = np.repeat(np.arange(len(start)), cell.count)
             near = [
                 np.sort(np.hypot(*(cell.xy[pair == p] - at).T))[1]
-                for p, at in zip(start * 0 + np.arange(len(start)), cell.xy[start], strict=True)
+                for p, at in enumerate(cell.xy[start])
                 if cell.count[p] > 3
             ]
             radius = np.sqrt(shapely.area(shapely.polygons(cell.boundary)) / np.pi)
@@ -306,8 +311,8 @@ def test_molecules_lie_where_their_pattern_says():
         assert mean[name][k] > mean["none"][k] + 0.1, name
 
 
-def test_foreign_arrangements_have_no_label():
-    cells = [cell for k in range(30) for cell in wide._draw_fov(6, 0, k, VARIANT_2)]
+def test_foreign_arrangements_have_no_label(fields):
+    cells = [cell for field in fields for cell in field]
     foreign = np.concatenate([cell.foreign for cell in cells])
     labels = np.concatenate([cell.labels for cell in cells])
     assert not labels[foreign >= 0].any()

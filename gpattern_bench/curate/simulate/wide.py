@@ -77,7 +77,7 @@ Bools = NDArray[np.bool_]
 Ints = NDArray[np.intp]
 Range = tuple[float, float]
 
-_ANGLES = np.arange(N_RAYS) * (2.0 * np.pi / N_RAYS)
+_ANGLES: Floats = np.arange(N_RAYS, dtype=np.float64) * (2.0 * np.pi / N_RAYS)
 _RAYS = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=1)
 
 
@@ -338,7 +338,7 @@ def wide_pieces(seed: int) -> Iterator[Piece]:
     :data:`VARIANT_3`, each in fields of view of its own) and ``test`` (:data:`HELD_OUT`). They come
     in the order of their names.
     """
-    pieces = {}
+    pieces: dict[str, tuple[int, int, int]] = {}
     for part, (name, _, n_fovs) in enumerate(_PARTS):
         for k in range(n_fovs):
             pieces[f"{name}-{k + 1:03d}"] = (part, k, len(pieces))
@@ -394,7 +394,7 @@ def _smooth(rng: np.random.Generator, xy: Floats, amplitude: float) -> Floats:
     field = np.zeros(len(xy))
     for _ in range(3):
         field += np.cos(_along(xy, 1.5 * _normal(rng, (2,))) + _phase(rng))
-    return amplitude * field / np.sqrt(1.5)
+    return np.asarray(amplitude * field / np.sqrt(1.5))
 
 
 def _along(xy: Floats, direction: Floats) -> Floats:
@@ -647,9 +647,9 @@ def _draw_cell(rng: np.random.Generator, settings: Settings) -> _Cell:
     places = []
     for k in range(len(gene)):
         copies = 2 + _below(rng, 3) if repeats else 1
-        count = max(1, int(_log_uniform(rng, (least, most))) // copies)
-        place, labels[k], foreign[k] = _draw_pair(rng, settings, pool, preference, none, count)
-        places.append(np.repeat(place, copies))
+        emitted = max(1, int(_log_uniform(rng, (least, most))) // copies)
+        found, labels[k], foreign[k] = _draw_pair(rng, settings, pool, preference, none, emitted)
+        places.append(np.repeat(found, copies))
     pair = np.repeat(np.arange(len(gene)), [len(place) for place in places])
     place = np.concatenate(places)
 
@@ -804,7 +804,8 @@ def _release(fovs: list[str], drawn: list[list[_Cell]], tiles: range | list[int]
     # The middle of each outline's box lies in the middle of the slot.
     middle = [(cell.boundary.min(axis=0) + cell.boundary.max(axis=0)) / 2 for cell in cells]
     origin = _on_grid(corner + PITCH / 2 - np.stack(middle))
-    names = [f"{fovs[f]}-{s + 1:02d}" for f, s in zip(fov, slot, strict=True)]
+    fov_names = pd.Index(fovs)
+    names = pd.Index([f"{fovs[f]}-{s + 1:02d}" for f, s in zip(fov, slot, strict=True)])
 
     nuclei = np.full(len(cells), None, dtype=object)
     for k, cell in enumerate(cells):
@@ -812,7 +813,7 @@ def _release(fovs: list[str], drawn: list[list[_Cell]], tiles: range | list[int]
             nuclei[k] = shapely.polygons(cell.nucleus + origin[k])
     table = pd.DataFrame(
         {
-            "fov": pd.Index(fovs)[fov],
+            "fov": fov_names[fov],
             "cell_id": names,
             "cell_boundary": [
                 shapely.polygons(cell.boundary + at) for cell, at in zip(cells, origin, strict=True)
@@ -836,7 +837,7 @@ def _release(fovs: list[str], drawn: list[list[_Cell]], tiles: range | list[int]
     xy = np.concatenate([cell.xy for cell in cells]) + origin[of_molecule]
     molecules = pd.DataFrame(
         {
-            "fov": pd.Categorical.from_codes(fov[of_molecule], fovs),
+            "fov": pd.Categorical.from_codes(fov[of_molecule], fov_names),
             "cell_id": pd.Categorical.from_codes(of_molecule, names),
             "gene": pd.Categorical.from_codes(np.repeat(gene, count), _GENES),
             "x": xy[:, 0],
