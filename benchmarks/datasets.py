@@ -33,7 +33,7 @@ def main() -> None:
     """Measure; the last line printed is JSON."""
     found = {"simulate, synthetic": seconds(lambda: simulate(find_entry("synthetic").recipe.seed))}
     with tempfile.TemporaryDirectory() as folder:
-        names = ["synthetic"]
+        names = ["synthetic", "synthetic_wide"]
         if os.environ.get(MIRROR):
             names += ["nih3t3_gold", "u2os_gold", "u2os_sample"]
         else:
