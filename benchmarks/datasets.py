@@ -39,7 +39,7 @@ def main() -> None:
     quick = parser.parse_args().quick
     found = {"simulate, synthetic": seconds(lambda: simulate(find_entry("synthetic").recipe.seed))}
     with tempfile.TemporaryDirectory() as folder:
-        names = ["synthetic"]
+        names = ["synthetic"] if quick else ["synthetic", "synthetic_wide"]
         if os.environ.get(MIRROR) and not quick:
             names += ["nih3t3_gold", "u2os_gold", "u2os_sample"]
         elif not quick:

@@ -304,7 +304,8 @@ class TestList:
 
     def test_json_has_counts_as_numbers(self, cli):
         load_dataset("synthetic")
-        [row] = [row for row in strict(cli("list", "--json").out) if "synth" in row["dataset"]]
+        rows = strict(cli("list", "--json").out)
+        [row] = [row for row in rows if row["dataset"] == "synthetic@1.0.0"]
         assert (row["cells"], row["molecules"], row["cached"]) == (400, 194553, "yes")
 
     def test_one_broken_dataset_in_the_cache_does_not_hide_the_others(
