@@ -69,7 +69,7 @@ GRID = 1024.0  # coordinates are multiples of 1/GRID um: exact in float32 up to 
 N_RAYS = 64
 PITCH = 240.0  # um between cells; a field of view has two rows of five
 TILES = 13  # fields of view beside each other
-EXTENT = PITCH - 4.0  # um that an outline spans at most
+EXTENT = PITCH - 16.0  # um that an outline spans at most, before its segmentation
 COLUMNS = 5
 
 Floats = NDArray[np.float64]
@@ -77,7 +77,7 @@ Bools = NDArray[np.bool_]
 Ints = NDArray[np.intp]
 Range = tuple[float, float]
 
-_ANGLES = np.arange(N_RAYS) * (2.0 * np.pi / N_RAYS)
+_ANGLES: Floats = np.arange(N_RAYS, dtype=np.float64) * (2.0 * np.pi / N_RAYS)
 _RAYS = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=1)
 
 
@@ -105,6 +105,8 @@ class Settings:
         Amplitude at most of the smooth field by which the background varies, in logarithms.
     cell_edge_width, nuclear_edge_width : (float, float)
         Width of the bands, log-uniform.
+    nuclear_softness : (float, float)
+        Width over which a nuclear gene fades at the nucleus' outline, log-uniform.
     nuclear_leak : float
         Density of a cytoplasmic gene in the nucleus at most, before its exponent of 1.5.
     arc : float
@@ -160,6 +162,7 @@ class Settings:
     uneven: float = 0.3
     cell_edge_width: Range = (0.03, 0.15)
     nuclear_edge_width: Range = (0.02, 0.10)
+    nuclear_softness: Range = (0.005, 0.04)
     nuclear_leak: float = 0.25
     arc: float = 0.35
     n_genes: int = 20
@@ -335,7 +338,7 @@ def wide_pieces(seed: int) -> Iterator[Piece]:
     :data:`VARIANT_3`, each in fields of view of its own) and ``test`` (:data:`HELD_OUT`). They come
     in the order of their names.
     """
-    pieces = {}
+    pieces: dict[str, tuple[int, int, int]] = {}
     for part, (name, _, n_fovs) in enumerate(_PARTS):
         for k in range(n_fovs):
             pieces[f"{name}-{k + 1:03d}"] = (part, k, len(pieces))
@@ -390,8 +393,13 @@ def _smooth(rng: np.random.Generator, xy: Floats, amplitude: float) -> Floats:
     """A smooth random field around 0 of about this amplitude at places (n, 2)."""
     field = np.zeros(len(xy))
     for _ in range(3):
-        field += np.cos(xy @ (1.5 * _normal(rng, (2,))) + _phase(rng))
-    return amplitude * field / np.sqrt(1.5)
+        field += np.cos(_along(xy, 1.5 * _normal(rng, (2,))) + _phase(rng))
+    return np.asarray(amplitude * field / np.sqrt(1.5))
+
+
+def _along(xy: Floats, direction: Floats) -> Floats:
+    """Dot product of places (n, 2) with a direction, on every machine in the same order."""
+    return np.asarray(xy[:, 0] * direction[0] + xy[:, 1] * direction[1])
 
 
 def _logistic(x: Floats) -> Floats:
@@ -515,7 +523,7 @@ def _cytoplasmic(rng: np.random.Generator, settings: Settings, pool: _Pool) -> F
 
 
 def _nuclear(rng: np.random.Generator, settings: Settings, pool: _Pool) -> Floats:
-    softness = _log_uniform(rng, (0.005, 0.04))
+    softness = _log_uniform(rng, settings.nuclear_softness)
     weight = _logistic(-(pool.beyond + 0.04 * rng.random()) / softness)
     if rng.random() < 0.5:
         weight *= np.exp(-3.0 * rng.random() * np.minimum(pool.beyond, 0.0))
@@ -554,14 +562,14 @@ def _protrusion(rng: np.random.Generator, pool: _Pool) -> Floats:
     weight = _logistic((reach - where) / 0.05)
     if rng.random() < 0.5:  # one end of the cell
         towards = _phase(rng)
-        side = pool.xy @ np.array([np.cos(towards), np.sin(towards)])
+        side = _along(pool.xy, np.array([np.cos(towards), np.sin(towards)]))
         weight *= _logistic(side / 0.1)
     return weight if longest > 1.3 else np.zeros(len(weight))
 
 
 def _one_sided(rng: np.random.Generator, pool: _Pool) -> Floats:
     towards = _phase(rng)
-    side = pool.xy @ np.array([np.cos(towards), np.sin(towards)])
+    side = _along(pool.xy, np.array([np.cos(towards), np.sin(towards)]))
     return _logistic((side - _uniform(rng, (-0.2, 0.2))) / _log_uniform(rng, (0.03, 0.3)))
 
 
@@ -639,9 +647,9 @@ def _draw_cell(rng: np.random.Generator, settings: Settings) -> _Cell:
     places = []
     for k in range(len(gene)):
         copies = 2 + _below(rng, 3) if repeats else 1
-        count = max(1, int(_log_uniform(rng, (least, most))) // copies)
-        place, labels[k], foreign[k] = _draw_pair(rng, settings, pool, preference, none, count)
-        places.append(np.repeat(place, copies))
+        emitted = max(1, int(_log_uniform(rng, (least, most))) // copies)
+        found, labels[k], foreign[k] = _draw_pair(rng, settings, pool, preference, none, emitted)
+        places.append(np.repeat(found, copies))
     pair = np.repeat(np.arange(len(gene)), [len(place) for place in places])
     place = np.concatenate(places)
 
@@ -796,7 +804,8 @@ def _release(fovs: list[str], drawn: list[list[_Cell]], tiles: range | list[int]
     # The middle of each outline's box lies in the middle of the slot.
     middle = [(cell.boundary.min(axis=0) + cell.boundary.max(axis=0)) / 2 for cell in cells]
     origin = _on_grid(corner + PITCH / 2 - np.stack(middle))
-    names = [f"{fovs[f]}-{s + 1:02d}" for f, s in zip(fov, slot, strict=True)]
+    fov_names = pd.Index(fovs)
+    names = pd.Index([f"{fovs[f]}-{s + 1:02d}" for f, s in zip(fov, slot, strict=True)])
 
     nuclei = np.full(len(cells), None, dtype=object)
     for k, cell in enumerate(cells):
@@ -804,7 +813,7 @@ def _release(fovs: list[str], drawn: list[list[_Cell]], tiles: range | list[int]
             nuclei[k] = shapely.polygons(cell.nucleus + origin[k])
     table = pd.DataFrame(
         {
-            "fov": pd.Index(fovs)[fov],
+            "fov": fov_names[fov],
             "cell_id": names,
             "cell_boundary": [
                 shapely.polygons(cell.boundary + at) for cell, at in zip(cells, origin, strict=True)
@@ -828,7 +837,7 @@ def _release(fovs: list[str], drawn: list[list[_Cell]], tiles: range | list[int]
     xy = np.concatenate([cell.xy for cell in cells]) + origin[of_molecule]
     molecules = pd.DataFrame(
         {
-            "fov": pd.Categorical.from_codes(fov[of_molecule], fovs),
+            "fov": pd.Categorical.from_codes(fov[of_molecule], fov_names),
             "cell_id": pd.Categorical.from_codes(of_molecule, names),
             "gene": pd.Categorical.from_codes(np.repeat(gene, count), _GENES),
             "x": xy[:, 0],
