@@ -237,8 +237,10 @@ def evaluating(home: Path, replicates: int) -> Callable[[], object]:
 def fitting(name: str, home: Path, folder: Path) -> Callable[[], object]:
     """Learn from some cells, and save what was learnt."""
     method: Any = get_method(name)
-    if name == "gpsnet":  # its class is not imported: torch would be in the memory of all
-        method.training = replace(method.training, epochs=1)
+    if name == "gpsnet":  # imported here: torch would be in the memory of all
+        from gpattern_bench.methods.gpsnet.config import TRAININGS
+
+        method = type(method)(training=replace(TRAININGS["gpsnet"], steps=20))
     dataset = Dataset(home / "tables")
     train = dataset.iter_cells(keep=dataset.cells(columns=["cell_id"])["cell_id"][:TRAIN])
     folder.mkdir(parents=True)

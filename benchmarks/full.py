@@ -269,14 +269,16 @@ def show_board(submissions: Path, out: Path) -> None:
 
 
 def run_gpsnet(tables: Path, cells: int, out: Path) -> None:
-    """Fit GPSNet, `small`, on some training cells; predict and score the whole test split."""
+    """Fit GPSNet on some training cells; predict and score the whole test split."""
+    from gpattern_bench.methods.gpsnet.config import TRAININGS
+    from gpattern_bench.methods.gpsnet.method import GPSNetMethod
+
     dataset = Dataset(tables)
     rng = np.random.default_rng(SEED)
     names = dataset.cells("train")["cell_id"].to_numpy()
     keep = rng.permutation(names)[:cells].tolist()
-    method: Any = get_method("gpsnet")
-    if dataset.name == "synthetic":  # --quick
-        method.training = replace(method.training, epochs=1)
+    quick = replace(TRAININGS["gpsnet"], steps=20) if dataset.name == "synthetic" else None
+    method = GPSNetMethod(training=quick)
     began = perf_counter()
     method.fit(dataset.iter_cells("train", keep=keep), 0)
     fitted = perf_counter() - began

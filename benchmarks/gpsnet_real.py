@@ -31,7 +31,7 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -39,6 +39,7 @@ from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
+from gpattern_bench.runs.training import choose_protocol, training_cells, training_ids
 from timing import show
 
 from gpattern_bench import Evaluator, load_dataset
@@ -53,7 +54,6 @@ from gpattern_bench.methods.gpsnet.method import GPSNetMethod
 from gpattern_bench.methods.predict import predict_cells
 from gpattern_bench.predictions import counted
 from gpattern_bench.runs.run import fit_method, run_method, run_origins, write_run
-from gpattern_bench.runs.training import choose_protocol, training_cells, training_ids
 
 SIMULATED = ("synthetic", "synthetic_wide")
 GOLD = {"u2os_gold": "nih3t3_gold", "nih3t3_gold": "u2os_gold"}

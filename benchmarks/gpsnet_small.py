@@ -41,7 +41,7 @@ from gpattern_bench.data.cells import Cell, Cells
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.methods.base import Method
 from gpattern_bench.methods.gpsnet.config import TRAININGS
-from gpattern_bench.methods.gpsnet.method import GPSNetMethod
+from gpattern_bench.methods.gpsnet.method import GPSNetCoordinates
 from gpattern_bench.methods.predict import predict_cells
 from gpattern_bench.predictions import counted
 from gpattern_bench.runs.run import fit_method
@@ -63,13 +63,13 @@ def main() -> None:
         training = replace(TRAININGS["small"], epochs=1) if quick else TRAININGS["small"]
         rows = []
 
-        model = GPSNetMethod(training=training)
+        model = GPSNetCoordinates(training=training)
         fitted = fitting(model, dataset, folder)
         rows.append({"model": "small", **fitted, **scoring(model, dataset)})
         rows.append({"model": "... every gene unknown", **scoring(model, dataset, unknown=True)})
         model.save(folder / "model")
 
-        upright = GPSNetMethod(training=replace(training, turned=False))
+        upright = GPSNetCoordinates(training=replace(training, turned=False))
         fitted = fitting(upright, dataset, folder)
         rows.append({"model": "... never turned", **fitted, **scoring(upright, dataset)})
         rows.append({"model": "trees on radii", **trees(dataset)})
@@ -114,7 +114,7 @@ class Renamed(Cells):
         return iter(self.cells)
 
 
-def fitting(method: GPSNetMethod, dataset: Dataset, folder: Path) -> dict[str, float]:
+def fitting(method: GPSNetCoordinates, dataset: Dataset, folder: Path) -> dict[str, float]:
     """Seconds of a fit."""
     path = folder / "training.safetensors"
     began = process_time()
@@ -183,7 +183,7 @@ def radii(cells: Cells) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
 def predicting(model: Path, tables: Path) -> dict[str, float | None]:
     """Seconds of scoring all cells, and memory on the way, GiB."""
     torch.set_num_threads(1)
-    method = GPSNetMethod()
+    method = GPSNetCoordinates()
     method.load(model)
     cells = Dataset(tables).iter_cells().without_labels()
     found: dict[str, float | None] = {"cells": len(cells), "pairs": 0}

@@ -160,12 +160,12 @@ def train_variants(
     names = names[:_QUICK_CELLS] if quick else names
     training = TRAININGS["small"]
     if quick:
-        training = replace(training, epochs=_QUICK_EPOCHS)
+        training = replace(training, epochs=_QUICK_EPOCHS, warmup=0.1)
     settings = [(study, *each) for study in studies for each in _settings(study, len(names))]
     found: dict[str, _Scores] = {}
     for k, (study, setting, changes, cells) in enumerate(settings, 1):
         name, began = f"{study} {setting}, {k} of {len(settings)}", time.monotonic()
-        key = run_key("gpsnet", dataset, seed) | {
+        key = run_key("gpsnet_coordinates", dataset, seed) | {
             "config": PRESETS["small"] | changes,
             "training": asdict(training),
             "train_cells": cells,

@@ -28,6 +28,7 @@ from gpattern_bench.base.progress import Progress
 from gpattern_bench.cli import main
 from gpattern_bench.curate.simulate.cells import simulate
 from gpattern_bench.data.dataset import Dataset
+from gpattern_bench.methods.gpsnet import method as gpsnet
 from gpattern_bench.methods.gpsnet.config import PRESETS, TRAININGS
 from gpattern_bench.methods.gpsnet.method import GPSNetMethod
 from gpattern_bench.runs import ablation as ablations
@@ -57,6 +58,7 @@ def small(monkeypatch):
     """Small networks, two epochs."""
     monkeypatch.setattr(ablations, "_QUICK_CELLS", 6)
     monkeypatch.setattr(ablations, "_QUICK_EPOCHS", 2)
+    monkeypatch.setattr(gpsnet, "steps_for", lambda cells: 6)
     monkeypatch.setitem(TRAININGS, "small", replace(TRAININGS["small"], epochs=2))
     for name, value in TINY.items():
         monkeypatch.setitem(PRESETS["small"], name, value)

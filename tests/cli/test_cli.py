@@ -521,11 +521,10 @@ class TestCurate:
 @pytest.mark.slow
 class TestDemo:
     SHORTER = """
-from dataclasses import replace
 from gpattern_bench.methods.boosted import method as boosted
-from gpattern_bench.methods.gpsnet.config import TRAININGS
+from gpattern_bench.methods.gpsnet import method as gpsnet
 boosted._TREES, boosted._ROUNDS = 20, 15
-TRAININGS["small"] = replace(TRAININGS["small"], epochs=2, warmup=30)
+gpsnet.steps_for = lambda cells: 100
 from gpattern_bench.cli import main
 main()
 """
@@ -533,7 +532,7 @@ main()
     @pytest.fixture(scope="class")
     @classmethod
     def made(cls, tmp_path_factory):
-        """The demo in a process of its own; a sixth of GPSNet's epochs, a tenth of the trees."""
+        """The demo in a process of its own; a sixth of GPSNet's steps, a tenth of the trees."""
         folder = tmp_path_factory.mktemp("demo")
         command = [sys.executable, "-c", cls.SHORTER, "demo", "--out", "d"]
         found = subprocess.run(
@@ -563,8 +562,8 @@ main()
                 at for at, line in enumerate(lines) if line.startswith(f"{name}: done after")
             )
             assert begin < end
-        epochs = [line for line in lines[begin:end] if re.match(r"epoch \d+ of 2: loss 0\.", line)]
-        assert len(epochs) == 2
+        epochs = [line for line in lines[begin:end] if re.match(r"epoch \d+ of 3: loss 0\.", line)]
+        assert len(epochs) == 3
         assert lines[-1].startswith("the whole demo took ")
 
     def test_writes_what_it_shows(self, made):

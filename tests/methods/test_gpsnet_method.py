@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from samples import dataset_of
 
 from gpattern_bench.curate.simulate.cells import PATTERNS, simulate
-from gpattern_bench.data.cells import Cell
+from gpattern_bench.data.cells import Cell, Cells
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import MethodError
 from gpattern_bench.evaluate.evaluator import Evaluator
@@ -22,7 +22,11 @@ from gpattern_bench.methods.base import FitContext
 from gpattern_bench.methods.gpsnet import method as module
 from gpattern_bench.methods.gpsnet import train
 from gpattern_bench.methods.gpsnet.config import PRESETS, TRAININGS
-from gpattern_bench.methods.gpsnet.method import CoordinateMLP, GPSNetMethod
+from gpattern_bench.methods.gpsnet.method import (
+    CoordinateMLP,
+    GPSNetCoordinates,
+    GPSNetMethod,
+)
 from gpattern_bench.methods.predict import predict_cells
 from gpattern_bench.runs import ablation as ablations
 from gpattern_bench.runs.ablation import REPORTED, STUDIES, ablation_table, train_variants
@@ -46,8 +50,8 @@ def dataset(tmp_path_factory) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def fitted(dataset) -> GPSNetMethod:
-    method = GPSNetMethod(training=TRAINING, **TINY)
+def fitted(dataset) -> GPSNetCoordinates:
+    method = GPSNetCoordinates(training=TRAINING, **TINY)
     method.fit(dataset.iter_cells("train"), 0)
     return method
 
@@ -56,11 +60,13 @@ def fitted(dataset) -> GPSNetMethod:
 def folder(fitted, dataset, tmp_path):
     """A model folder."""
     return save_model(
-        fitted, Model("gpsnet", list(dataset.patterns), dataset.id, None, 0), tmp_path / "model"
+        fitted,
+        Model("gpsnet_coordinates", list(dataset.patterns), dataset.id, None, 0),
+        tmp_path / "model",
     )
 
 
-class Given:
+class Given(Cells):
     """Cells from a list that counts how many were taken."""
 
     def __init__(self, cells, genes, patterns=PATTERNS):
@@ -115,7 +121,7 @@ class TestScores:
         dataset = simulated(tmp_path / "more", n_fovs=24, mean_molecules=80)
         scores = {}
         for seen in ("positions", "genes"):
-            method = GPSNetMethod(training=replace(TRAINING, epochs=8), **TINY)
+            method = GPSNetCoordinates(training=replace(TRAINING, epochs=8), **TINY)
             cells, held_out = (list(dataset.iter_cells(split)) for split in ("train", "test"))
             if seen == "genes":
                 cells, held_out = (
@@ -130,7 +136,7 @@ class TestScores:
     def test_the_seed_decides_the_files(self, dataset, tmp_path):
         written = []
         for seed, name in [(1, "a"), (1, "b"), (2, "c")]:
-            method = GPSNetMethod(training=replace(TRAINING, epochs=1), **TINY)
+            method = GPSNetCoordinates(training=replace(TRAINING, epochs=1), **TINY)
             method.fit(dataset.iter_cells("train"), seed)
             method.save(tmp_path / name)
             written.append([path.read_bytes() for path in sorted((tmp_path / name).iterdir())])
@@ -209,7 +215,7 @@ class TestOtherPanels:
 class TestFolder:
     def test_what_is_loaded_scores_the_same(self, fitted, folder, dataset):
         method, model = load_model(folder)
-        assert model.method == "gpsnet"
+        assert model.method == "gpsnet_coordinates"
         cells = dataset.iter_cells("test")
         pd.testing.assert_frame_equal(predict_cells(method, cells), predict_cells(fitted, cells))
         assert method.parameters == fitted.parameters == 10564
@@ -269,7 +275,7 @@ class TestFolder:
 class TestVariants:
     def test_the_plain_one_differs_in_the_coordinates_only(self, dataset):
         plain = CoordinateMLP(training=replace(TRAINING, epochs=1), **TINY)
-        fourier = GPSNetMethod(training=replace(TRAINING, epochs=1), **TINY)
+        fourier = GPSNetCoordinates(training=replace(TRAINING, epochs=1), **TINY)
         for method in (plain, fourier):
             method.fit(dataset.iter_cells("train"), 0)
         ours, theirs = (m.network.config for m in (plain, fourier))
@@ -286,7 +292,7 @@ class TestVariants:
     def test_a_checkpoint_is_written_and_gone_on_from(self, dataset, tmp_path, fitted):
         path = tmp_path / "state.safetensors"
         for _ in range(2):
-            method = GPSNetMethod(training=TRAINING, **TINY)
+            method = GPSNetCoordinates(training=TRAINING, **TINY)
             method.fit(dataset.iter_cells("train"), 0, FitContext(checkpoint=path))
             assert path.is_file()
             assert method.history == fitted.history
@@ -302,7 +308,7 @@ class TestRuns:
             monkeypatch.setitem(PRESETS["small"], name, value)
 
     def test_one_that_was_interrupted_goes_on(self, dataset, tmp_path, monkeypatch):
-        whole = run_method("gpsnet", dataset, tmp_path / "whole", seed=3)
+        whole = run_method("gpsnet_coordinates", dataset, tmp_path / "whole", seed=3)
         epoch = train._Trainer._epoch
 
         def interrupted(self, *args):
@@ -312,7 +318,7 @@ class TestRuns:
 
         monkeypatch.setattr(train._Trainer, "_epoch", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            run_method("gpsnet", dataset, tmp_path / "again", seed=3)
+            run_method("gpsnet_coordinates", dataset, tmp_path / "again", seed=3)
         folder = tmp_path / "again" / dataset.name
         assert [path.name for path in folder.iterdir()] == ["training-seed3.safetensors"]
         begun = []
@@ -321,7 +327,7 @@ class TestRuns:
             "_epoch",
             lambda self, *args: begun.append(len(self.history)) or epoch(self, *args),
         )
-        again = run_method("gpsnet", dataset, tmp_path / "again", seed=3)
+        again = run_method("gpsnet_coordinates", dataset, tmp_path / "again", seed=3)
         assert begun == [2, 3]
         assert not (folder / "training-seed3.safetensors").exists()
         for ours, theirs in zip(again, whole, strict=True):
@@ -337,7 +343,7 @@ class TestRuns:
         monkeypatch.setattr(
             module, "logits", lambda n, cells, b: sizes.append(len(cells)) or logits(n, cells, b)
         )
-        run_method("gpsnet", dataset, tmp_path)
+        run_method("gpsnet_coordinates", dataset, tmp_path)
         assert sizes == [1] * sum(len(dataset.iter_cells(split)) for split in ("val", "test"))
 
     def test_of_several_processes_one_writes(self, dataset, tmp_path, monkeypatch):

@@ -260,7 +260,7 @@ class TrainingConfig:
     epochs: int
     batch: int = 4
     rate: float = 1e-5
-    warmup: float = 1000
+    warmup: int | float = 1000
     decay: bool = False
     weight_decay: float = 0.03
     betas: tuple[float, float] = (0.9, 0.9)
