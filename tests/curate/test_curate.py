@@ -18,6 +18,7 @@ import pydantic
 import pytest
 import shapely
 import zarr
+from samples import content_sha256
 from shapely import MultiPolygon, Polygon, box
 
 from gpattern_bench.base.files import file_sha256
@@ -34,7 +35,6 @@ from gpattern_bench.sources.fetch import MIRROR
 from gpattern_bench.sources.recipe import Recipe
 from gpattern_bench.sources.registry import find_entry
 from gpattern_bench.tables import schema
-from gpattern_bench.tables.parquet import content_sha256
 
 PATTERNS = ("nuclear", "cytoplasmic")
 RECIPE = Recipe(format="bento-h5ad", patterns=PATTERNS, unit_um=0.1, split="test")
