@@ -152,7 +152,7 @@ class TestCell:
         train = next(iter(dataset.iter_cells("train"))).cell_id
         with pytest.raises(GPatternBenchError, match="in test of synthetic"):
             plots.plot_cell(dataset, train, predictions=[files["sprawl"]])
-        with pytest.raises(GPatternBenchError, match=r"no molecules of NoGene.*those with most"):
+        with pytest.raises(GPatternBenchError, match=r"no molecules of NoGene.*genes with most"):
             plots.plot_cell(dataset, genes=["NoGene"])
 
     def test_prediction_files_of_two_splits(self, dataset, files):

@@ -211,7 +211,7 @@ def _is_control(gene: pd.Categorical, recipe: Recipe) -> NDArray[np.bool_]:
     """Mark rows (n,) of control targets; a missing name is none."""
     match = re.compile(recipe.controls, re.IGNORECASE).match
     named = [bool(recipe.controls) and match(name) is not None for name in gene.categories]
-    return np.array([*named, False])[gene.codes]
+    return np.asarray(np.array([*named, False])[gene.codes])
 
 
 def _categorical(values: pd.Series) -> pd.Categorical:
@@ -248,7 +248,7 @@ def _labels(
         "pair without molecules": raw.positions(cell, gene) < 0,
         "control target": _is_control(gene, recipe),
         "molecules dropped": at < 0,
-        "no pattern": patternless & (recipe.patternless == "drop"),
+        "no pattern": np.asarray(patternless & (recipe.patternless == "drop")),
     }
     keep = keep_rows(reasons, dropped)
     kept = labels.loc[keep, list(recipe.patterns)].assign(pair=at[keep])

@@ -44,7 +44,7 @@ def outlined_cells(
     cells["cell_boundary"] = boundary
     cells["nucleus_boundary"] = nucleus
     cells["touches_border"] = None
-    missing = ~np.isfinite(centroids(boundary)).all(axis=1)
+    missing = np.asarray(~np.isfinite(centroids(boundary)).all(axis=1))
     kept = keep_rows({"without an outline": missing}, dropped.setdefault("cells", {}))
     return cells.iloc[np.flatnonzero(kept)].reset_index(drop=True)
 
