@@ -278,22 +278,18 @@ def _points(xy: NDArray[Any]) -> _Floats:
 
 def _outline_distance(xy: _Floats, rings: Rings) -> _Floats:
     edges, boxes = _blocks(rings.xy, rings.exterior_starts)
-    result: _Floats = _edge_distance(xy, edges, boxes)
-    return result
+    return np.asarray(_edge_distance(xy, edges, boxes))
 
 
 def _contains(xy: _Floats, rings: Rings) -> _Bools:
     edges, boxes = _blocks(rings.xy, rings.starts)
-    result: _Bools = _even_odd(xy, edges, boxes)
-    return result
+    return np.asarray(_even_odd(xy, edges, boxes))
 
 
 def _ray_radius(xy: _Floats, origin: _Floats, rings: Rings) -> _Floats:
     nearest = _outline_distance(origin[None, :], rings)[0]
-    result: _Floats = _farthest_crossing(
-        xy - origin, rings.xy - origin, rings.exterior_starts, nearest
-    )
-    return result
+    ring = rings.xy - origin
+    return np.asarray(_farthest_crossing(xy - origin, ring, rings.exterior_starts, nearest))
 
 
 def _moments(rings: Rings) -> Moments:

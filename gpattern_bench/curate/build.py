@@ -149,17 +149,13 @@ def curate(
         tasks = (
             (piece, recipe, labelled) for piece in read_release(recipe, sources, Path(scratch))
         )
-        tables = _one_by_one(tasks) if pool is None else _from_workers(pool, tasks, Path(scratch))
+        one_by_one = (_curated(*task) for task in tasks)
+        tables = one_by_one if pool is None else _from_workers(pool, tasks, Path(scratch))
         with closing(tables):  # after an error, stop the workers before removing their folder
             shown = Progress(name, unit="fields of view").over(tables)
             return write_dataset(
                 shown, folder, name=name, version=version, recipe=recipe, about=about, pinned=pinned
             )
-
-
-def _one_by_one(tasks: Iterable[_Task]) -> Generator[Tables, None, None]:
-    for task in tasks:
-        yield _curated(*task)
 
 
 def _curated(piece: Piece, recipe: Recipe, labelled: bool) -> Tables:

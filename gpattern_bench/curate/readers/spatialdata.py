@@ -19,11 +19,8 @@ from gpattern_bench.errors import MissingExtraError, SourceError
 
 __all__ = ["read_spatialdata"]
 
-_POINTS, _CELLS, _NUCLEI = (
-    "points/transcripts",
-    "shapes/cell_boundaries",
-    "shapes/nucleus_boundaries",
-)
+_POINTS = "points/transcripts"
+_CELLS, _NUCLEI = "shapes/cell_boundaries", "shapes/nucleus_boundaries"
 _OUTSIDE = ("", "-1", "UNASSIGNED")
 
 

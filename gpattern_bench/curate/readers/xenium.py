@@ -32,7 +32,6 @@ _COLUMNS = {
     "z_location": "z",
     "fov_name": "fov",
 }
-
 _STEMS = ("transcripts", "cell_boundaries", "nucleus_boundaries")
 
 

@@ -63,9 +63,6 @@ _P_FLOOR = 1e-7
 _P_OF_ZERO = 0.75  # mid-p of T = 0, which has probability 1/2 under the null
 
 
-# Fit
-
-
 class KernelFit(NamedTuple):
     """The fit of every kernel to every gene.
 
@@ -204,9 +201,6 @@ def intensities(fit: KernelFit, exposure: _Floats) -> tuple[_Floats, _Floats]:
     return fit.w * per / _RING, 2 * (1 - fit.w) * per
 
 
-# Tests
-
-
 def kernel_p_values(t: _Floats) -> _Floats:
     """Compute p values of likelihood ratios against half a chi-squared with one degree of freedom.
 
@@ -235,9 +229,6 @@ def false_discovery_rates(p: _Floats, lam: _Floats) -> _Floats:
     if not len(p):
         return p
     return np.where(np.ptp(lam, axis=1) > 0, false_discovery_control(p, method="by"), 1.0)
-
-
-# Curves
 
 
 def kernel_densities(r: _Floats) -> _Floats:

@@ -93,16 +93,9 @@ def block_neighbours(
 
 @njit(cache=True, nogil=True)
 def _limits(
-    points: Any,
-    bounds: Any,
-    low: Any,
-    high: Any,
-    near: Any,
-    begin: int,
-    end: int,
-    k: int,
+    points: Any, bounds: Any, low: Any, high: Any, near: Any, begin: int, end: int, k: int,
     limits: Any,
-) -> None:
+) -> None:  # fmt: skip
     # Find each query's limit, the squared distance of its K-th nearest, in the blocks `near`.
     # By the triangle inequality, limits so far bound the next.
     dims = len(points)

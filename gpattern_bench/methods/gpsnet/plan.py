@@ -162,9 +162,6 @@ def _stacked(rows: list[Tensor]) -> Tensor:
     return torch.cat([F.pad(row, (0, width - row.shape[1])) for row in rows])
 
 
-# Laying blocks out for dense products
-
-
 @dataclass(frozen=True, eq=False)
 class Step:
     """Some consecutive blocks, padded to the same numbers of queries B and keys U.

@@ -109,7 +109,9 @@ def pixel_layout(cell: Cell, unit_um: float) -> Layout:
         nucleus_area=float(nucleus.sum()),
         area_outside=float(outside.sum()),
         protrusion_area=float((unreached & inside).sum()),
-        expected=np.array([*_mean_median(to_cell[inside]), *_mean_median(to_nucleus[inside])]),
+        expected=np.array(
+            [over(d[inside]) for d in (to_cell, to_nucleus) for over in (np.mean, np.median)]
+        ),
         nucleus_rings=np.bincount(nucleus_ring.ravel(), minlength=RINGS)[:RINGS].astype(float),
         cell_rings=np.bincount(cell_ring.ravel(), minlength=RINGS)[:RINGS].astype(float),
         centroid=centroid,
@@ -131,10 +133,6 @@ def _rings(distance: _Floats, width: int) -> NDArray[np.int64]:
     if width < 1:
         return np.full(distance.shape, RINGS)
     return np.minimum(distance / width, RINGS).astype(np.int64)
-
-
-def _mean_median(values: _Floats) -> tuple[float, float]:
-    return float(values.mean()), float(np.median(values))
 
 
 def mask_moments(mask: _Bools) -> tuple[_Floats, float]:

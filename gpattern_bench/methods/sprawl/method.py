@@ -174,8 +174,7 @@ def median_rank_p(score: _Floats, m: NDArray[np.integer], n: int) -> _Floats:
     [0.4, 0.2, 1.0]
     """
     quadrupled = np.rint(2 * (n + 1) - 2 * (n - 1) * np.asarray(score)).astype(np.int64)
-    result: _Floats = _two_sided_p(quadrupled, np.asarray(m, np.int64), n)
-    return result
+    return np.asarray(_two_sided_p(quadrupled, np.asarray(m, np.int64), n))
 
 
 @njit(cache=True, nogil=True)

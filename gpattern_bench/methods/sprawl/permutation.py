@@ -161,17 +161,14 @@ def _null_draws(place: Any, m: Any, shuffled: Any, state: Any, out: Any) -> Any:
             r, s = _two_below(state, n - before, n - before - 1)
             state += _STEP
             if before < known:
-                _swap(shuffled, before, before + r)
+                a, b = before, before + r
+                shuffled[a], shuffled[b] = shuffled[b], shuffled[a]
             if before + 1 < known:
-                _swap(shuffled, before + 1, before + 1 + s)
+                a, b = before + 1, before + 1 + s
+                shuffled[a], shuffled[b] = shuffled[b], shuffled[a]
             total += _distance(place, shuffled[i], shuffled[j])
         out[draw] = total
     return state
-
-
-@njit(cache=True, nogil=True)
-def _swap(values: Any, i: Any, j: Any) -> None:
-    values[i], values[j] = values[j], values[i]
 
 
 class _Null(NamedTuple):
