@@ -36,7 +36,7 @@ from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
-from timing import fresh, resident, show, told
+from timing import fresh, here, resident, show, told
 
 from gpattern_bench import Evaluator
 from gpattern_bench.curate.build import curate
@@ -97,11 +97,13 @@ QUICK = ((Size(1, 60, 300.0, 60), True, ("gene_prior",)),)
 def main() -> None:
     """Run the parts, print their tables, and all points as JSON in the last line."""
     parser = argparse.ArgumentParser(description="Cost curves of curation, methods and evaluator.")
-    parser.add_argument("--quick", action="store_true", help="one method, few cells, two points")
+    parser.add_argument(
+        "--quick", action="store_true", help="one method, few cells, two points, one process"
+    )
     parser.add_argument("--tmp", type=Path, help="folder for the files, which are removed")
     options = parser.parse_args()
     bases = QUICK if options.quick else FULL
-    factors = (1, 2) if options.quick else (1, 2, 4)
+    factors, call = ((1, 2), here) if options.quick else ((1, 2, 4), fresh)
     methods = [method for _, _, methods in bases for method in methods]
     points: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir=options.tmp) as name:
@@ -113,13 +115,13 @@ def main() -> None:
             for axis, size in sizes(base, factors):
                 draw(size, home)
                 if with_pipeline:
-                    points += pipeline(axis, home, tiny)
+                    points += pipeline(call, axis, home, tiny)
                 else:
                     curating(home, home / "tables")()
                 # more cells are scored by the model of the base
-                here = models if axis in ("base", "cells") else home / "models"
+                model = models if axis in ("base", "cells") else home / "models"
                 for method in some:
-                    points += of_method(method, axis, home, tiny, here / method)
+                    points += of_method(call, method, axis, home, tiny, model / method)
                 shutil.rmtree(home)
     table(points, ["curation", "evaluation", "evaluation with intervals"])
     learning = [method for method in methods if get_method(method).about.learns]
@@ -161,25 +163,27 @@ def write_scores(home: Path) -> None:
 # Points
 
 
-def pipeline(axis: str, home: Path, tiny: Path) -> list[dict[str, Any]]:
+def pipeline(call: Callable[..., Any], axis: str, home: Path, tiny: Path) -> list[dict[str, Any]]:
     """Points of curation, which leaves the tables, and of the evaluator."""
     again = home / "again"
-    costs = {"curation": fresh(measured, curating, (tiny, again), (home, home / "tables"))}
+    costs = {"curation": call(measured, curating, (tiny, again), (home, home / "tables"))}
     write_scores(home)
     for what, replicates in (("evaluation", 0), ("evaluation with intervals", REPLICATES)):
-        costs[what] = fresh(measured, evaluating, (tiny, replicates), (home, replicates))
+        costs[what] = call(measured, evaluating, (tiny, replicates), (home, replicates))
     return [point(what, axis, home, cost) for what, cost in costs.items()]
 
 
-def of_method(method: str, axis: str, home: Path, tiny: Path, model: Path) -> list[dict[str, Any]]:
+def of_method(
+    call: Callable[..., Any], method: str, axis: str, home: Path, tiny: Path, model: Path
+) -> list[dict[str, Any]]:
     """Points of a method, which is fitted unless there are only more cells to score."""
     found = []
     if get_method(method).about.learns and axis != "cells":
-        trained = fresh(
+        trained = call(
             measured, fitting, (method, tiny, home / "again" / method), (method, home, model)
         )
         found.append(point(f"fit, {method}", axis, home, trained))
-    scored = fresh(measured, predicting, (method, tiny, model), (method, home, model))
+    scored = call(measured, predicting, (method, tiny, model), (method, home, model))
     return [*found, point(f"predict, {method}", axis, home, scored)]
 
 

@@ -22,7 +22,7 @@ from time import perf_counter, process_time
 from typing import Any
 
 import pyarrow.parquet as pq
-from timing import fresh, show
+from timing import fresh, here, show
 
 from gpattern_bench import load_dataset
 from gpattern_bench.curate.build import curate
@@ -39,28 +39,28 @@ SEED = 1
 def main() -> None:
     """Run the parts, print their tables, and all figures as JSON in the last line."""
     parser = argparse.ArgumentParser(description="Benchmark of releases and their curation.")
-    parser.add_argument("--quick", action="store_true", help="only the smallest, in seconds")
+    parser.add_argument("--quick", action="store_true", help="`synthetic`, one process")
     parser.add_argument("--tmp", type=Path, help="folder for the files, which are removed")
     options = parser.parse_args()
-    likes = LIKES[:1] if options.quick else LIKES
+    likes, call = (("synthetic",), here) if options.quick else (LIKES, fresh)
     found: dict[str, list[dict[str, Any]]] = {"drawing": [], "writing": [], "curating": []}
     found["loading"] = []
     for like in likes:
-        found["drawing"].append(fresh(measured, drawn, like))
+        found["drawing"].append(call(measured, drawn, like))
         kinds = ("cosmx", "cosmx archive") if like == "cosmx_lung" else ("bento-h5ad",)
         with tempfile.TemporaryDirectory(dir=options.tmp) as name:
             folder = Path(name)
             for kind in kinds:
-                found["writing"].append(fresh(measured, written, like, kind, folder / "out"))
+                found["writing"].append(call(measured, written, like, kind, folder / "out"))
                 found["curating"].append(
-                    fresh(measured, curated, like, kind, folder / "out", folder / kind)
+                    call(measured, curated, like, kind, folder / "out", folder / kind)
                 )
                 remove(folder / "out")
                 remove(folder / kind)
             found["curating"].append(
-                fresh(measured, curated, like, "tables", folder, folder / "tables")
+                call(measured, curated, like, "tables", folder, folder / "tables")
             )
-            found["loading"].append(fresh(measured, loaded, like, folder / "tables"))
+            found["loading"].append(call(measured, loaded, like, folder / "tables"))
     for rows in found.values():
         show(rows)
     print(json.dumps(found))

@@ -1,10 +1,13 @@
 """Seconds until datasets are there, from an empty cache, and until the demo has shown its board.
 
 Real sets are measured where GPATTERN_BENCH_MIRROR is set, else left out.
+
+Rerun: `python benchmarks/datasets.py` (minutes), or `--quick` (`synthetic` only, seconds).
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -31,22 +34,27 @@ def seconds(task) -> float:
 
 def main() -> None:
     """Measure; the last line printed is JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="`synthetic` only, without the demo")
+    quick = parser.parse_args().quick
     found = {"simulate, synthetic": seconds(lambda: simulate(find_entry("synthetic").recipe.seed))}
     with tempfile.TemporaryDirectory() as folder:
-        names = ["synthetic"]
-        if os.environ.get(MIRROR):
+        names = ["synthetic"] if quick else ["synthetic", "synthetic_wide"]
+        if os.environ.get(MIRROR) and not quick:
             names += ["nih3t3_gold", "u2os_gold", "u2os_sample"]
-        else:
+        elif not quick:
             print(f"{MIRROR} is not set: real datasets are left out")
         for name in names:
             found[f"load_dataset, {name}"] = seconds(
                 lambda name=name: load_dataset(name, root=folder)
             )
-        demo = [sys.executable, "-m", "gpattern_bench", "demo", "--out", str(Path(folder) / "demo")]
-        environment = os.environ | {CACHE: str(Path(folder) / "empty")}
-        found["demo, whole process"] = seconds(
-            lambda: subprocess.run(demo, env=environment, check=True, capture_output=True)  # noqa: S603
-        )
+        if not quick:
+            out = str(Path(folder) / "demo")
+            demo = [sys.executable, "-m", "gpattern_bench", "demo", "--out", out]
+            environment = os.environ | {CACHE: str(Path(folder) / "empty")}
+            found["demo, whole process"] = seconds(
+                lambda: subprocess.run(demo, env=environment, check=True, capture_output=True)  # noqa: S603
+            )
     print(tabulate(found.items(), headers=["what", "seconds"], tablefmt="github", floatfmt=".2f"))
     print(
         json.dumps({"benchmark": "datasets", "seconds": {k: round(v, 3) for k, v in found.items()}})

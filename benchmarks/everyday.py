@@ -87,7 +87,7 @@ def main() -> None:
     busy = {"run boosted": ["run", "boosted", "--dataset", "synthetic"], "demo": ["demo"]}
     if options.quick:
         sizes, repeats = (("float32", 10_000),), 1
-        busy = {"run sprawl": ["run", "sprawl", "--dataset", "synthetic"]}
+        busy = {"run prevalence": ["run", "prevalence", "--dataset", "synthetic"]}
     with tempfile.TemporaryDirectory() as folder:
         os.environ["GPATTERN_BENCH_DATA"] = str(Path(folder) / "data")
         for home in homes.values():  # tables made, all compiled

@@ -25,6 +25,7 @@ import signal
 import sys
 import tempfile
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from time import perf_counter, sleep, time
@@ -83,7 +84,6 @@ def main() -> None:
     found = {}
     for like in ("synthetic",) if options.quick else options.like or LIKES:
         with tempfile.TemporaryDirectory(dir=options.tmp) as folder:
-            os.environ[CACHE] = str(Path(folder, "cache"))  # of the commands
             found[like] = whole(like, methods, Path(folder))
         report(like, found[like])
     print(json.dumps(found))
@@ -99,6 +99,9 @@ def whole(like: str, methods: list[str], folder: Path) -> dict[str, Any]:
         process = SPAWN.Process(target=curate_source, args=(like, folder / "source", tables))
         steps.append({"step": "curate"} | watched(process)[0])
         shutil.rmtree(folder / "source")
+    else:
+        shutil.copytree(load_dataset(like).folder, tables)
+    os.environ[CACHE] = str(folder / "cache")  # of the commands
     dataset = load_dataset(like, root=folder / "cache")
     runs = folder / "runs"
     run_all = ["run-all", "--dataset", str(dataset.folder), "--methods", ",".join(methods)]
@@ -271,7 +274,9 @@ def run_gpsnet(tables: Path, cells: int, out: Path) -> None:
     rng = np.random.default_rng(SEED)
     names = dataset.cells("train")["cell_id"].to_numpy()
     keep = rng.permutation(names)[:cells].tolist()
-    method = get_method("gpsnet")
+    method: Any = get_method("gpsnet")
+    if dataset.name == "synthetic":  # --quick
+        method.training = replace(method.training, epochs=1)
     began = perf_counter()
     method.fit(dataset.iter_cells("train", keep=keep), 0)
     fitted = perf_counter() - began

@@ -59,10 +59,11 @@ HEADS, DIM, K = 12, 64, 256
 def main() -> None:
     """Run all parts, print their tables and the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="small sizes: seconds")
+    parser.add_argument("--quick", action="store_true", help="small sizes, narrow models: seconds")
     parser.add_argument("--repeats", type=int, default=2)
     options = parser.parse_args()
     quick, repeats = options.quick, options.repeats
+    narrow = {"width": 96} if quick else {}
     knn_plan(cloud(1000), 16)  # compiled, or read from numba's cache
     every = {
         "forward": forward(1_000 if quick else 10_405, repeats),
@@ -73,8 +74,8 @@ def main() -> None:
         "growth": growth([500, 1_000] if quick else [5_000 * 2**i for i in range(5)], repeats),
         "small_cells": small_cells(4 if quick else 64, repeats),
         "whole_model": [
-            whole_model("nih3t3", 300 if quick else 15_222, 100 if quick else 3_721),
-            whole_model("u2os", 300 if quick else 15_222, 20 if quick else 130),
+            whole_model("nih3t3", 300 if quick else 15_222, 100 if quick else 3_721, **narrow),
+            whole_model("u2os", 300 if quick else 15_222, 20 if quick else 130, **narrow),
         ],
     }
     print(f"\n{parameter_table()}\n")
@@ -386,11 +387,11 @@ def in_bfloat16(way: Callable[[], Tensor]) -> Callable[[], Tensor]:
 
 
 @torch.no_grad()
-def whole_model(preset: str, n: int, genes: int) -> dict[str, Any]:
+def whole_model(preset: str, n: int, genes: int, **changes: int) -> dict[str, Any]:
     """Inference of one cell, its plan or its neighbours included."""
     names = [f"gene{i}" for i in range(genes)]
     patterns = ["cell_edge", "cytoplasmic", "nuclear", "nuclear_edge"]
-    config = Config.preset(preset, names, patterns)
+    config = Config.preset(preset, names, patterns, **changes)
     torch.manual_seed(0)
     model = GPSNet(config).eval()
     cell = cell_of(n, genes, 15.0 if preset == "nih3t3" else None)

@@ -31,7 +31,7 @@ import pandas as pd
 import torch
 from sklearn.ensemble import HistGradientBoostingClassifier
 from tabulate import tabulate
-from timing import fresh, resident, told
+from timing import fresh, here, resident, told
 
 from gpattern_bench import Evaluator, load_dataset
 from gpattern_bench.curate.rules import apply_rules
@@ -58,7 +58,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        sizes = {"n_fovs": 20, "cells_per_fov": 3, "n_genes": 12, "mean_molecules": 150}
+        sizes = {"n_fovs": 20, "cells_per_fov": 2, "n_genes": 12, "mean_molecules": 100}
         dataset = drawn(folder / "drawn", 7, **sizes) if quick else load_dataset("synthetic")
         training = replace(TRAININGS["small"], epochs=1) if quick else TRAININGS["small"]
         rows = []
@@ -77,7 +77,8 @@ def main() -> None:
 
         many = {"cells_per_fov": 10, "n_genes": 60, "mean_molecules": 150}
         drawn(folder / "many", 9, n_fovs=4 if quick else 400, **many)
-        prediction = fresh(predicting, folder / "model", folder / "many")
+        call = here if quick else fresh
+        prediction = call(predicting, folder / "model", folder / "many")
         print(tabulate([prediction], "keys", tablefmt="github", floatfmt=".3g", intfmt=","), "\n")
     print(json.dumps({"scores": rows, "prediction": prediction}))
 

@@ -24,7 +24,7 @@ from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
-from timing import fresh, show
+from timing import fresh, here, show
 
 from gpattern_bench import load_dataset
 from gpattern_bench.curate.rules import apply_rules
@@ -118,20 +118,20 @@ FEATURES: dict[str, Callable[[list[Cell]], None]] = {
 def main() -> None:
     """Run the parts, print their tables, and all figures as JSON in the last line."""
     parser = argparse.ArgumentParser(description="Benchmark of the methods.")
-    parser.add_argument("--quick", action="store_true", help="few cells, one repeat")
+    parser.add_argument("--quick", action="store_true", help="few cells, one repeat, one process")
     options = parser.parse_args()
-    n_cells, repeats = (60, 1) if options.quick else (3000, 3)
+    n_cells, repeats, call = (20, 1, here) if options.quick else (3000, 3, fresh)
     found: dict[str, list[dict[str, Any]]] = {"real": [], "drawn": [], "scores": []}
     if os.environ.get(MIRROR):
-        found["real"] = [row for name in FEATURES for row in fresh(real, name, repeats)]
+        found["real"] = [row for name in FEATURES for row in call(real, name, repeats)]
     else:
         print(f"{MIRROR} is not set: real cells are left out\n")
     with tempfile.TemporaryDirectory() as name:
-        folder = fresh(draw, Path(name), n_cells)  # not here: children count the parent's memory
+        folder = call(draw, Path(name), n_cells)  # not here: children count the parent's memory
         for name in dict.fromkeys(FEATURES):
-            found["drawn"] += fresh(drawn, name, folder, 1)
+            found["drawn"] += call(drawn, name, folder, 1)
         for name in METHODS_TIMED:
-            found["scores"] += fresh(scored, name, folder)
+            found["scores"] += call(scored, name, folder)
     for rows in found.values():
         if rows:
             show(rows)

@@ -14,10 +14,13 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-# Set at import, so that doctests of the package use this cache too, never the user's.
-_CACHE = tempfile.mkdtemp(prefix="gpattern-bench-tests-")
-atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
-os.environ["GPATTERN_BENCH_DATA"] = _CACHE
+# Set at import, so that doctests of the package use this cache too, never the user's. Workers of
+# pytest-xdist share that of the process that started them, and make `synthetic` once.
+_DATA, _PREFIX = "GPATTERN_BENCH_DATA", "gpattern-bench-tests-"
+if "PYTEST_XDIST_WORKER" not in os.environ or _PREFIX not in os.environ.get(_DATA, ""):
+    _CACHE = tempfile.mkdtemp(prefix=_PREFIX)
+    atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+    os.environ[_DATA] = _CACHE
 os.environ.pop("GPATTERN_BENCH_MIRROR", None)
 
 # A busy machine is no failure: no example and no draw is too slow.
@@ -43,6 +46,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("browser")
         if torch[item.path] or "brief_training" in fixtures:
             item.add_marker("torch")
+    items[:] = in_halves(items)
+
+
+def in_halves(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Put modules with slow tests first, in each half of the list.
+
+    pytest-xdist gives each of two workers a half; the one that ends first takes over from the end
+    of the other's. Long tests are not left for the end then, and modules stay whole: what is taken
+    over makes the fixtures of its module anew.
+    """
+    modules: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        modules.setdefault(item.path, []).append(item)
+    slow, fast = [], []
+    for module in modules.values():
+        marked = any(item.get_closest_marker("slow") for item in module)
+        (slow if marked else fast).append(module)
+    halves = [[item for module in slow[k::2] for item in module] for k in (1, 0)]
+    for module in fast:
+        min(halves, key=len).extend(module)
+    return halves[0] + halves[1]
 
 
 @pytest.fixture(scope="session")

@@ -64,7 +64,7 @@ def test_releases_are_drawn_written_curated_and_loaded(tmp_path):
     found = json.loads(done.stdout.splitlines()[-1])
     assert set(found) == {"drawing", "writing", "curating", "loading"}
     drawn, [release, tables] = found["drawing"][0], found["curating"]
-    assert (drawn["cells"], drawn["genes"]) == (179, 3_721)
+    assert (drawn["cells"], drawn["genes"]) == (400, 48)
     assert release["molecules"] == drawn["molecules"]  # outside cells and controls come on top
     assert tables["molecules"] == drawn["molecules"]
     assert release["labelled_pairs"] < tables["labelled_pairs"]  # 5 molecules or more
@@ -150,3 +150,37 @@ def test_everyday_work_is_measured_in_three_parts():
     assert row["now x"] == pytest.approx(row["scikit-learn (s)"] / row["now (s)"])
     [row] = found["busy"]
     assert row["busy (s)"] / row["quiet (s)"] == pytest.approx(row["ratio"])
+
+
+def test_methods_are_timed_on_drawn_cells():
+    done = run([sys.executable, str(BENCHMARK.with_name("methods.py")), "--quick"])
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert [row["what"] for row in found["drawn"]] == [
+        "bento features", "sprawl peripheral", "sprawl punctate", "sprawl radial", "ella fit",
+        "locfish features",
+    ]  # fmt: skip
+    scored = {row["method"]: row["pairs"] for row in found["scores"]}
+    assert len(scored) == 6
+    assert set(scored.values()) == {found["drawn"][0]["pairs"]}  # all score every pair
+
+
+def test_the_bootstrap_is_that_of_numpy_alone():
+    done = run([sys.executable, str(BENCHMARK.with_name("bootstrap.py")), "--quick"])
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["pairs"] == 20_000
+    assert found["largest_difference"] <= 1e-11
+
+
+def test_the_studies_of_intervals_are_found_and_counted():
+    command = [sys.executable, str(BENCHMARK.with_name("intervals.py")), "--runs", "4"]
+    done = run([*command, "--clusters", "20"])
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert {study["clusters"] for study in found["studies"]} == {20}
+    assert all(0 <= study["covered"] <= 1 for study in found["studies"])
+
+
+def test_datasets_are_made_from_an_empty_cache():
+    done = run([sys.executable, str(BENCHMARK.with_name("datasets.py")), "--quick"])
+    found = json.loads(done.stdout.splitlines()[-1])["seconds"]
+    assert list(found) == ["simulate, synthetic", "load_dataset, synthetic"]
+    assert min(found.values()) > 0

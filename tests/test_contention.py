@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from samples import PATIENCE_S
 
 import gpattern_bench.tables.verify
 from gpattern_bench import load_dataset
+from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import TableError
 
 pytestmark = pytest.mark.slow
@@ -124,7 +126,7 @@ class TestWatch:
 
 
 def test_removed_while_it_is_verified(tmp_path, monkeypatch):
-    dataset = load_dataset("synthetic", root=tmp_path)
+    dataset = Dataset(shutil.copytree(load_dataset("synthetic").folder, tmp_path / "tables"))
     read = gpattern_bench.tables.verify.read_whole
 
     def removed(path):

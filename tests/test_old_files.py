@@ -34,6 +34,7 @@ def test_old_predictions_are_valid(dataset, name):
     assert Evaluator(dataset).check(FILES / name / "test-seed0.parquet").problems == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_old_models_give_their_old_scores(dataset, name):
     method, about = load_model(FILES / name / "model-seed0")

@@ -261,6 +261,16 @@ def _split(done: _Written, recipe: Recipe) -> dict[str, str]:
         return dict(recipe.splits)
     if recipe.split == "test":
         return dict.fromkeys(fovs.index, "test")
+    if recipe.split == "named":
+        named = {fov: fov.partition("-")[0] for fov in fovs.index}
+        odd = [fov for fov, split in named.items() if split not in schema.SPLIT_NAMES]
+        if odd:
+            raise SourceError(
+                "the recipe takes the split from the name of each field of view, which must begin "
+                f"with {', '.join(f'{split}-' for split in schema.SPLIT_NAMES)}; the release has "
+                f"{', '.join(odd)}"
+            )
+        return named
     table = fovs[["cells"]].assign(pairs=fovs.get("label:labelled_pairs", 0))
     for name in recipe.patterns:
         if f"label:{name}" in fovs:

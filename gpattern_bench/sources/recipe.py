@@ -28,8 +28,9 @@ class Recipe(BaseModel):
         (blanks, negative probes), whose molecules and labels are dropped.
     patternless : {"keep", "drop"}
         Keep labelled pairs without any pattern as rows of False, or drop them.
-    split : {"fov", "test"}
-        Split whole fields of view 80:10:10, or put every cell into test.
+    split : {"fov", "test", "named"}
+        Split whole fields of view 80:10:10, put every cell into test, or put each field of view
+        into the split that its name begins with: ``train-``, ``val-`` or ``test-``.
     splits : dict of str to str
         FOV -> split; replaces the random split.
     seed : int
@@ -42,8 +43,8 @@ class Recipe(BaseModel):
         Xenium only: drop molecules of lower quality.
     crops : dict of str to (int, int)
         CosMx only: FOV -> column and row of a cropped mask's first pixel in the whole image.
-    like : {"synthetic", "nih3t3", "u2os", "cosmx_lung"}
-        Simulated only: dataset whose size to imitate.
+    like : {"synthetic", "synthetic_wide", "nih3t3", "u2os", "cosmx_lung"}
+        Simulated only: simulated dataset to draw, or dataset whose size to imitate.
     labels, labels_where
         A csv with columns ``cell``, ``gene`` and the patterns (0/1), below the folder of source
         files; only rows with these column values count.
@@ -57,14 +58,14 @@ class Recipe(BaseModel):
     unit_um: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     controls: str = "notarget|blank"
     patternless: Literal["keep", "drop"] = "drop"
-    split: Literal["fov", "test"] = "fov"
+    split: Literal["fov", "test", "named"] = "fov"
     splits: dict[str, Literal["train", "val", "test"]] = {}
     seed: int = 0
     fov_column: str | None = None
     tile_um: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     min_qv: float = 20.0
     crops: dict[str, tuple[int, int]] = {}
-    like: Literal["synthetic", "nih3t3", "u2os", "cosmx_lung"] = "synthetic"
+    like: Literal["synthetic", "synthetic_wide", "nih3t3", "u2os", "cosmx_lung"] = "synthetic"
     labels: str | None = None
     labels_where: dict[str, str] = {}
 

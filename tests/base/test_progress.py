@@ -151,6 +151,7 @@ class TestProgress:
 
 
 class TestCommands:
+    @pytest.mark.slow
     def test_run_of_a_network_tells_stages_and_epochs(self, told, dataset):
         out, lines = told("run", "gpsnet", "--dataset", dataset.folder)
         assert out.splitlines() == [
@@ -242,6 +243,7 @@ def seen(text: str) -> list[str]:
     return lines
 
 
+@pytest.mark.slow
 class TestAblation:
     @pytest.fixture(autouse=True)
     def _one_thread(self):

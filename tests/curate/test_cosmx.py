@@ -470,6 +470,7 @@ def test_broken_csv(folder, scratch, text, says):
         read(write_cosmx(folder, text), scratch)
 
 
+@pytest.mark.slow
 def test_a_broken_row_deep_in_an_archive(folder, scratch, tmp_path):
     text = make_molecules(n=100_000).to_csv(index=False) + "1,2,3\n"  # more than one block
     archive = pack(write_cosmx(folder, text), tmp_path / "S1.tar.gz")

@@ -36,6 +36,7 @@ def only(labels: np.ndarray) -> shapely.Geometry:
 
 @settings(max_examples=400)
 @given(IMAGES, st.integers(-5000, 5000), st.integers(-5000, 5000))
+@pytest.mark.slow
 def test_an_outline_is_the_union_of_its_pixels(labels, x, y):
     corner = (x - 0.5, y + 0.5)
     ids, geometries = outlines(labels, corner)
@@ -134,6 +135,7 @@ def test_labels_at_the_border():
 
 
 @pytest.mark.parametrize("kind", ["cells", "noise"])
+@pytest.mark.slow
 def test_a_whole_field_of_view_takes_seconds(kind):
     shape = (3648, 5472)
     if kind == "cells":

@@ -170,6 +170,7 @@ def test_geometry(seed):
     assert shapely.contains_properly(outlines(release, "cell_boundary"), points(release)).all()
 
 
+@pytest.mark.slow
 def test_coordinates_are_on_the_grid_and_exact_in_float32():
     release = simulate(0, n_fovs=1, cells_per_fov=20_000, n_genes=1, mean_molecules=2.0)
     xy = release.molecules[["x", "y"]].to_numpy()
@@ -235,6 +236,7 @@ def test_molecules_lie_where_their_pattern_says(release):
         assert none + 0.05 < both < own, pattern
 
 
+@pytest.mark.slow
 def test_noise_is_densest_in_the_middle(release):
     pair = np.repeat(np.arange(len(release.labels)), counts(release))
     none = (release.labels[COLUMNS].sum(axis=1) == 0).to_numpy()[pair]
@@ -337,6 +339,7 @@ def test_pieces(like):
 
 
 @pytest.mark.parametrize("like", LIKES)
+@pytest.mark.slow
 def test_same_seed_same_pieces(like):
     first, again, other = ([digest(p) for p in small(like, seed)] for seed in (8, 8, 9))
     assert first == again
@@ -344,6 +347,7 @@ def test_same_seed_same_pieces(like):
 
 
 @pytest.mark.parametrize("like", LIKES)
+@pytest.mark.slow
 def test_geometry_of_pieces(like):
     """No cell overlaps another, of any field of view; all else as `simulate` promises."""
     pieces = list(small(like))

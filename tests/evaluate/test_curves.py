@@ -65,6 +65,7 @@ class TestAgainstScikitLearn:
         assert [row[1] for row in found] == pytest.approx(share, abs=1e-4)
         assert sum(row[2] for row in found) == len(truth)
 
+    @pytest.mark.slow
     def test_bins_of_molecules(self):
         truth, scores = drawn(600, 1000)
         part = np.arange(600) % 3

@@ -201,6 +201,7 @@ class TestAgainstUpstream:
         np.testing.assert_array_equal(label, expected[columns])
         assert label.sum(axis=0).tolist() == [169, 329, 669, 327, 175]
 
+    @pytest.mark.slow
     def test_tables_give_the_same_but_for_pairs_at_a_radius(self, mirror, sample):
         dataset = load_dataset("u2os_gold")
         frame = pd.concat(features(dataset.iter_cells("test"), unit_um=0.108))

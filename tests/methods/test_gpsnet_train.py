@@ -88,6 +88,10 @@ class TestSettings:
             assert (t.bf16, t.decay, t.patience, t.turned) == (True, False, 0, False)
         assert set(TRAININGS) == set(PRESETS)
 
+    def test_small_is_trained_for_twelve_epochs(self):
+        small = TRAININGS["small"]  # the demo's, whose own test shortens it
+        assert (small.epochs, small.batch, small.warmup) == (12, 4, 200)
+
     def test_the_rate_warms_up_then_stays_or_falls(self):
         constant = TrainingConfig(epochs=1, rate=2.0, warmup=4)
         assert [constant.rate_at(step, 100) for step in (0, 1, 3, 4, 99)] == [0.5, 1, 2, 2, 2]

@@ -119,6 +119,7 @@ def test_twenty_thousand_molecules_with_256_neighbours():
     )
 
 
+@pytest.mark.slow
 def test_work_per_molecule_does_not_grow_with_the_cell():
     keys = [
         np.mean(knn_plan(rng().random((n, 2)) * [3, 2], 256).sizes) for n in (4_000, 16_000, 64_000)

@@ -246,6 +246,7 @@ class TestClosedForms:
         expected = (4 - np.pi) * 9 / 400
         assert f["index_rna_protrusion"] == pytest.approx(2 / 4 / expected, rel=0.01)
 
+    @pytest.mark.slow
     def test_protrusions_of_an_outline_made_of_pixels_are_its_own(self):
         boundary, _ = lobed(10)
         edges = 0.18 * np.arange(-80, 80)

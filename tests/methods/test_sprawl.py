@@ -214,6 +214,7 @@ class TestPairScores:
             steps = scores[~np.isnan(scores)] * 500
             np.testing.assert_allclose(steps, np.rint(steps), atol=1e-9)
 
+    @pytest.mark.slow
     def test_the_expected_value_is_the_mean_of_single_draws(self, cloud):
         expected = [scored(cloud, seed=s) for s in range(10)]
         single = [scored(cloud, seed=s, obs_draws=1) for s in range(1000, 2000)]
@@ -467,6 +468,7 @@ class TestAgainstUpstream:
             assert abs(off.mean()) < 4 * off.std() / sqrt(len(rows))
             assert off.std() > 0.4  # why the expected value is what features have
 
+    @pytest.mark.slow
     def test_the_variance_is_upstreams(self, joined):
         np.testing.assert_allclose(joined["variance"], DRAW_VARIANCE, rtol=1e-14)
 

@@ -222,6 +222,7 @@ class TestCorpus:
         assert "more than once: cell_id" in text
         assert "nuclear has 1 score" in text
 
+    @pytest.mark.slow
     def test_no_flipped_bytes_crash_the_reader(self, evaluator, good):
         data = good.read_bytes()
         rng = np.random.default_rng(1)

@@ -35,6 +35,10 @@ def read_release(recipe: Recipe, sources: Path, scratch: Path) -> Iterator[Piece
     """
     path = sources / recipe.path
     tile = recipe.tile_um / recipe.unit_um
+    if recipe.format == "simulated" and recipe.like == "synthetic_wide":
+        from gpattern_bench.curate.simulate.wide import wide_pieces
+
+        return wide_pieces(recipe.seed)
     if recipe.format == "simulated":
         from gpattern_bench.curate.simulate.cells import pieces_like
 
