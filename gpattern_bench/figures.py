@@ -1,8 +1,8 @@
-"""Figures of the paper from data at hand: splits, patterns, cells, ablations, training.
+"""Draw the paper's figures from your data: splits, patterns, cells, ablations, training.
 
-Needs the extra ``[plots]``. Every function returns a ``matplotlib.figure.Figure`` without windows
-or global state; :func:`save_figure` writes the same bytes for the same figure. Colours are those of
-Okabe and Ito (2008), for the colour-blind.
+Needs the extra ``[plots]``. Functions return a ``matplotlib.figure.Figure``, without windows or
+global state; :func:`save_figure` writes the same bytes for the same figure. Colour-blind safe
+colours by Okabe and Ito (2008).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 SUFFIXES = (".svg", ".pdf", ".png")
-"""Suffixes of figures."""
+"""Suffixes that :func:`save_figure` knows."""
 
 _BLACK, _ORANGE, _SKY, _GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 _YELLOW, _BLUE, _VERMILION, _PURPLE, _GREY = "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#BBBBBB"
@@ -75,7 +75,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _TRUTH = "truth"
 _PANEL = 2.0  # inches, the longer side of a cell
 _MIN_MOLECULES = 10  # enough to show a pattern
-_CHOSEN = {"neighbours": "256", "depths": "1:2"}  # by the paper, table 3
+_CHOSEN = {"neighbours": "256", "depths": "1:2"}  # in the paper, table 3
 _STUDY_LABELS = {
     "neighbours": "neighbours K",
     "depths": "encoder : decoder layers",
@@ -85,7 +85,7 @@ _STUDY_LABELS = {
 
 @contextmanager
 def _style() -> Iterator[None]:
-    """Use matplotlib's defaults and ours, whatever the user's matplotlibrc says."""
+    """Use matplotlib's defaults and ours, not the user's matplotlibrc."""
     try:
         from matplotlib import style
     except ImportError as error:
@@ -102,13 +102,13 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     Raises
     ------
     GPatternBenchError
-        The suffix is another.
+        The suffix is unknown.
     """
     path = Path(path)
     kind = path.suffix.lower()
     if kind not in SUFFIXES:
         raise GPatternBenchError(
-            f"{path}: expected a file that ends in {', '.join(SUFFIXES)}, got {kind or 'no ending'}"
+            f"{path}: expected a file that ends in {', '.join(SUFFIXES)}, got {kind or 'no suffix'}"
         )
     dates = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": None}
     with _style(), replacing(path) as beside:
@@ -139,7 +139,7 @@ def plot_splits(dataset: Dataset) -> Figure:
         (molecules, "n_molecules", "molecules per cell"),
         (genes, "n_genes", "genes per cell"),
     ):
-        # Not Axes.boxplot: it has pyplot choose a backend.
+        # Not Axes.boxplot: it makes pyplot choose a backend.
         quantiles = [np.quantile(table[column], (0.05, 0.25, 0.5, 0.75, 0.95)) for table in tables]
         least, first, middle, third, most = np.array(quantiles).T
         axes.vlines(splits, least, most, color=_BLACK, lw=1, zorder=0.5)  # behind the boxes
@@ -155,8 +155,8 @@ def plot_splits(dataset: Dataset) -> Figure:
 def plot_patterns(dataset: Dataset) -> Figure:
     """Draw the paper's figure 7: patterns of the labelled pairs of each split.
 
-    Pairs with one pattern count under its name, others under several (the paper's ambiguous genes)
-    or none; shares add up to 100 %.
+    Pairs with several patterns (the paper's ambiguous genes) or none count as such; shares add up
+    to 100 %.
     """
     from matplotlib.figure import Figure
 
@@ -185,7 +185,7 @@ def plot_patterns(dataset: Dataset) -> Figure:
 
 @dataclass(frozen=True)
 class _Source:
-    """A column in the figure of a cell: labels or predictions, as patterns by gene."""
+    """A column in the figure of a cell: its title, and the patterns of each gene."""
 
     title: str
     patterns_of: Mapping[str, tuple[str, ...]]
@@ -200,26 +200,26 @@ def plot_cell(
 ) -> Figure:
     """Draw the paper's figures 5 and 8-10: genes of one cell, and their patterns.
 
-    One row per gene; a column for the labels, and one for each prediction file. Colours are those
-    of the gene's pattern; of several, the first and the last colour half a dot each, and the title
-    names all. Predictions are called at the thresholds of largest F1 per pattern over the whole
-    split, as in the paper.
+    One row per gene; one column for the labels and for each prediction file. Colours show the
+    gene's pattern; of several, the first and the last colour half a dot each, and the title names
+    all. Predictions are called at the threshold of largest F1 per pattern over the whole split, as
+    in the paper.
 
     Parameters
     ----------
     dataset : Dataset
     cell_id : str, optional
-        Default: in the split (that of the predictions, else test, else the first), the cell with
-        most different patterns among genes of 10 or more molecules; then, with most molecules.
+        Default: in the split (of the predictions, else test, else the first), the cell with most
+        different patterns among genes of 10 or more molecules; ties: with most molecules.
     genes : sequence of str
-        Default: for each pattern, and for several at once, the gene with most molecules.
+        Default: the gene with most molecules of each pattern, and of several at once.
     predictions : sequence of str or pathlib.Path
         Prediction files of one split.
 
     Raises
     ------
     GPatternBenchError
-        The cell is unknown, or a gene has no molecules in it; the message names some that do.
+        The cell is unknown, or a gene has no molecules in it; the message names some that exist.
     PredictionError
         A file is not a valid prediction of the split.
     """
@@ -234,7 +234,7 @@ def plot_cell(
     if cell is None:
         where = f"in {within} of {dataset.id}" if within else f"in {dataset.id}"
         raise GPatternBenchError(
-            f"no cell {cell_id!r} {where}; the first ones are "
+            f"no cell {cell_id!r} {where}; the first cells are "
             + ", ".join(sorted(dataset.cells(within, ["cell_id"])["cell_id"].astype(str))[:5])
         )
     codes = _choose_genes(dataset, cell, genes)
@@ -303,7 +303,7 @@ def plot_ablation(rows: Sequence[Mapping[str, Any]]) -> Figure:
     Raises
     ------
     GPatternBenchError
-        The rows are none, or others.
+        There are no rows, or they have other keys.
     """
     from matplotlib.figure import Figure
 
@@ -348,12 +348,12 @@ def plot_training(folders: Sequence[str | Path]) -> Figure:
     Parameters
     ----------
     folders : sequence of str or pathlib.Path
-        Model folders of GPSNet, which hold ``training.json``.
+        Model folders of GPSNet, with ``training.json``.
 
     Raises
     ------
     GPatternBenchError
-        The file is missing or damaged.
+        ``training.json`` is missing or damaged.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -361,7 +361,7 @@ def plot_training(folders: Sequence[str | Path]) -> Figure:
     paths = [Path(folder) for folder in folders]
     histories = [_history(path) for path in paths]
     if not histories:
-        raise GPatternBenchError("no model folder given: nothing to draw")
+        raise GPatternBenchError("no model folder given; name at least one")
     figure = Figure(figsize=(7.2, 2.7), layout="constrained")
     losses, aucs, f1s = figure.subplots(1, 3)
     curves = []
@@ -395,7 +395,7 @@ def _words(name: str) -> str:
 
 
 def _number(value: Any) -> float:
-    """Read a number of a JSON file, where null is NaN."""
+    """Read a number from JSON; null is NaN."""
     return float("nan") if value is None else float(value)
 
 
@@ -407,7 +407,7 @@ def _pattern_colour(dataset: Dataset, pattern: str) -> str:
 
 
 def _split_of(dataset: Dataset, predictions: Sequence[str | Path]) -> str:
-    """Give the split of all prediction files; without files, test or the first."""
+    """Find the split of all prediction files; without files, test or the first."""
     found: dict[str, Path] = {}
     for path in map(Path, predictions):
         origin = read_origin(path)
@@ -416,7 +416,7 @@ def _split_of(dataset: Dataset, predictions: Sequence[str | Path]) -> str:
         found[origin.split] = path
     if len(found) > 1:
         each = ", ".join(f"{path} ({split})" for split, path in found.items())
-        raise GPatternBenchError(f"expected prediction files of one split, got {each}")
+        raise GPatternBenchError(f"expected prediction files of one split, got {each}; keep one")
     if found:
         return next(iter(found))
     return "test" if "test" in dataset.splits else dataset.splits[0]
@@ -439,13 +439,13 @@ def _choose_cell(dataset: Dataset, split: str) -> str:
 
 
 def _choose_genes(dataset: Dataset, cell: Cell, genes: Sequence[str]) -> list[int]:
-    """Give the codes of the genes asked for, else of one gene per pattern."""
+    """Return the codes of `genes`, else of one gene per pattern."""
     present = {dataset.genes[code]: int(code) for code in cell.genes}
     absent = [gene for gene in genes if gene not in present]
     if absent:
         most = sorted(zip((-cell.counts).tolist(), cell.genes.tolist(), strict=True))[:10]
         raise GPatternBenchError(
-            f"no molecules of {', '.join(absent)} in cell {cell.cell_id}; those with most: "
+            f"no molecules of {', '.join(absent)} in cell {cell.cell_id}; genes with most: "
             + ", ".join(dataset.genes[code] for _, code in most)
         )
     if genes:
@@ -498,7 +498,7 @@ def _prediction_source(dataset: Dataset, split: str, cell: Cell, path: Path) -> 
 
 
 def _verdict(found: tuple[str, ...] | None, source: _Source, truth: tuple[str, ...] | None) -> str:
-    """Name the patterns and, for predictions, say whether they are right."""
+    """Name the patterns; mark predictions as right or wrong."""
     if found is None:
         return "not labelled" if source.patterns_of else ""
     names = [_words(name) for name in found] or ["no pattern"]
@@ -552,7 +552,7 @@ def _checked_rows(rows: Any) -> list[AblationRow]:
             f"auc, acc, f1, reported): {error}"
         ) from error
     if not found:
-        raise GPatternBenchError("the ablation has no rows: nothing to draw")
+        raise GPatternBenchError("the ablation has no rows; run `gpattern-bench ablation` first")
     return found
 
 
@@ -573,7 +573,7 @@ def _history(folder: Path) -> list[dict[str, Any]]:
 
 
 def _run_names(folders: Sequence[Path]) -> list[str]:
-    """Name each run by method, data and seed; by folder too where these are the same."""
+    """Name each run by method, data and seed; add the folder to equal names."""
     names = []
     for folder in folders:
         try:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from gpattern_bench.board.metadata import Metadata
 from gpattern_bench.curate.release import Release
@@ -14,6 +15,7 @@ from gpattern_bench.curate.simulate.cells import PATTERNS, simulate
 from gpattern_bench.curate.write import write_dataset
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.sources.recipe import Recipe
+from gpattern_bench.tables.parquet import ContentHash
 
 PATIENCE_S = 1800
 """Longest wait for another process or thread: with fifteen at work on each core it still ends."""
@@ -82,3 +84,11 @@ def metadata_of(method: str, **values) -> Metadata:
         "deterministic": True,
     }
     return Metadata.model_validate(base | values)
+
+
+def content_sha256(tables: pa.Table | list[pa.Table]) -> str:
+    """The content hash of a table, or of its consecutive pieces."""
+    content = ContentHash()
+    for table in [tables] if isinstance(tables, pa.Table) else tables:
+        content.update(table)
+    return content.hexdigest()

@@ -147,12 +147,12 @@ class TestCell:
             assert len({plots._pattern_colour(other, name) for name in names}) == len(names)
 
     def test_no_such_cell_or_gene(self, dataset, files):
-        with pytest.raises(GPatternBenchError, match=r"no cell 'x' in synthetic.*the first ones"):
+        with pytest.raises(GPatternBenchError, match=r"no cell 'x' in synthetic.*the first cells"):
             plots.plot_cell(dataset, "x")
         train = next(iter(dataset.iter_cells("train"))).cell_id
         with pytest.raises(GPatternBenchError, match="in test of synthetic"):
             plots.plot_cell(dataset, train, predictions=[files["sprawl"]])
-        with pytest.raises(GPatternBenchError, match=r"no molecules of NoGene.*those with most"):
+        with pytest.raises(GPatternBenchError, match=r"no molecules of NoGene.*genes with most"):
             plots.plot_cell(dataset, genes=["NoGene"])
 
     def test_prediction_files_of_two_splits(self, dataset, files):

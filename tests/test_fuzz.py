@@ -881,7 +881,7 @@ class TestDatasets:
             (lambda m: m["files"].pop("splits.parquet"), r"lists no splits\.parquet"),
             (lambda m: m["files"]["cells.parquet"].pop("sha256"), "sha256: Field required"),
             (lambda m: m["files"]["cells.parquet"].update(bytes=np.inf), "bytes: Input should be"),
-            (lambda m: m["genes"].append(m["genes"][0]), "genes that occur more than once"),
+            (lambda m: m["genes"].append(m["genes"][0]), "repeats genes"),
             (lambda m: DEEP, "RecursionError"),
         ],
     )

@@ -1,7 +1,7 @@
-"""Outlines of cells and nuclei: repair, and where molecules lie with respect to them.
+"""Repair outlines of cells and nuclei, and locate molecules relative to them.
 
-Everything is exact on the polygons, nothing is rasterised, and works in any unit of length. An
-outline is a Polygon or MultiPolygon, as :func:`polygonal` returns it.
+Exact on the polygons, without rasters, in any unit of length. An outline is a Polygon or
+MultiPolygon, as :func:`polygonal` returns it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ __all__ = [
     "Moments",
     "Rings",
     "contains",
-    "exterior_vertices",
     "mean_ranks",
     "moments",
     "outline_distance",
@@ -33,21 +32,21 @@ __all__ = [
 _Floats = NDArray[np.float64]
 _Bools = NDArray[np.bool_]
 
+_BLOCK = 16  # edges per bounding box: one test skips all that are far from a point
 _CONCAVE = 0.3  # of a concave hull: 0 follows the molecules closely, 1 is the convex hull
-_BLOCK = 16  # edges that share a bounding box, so that those far from a point cost one test
 
 
 def polygonal(geometry: BaseGeometry | None) -> BaseGeometry | None:
-    """Return a valid Polygon or MultiPolygon that covers the same area, or None if there is none.
+    """Return a valid Polygon or MultiPolygon of the same area, or None without area.
 
-    Valid outlines come back as they are, vertex by vertex (heights dropped); invalid ones are
-    repaired to the area that they cover; what has no area, or no finite coordinates, is None.
+    Keeps the vertices of valid outlines, without heights; repairs invalid ones. Coordinates that
+    are not finite give None.
     """
     if geometry is None or not np.isfinite(shapely.get_coordinates(geometry)).all():
         return None
     flat = shapely.force_2d(geometry)
     if not (flat.is_valid and flat.geom_type in ("Polygon", "MultiPolygon")):
-        # "structure" takes the union of the parts; "linework" would cut out what two parts share
+        # "structure" unites the parts; "linework" would cut out their overlap
         flat = shapely.make_valid(flat, method="structure", keep_collapsed=False)
     parts = [part for part in _polygons(flat) if part.area > 0]
     if len(parts) > 1:
@@ -81,17 +80,27 @@ class Rings(NamedTuple):
     Attributes
     ----------
     xy : numpy.ndarray
-        (v, 2) float64 vertices, ring after ring, each with its closing vertex; exterior rings
-        first, then holes.
+        (v, 2) float64 vertices, ring after ring, each with its closing vertex; first exterior
+        rings, then holes.
     starts : numpy.ndarray
         (r + 1,) int64: ring k is ``xy[starts[k]:starts[k + 1]]``.
     exteriors : int
-        How many of the rings are exterior.
+        Number of exterior rings.
     """
 
     xy: _Floats
     starts: NDArray[np.int64]
     exteriors: int
+
+    @property
+    def exterior_xy(self) -> _Floats:
+        """Vertices (v, 2) of the exterior rings, each ring with its closing vertex."""
+        return self.xy[: self.starts[self.exteriors]]
+
+    @property
+    def exterior_starts(self) -> NDArray[np.int64]:
+        """`starts` of the exterior rings."""
+        return self.starts[: self.exteriors + 1]
 
 
 def rings_of(outline: BaseGeometry) -> Rings:
@@ -111,40 +120,31 @@ def rings_of(outline: BaseGeometry) -> Rings:
     return Rings(np.ascontiguousarray(xy, np.float64), starts, len(parts))
 
 
-def exterior_vertices(outline: BaseGeometry) -> _Floats:
-    """Vertices (v, 2) of the exterior rings, each ring with its closing vertex."""
-    rings: Any = shapely.get_exterior_ring(shapely.get_parts(outline))
-    return np.asarray(shapely.get_coordinates(rings))
-
-
 def outline_distance(xy: NDArray[Any], outline: BaseGeometry) -> _Floats:
-    """Distance (n,) of points (n, 2) to the exterior rings of an outline, inside or outside.
-
-    Holes do not count; of several parts the nearest does. Same unit as the input.
-    """
+    """Measure the distance (n,) of points (n, 2) to the nearest exterior ring, from either side."""
     return _outline_distance(_points(xy), rings_of(outline))
 
 
 def contains(xy: NDArray[Any], outline: BaseGeometry) -> _Bools:
-    """Test whether points (n, 2) lie in an outline, its rings included: (n,) bool.
+    """Test whether points (n, 2) lie in an outline or on a ring: (n,) bool.
 
-    Even-odd over all rings: a hole is outside, each part of several is inside.
+    Even-odd over all rings: holes are outside, all parts inside.
     """
     return _contains(_points(xy), rings_of(outline))
 
 
 def ray_radius(xy: NDArray[Any], origin: NDArray[Any], outline: BaseGeometry) -> _Floats:
-    """Radius (n,) of an outline about an origin, in the directions of points (n, 2).
+    """Measure the radius (n,) of an outline about an origin, in the directions of points (n, 2).
 
-    The distance from the origin to the farthest point that the ray from it through the point
-    shares with an exterior ring, exactly. Where the ray meets no ring (the origin lies outside),
-    or the point is the origin and has no direction: the distance of the origin to the rings.
+    The distance from the origin to the farthest crossing of the ray through the point with an
+    exterior ring. If the ray meets no ring (the origin lies outside), or the point is the origin:
+    the distance of the origin to the rings.
     """
     return _ray_radius(_points(xy), np.asarray(origin, np.float64), rings_of(outline))
 
 
 class Moments(NamedTuple):
-    """Moments of the area that an outline encloses, holes left out.
+    """Moments of the area of an outline, without holes.
 
     Attributes
     ----------
@@ -152,8 +152,8 @@ class Moments(NamedTuple):
     centroid : numpy.ndarray
         (2,) mean position over the area.
     second : numpy.ndarray
-        (2, 2) covariance of position over the area: its trace is the mean squared distance to
-        the centroid.
+        (2, 2) covariance of position over the area; the trace is the mean squared distance to the
+        centroid.
     """
 
     area: float
@@ -162,7 +162,7 @@ class Moments(NamedTuple):
 
 
 def moments(outline: BaseGeometry) -> Moments:
-    """Moments of the area of an outline, in closed form (Green's theorem).
+    """Compute the moments of an outline's area in closed form (Green's theorem).
 
     Examples
     --------
@@ -174,7 +174,7 @@ def moments(outline: BaseGeometry) -> Moments:
 
 
 def mean_ranks(values: NDArray[Any]) -> _Floats:
-    """Ranks (n,) from 1, ascending; tied values share the mean of their ranks.
+    """Rank values (n,) from 1, ascending; ties share their mean rank.
 
     Examples
     --------
@@ -191,9 +191,9 @@ def mean_ranks(values: NDArray[Any]) -> _Floats:
 
 
 class CellGeometry:
-    """Positions of a cell's molecules relative to its outlines, computed once for all methods.
+    """Positions of a cell's molecules relative to its outlines, shared by all methods.
 
-    Each quantity is computed when it is first asked for. Molecules may lie outside the outline.
+    Computes each quantity on first use. Molecules may lie outside the outline.
 
     Parameters
     ----------
@@ -202,7 +202,7 @@ class CellGeometry:
     boundary : shapely geometry
         Outline of the cell, in the same frame and unit.
     nucleus : shapely geometry or None
-        Outline of the nucleus, if there is one.
+        Outline of the nucleus.
     """
 
     def __init__(
@@ -219,7 +219,7 @@ class CellGeometry:
 
     @cached_property
     def nucleus_rings(self) -> Rings | None:
-        """Rings of the nucleus; None where there is none."""
+        """Rings of the nucleus, or None."""
         return None if self.nucleus is None else rings_of(self.nucleus)
 
     @cached_property
@@ -229,41 +229,41 @@ class CellGeometry:
 
     @cached_property
     def nucleus_moments(self) -> Moments | None:
-        """Area, centroid and second moments of the nucleus; None where there is none."""
+        """Area, centroid and second moments of the nucleus, or None."""
         return None if self.nucleus_rings is None else _moments(self.nucleus_rings)
 
     @cached_property
     def boundary_distance(self) -> _Floats:
-        """(n,) distance to the exterior rings of the cell, inside or outside."""
+        """(n,) distance to the exterior rings of the cell, from either side."""
         return _outline_distance(self.xy, self.boundary_rings)
 
     @cached_property
     def boundary_rank(self) -> _Floats:
-        """(n,) rank of `boundary_distance` among the cell's molecules, ties sharing the mean."""
+        """(n,) rank of `boundary_distance` among the cell's molecules (:func:`mean_ranks`)."""
         return mean_ranks(self.boundary_distance)
 
     @cached_property
     def nucleus_distance(self) -> _Floats:
-        """(n,) distance to the exterior rings of the nucleus; NaN where there is none."""
+        """(n,) distance to the exterior rings of the nucleus; NaN without a nucleus."""
         if self.nucleus_rings is None:
             return np.full(len(self.xy), np.nan)
         return _outline_distance(self.xy, self.nucleus_rings)
 
     @cached_property
     def in_boundary(self) -> _Bools:
-        """(n,) whether the molecule lies in the cell or on its outline."""
+        """(n,) bool: in the cell or on its outline."""
         return _contains(self.xy, self.boundary_rings)
 
     @cached_property
     def in_nucleus(self) -> _Bools:
-        """(n,) whether it lies in the nucleus or on its outline; False where there is none."""
+        """(n,) bool: in the nucleus or on its outline; False without a nucleus."""
         if self.nucleus_rings is None:
             return np.zeros(len(self.xy), np.bool_)
         return _contains(self.xy, self.nucleus_rings)
 
     @property
     def origin(self) -> _Floats:
-        """(2,) what radii are measured from: the nucleus' centroid, else the cell's."""
+        """(2,) centre of `radius`: the nucleus' centroid, else the cell's."""
         middle = self.boundary_moments if self.nucleus_moments is None else self.nucleus_moments
         return middle.centroid
 
@@ -275,14 +275,14 @@ class CellGeometry:
 
     @cached_property
     def ray_radius(self) -> _Floats:
-        """(n,) radius of the cell in the molecule's direction, see :func:`ray_radius`."""
+        """(n,) radius of the cell in the molecule's direction (:func:`ray_radius`)."""
         return _ray_radius(self.xy, self.origin, self.boundary_rings)
 
     @cached_property
     def relative_radius(self) -> _Floats:
         """(n,) `radius` over `ray_radius`: 0 at the origin, 1 on the outline, above 1 beyond.
 
-        Should the outline pass through the origin itself, molecules beyond it there get 1.
+        If the outline passes through the origin, molecules in that direction get 1.
         """
         beyond = (self.radius > 0).astype(np.float64)
         return np.divide(self.radius, self.ray_radius, out=beyond, where=self.ray_radius > 0)
@@ -324,22 +324,19 @@ def _points(xy: NDArray[Any]) -> _Floats:
 
 
 def _outline_distance(xy: _Floats, rings: Rings) -> _Floats:
-    edges, boxes = _blocks(rings.xy, rings.starts[: rings.exteriors + 1])
-    result: _Floats = _edge_distance(xy, edges, boxes)
-    return result
+    edges, boxes = _blocks(rings.xy, rings.exterior_starts)
+    return np.asarray(_edge_distance(xy, edges, boxes))
 
 
 def _contains(xy: _Floats, rings: Rings) -> _Bools:
     edges, boxes = _blocks(rings.xy, rings.starts)
-    result: _Bools = _even_odd(xy, edges, boxes)
-    return result
+    return np.asarray(_even_odd(xy, edges, boxes))
 
 
 def _ray_radius(xy: _Floats, origin: _Floats, rings: Rings) -> _Floats:
-    starts = rings.starts[: rings.exteriors + 1]
     nearest = _outline_distance(origin[None, :], rings)[0]
-    result: _Floats = _farthest_crossing(xy - origin, rings.xy - origin, starts, nearest)
-    return result
+    ring = rings.xy - origin
+    return np.asarray(_farthest_crossing(xy - origin, ring, rings.exterior_starts, nearest))
 
 
 def _moments(rings: Rings) -> Moments:
@@ -351,7 +348,7 @@ def _moments(rings: Rings) -> Moments:
 
 @njit(cache=True, nogil=True)
 def _blocks(xy: Any, starts: Any) -> Any:
-    """Edges (e, 4) of rings as x0 y0 x1 y1, and the boxes of each 16 as xmin ymin xmax ymax."""
+    """List edges (e, 4) as x0 y0 x1 y1, and the box of every 16 as xmin ymin xmax ymax."""
     edges = np.empty((starts[-1] - (len(starts) - 1), 4))
     e = 0
     for ring in range(len(starts) - 1):
@@ -374,7 +371,7 @@ def _blocks(xy: Any, starts: Any) -> Any:
 @njit(cache=True, nogil=True)
 def _edge_distance(xy: Any, edges: Any, boxes: Any) -> Any:
     out = np.empty(len(xy))
-    near = 0  # molecules come in runs of neighbours: the last one's block is a good first guess
+    near = 0  # first guess: the block of the previous molecule, often a neighbour
     for i in range(len(xy)):
         x, y = xy[i, 0], xy[i, 1]
         best, at = np.inf, near
@@ -429,7 +426,7 @@ def _even_odd(xy: Any, edges: Any, boxes: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def _farthest_crossing(xy: Any, ring: Any, starts: Any, nearest: Any) -> Any:
-    """Distance from (0, 0) to the farthest point of rings on the rays through points."""
+    """Measure the distance from (0, 0) to the farthest crossing of each point's ray with rings."""
     out = np.full(len(xy), nearest)
     for i in range(len(xy)):
         x, y = xy[i, 0], xy[i, 1]
@@ -457,8 +454,8 @@ def _farthest_crossing(xy: Any, ring: Any, starts: Any, nearest: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def _green(xy: Any, starts: Any, exteriors: Any) -> Any:
-    """Integrals of 1, x, y, xx, xy, yy over the area, about the first vertex."""
-    ox, oy = xy[0, 0], xy[0, 1]  # near the outline, so that large coordinates cancel nothing
+    """Integrate 1, x, y, xx, xy, yy over the area, about the first vertex."""
+    ox, oy = xy[0, 0], xy[0, 1]  # an origin near the outline: no cancellation
     total, ring = np.zeros(6), np.zeros(6)
     for r in range(len(starts) - 1):
         ring[:] = 0.0

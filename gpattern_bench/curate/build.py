@@ -1,4 +1,4 @@
-"""A dataset of the registry, from its source files to its folder of tables."""
+"""Make tables: of a dataset in the registry (`build`), or of any source release (`curate`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gpattern_bench.base.files import MANIFEST, file_sha256
 from gpattern_bench.base.progress import Progress
 from gpattern_bench.base.workers import Workers, in_order, workers
 from gpattern_bench.curate.readers import read_release
-from gpattern_bench.curate.release import Piece
+from gpattern_bench.curate.release import Piece, writing
 from gpattern_bench.curate.rules import Tables, apply_rules
 from gpattern_bench.curate.write import new_folder, write_dataset
 from gpattern_bench.errors import ChecksumError, FetchError, SourceError, TableError
@@ -29,7 +29,7 @@ from gpattern_bench.sources.registry import Entry, FinishedTables
 
 __all__ = ["build", "curate", "export_tables"]
 
-_Task = tuple[Piece, Recipe, bool]  # a piece, its recipe, and whether it must have labels
+_Task = tuple[Piece, Recipe, bool]  # the arguments of `_curated`
 
 _log = logging.getLogger(__name__)
 
@@ -37,18 +37,18 @@ _log = logging.getLogger(__name__)
 def build(entry: Entry, root: Path, *, download: bool = True) -> Path:
     """Return the dataset's folder ``root/name/version``; make it if it does not exist.
 
-    Source files are fetched to ``root/sources``, curated by the entry's recipe, compared with the
-    content hashes of the registry and written whole; where the entry names finished tables, these
-    are fetched instead. Of several processes one does the work.
+    Fetches the source files to ``root/sources``, curates them by the entry's recipe, compares the
+    values with the registry's content hashes and writes all or nothing. If the entry names
+    finished tables, fetches these instead. One process at a time makes a dataset.
 
     Raises
     ------
     FetchError
-        A source file cannot be had.
+        A source file cannot be fetched.
     SourceError
-        A source file is not what its reader expects.
+        A source file has another format than its reader expects.
     TableError
-        Curation gave other values than the registry pins; nothing is written.
+        The values differ from those that the registry pins; nothing is written.
     """
     folder = root / entry.name / entry.version
     if (folder / MANIFEST).is_file():
@@ -57,17 +57,17 @@ def build(entry: Entry, root: Path, *, download: bool = True) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TableError(
-            str(folder), [f"the cache cannot be written ({error}); choose another with {CACHE}"]
+            str(folder), [f"the cache cannot be written ({error}); set {CACHE} to another folder"]
         ) from error
     with FileLock(folder.parent / f".{entry.version}.lock"):
-        if (folder / MANIFEST).is_file():  # another process was faster
+        if (folder / MANIFEST).is_file():  # made by another process meanwhile
             return folder
-        for stale in folder.parent.glob(f".{folder.name}-*"):  # of a run that was killed
+        for stale in folder.parent.glob(f".{folder.name}-*"):  # of killed runs
             shutil.rmtree(stale, ignore_errors=True)
         sources = root / "sources"
         if entry.tables is not None:
             try:
-                return _finished(entry, entry.tables, sources, folder, download=download)
+                return _fetch_finished(entry, entry.tables, sources, folder, download=download)
             except ChecksumError:
                 raise
             except FetchError as error:
@@ -97,10 +97,10 @@ def build(entry: Entry, root: Path, *, download: bool = True) -> Path:
         )
 
 
-def _finished(
+def _fetch_finished(
     entry: Entry, tables: FinishedTables, sources: Path, folder: Path, *, download: bool
 ) -> Path:
-    """Fetch published tables."""
+    """Fetch finished tables into the dataset's folder."""
     path = f"tables/{entry.name}/{entry.version}"
     fetched = fetch_tables(tables, path, sources, download=download)
     manifest = json.loads((fetched / MANIFEST).read_text(encoding="utf-8"))
@@ -128,18 +128,20 @@ def curate(
 ) -> Path:
     """Read a source release, apply the rules and write the tables, field of view by field of view.
 
+    The bytes do not depend on the number of workers. Workers of a cluster must see `sources` and
+    the parent of `folder` under the same paths.
+
     Parameters and errors are those of :func:`read_release`, :func:`apply_rules`,
     :func:`write_dataset` and, for `jobs` and `cluster`,
-    :func:`gpattern_bench.base.workers.workers`; besides, `labelled` makes a release without labels
-    a SourceError. The bytes do not depend on how many workers there are; those of a cluster must
-    see `sources` and the parent of `folder` under the same paths.
+    :func:`gpattern_bench.base.workers.workers`. With `labelled`, a release without labels is a
+    SourceError.
     """
     sources, folder = sources.absolute(), folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
     _log.info("%s: making its tables", name)
     with (
         workers(jobs, cluster) as pool,
-        # A worker may still write here after another has failed.
+        # Errors ignored: after one worker fails, another may still write here.
         tempfile.TemporaryDirectory(
             prefix=f".{folder.name}-", dir=folder.parent, ignore_cleanup_errors=True
         ) as scratch,
@@ -147,25 +149,22 @@ def curate(
         tasks = (
             (piece, recipe, labelled) for piece in read_release(recipe, sources, Path(scratch))
         )
-        tables = _one_by_one(tasks) if pool is None else _from_workers(pool, tasks, Path(scratch))
-        with closing(tables):  # after an error, workers stop before their folder goes
+        one_by_one = (_curated(*task) for task in tasks)
+        tables = one_by_one if pool is None else _from_workers(pool, tasks, Path(scratch))
+        with closing(tables):  # after an error, stop the workers before removing their folder
             shown = Progress(name, unit="fields of view").over(tables)
             return write_dataset(
                 shown, folder, name=name, version=version, recipe=recipe, about=about, pinned=pinned
             )
 
 
-def _one_by_one(tasks: Iterable[_Task]) -> Generator[Tables, None, None]:
-    for task in tasks:
-        yield _tables(*task)
-
-
-def _tables(piece: Piece, recipe: Recipe, labelled: bool) -> Tables:
+def _curated(piece: Piece, recipe: Recipe, labelled: bool) -> Tables:
+    """Read a piece and apply the rules; `labelled`: raise if it has no labels."""
     release = piece()
     if labelled and release.labels is None:
         raise SourceError(
-            f"{recipe.path} has no labels of {', '.join(recipe.patterns)}, which this dataset is "
-            "for: the publisher's file is not the one that the registry expects"
+            f"{recipe.path} has no labels of {', '.join(recipe.patterns)}, which the registry "
+            "expects; fetch the publisher's file again"
         )
     return apply_rules(release, recipe)
 
@@ -173,41 +172,37 @@ def _tables(piece: Piece, recipe: Recipe, labelled: bool) -> Tables:
 def _from_workers(
     pool: Workers, tasks: Iterable[_Task], scratch: Path
 ) -> Generator[Tables, None, None]:
-    """Yield the workers' tables, passed through files to save memory."""
-    put_aside = ((task, scratch / f"tables-{k}.pickle") for k, task in enumerate(tasks))
-    for path in in_order(pool, _put_aside, put_aside):
+    """Yield the workers' tables; they wait in files, not in memory."""
+    jobs = ((task, scratch / f"tables-{k}.pickle") for k, task in enumerate(tasks))
+    for path in in_order(pool, _save_tables, jobs):
         with path.open("rb") as file:
-            yield pickle.load(file)  # noqa: S301 - a worker of ours has just written it
+            yield pickle.load(file)  # noqa: S301 - written by our own worker
         path.unlink()
 
 
-def _put_aside(task: _Task, path: Path) -> Path:
-    tables = _tables(*task)
-    try:
-        with path.open("wb") as file:
-            pickle.dump(tables, file, protocol=5)
-    except OSError as error:
-        raise TableError(
-            str(path), [f"cannot be written ({error}); make room on that disk and try again"]
-        ) from error
+def _save_tables(task: _Task, path: Path) -> Path:
+    tables = _curated(*task)
+    with writing(path), path.open("wb") as file:
+        pickle.dump(tables, file, protocol=5)
     return path
 
 
 def export_tables(folder: Path, out: Path) -> str:
-    """Copy a dataset's folder, with ``SHA256SUMS``, for any address to serve.
+    """Copy a dataset's folder and add ``SHA256SUMS``, ready to be served from any address.
 
     Parameters
     ----------
     folder : pathlib.Path
-        Tables that were verified.
+        Verified tables.
     out : pathlib.Path
         Must not exist, or be empty.
 
     Returns
     -------
     str
-        SHA-256 of the manifest, which names the size and SHA-256 of every other file: what
-        :class:`gpattern_bench.sources.registry.FinishedTables` pins.
+        SHA-256 of the manifest, to pin in
+        :class:`gpattern_bench.sources.registry.FinishedTables`; the manifest holds those of the
+        other files.
 
     Raises
     ------

@@ -1,8 +1,8 @@
-"""Source releases as readers give them, piece by piece, before any rule."""
+"""What readers give the rules: a source release in pieces of whole fields of view."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,17 +12,30 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from gpattern_bench.errors import GPatternBenchError, SourceError
+from gpattern_bench.errors import GPatternBenchError, SourceError, TableError
 
-__all__ = ["Piece", "Release", "by_fov", "in_memory", "reading"]
+__all__ = [
+    "Dropped",
+    "Piece",
+    "Release",
+    "by_fov",
+    "in_memory",
+    "keep_rows",
+    "reading",
+    "writing",
+]
+
+Dropped = dict[str, dict[str, int]]
+"""Table -> reason -> dropped rows."""
 
 
 @dataclass(frozen=True)
 class Release:
-    """Some fields of view of a source release, in the source's own units.
+    """Rows of a source release in memory, in the source's own units: some whole fields of view.
 
-    A reader gives pieces, so that a release larger than memory can be curated: no field of view
-    is in two of them, and they come in the order of their fields of view, sorted as text.
+    Readers yield one :data:`Piece` for each, so that memory holds only one part of a release.
+    Pieces come in the order of their fields of view, sorted as text; each field of view is in
+    exactly one.
 
     Attributes
     ----------
@@ -35,70 +48,87 @@ class Release:
     labels : pandas.DataFrame or None
         Columns ``cell_id``, ``gene`` and one 0/1 column per pattern; only labelled pairs.
     dropped : dict of str to dict of str to int
-        Rows that the reader itself left out: table -> reason -> rows.
+        Rows that the reader dropped: table -> reason -> rows.
     """
 
     molecules: pd.DataFrame
     cells: pd.DataFrame
     labels: pd.DataFrame | None = None
-    dropped: dict[str, dict[str, int]] = field(default_factory=dict)
+    dropped: Dropped = field(default_factory=dict)
 
 
 Piece = Callable[[], Release]
-"""Reads a piece when called, here or in a worker."""
+"""A :class:`Release` still to be read: a function that reads it, in this process or a worker."""
 
 
 def in_memory(release: Release) -> Piece:
     """Wrap a release in memory as a piece."""
-    return partial(_itself, release)
+    return partial(_same, release)  # not a lambda: workers unpickle it
 
 
-def _itself(release: Release) -> Release:
+def _same(release: Release) -> Release:
     return release
 
 
 def by_fov(release: Release) -> Iterator[Release]:
     """Split a release in memory by field of view.
 
-    A molecule and a label go with their cell, whatever field of view the source wrote beside them.
+    Molecules and labels go with their cell, even if the source names another field of view.
     """
     cells, molecules, labels = release.cells, release.molecules, release.labels
-    own = pd.Categorical(molecules["fov"]).rename_categories(str)
-    names = pd.Index(sorted({*cells["fov"].astype(str), *own.categories}))
-    home = cells.drop_duplicates("cell_id").set_index("cell_id")["fov"].astype(str)
+    stated = pd.Categorical(molecules["fov"]).rename_categories(str)
+    names = pd.Index(sorted({*cells["fov"].astype(str), *stated.categories}))
+    fov_of = cells.drop_duplicates("cell_id").set_index("cell_id")["fov"].astype(str)
 
-    def rows(frame: pd.DataFrame) -> NDArray[np.int64]:
+    def fov_index(frame: pd.DataFrame) -> NDArray[np.int64]:
         cell = pd.Categorical(frame["cell_id"])
-        at = names.get_indexer(home.reindex(cell.categories.astype(str)).to_numpy(object))
+        at = names.get_indexer(fov_of.reindex(cell.categories.astype(str)).to_numpy(object))
         return np.asarray(np.append(at, -1)[cell.codes])
 
-    of_molecule = rows(molecules)
-    strays = of_molecule < 0
-    of_molecule[strays] = np.append(names.get_indexer(own.categories), 0)[own.codes[strays]]
+    of_molecule = fov_index(molecules)
+    outside = of_molecule < 0
+    of_molecule[outside] = np.append(names.get_indexer(stated.categories), 0)[stated.codes[outside]]
     order = np.argsort(of_molecule, kind="stable")
     bounds = np.searchsorted(of_molecule[order], np.arange(len(names) + 1))
     of_cell = names.get_indexer(cells["fov"].astype(str).to_numpy(object))
-    of_label = np.empty(0) if labels is None else np.maximum(rows(labels), 0)
+    of_label = np.empty(0) if labels is None else np.maximum(fov_index(labels), 0)
     for k in range(len(names)):
         yield Release(
             molecules.iloc[order[bounds[k] : bounds[k + 1]]],
-            _rows(cells, of_cell == k),
-            None if labels is None else _rows(labels, of_label == k),
+            cells.iloc[np.flatnonzero(of_cell == k)],
+            None if labels is None else labels.iloc[np.flatnonzero(of_label == k)],
             release.dropped if k == 0 else {},
         )
 
 
-def _rows(frame: pd.DataFrame, chosen: NDArray[np.bool_]) -> pd.DataFrame:
-    rows: pd.DataFrame = frame[chosen]
-    return rows
+def keep_rows(
+    reasons: Mapping[str, NDArray[np.bool_]], dropped: dict[str, int]
+) -> NDArray[np.bool_]:
+    """Mark rows (n,) without a reason to drop them; count the others by their first reason."""
+    keep = np.ones(len(next(iter(reasons.values()))), dtype=bool)
+    for reason, rows in reasons.items():
+        dropped[reason] = dropped.get(reason, 0) + int((keep & rows).sum())
+        keep &= ~rows
+    return keep
 
 
 @contextmanager
 def reading(path: Path, what: str) -> Iterator[None]:
-    """Turn any library's error on a damaged or wrong file into a SourceError."""
+    """Raise SourceError for whatever a library raises on a damaged or wrong file."""
     try:
         yield
     except GPatternBenchError:
         raise
-    except Exception as error:  # files from anywhere break libraries in ways that none documents
+    except Exception as error:  # damaged files raise what no library documents
         raise SourceError(f"{path} cannot be read as {what}: {error!r}") from error
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise TableError if a temporary file cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise TableError(
+            str(path), [f"cannot be written ({error}); make room on that disk and try again"]
+        ) from error

@@ -1,4 +1,27 @@
-"""The rules of curation, the same for every source: release and recipe -> tables, drops counted."""
+"""The rules of curation, the same for every source: release and recipe -> tables, drops counted.
+
+Why was this row dropped? It counts under the first reason that holds:
+
+=========== ======================== =========================================================
+table       reason                   rows
+=========== ======================== =========================================================
+molecules   outside every cell       no cell id
+molecules   cell without an outline  the cell is unknown, or was dropped for its outline
+molecules   without a gene           no gene name
+molecules   control target           the gene's name matches `controls` of the recipe
+molecules   coordinate not finite    x or y is NaN or infinite
+cells       without an outline       no outline, or one without area or with NaN in it
+cells       without molecules        no molecule was kept
+labels      pair without molecules   the source has no molecule of the pair
+labels      control target           the gene's name matches `controls` of the recipe
+labels      molecules dropped        the source has molecules of the pair; none was kept
+labels      no pattern               all labels are 0, and the recipe says ``patternless: drop``
+=========== ======================== =========================================================
+
+Readers drop what the rules cannot see: ``quality (qv) below Q`` (Xenium), ``gene not in var``
+(Bento), ``without a field of view`` (CosMx), ``row of another dataset`` and ``duplicate row``
+(labels from csv files); for large exports they apply the first reasons above themselves.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +38,7 @@ import shapely
 from numpy.typing import NDArray
 
 from gpattern_bench.base.geometry import polygonal
-from gpattern_bench.curate.release import Release
+from gpattern_bench.curate.release import Dropped, Release, keep_rows
 from gpattern_bench.errors import SourceError
 from gpattern_bench.sources.recipe import Recipe
 from gpattern_bench.tables import schema
@@ -26,9 +49,9 @@ __all__ = ["DIAMETER_UM", "Tables", "apply_rules", "unit_warnings"]
 _log = logging.getLogger(__name__)
 
 DIAMETER_UM = (3.0, 200.0)
-"""Diameters (um, of a disk as large) beyond which a cell hints at a wrong unit."""
+"""Usual diameters (um) of a disk of the cell's area; others hint at a wrong unit."""
 
-_GRID = 1024  # centroids lie on multiples of 1/1024 um, so that every GEOS finds the same
+_GRID = 1024  # round centroids to 1/1024 um, so that every version of GEOS gives the same bytes
 
 
 @dataclass(frozen=True)
@@ -38,32 +61,32 @@ class Tables:
     Attributes
     ----------
     molecules, cells : pyarrow.Table
-        As :mod:`gpattern_bench.tables.schema` says.
+        Columns of :mod:`gpattern_bench.tables.schema`.
     labels : pyarrow.Table or None
         None where the source has no labels.
     dropped : dict of str to dict of str to int
-        Table -> reason -> rows left out.
+        Table -> reason -> dropped rows.
     diameters : numpy.ndarray
-        (cells,) um, of disks as large as the cells.
+        (cells,) um, of disks with the cells' areas.
     """
 
     molecules: pa.Table
     cells: pa.Table
     labels: pa.Table | None
-    dropped: dict[str, dict[str, int]]
+    dropped: Dropped
     diameters: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Pairs of cells and genes, as sorted numbers: position of the cell * genes + of the gene."""
+    """Sorted pairs of cell and gene, as keys: cell index * number of genes + gene index."""
 
     cells: pd.Index[str]
     genes: pd.Index[str]
     keys: NDArray[np.int64]
 
     def positions(self, cell: pd.Categorical, gene: pd.Categorical) -> NDArray[np.int64]:
-        """Find pairs (n,) among these; -1 if absent."""
+        """Find the positions (n,) of pairs; -1 if absent."""
         c = np.append(self.cells.get_indexer(cell.categories), -1)[cell.codes]
         g = np.append(self.genes.get_indexer(gene.categories), -1)[gene.codes]
         key = np.where((c < 0) | (g < 0), -1, c * len(self.genes) + g)
@@ -73,7 +96,7 @@ class _Pairs:
 
 @dataclass(frozen=True)
 class _Molecules:
-    """Kept molecules: position of the cell, position of the gene, and micrometres."""
+    """Kept molecules: index of the cell, index of the gene, coordinates in micrometres."""
 
     cell: NDArray[np.int64]
     gene: NDArray[np.int64]
@@ -82,27 +105,24 @@ class _Molecules:
 
 
 def apply_rules(release: Release, recipe: Recipe) -> Tables:
-    """Turn a piece of a release into tables: micrometres, valid outlines, no controls.
+    """Turn a release into tables: micrometres, valid outlines, no controls.
 
-    Molecules outside cells, in cells without an outline, of control targets, or at coordinates
-    that are not finite are dropped; so are cells without an outline or without molecules, and
-    labels of control targets or of pairs without molecules. Every dropped row is counted by
-    reason; a cell without a nucleus stays.
+    Drops rows for the reasons at the top of this module and counts them. Cells without a nucleus
+    stay.
 
     Raises
     ------
     SourceError
         A cell id or a labelled pair occurs twice.
     """
-    dropped: dict[str, dict[str, int]] = {
-        table: dict(release.dropped.get(table, {})) for table in ("molecules", "cells", "labels")
-    }
+    tables = ("molecules", "cells", "labels")
+    dropped: Dropped = {table: dict(release.dropped.get(table, {})) for table in tables}
     cells = _outlines(release.cells, recipe, dropped["cells"])
     molecules, raw = _molecules(release.molecules, cells, recipe, dropped["molecules"])
     count = np.bincount(molecules.cell, minlength=len(cells))
-    _add(dropped["cells"], "without molecules", count == 0)
-    molecules = _sorted(replace(molecules, cell=(np.cumsum(count > 0) - 1)[molecules.cell]))
-    cells, count = cells[count > 0].reset_index(drop=True), count[count > 0]
+    kept = keep_rows({"without molecules": count == 0}, dropped["cells"])
+    molecules = _sorted(replace(molecules, cell=(np.cumsum(kept) - 1)[molecules.cell]))
+    cells, count = cells[kept].reset_index(drop=True), count[kept]
     key = molecules.cell * len(molecules.genes) + molecules.gene
     first = np.flatnonzero(np.diff(key, prepend=-1))  # sorted: a pair is a run
     keys, n_molecules = key[first], np.diff(first, append=len(key))
@@ -125,22 +145,18 @@ def apply_rules(release: Release, recipe: Recipe) -> Tables:
     )
 
 
-def _add(dropped: dict[str, int], reason: str, rows: NDArray[np.bool_]) -> None:
-    dropped[reason] = dropped.get(reason, 0) + int(rows.sum())
-
-
 def _outlines(cells: pd.DataFrame, recipe: Recipe, dropped: dict[str, int]) -> pd.DataFrame:
-    """Repair outlines, in micrometres; drop cells without one, set nuclei without one to None."""
+    """Repair outlines and scale them to micrometres; drop cells without one."""
     repeated = cells["cell_id"][cells["cell_id"].duplicated()]
     if len(repeated):
         raise SourceError(
-            f"cell ids must be unique in a release: {repeated.iloc[0]} occurs more than once "
-            f"({repeated.nunique()} such ids)"
+            f"cell id {repeated.iloc[0]} occurs more than once ({repeated.nunique()} such ids); "
+            "give each cell of a release its own id"
         )
     boundary = [polygonal(shape) for shape in cells["cell_boundary"]]
     nucleus = [polygonal(shape) for shape in cells["nucleus_boundary"]]
-    lacking = np.array([shape is None for shape in boundary], dtype=bool)
-    _add(dropped, "without an outline", lacking)
+    missing = np.array([shape is None for shape in boundary], dtype=bool)
+    kept = keep_rows({"without an outline": missing}, dropped)
     outlined = pd.DataFrame(
         {
             "fov": cells["fov"].astype(str),
@@ -150,7 +166,7 @@ def _outlines(cells: pd.DataFrame, recipe: Recipe, dropped: dict[str, int]) -> p
             "nucleus_boundary": _scaled(nucleus, recipe.unit_um),
         }
     )
-    return outlined[~lacking].sort_values(["fov", "cell_id"], ignore_index=True)
+    return outlined[kept].sort_values(["fov", "cell_id"], ignore_index=True)
 
 
 def _scaled(shapes: list[shapely.Geometry | None], factor: float) -> NDArray[np.object_]:
@@ -161,26 +177,22 @@ def _scaled(shapes: list[shapely.Geometry | None], factor: float) -> NDArray[np.
 def _molecules(
     frame: pd.DataFrame, cells: pd.DataFrame, recipe: Recipe, dropped: dict[str, int]
 ) -> tuple[_Molecules, _Pairs]:
-    """Keep molecules by the rules; also list the source's pairs before any rule."""
+    """Drop molecules by the rules; also list the pairs of the source."""
     gene, cell = _categorical(frame["gene"]), _categorical(frame["cell_id"])
     z = frame["z"].to_numpy(np.float64) if "z" in frame else np.full(len(frame), np.nan)
     xyz = {"x": frame["x"].to_numpy(), "y": frame["y"].to_numpy(), "z": z}
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is dropped
+    with np.errstate(over="ignore"):  # too large for float32: infinite, so dropped below
         xyz = {axis: (um * recipe.unit_um).astype(np.float32) for axis, um in xyz.items()}
-    # The last place of each array is read by code -1, a missing name.
-    control = np.array([*(_is_control(name, recipe) for name in gene.categories), False])
+    # Code -1, a missing name, reads the last item.
     at = np.array([*pd.Index(cells["cell_id"]).get_indexer(cell.categories), -1], dtype=np.int64)
     reasons = {
         "outside every cell": cell.codes == -1,
         "cell without an outline": at[cell.codes] == -1,
         "without a gene": gene.codes == -1,
-        "control target": control[gene.codes],
+        "control target": _is_control(gene, recipe),
         "coordinate not finite": ~(np.isfinite(xyz["x"]) & np.isfinite(xyz["y"])),
     }
-    keep = np.ones(len(frame), dtype=bool)
-    for reason, rows in reasons.items():
-        _add(dropped, reason, keep & rows)
-        keep &= ~rows
+    keep = keep_rows(reasons, dropped)
     used, codes = used_codes(gene.codes[keep], len(gene.categories))
     kept = _Molecules(
         cell=at[cell.codes[keep]],
@@ -190,23 +202,26 @@ def _molecules(
     )
     named = (cell.codes >= 0) & (gene.codes >= 0)
     keys = cell.codes[named].astype(np.int64) * len(gene.categories) + gene.codes[named]
-    keys = np.sort(keys)  # np.unique would hash, which takes 20 times as long
+    keys = np.sort(keys)  # 20 times as fast as np.unique, which hashes
     keys = keys[np.flatnonzero(np.diff(keys, prepend=-1))]
     return kept, _Pairs(cell.categories, gene.categories, keys)
 
 
-def _is_control(gene: str, recipe: Recipe) -> bool:
-    return bool(recipe.controls) and re.match(recipe.controls, gene, re.IGNORECASE) is not None
+def _is_control(gene: pd.Categorical, recipe: Recipe) -> NDArray[np.bool_]:
+    """Mark rows (n,) of control targets; a missing name is none."""
+    match = re.compile(recipe.controls, re.IGNORECASE).match
+    named = [bool(recipe.controls) and match(name) is not None for name in gene.categories]
+    return np.asarray(np.array([*named, False])[gene.codes])
 
 
 def _categorical(values: pd.Series) -> pd.Categorical:
-    """Categories as sorted text: their codes then sort like the text itself."""
+    """Convert to categories of sorted text: codes then sort like the text."""
     column = pd.Categorical(values).rename_categories(str)
     return column.reorder_categories(sorted(column.categories))
 
 
 def _sorted(molecules: _Molecules) -> _Molecules:
-    """In the order of the tables: positions of cells and genes sort like their names."""
+    """Sort by cell, gene and coordinates; cells and genes have the order of their names."""
     x, y, z = (molecules.xyz[axis] for axis in "xyz")
     keys = [y, x, molecules.cell * len(molecules.genes) + molecules.gene]
     order = np.lexsort(keys if np.isnan(z).all() else [z, *keys])
@@ -217,29 +232,25 @@ def _sorted(molecules: _Molecules) -> _Molecules:
 def _labels(
     labels: pd.DataFrame, raw: _Pairs, pairs: _Pairs, recipe: Recipe, dropped: dict[str, int]
 ) -> pd.DataFrame:
-    """Keep labels by the rules, in canonical order; column ``pair`` = position among the pairs."""
+    """Drop labels by the rules and sort them; add ``pair``, the position in `pairs`."""
     cell, gene = _categorical(labels["cell_id"]), _categorical(labels["gene"])
     key = cell.codes.astype(np.int64) * len(gene.categories) + gene.codes
     first = np.unique(key, return_index=True)[1]
     if len(first) < len(key):
         again = np.setdiff1d(np.arange(len(key)), first)
         raise SourceError(
-            f"labels have {len(again)} rows of pairs that occur before, the first is "
-            f"{(str(cell[again[0]]), str(gene[again[0]]))}; cell ids and gene names must be unique"
+            f"labels repeat {len(again)} pairs, the first is cell {cell[again[0]]}, gene "
+            f"{gene[again[0]]}; keep one row per pair, and give each cell its own id"
         )
     at = pairs.positions(cell, gene)
-    is_control = np.array([*(_is_control(name, recipe) for name in gene.categories), False])
     patternless = ~labels[list(recipe.patterns)].to_numpy(bool).any(axis=1)
     reasons = {
         "pair without molecules": raw.positions(cell, gene) < 0,
-        "control target": is_control[gene.codes],
+        "control target": _is_control(gene, recipe),
         "molecules dropped": at < 0,
-        "no pattern": patternless & (recipe.patternless == "drop"),
+        "no pattern": np.asarray(patternless & (recipe.patternless == "drop")),
     }
-    keep = np.ones(len(labels), dtype=bool)
-    for reason, rows in reasons.items():
-        _add(dropped, reason, keep & rows)
-        keep &= ~rows
+    keep = keep_rows(reasons, dropped)
     kept = labels.loc[keep, list(recipe.patterns)].assign(pair=at[keep])
     return kept.sort_values("pair", ignore_index=True)
 
@@ -254,7 +265,7 @@ def _labels_table(
     pair = labels["pair"].to_numpy(np.int64)
     cell, gene = np.divmod(pairs.keys[pair], max(len(pairs.genes), 1))
     columns = [
-        *_named(cell, fov, pairs.cells),
+        *_fov_and_cell(cell, fov, pairs.cells),
         _coded(gene, pairs.genes),
         pa.array(n_molecules[pair].astype(np.int32)),
         *(pa.array(labels[name].to_numpy(bool)) for name in recipe.patterns),
@@ -264,7 +275,7 @@ def _labels_table(
 
 def _molecules_table(molecules: _Molecules, cells: pd.DataFrame) -> pa.Table:
     columns = [
-        *_named(molecules.cell, cells["fov"], cells["cell_id"]),
+        *_fov_and_cell(molecules.cell, cells["fov"], cells["cell_id"]),
         _coded(molecules.gene, molecules.genes),
     ]
     for axis in "xyz":
@@ -273,10 +284,10 @@ def _molecules_table(molecules: _Molecules, cells: pd.DataFrame) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema.MOLECULES)
 
 
-def _named(
+def _fov_and_cell(
     cell: NDArray[np.int64], fov: pd.Series[str], cell_id: pd.Index[str] | pd.Series[str]
 ) -> tuple[pa.DictionaryArray, pa.DictionaryArray]:
-    """Columns fov and cell_id of rows that belong to the cells at these positions."""
+    """Make the columns fov and cell_id of rows in these cells."""
     names, of_cell = np.unique(fov.to_numpy(object), return_inverse=True)
     return _coded(of_cell[cell], names), _coded(cell, cell_id)
 
@@ -310,7 +321,7 @@ def _cells_table(
 def unit_warnings(
     diameters: NDArray[np.float64], cells: Sequence[str], unit_um: float
 ) -> list[str]:
-    """Warn, in one line, if cell diameters (um) hint at a wrong unit."""
+    """Log and return a warning, at most one, if cell diameters (um) hint at a wrong unit."""
     odd = (diameters < DIAMETER_UM[0]) | (diameters > DIAMETER_UM[1])
     if not odd.any():
         return []
@@ -318,7 +329,7 @@ def unit_warnings(
     worst = int(np.argmax(np.abs(np.log(diameters / middle))))
     text = (
         f"{int(odd.sum())} of {len(cells)} cells have a diameter outside {DIAMETER_UM[0]:g}-"
-        f"{DIAMETER_UM[1]:g} um, the oddest is {cells[worst]} with "
+        f"{DIAMETER_UM[1]:g} um, the farthest is {cells[worst]} with "
         f"{diameters[worst] / unit_um:.4g} source units (px) = {diameters[worst]:.4g} um at "
         f"{unit_um:g} um per unit; check the unit (--unit-um)"
     )

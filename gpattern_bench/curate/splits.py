@@ -1,4 +1,4 @@
-"""Train, validation and test: whole fields of view, alike in cells and patterns."""
+"""Split whole fields of view into train, val and test, alike in cells and patterns."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _DRAWS = 4096
 def split_fovs(fovs: pd.DataFrame, seed: int) -> dict[str, str]:
     """Choose a split for every field of view.
 
-    Of 4096 seeded random partitions of whole FOVs, each cut at 80 and 90 % of the cells, the one
-    is taken whose splits are most alike: in their share of the cells, and in the share of their
-    pairs that has each pattern (paper, appendix B.2 and figure 6: stratified, 80:10:10 by FOV).
+    Draws 4096 seeded random partitions of the FOVs, 80:10:10 by cells, and takes the most even
+    one: in the splits' shares of the cells, and in their shares of pairs with each pattern (paper,
+    appendix B.2 and figure 6: stratified, 80:10:10 by FOV).
 
     Parameters
     ----------
     fovs : pandas.DataFrame
-        One row per FOV, indexed by its name: column ``cells`` = cells in it, ``pairs`` = labelled
-        pairs, and one column per pattern = pairs that have it.
+        One row per FOV, indexed by name: ``cells``, ``pairs`` (labelled pairs), and one column per
+        pattern (pairs with it).
     seed : int
         The same seed gives the same split.
 
@@ -40,14 +40,13 @@ def split_fovs(fovs: pd.DataFrame, seed: int) -> dict[str, str]:
     Raises
     ------
     SourceError
-        With fewer than three FOVs.
+        There are fewer than three FOVs.
     """
     names = sorted(str(name) for name in fovs.index)
     if len(names) < len(SPLIT_NAMES):
         raise SourceError(
-            f"cannot split by field of view: {len(SPLIT_NAMES)} or more are needed (train, val, "
-            f"test), the release has {len(names)} ({', '.join(names)}). Put every cell into the "
-            "test split instead (--split test)."
+            "cannot split by field of view: expected 3 or more (train, val, test), the release has "
+            f"{len(names)} ({', '.join(names)}); put every cell into test instead (--split test)"
         )
     fovs = fovs.loc[names]
     cells = fovs["cells"].to_numpy(dtype=np.float64)
@@ -63,7 +62,7 @@ def split_fovs(fovs: pd.DataFrame, seed: int) -> dict[str, str]:
 
 
 def _cut(cells: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Codes 0, 1, 2 of the FOVs in drawn order: test is filled first, then val, then train."""
+    """Cut FOVs, in drawn order, into test, val and train: codes 2, 1, 0."""
     middle = np.cumsum(cells, axis=1) - cells / 2
     share = middle / cells.sum(axis=1, keepdims=True)
     codes = np.where(share < SHARES[2], 2, np.where(share < SHARES[2] + SHARES[1], 1, 0))

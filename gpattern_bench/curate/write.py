@@ -1,4 +1,4 @@
-"""Tables -> a dataset folder: Parquet files and the manifest, whole or not at all."""
+"""Write tables as a dataset folder: Parquet files and the manifest, whole or not at all."""
 
 from __future__ import annotations
 
@@ -29,7 +29,12 @@ from gpattern_bench.tables.parquet import TableWriter, read_fovs, write_table
 __all__ = ["new_folder", "write_dataset"]
 
 _FORMAT = 1
-_GEO = {"version": "1.1.0", "primary_column": "cell_boundary"}
+_OUTLINES: dict[str, Any] = {"encoding": "WKB", "geometry_types": [], "crs": None}
+_GEO = {
+    "version": "1.1.0",
+    "primary_column": "cell_boundary",
+    "columns": {"cell_boundary": _OUTLINES, "nucleus_boundary": _OUTLINES},
+}
 
 
 def write_dataset(
@@ -44,40 +49,40 @@ def write_dataset(
 ) -> Path:
     """Write a dataset version's tables piece by piece, then its manifest.
 
-    Everything is written beside `folder` and renamed at the end: either the whole dataset is
-    there or nothing is. The same tables give the same bytes.
+    Writes beside `folder` and renames at the end: the whole dataset or nothing. The same tables
+    give the same bytes.
 
     Parameters
     ----------
     pieces : iterable of Tables
-        What curation made, in the order of the fields of view; consumed one by one.
+        In the order of the fields of view; consumed one by one.
     folder : pathlib.Path
         Must not exist, or be empty.
     name, version : str
         Identity of the dataset.
     recipe : Recipe
-        Stated in the manifest; says how to split.
+        How to split; copied to the manifest.
     about : mapping, optional
         Further manifest entries: source files, licence, citation.
     pinned : mapping of str to str, optional
-        Table -> content hash that it must have.
+        Table -> required content hash.
 
     Raises
     ------
     SourceError
-        Nothing is left of the release, or it cannot be split as asked.
+        Curation dropped everything, or the release cannot be split by the recipe.
     TableError
-        The folder is in use or cannot be written; one split would know another; the values are
-        not the pinned ones.
+        The folder is in use or cannot be written, splits share cells, or values differ from the
+        pinned ones.
     """
-    folder = folder.absolute()  # now: the current folder may be the one that is replaced
+    folder = folder.absolute()  # before `new_folder` replaces what may be the current folder
     with new_folder(folder) as beside:
         done = _Written(beside, recipe)
         with ExitStack() as writers:
             for piece in pieces:
                 done.append(piece, writers)
         splits = _split(done, recipe)
-        done.close(splits)
+        done.write_splits(splits)
         leaks = find_leaks(splits, done.cells, partial(read_fovs, beside / "molecules.parquet"))
         if leaks:
             raise TableError(f"tables for {folder}", leaks)
@@ -97,8 +102,8 @@ def write_dataset(
         ]
         if differences:
             raise TableError(
-                f"{name}@{version} as curated here differs from the registry (a fault of this "
-                "package or of an untested library version: please report it)",
+                f"{name}@{version} as curated here differs from the registry; please report it: a "
+                "fault of this package or of an untested library version",
                 differences,
             )
         diameters = done.cells["diameter"].to_numpy()
@@ -123,7 +128,7 @@ def write_dataset(
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Give a temporary folder that replaces `folder` at the end, or is removed after an error.
+    """Make a temporary folder; at the end rename it to `folder`, or remove it after an error.
 
     Raises
     ------
@@ -146,14 +151,14 @@ def new_folder(folder: Path) -> Iterator[Path]:
             raise
     except OSError as error:
         problem = (
-            f"cannot be written ({error}); nothing was left behind. Free the space or name another "
+            f"cannot be written ({error}); nothing was left behind. Free space or name another "
             "folder"
         )
         raise TableError(str(folder), [problem]) from error
 
 
 class _Written:
-    """Files written so far, and counts for the manifest and the split."""
+    """Files written so far, with counts for the manifest and the split."""
 
     def __init__(self, folder: Path, recipe: Recipe) -> None:
         self.writers: dict[str, TableWriter] = {}
@@ -173,8 +178,8 @@ class _Written:
             if table is None:
                 continue
             if name not in self.writers:
-                # Nothing of the libraries that made the table: the same values, the same bytes.
-                geo = {"geo": json.dumps(_geo())} if name == "cells" else None
+                # Only our own metadata: the libraries' would change the bytes.
+                geo = {"geo": json.dumps(_GEO)} if name == "cells" else None
                 writer = TableWriter(
                     self._folder / f"{name}.parquet", table.schema.with_metadata(geo)
                 )
@@ -195,18 +200,16 @@ class _Written:
         """Count the contents of each field of view, by name."""
         return pd.concat(self._fovs).fillna(0).astype(np.int64)
 
-    def close(self, splits: Mapping[str, str]) -> None:
-        """Write the splits."""
-        path = self._folder / "splits.parquet"
+    def write_splits(self, splits: Mapping[str, str]) -> None:
+        """Write the last table."""
         names = sorted(splits)
-        table = pa.table(
-            {"fov": names, "split": [splits[name] for name in names]}, schema=schema.SPLITS
-        )
-        self.writers["splits"] = write_table(path, table)
+        columns = {"fov": names, "split": [splits[name] for name in names]}
+        table = pa.table(columns, schema=schema.SPLITS)
+        self.writers["splits"] = write_table(self._folder / "splits.parquet", table)
 
 
 def _fov_counts(piece: Tables, patterns: list[str]) -> pd.DataFrame:
-    """Per field of view: cells, molecules and pairs; of labelled pairs, how many of each kind."""
+    """Count cells, molecules, pairs and labelled pairs of each kind by field of view."""
     cells = piece.cells.select(["fov", "n_molecules", "n_genes"]).to_pandas()
     counts: pd.DataFrame = cells.groupby("fov").agg(
         cells=("n_genes", "size"), molecules=("n_molecules", "sum"), pairs=("n_genes", "sum")
@@ -223,38 +226,37 @@ def _fov_counts(piece: Tables, patterns: list[str]) -> pd.DataFrame:
         "several": (values > 1).astype(np.int64),
     }
     sums = pd.DataFrame(columns).groupby(labels["fov"].astype(str).to_numpy(object)).sum()
-    # Prefixed, for a pattern may be named like another column.
+    # A prefix: a pattern may have the name of another column.
     sums = sums.add_prefix("label:").reindex(counts.index, fill_value=0)
     return pd.concat([counts, sums], axis=1)
 
 
 def _split(done: _Written, recipe: Recipe) -> dict[str, str]:
-    """Split of each field of view, as the recipe says."""
+    """Choose the split of each field of view, as the recipe says."""
     dropped = {table: dict(reasons) for table, reasons in done.dropped.items()}
     if not done.writers or not done.writers["molecules"].rows:
         raise SourceError(
             "nothing is left of the release after curation; dropped rows by reason: "
-            f"{dropped}. Check the path, the recipe's `controls` and the cell ids."
+            f"{dropped}. Check the path, the recipe's `controls` and the cell ids"
         )
     if "labels" in done.writers and not done.writers["labels"].rows:
         raise SourceError(
             "none of the labelled pairs is left after curation; dropped by reason: "
             f"{dropped['labels']}. Check that labels and molecules use the same cell ids and gene "
-            "names."
+            "names"
         )
     fovs = done.fovs
     repeated = fovs.index[fovs.index.duplicated()]
     if len(repeated) or not fovs.index.is_monotonic_increasing:
         raise SourceError(
-            "fields of view must come once each and in the order of their names, got "
+            "expected each field of view once, in the order of their names, got "
             f"{', '.join(fovs.index)}"
         )
     if recipe.splits:
-        missing = sorted(set(fovs.index) ^ set(recipe.splits))
-        if missing:
+        if set(fovs.index) != set(recipe.splits):
             raise SourceError(
-                f"the recipe names the split of each field of view: {recipe.splits}; the release "
-                f"has {', '.join(fovs.index)}"
+                f"the recipe has splits of the fields of view {', '.join(recipe.splits)}, the "
+                f"release has {', '.join(fovs.index)}; give each of these one split"
             )
         return dict(recipe.splits)
     if recipe.split == "test":
@@ -276,13 +278,8 @@ def _split(done: _Written, recipe: Recipe) -> dict[str, str]:
     return split_fovs(table, recipe.seed)
 
 
-def _geo() -> dict[str, Any]:
-    column: dict[str, Any] = {"encoding": "WKB", "geometry_types": [], "crs": None}
-    return {**_GEO, "columns": {"cell_boundary": column, "nucleus_boundary": column}}
-
-
 def _counts(fovs: pd.DataFrame, splits: Mapping[str, str], recipe: Recipe) -> dict[str, Any]:
-    """Rows in all and per split; of the labelled pairs, how many have each pattern."""
+    """Count rows in all and per split, and labelled pairs per pattern."""
 
     def count(part: pd.DataFrame) -> dict[str, Any]:
         sums = part.sum()

@@ -1,7 +1,7 @@
-"""Methods: controls, baselines and models, loaded by name when asked for.
+"""Methods: controls, baselines and models, imported on first use.
 
-In: cells without labels, or with them to fit. Out: scores of every pair. May import: all rooms up
-to `evaluate`.
+In: cells; with labels only to fit. Out: scores of every pair. May import: all rooms up to
+`evaluate`.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ METHODS = {
     "locfish_unsupervised": "gpattern_bench.methods.locfish.method:LocfishUnsupervised",
     "sprawl": "gpattern_bench.methods.sprawl.method:Sprawl",
 }
-"""Name -> ``module:class`` of every method that ships with the package."""
+"""Name -> ``module:class`` of every method in the package."""
 
 
 def get_method(name: str) -> Method:
-    """Make a method, not fitted yet.
+    """Make a method, not yet fitted.
 
     Raises
     ------
     UnknownMethodError
-        The text has the nearest names and the whole list.
+        The message lists the nearest names and all names.
 
     Examples
     --------

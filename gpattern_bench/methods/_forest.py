@@ -1,14 +1,14 @@
-"""Forests of decision trees on features of pairs, kept as flat arrays instead of pickles.
+"""Grow forests of decision trees with scikit-learn; store and evaluate them as flat arrays.
 
-scikit-learn grows the trees; what is stored and predicted from are arrays of nodes, so that a model
-file runs no code when it is read and does not depend on scikit-learn's version.
+Arrays of nodes instead of pickles: reading a model file runs no code and needs no particular
+version of scikit-learn.
 """
 
 from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,21 +22,28 @@ from gpattern_bench.data.cells import Cell, Cells
 from gpattern_bench.errors import MethodError
 from gpattern_bench.methods.base import Scores
 
-__all__ = ["LIMIT", "Forest", "forest_scores", "labelled_pairs", "pair_batches"]
+__all__ = [
+    "LIMIT",
+    "Forest",
+    "batch_scores",
+    "forest_scores",
+    "labelled_pairs",
+    "load_arrays",
+    "pair_batches",
+    "save_arrays",
+]
 
 LIMIT = 50_000
-"""Pairs that a forest is fitted on at most: a larger train split is subsampled, seeded."""
+"""Most pairs to fit a forest on; of more, draw a seeded sample."""
 CHOICE = 10
 """Above ``CHOICE * limit`` labelled pairs, sample cells first, then pairs.
 
-Features are computed of whole cells. A sample of the pairs of all cells would need those of half of
-100,000 cells; of ten times as many pairs it still has few of each cell.
+Features are computed cell by cell; a sample of pairs would spread over too many cells.
 """
 
 _Featurize = Callable[[Cell], NDArray[np.float64]]
 
-_BATCH = 4096  # pairs scored together, so that each tree is read from memory once
-
+_BATCH = 4096  # pairs scored together: each tree is read from memory once per batch
 
 _ARRAYS = {
     "root": ("int32", 1),
@@ -46,28 +53,27 @@ _ARRAYS = {
     "right": ("int32", 1),
     "missing_left": ("bool", 1),
     "share": ("float32", 2),
-}  # type and number of axes of each
+}  # dtype and number of axes
 
 
 class Forest(NamedTuple):
     """A forest for several labels at once.
 
-    A pair takes, at each node, the left child if its feature (float32) is at most the threshold,
-    and the side that the node says if it is NaN; its scores are the means over trees of the labels'
-    shares in the leaves that it ends in.
+    At each node a pair goes left if its feature (float32) is at most the threshold; NaN goes where
+    `missing_left` says. Its scores are the labels' shares in its leaves, averaged over the trees.
 
     Attributes
     ----------
     root : numpy.ndarray
         (t,) int32 first node of each tree.
     feature : numpy.ndarray
-        (m,) int16 column that the node asks for; -1 at leaves.
+        (m,) int16 column of the feature; -1 at leaves.
     threshold : numpy.ndarray
         (m,) float32.
     left, right : numpy.ndarray
         (m,) int32 children; at leaves, `left` is the row of `share`.
     missing_left : numpy.ndarray
-        (m,) bool: where NaN goes.
+        (m,) bool: NaN goes left.
     share : numpy.ndarray
         (l, C) float32 shares of the labels in the leaves.
     """
@@ -96,16 +102,15 @@ class Forest(NamedTuple):
         Parameters
         ----------
         features : numpy.ndarray
-            (n, F), NaN where a feature is missing.
+            (n, F), NaN: missing.
         labels : numpy.ndarray
-            (n, C) bool, any number of them True in a row.
-        seed : int
-        trees : int
+            (n, C) bool, any number True per row.
+        seed, trees : int
         min_leaf : int
-            Pairs in a leaf, at least.
+            Least pairs in a leaf.
         random_splits : bool
-            Draw thresholds at random (extremely randomised trees, on all pairs) instead of
-            searching the best (random forest, each tree on a bootstrap sample).
+            Draw thresholds at random (extremely randomised trees, on all pairs); else search the
+            best (random forest, on bootstrap samples).
         """
         from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 
@@ -115,13 +120,13 @@ class Forest(NamedTuple):
             n_estimators=trees,
             min_samples_leaf=min_leaf,
             random_state=int(np.random.Generator(np.random.Philox(seed)).integers(2**32)),
-            # worker processes share the cores; the trees are the same on any number of threads
+            # worker processes share the cores; threads do not change the trees
             n_jobs=-1 if parent_process() is None else 1,
         )
-        # a label that all or no pairs have teaches nothing: one tree is grown in vain then
+        # constant labels need no trees; if all are constant, scikit-learn still needs a target
         target = labels[:, varies] if len(varies) else labels[:, :1]
-        grown.fit(_single(features), target[:, 0] if target.shape[1] == 1 else target)
-        return _flat([tree.tree_ for tree in grown.estimators_], varies, labels[0])
+        grown.fit(_float32(features), target[:, 0] if target.shape[1] == 1 else target)
+        return _from_sklearn([tree.tree_ for tree in grown.estimators_], varies, labels[0])
 
     def predict(self, features: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
         """Score pairs (n, F): (n, C) in [0, 1]."""
@@ -133,7 +138,7 @@ class Forest(NamedTuple):
         Raises
         ------
         MethodError
-            The forest asks for a feature that is not there.
+            The forest needs more features.
         """
         if self.feature.max() >= features.shape[1]:
             raise MethodError(
@@ -141,7 +146,7 @@ class Forest(NamedTuple):
                 f"{features.shape[1]}; fit the method again"
             )
         sums = np.zeros((len(features), self.share.shape[1]))
-        _add_shares(_single(features), *self, sums)
+        _add_shares(_float32(features), *self, sums)
         return sums
 
     @classmethod
@@ -156,9 +161,9 @@ class Forest(NamedTuple):
         missing_left: NDArray[Any],
         share: NDArray[np.float32],
     ) -> Forest:
-        """Put together nodes (m,) that ask ``x <= threshold``; rows of `share` are the leaves'."""
+        """Build a forest from nodes (m,) with tests ``x <= threshold``; `share`: a row per leaf."""
         rounded = threshold.astype(np.float32)
-        # x <= threshold for a float32 x is x <= the largest float32 that is not above it
+        # round down: for a float32 x the test stays the same
         rounded = np.where(rounded > threshold, np.nextafter(rounded, np.float32(-np.inf)), rounded)
         row = np.cumsum(leaf) - 1
         return cls(
@@ -173,8 +178,7 @@ class Forest(NamedTuple):
 
     def save(self, path: Path) -> None:
         """Write the arrays to an ``.npz`` file."""
-        with replacing(path) as beside, beside.open("wb") as file:
-            np.savez_compressed(file, **self._asdict())
+        save_arrays(path, self._asdict())
 
     @classmethod
     def load(cls, path: Path) -> Forest:
@@ -183,19 +187,15 @@ class Forest(NamedTuple):
         Raises
         ------
         MethodError
-            The file holds no forest, or nodes that lead out of it.
+            The file holds no forest, or a damaged one.
         """
-        try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                forest = cls(**{name: arrays[name] for name in cls._fields})
-        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError, ValueError) as error:
-            raise MethodError(f"{path} holds no forest: {error}") from error
+        forest = cls(**load_arrays(path, cls._fields, "forest"))
         if flaw := forest._flaw():
             raise MethodError(f"{path} holds a damaged forest: {flaw}; fit the method again")
         return forest
 
     def _flaw(self) -> str:
-        """Describe nodes that lead out of the arrays or in circles; "" if there are none."""
+        """Describe the first node that leads out of the arrays or back; "" if none does."""
         for name, (dtype, axes) in _ARRAYS.items():
             array = getattr(self, name)
             if array.dtype != dtype or array.ndim != axes:
@@ -204,23 +204,23 @@ class Forest(NamedTuple):
         lengths = {len(getattr(self, name)) for name in _ARRAYS if name not in ("root", "share")}
         if lengths != {nodes} or len(self.root) == 0:
             return f"{len(self.root)} trees with arrays of {sorted(lengths)} nodes"
-        asks, at = self.feature >= 0, np.arange(nodes)
+        inner, at = self.feature >= 0, np.arange(nodes)
         outside = {
             "root": (self.root < 0) | (self.root >= nodes),
             "feature": self.feature < -1,
             "left": np.where(
-                asks,
+                inner,
                 (self.left <= at) | (self.left >= nodes),
                 (self.left < 0) | (self.left >= leaves),
             ),
-            "right": asks & ((self.right <= at) | (self.right >= nodes)),
+            "right": inner & ((self.right <= at) | (self.right >= nodes)),
         }
         for name, wrong in outside.items():
             if wrong.any():
                 k = int(wrong.argmax())
                 return (
                     f"{name}[{k}] is {getattr(self, name)[k]}, of {nodes} nodes and {leaves} "
-                    "leaves, where children come after their node"
+                    "leaves; expected children after their node"
                 )
         return ""
 
@@ -228,19 +228,18 @@ class Forest(NamedTuple):
 def labelled_pairs(
     train: Cells, featurize: _Featurize, seed: int, limit: int = LIMIT
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Collect features (n, F) and labels (n, C) of labelled pairs, or of a seeded sample.
+    """Collect features (n, F) and labels (n, C) of the labelled pairs, or of a seeded sample.
 
     Parameters
     ----------
     train : Cells
         With labels.
     featurize : callable
-        Gives the features (g, F) of the genes present in a cell.
+        Computes the features (g, F) of the genes present in a cell.
     seed : int
-        Of the sample.
+        Seed of the sample.
     limit : int
-        Most pairs to take. Of more than :data:`CHOICE` times as many, cells are drawn first. Cells
-        of which no pair was drawn are not featurized.
+        Most pairs; see :data:`CHOICE`.
 
     Raises
     ------
@@ -249,7 +248,7 @@ def labelled_pairs(
     """
     sizes = np.array([0 if cell.labelled is None else cell.labelled.sum() for cell in train])
     if sizes.sum() == 0:
-        raise MethodError("a forest needs labelled pairs, and no pair of the training cells is one")
+        raise MethodError("no pair of the training cells is labelled; fit on cells with labels")
     rng = np.random.Generator(np.random.Philox(seed))
     drawn = np.ones(len(sizes), np.bool_)
     if sizes.sum() > CHOICE * limit:
@@ -275,15 +274,24 @@ def labelled_pairs(
 
 
 def forest_scores(cells: Cells, featurize: _Featurize, forest: Forest) -> Scores:
-    """Score every pair of some cells, a few thousand at a time."""
+    """Score every pair, a few thousand at a time."""
+    return batch_scores(cells, featurize, forest.predict)
+
+
+def batch_scores(
+    cells: Cells,
+    featurize: _Featurize,
+    predict: Callable[[NDArray[np.float64]], NDArray[np.float32]],
+) -> Scores:
+    """Score every pair by a function of features (n, F), a few thousand pairs at a time."""
     for batch in pair_batches(cells):
-        scores = forest.predict(np.concatenate([featurize(cell) for cell in batch]))
+        scores = predict(np.concatenate([featurize(cell) for cell in batch]))
         ends = np.cumsum([len(cell.genes) for cell in batch])
         yield from zip(batch, np.split(scores, ends[:-1]), strict=True)
 
 
 def pair_batches(cells: Cells) -> Iterator[list[Cell]]:
-    """Yield lists of cells, in order, of a few thousand pairs."""
+    """Yield lists of cells, in order, with a few thousand pairs each."""
     batch: list[Cell] = []
     pairs = 0
     for cell in cells:
@@ -296,12 +304,33 @@ def pair_batches(cells: Cells) -> Iterator[list[Cell]]:
         yield batch
 
 
-def _single(features: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write arrays to an ``.npz`` file, whole or not at all."""
+    with replacing(path) as beside, beside.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def load_arrays(path: Path, names: Sequence[str], what: str) -> dict[str, NDArray[Any]]:
+    """Read arrays from an ``.npz`` file.
+
+    Raises
+    ------
+    MethodError
+        The file is damaged or lacks an array; the message says that it holds no `what`.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in names}
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError, ValueError) as error:
+        raise MethodError(f"{path} holds no {what} ({error}); fit the method again") from error
+
+
+def _float32(features: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     return np.ascontiguousarray(features, np.float32)
 
 
-def _flat(trees: list[Any], varies: NDArray[np.intp], labels: NDArray[np.bool_]) -> Forest:
-    """Convert scikit-learn's trees to arrays; constant labels hold for any pair."""
+def _from_sklearn(trees: list[Any], varies: NDArray[np.intp], labels: NDArray[np.bool_]) -> Forest:
+    """Convert scikit-learn's trees to arrays; constant labels keep their value."""
     sizes = np.array([tree.node_count for tree in trees])
     root = np.cumsum(sizes) - sizes
 
@@ -326,7 +355,7 @@ def _add_shares(
     features: Any, root: Any, feature: Any, threshold: Any, left: Any, right: Any,
     missing_left: Any, share: Any, sums: Any,
 ) -> None:  # fmt: skip
-    """Add each tree's leaf shares to each pair, tree by tree."""
+    """Add the shares of each pair's leaf, tree by tree."""
     for first in root:
         for i in range(len(features)):
             node = first

@@ -30,18 +30,18 @@ class About:
     label : str
         As on the board.
     kind : {"control", "baseline", "model"}
-        Controls cannot see positions (or, `oracle`, see the labels); the rest are candidates.
+        Controls do not use positions (`oracle` uses the labels).
     summary, reference : str
-        One sentence; where it comes from.
+        One sentence; the source.
     inputs : tuple of str
-        Of ``coordinates``, ``gene``, ``cell outline``, ``nucleus outline``, ``labels``.
+        Some of ``coordinates``, ``gene``, ``cell outline``, ``nucleus outline``, ``labels``.
     learns : bool
-        Whether it is fitted on labels. If not, its scores are the same under every protocol.
+        Fitted on labels. If False, the scores are the same under every protocol.
     rules_for : tuple of str or None
-        Patterns with a rule; others are scored 0. None: any pattern.
+        Patterns with a rule; others get the score 0. None: any pattern.
     per_cell : bool
-        Whether, once it is fitted, the scores of a cell depend on that cell alone. If so, fields
-        of view may be predicted apart from each other; if not, a split is predicted as a whole.
+        A cell's scores depend, after the fit, on that cell alone, so fields of view may be
+        predicted separately. If False, a split is predicted as a whole.
     """
 
     name: str
@@ -56,24 +56,24 @@ class About:
 
     @property
     def sees_labels(self) -> bool:
-        """Whether it sees the labels to predict, as only the positive control does."""
+        """True only for the positive control."""
         return "labels" in self.inputs
 
 
 class Method(Protocol):
     """A method: ``fit`` or ``load``, then ``predict``; the same seed gives the same scores.
 
-    If it has an attribute ``parameters``, the number of learnt values, a run records it. If its
-    ``fit`` has a third parameter ``context``, it is given a :class:`FitContext`.
+    Optional: an attribute ``parameters``, the number of learnt values, for a run to record; a third
+    parameter ``context`` of ``fit``, to receive a :class:`FitContext`.
     """
 
     about: ClassVar[About]
 
     def fit(self, train: Cells, seed: int) -> None:
-        """Learn from labelled cells; called once, and only if ``about.learns``."""
+        """Learn from labelled cells; called at most once, and only if ``about.learns``."""
 
     def save(self, folder: Path) -> None:
-        """Write what was learnt into a folder, as files that :meth:`load` reads; no pickles."""
+        """Write the fitted state into a folder, without pickles."""
 
     def load(self, folder: Path) -> None:
         """Read what :meth:`save` wrote."""
@@ -81,8 +81,8 @@ class Method(Protocol):
     def predict(self, cells: Cells) -> Scores:
         """Score every gene present in every cell.
 
-        Codes in ``cell.gene`` mean ``cells.genes``, which may be another panel than that of
-        the training cells; columns are ``cells.patterns``. Labels are hidden.
+        ``cell.gene`` indexes ``cells.genes``, perhaps another panel than that of the training
+        cells; columns are ``cells.patterns``. Labels are hidden.
 
         Yields
         ------
@@ -95,14 +95,14 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class FitContext:
-    """What a run offers to ``fit``, for methods that train for long.
+    """Val cells and a checkpoint, for methods with a long ``fit``.
 
     Attributes
     ----------
     val : Cells or None
-        Labelled cells to score after each epoch, to report; not to learn from.
+        Labelled cells to score after each epoch; never to learn from.
     checkpoint : pathlib.Path or None
-        File to write after each epoch, and to resume from if it exists.
+        File to write after each epoch; resume from it if it exists.
     init : pathlib.Path or None
         Folder of a saved model to start from.
     """
@@ -113,7 +113,7 @@ class FitContext:
 
 
 def fit_in_context(method: Method, train: Cells, seed: int, context: FitContext) -> None:
-    """Fit a method, with the context if its ``fit`` has a parameter for it."""
+    """Fit a method; pass the context if its ``fit`` has that parameter."""
     if "context" in inspect.signature(method.fit).parameters:
         method.fit(train, seed, context)  # type: ignore[call-arg]
     else:
@@ -122,9 +122,9 @@ def fit_in_context(method: Method, train: Cells, seed: int, context: FitContext)
 
 @runtime_checkable
 class Network(Protocol):
-    """A method that scores several cells together, with all cores or a GPU.
+    """A method that scores several cells together, on all cores or a GPU.
 
-    Runs score one cell at a time, and in one process: batches and threads show in the last digits.
+    Runs score one cell at a time in one process: batches and threads change the last digits.
 
     Attributes
     ----------

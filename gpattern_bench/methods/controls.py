@@ -51,10 +51,9 @@ class Prevalence:
 
 
 class GenePrior:
-    """Score a pair by how often its gene has the pattern in the training cells.
+    """Score a pair by its gene's share of training pairs with the pattern.
 
-    The share of a gene with few training pairs is drawn towards the share over all genes, which
-    counts as one pair; a gene that was never seen gets the latter.
+    The share over all genes counts as one more pair of each gene, and is the score of new genes.
     """
 
     about: ClassVar = About(

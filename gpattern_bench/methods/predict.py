@@ -1,4 +1,4 @@
-"""Prediction: scores of all pairs, as one table or in pieces."""
+"""Score all pairs, as one table or in pieces."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from gpattern_bench.methods.base import Method
 
 __all__ = ["predict_cells", "predict_pieces"]
 
-_PIECE = 1 << 16  # pairs of a piece, at least, but for the last
+_PIECE = 1 << 16  # least pairs in a piece; the last may have fewer
 
 
 def predict_cells(method: Method, cells: Cells, *, bar: bool = True) -> pd.DataFrame:
     """Score every pair of the cells: ``cell_id``, ``gene`` and one float32 column per pattern.
 
-    Labels are hidden from all methods but the positive control. `bar` reports progress.
+    Hides labels from all methods but the positive control. `bar`: show progress.
     """
     return pd.concat(list(predict_pieces(method, cells, bar=bar)), ignore_index=True)
 
 
 def predict_pieces(method: Method, cells: Cells, *, bar: bool = True) -> Iterator[pd.DataFrame]:
-    """Yield the scores in pieces, in bounded memory."""
+    """Yield the scores of :func:`predict_cells` in pieces, in bounded memory."""
     seen = cells if method.about.sees_labels else cells.without_labels()
     names = pd.Index(cells.genes)
     held: list[tuple[str, NDArray[np.int32], NDArray[np.float32]]] = []

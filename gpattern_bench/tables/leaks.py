@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,33 +16,33 @@ from gpattern_bench.tables.schema import SPLIT_NAMES
 __all__ = ["Read", "copied_cells", "find_leaks"]
 
 Read = Callable[[Collection[str]], Iterable[pa.Table]]
-"""Read the molecules of some fields of view in tables that hold whole cells."""
+"""Read the molecules of some fields of view; each table holds whole cells."""
 
-_MIN_MOLECULES = 5  # cells with fewer agree by chance
-_SAME_UM = 0.01  # float32 and rounded centroids move a copy by less
+_MIN_MOLECULES = 5  # smaller cells agree by chance
+_SAME_UM = 0.01  # rounding moves a copy by less
 
 
 def copied_cells(cells: pd.DataFrame, read: Read) -> list[tuple[str, str]]:
     """Find pairs of cells with the same molecules, at any position and in any order.
 
-    Two cells are the same if their genes are and, relative to the centroids, sorted x and sorted y
-    per gene agree to 0.01 um. Skips cells of fewer than five molecules, which agree by chance.
+    Compares the genes and, relative to the centroids, sorted x and sorted y per gene to 0.01 um.
+    Skips cells with fewer than five molecules, which agree by chance.
 
     Parameters
     ----------
     cells : pandas.DataFrame
         Columns ``fov``, ``cell_id``, ``x``, ``y``: the centroids.
     read : callable
-        Reads molecules, columns ``cell_id``, ``gene``, ``x``, ``y``, of cells in `cells` only.
+        Reads ``cell_id``, ``gene``, ``x``, ``y`` of molecules, only of cells in `cells`.
     """
     index = pd.Index(cells["cell_id"].to_numpy(object))
     centroids = cells[["x", "y"]].to_numpy(np.float64)
     sums = np.zeros((len(index), 4))  # per cell: gene weights, molecules, weighted x, weighted y
     for table in read(list(cells["fov"].unique())):
-        cell, gene, xy = _columns(table, index)
+        cell, gene, xy = _decoded(table, index)
         xy -= centroids[cell]
         # A random weight per gene: equal counts and positions give equal sums, in any order.
-        weight = (gene >> np.uint64(34)).astype(np.float64)  # 30 bits: sums are exact
+        weight = (gene >> np.uint64(34)).astype(np.float64)  # 30 bits: exact sums
         sums[:, 0] += np.bincount(cell, weight, len(index))
         sums[:, 1] += np.bincount(cell, minlength=len(index))
         for axis in (0, 1):
@@ -53,7 +54,7 @@ def copied_cells(cells: pd.DataFrame, read: Read) -> list[tuple[str, str]]:
     alike = np.unique(candidates)
     clouds: dict[int, tuple[NDArray[np.uint64], NDArray[np.float64], NDArray[np.float64]]] = {}
     for table in read(list(cells["fov"].iloc[alike].unique())):
-        cell, gene, xy = _columns(table, index)
+        cell, gene, xy = _decoded(table, index)
         xy -= centroids[cell]
         for c in np.intersect1d(alike, cell):
             rows = cell == c
@@ -67,10 +68,10 @@ def copied_cells(cells: pd.DataFrame, read: Read) -> list[tuple[str, str]]:
     ]
 
 
-def _columns(
+def _decoded(
     table: pa.Table, cells: pd.Index[str]
 ) -> tuple[NDArray[np.int64], NDArray[np.uint64], NDArray[np.float64]]:
-    """Return the row of the cell, hash of the gene's name and xy of each molecule."""
+    """Return each molecule's cell (its row), gene (hash of the name) and xy."""
     names = pd.Index(table["gene"].unique().cast(pa.string()).to_pandas().to_numpy(object))
     hashed = np.asarray(pd.util.hash_array(names.to_numpy(object)), dtype=np.uint64)
     xy = np.stack([table[axis].to_numpy() for axis in ("x", "y")], axis=1).astype(np.float64)
@@ -78,7 +79,7 @@ def _columns(
 
 
 def _candidates(sums: NDArray[np.float64]) -> list[tuple[int, int]]:
-    """Return pairs of cells whose sums allow the same molecules."""
+    """Find pairs of cells with equal sums, up to rounding."""
     order = np.lexsort((sums[:, 2], sums[:, 1], sums[:, 0]))
     order = order[sums[order, 1] >= _MIN_MOLECULES]
     found = []
@@ -102,7 +103,7 @@ def find_leaks(splits: Mapping[str, str], cells: pd.DataFrame, read: Read) -> li
     cells : pandas.DataFrame
         Columns ``fov``, ``cell_id``, ``x``, ``y``: one row per cell.
     read : callable
-        Reads molecules, columns ``fov``, ``cell_id``, ``gene``, ``x``, ``y``.
+        Reads ``fov``, ``cell_id``, ``gene``, ``x``, ``y`` of molecules.
     """
     problems = []
     missing = sorted(set(cells["fov"]) - set(splits))
@@ -115,19 +116,19 @@ def find_leaks(splits: Mapping[str, str], cells: pd.DataFrame, read: Read) -> li
     if len(twice):
         problems.append(f"cell ids that occur more than once: {_some(sorted(set(twice)))}")
         return problems  # the rest needs one centroid per cell
-    home = cells.set_index("cell_id")["fov"]
-    seen_fov, seen_cell = _homes(read(list(splits)))
-    stray = sorted(set(seen_cell) - set(home.index))
-    if stray:
-        problems.append(f"molecules of cells missing from the cells table: {_some(stray)}")
+    fov_of = cells.set_index("cell_id")["fov"]
+    seen_fov, seen_cell = _fovs_and_cells(read(list(splits)))
+    unknown_cells = sorted(set(seen_cell) - set(fov_of.index))
+    if unknown_cells:
+        problems.append(f"molecules of cells missing from the cells table: {_some(unknown_cells)}")
         return problems
-    astray = home.reindex(seen_cell).to_numpy() != seen_fov
-    if astray.any():
+    elsewhere = fov_of.reindex(seen_cell).to_numpy() != seen_fov
+    if elsewhere.any():
         problems.append(
             "cells with molecules in another field of view: "
-            f"{_some(sorted(set(seen_cell[astray])))}"
+            f"{_some(sorted(set(seen_cell[elsewhere])))}"
         )
-    split = home.map(dict(splits))
+    split = fov_of.map(dict(splits))
     copies = [
         f"{one} ({split[one]}) and {other} ({split[other]})"
         for one, other in copied_cells(cells, read)
@@ -138,8 +139,8 @@ def find_leaks(splits: Mapping[str, str], cells: pd.DataFrame, read: Read) -> li
     return problems
 
 
-def _homes(pieces: Iterable[pa.Table]) -> tuple[NDArray[np.object_], NDArray[np.object_]]:
-    """Return the distinct (field of view, cell) of the molecules, as two columns."""
+def _fovs_and_cells(pieces: Iterable[pa.Table]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the distinct pairs of field of view and cell among molecules, as two columns."""
     fovs, cells = [np.empty(0, object)], [np.empty(0, object)]
     for table in pieces:
         seen = table.select(["fov", "cell_id"]).group_by(["fov", "cell_id"]).aggregate([])
@@ -149,6 +150,6 @@ def _homes(pieces: Iterable[pa.Table]) -> tuple[NDArray[np.object_], NDArray[np.
 
 
 def _some(values: Sequence[object], most: int = 5) -> str:
-    """Join the first `most` values, and count the rest."""
+    """Join the first `most` values and count the rest."""
     shown = ", ".join(map(str, values[:most]))
     return f"{shown} and {len(values) - most} more" if len(values) > most else shown

@@ -1,4 +1,4 @@
-"""The manifest of a dataset's folder: what the tables hold, typed and checked."""
+"""Read and check the manifest of a dataset's folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _Frozen(BaseModel):
 
 
 class TableFile(_Frozen):
-    """One file of the folder; `content_sha256` hashes its values, `sha256` its bytes."""
+    """One table; `sha256` hashes its bytes, `content_sha256` its values."""
 
     bytes: int
     sha256: str
@@ -44,7 +44,7 @@ class _SplitCounts(_Frozen):
 
     @property
     def totals(self) -> dict[str, int]:
-        """Numbers that the manifest states, by name."""
+        """The numbers stated, by name."""
         return {name: value for name, value in self if isinstance(value, int)}
 
 
@@ -75,9 +75,9 @@ class Manifest(_Frozen):
         Table -> reason -> rows that curation dropped.
     warnings : tuple of str
     published : dict of str to int or None
-        The paper's table 1, for its datasets.
+        Counts in the paper's table 1, for its datasets.
     raw : dict
-        The whole file as JSON; also holds the recipe, sources, licence and citation.
+        The whole JSON, with recipe, sources, licence and citation.
     """
 
     name: str
@@ -121,7 +121,7 @@ def read_manifest(folder: Path) -> Manifest:
     Raises
     ------
     TableError
-        No manifest, not one by curation, or files of other sizes.
+        The manifest is missing or invalid, or files have other sizes.
     """
     try:
         text = (folder / MANIFEST).read_text(encoding="utf-8")
@@ -134,10 +134,11 @@ def read_manifest(folder: Path) -> Manifest:
             [f"{MANIFEST} is missing or not readable ({what}); make tables with `curate`"],
         ) from error
     if lacking := [name for name in _REQUIRED if name not in manifest.files]:
-        raise TableError(str(folder), [f"{MANIFEST} lists no {', '.join(lacking)}"])
+        problem = f"{MANIFEST} lists no {', '.join(lacking)}; make the tables again"
+        raise TableError(str(folder), [problem])
     for key in ("patterns", "genes"):
         if len(set(getattr(manifest, key))) < len(getattr(manifest, key)):
-            raise TableError(str(folder), [f"{MANIFEST} has {key} that occur more than once"])
+            raise TableError(str(folder), [f"{MANIFEST} repeats {key}; make the tables again"])
     problems = [
         f"{name}: expected {file.bytes:,} bytes, "
         + (f"got {path.stat().st_size:,}" if path.is_file() else "it is not there")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -23,7 +23,6 @@ __all__ = [
     "ContentHash",
     "TableWriter",
     "codes_into",
-    "content_sha256",
     "dictionary_codes",
     "fov_row_groups",
     "read_fovs",
@@ -37,34 +36,8 @@ __all__ = [
 _MAX_ROWS = 1_000_000
 
 
-def content_sha256(tables: pa.Table | Iterable[pa.Table]) -> str:
-    """Hash the values of a table, independent of its writer (:class:`ContentHash`).
-
-    Parameters
-    ----------
-    tables : pyarrow.Table or iterable of pyarrow.Table
-        A table, or its consecutive pieces.
-
-    Returns
-    -------
-    str
-        SHA-256, hexadecimal.
-
-    Examples
-    --------
-    >>> plain = pa.table({"gene": ["A", "B"], "x": pa.array([0.0, 1.5], pa.float32())})
-    >>> coded = plain.set_column(0, "gene", plain["gene"].dictionary_encode())
-    >>> content_sha256(plain) == content_sha256(coded) == content_sha256([plain[:1], plain[1:]])
-    True
-    """
-    content = ContentHash()
-    for table in [tables] if isinstance(tables, pa.Table) else tables:
-        content.update(table)
-    return content.hexdigest()
-
-
 class ContentHash:
-    """Running hash of the values of a table in consecutive pieces.
+    """Running hash of the values of a table.
 
     Depends on column names, logical types and values in row order; not on chunks, row groups,
     dictionaries, compression or the writing library. Callers sort the rows first
@@ -102,7 +75,7 @@ class _ColumnHash:
 
     def update(self, array: pa.Array) -> None:
         validity, lengths, values = self.parts
-        if pa.types.is_dictionary(array.type):  # first: older pyarrow sees no null among its values
+        if pa.types.is_dictionary(array.type):  # older pyarrow overlooks nulls in it
             array = array.dictionary_decode()
         validity.update(np.asarray(array.is_valid()).astype(np.uint8).tobytes())
         if self.text or self.binary:
@@ -131,8 +104,8 @@ class _ColumnHash:
 def row_group_bounds(fov: np.ndarray, cell: np.ndarray, max_rows: int = _MAX_ROWS) -> list[int]:
     """Return the first row of each row group, then the number of rows.
 
-    A row group holds whole cells of one field of view, at most `max_rows` rows (more only for one
-    cell).
+    A row group holds whole cells of one field of view, in at most `max_rows` rows unless one cell
+    has more.
     """
     n = len(fov)
     if n == 0:
@@ -155,8 +128,7 @@ def row_group_bounds(fov: np.ndarray, cell: np.ndarray, max_rows: int = _MAX_ROW
 class TableWriter:
     """Write a table in pieces: whole fields of view, in canonical order.
 
-    Row groups follow :func:`row_group_bounds`; the same rows give the same bytes in any pieces.
-    Use as a context manager.
+    The pieces do not change the bytes (:func:`row_group_bounds`). Use as a context manager.
 
     Parameters
     ----------
@@ -168,7 +140,7 @@ class TableWriter:
     rows : int
         Rows written so far.
     content : ContentHash
-        Hash of these rows.
+        Their hash.
     """
 
     def __init__(self, path: Path, schema: pa.Schema, *, max_rows: int = _MAX_ROWS) -> None:
@@ -258,7 +230,7 @@ def fov_row_groups(path: Path, fovs: Collection[str]) -> list[int]:
     with _reading(path):
         metadata = pq.read_metadata(path)
     if "fov" not in metadata.schema.names:
-        raise TableError(str(path), ["no column fov: not a table of a dataset"])
+        raise TableError(str(path), ["no column fov; expected a table written by `curate`"])
     column = metadata.schema.names.index("fov")
     found = []
     for i in range(metadata.num_row_groups):
@@ -266,7 +238,7 @@ def fov_row_groups(path: Path, fovs: Collection[str]) -> list[int]:
         if statistics is None or not statistics.has_min_max or statistics.min != statistics.max:
             problem = (
                 f"row group {i} does not hold exactly one field of view (or has no statistics); "
-                "write the table with this package's `curate`"
+                "write the table with `curate`"
             )
             raise TableError(str(path), [problem])
         if statistics.min in fovs:

@@ -49,8 +49,8 @@ FLOATS = (pa.float32(), pa.float64())
 """Score types in memory; files hold the first."""
 
 Protocol = Literal["fit", "untrained", "transfer", "simulation", "cv-cell"]
-"""Training of the method: on the dataset's train split; none; on another real dataset; on a
-simulated one; in folds of cells, scores out of fold."""
+"""Trained on: the dataset's train split; nothing; another real dataset; a simulated one; the other
+folds of cells."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Origin:
     trained_on : str or None
         The other dataset, ``name@version``, for ``transfer`` and ``simulation``.
     package_version : str
-        Version that wrote the file.
+        Version of the writer.
     """
 
     dataset: str
@@ -104,11 +104,11 @@ class Checked:
     Attributes
     ----------
     subject : str
-        The file's path, or what the table is.
+        Path of the file, or name of the table.
     pairs : pandas.DataFrame
         The N pairs to score.
     problems, warnings : list of str
-        One paragraph each: how many, the first five, what to do.
+        A paragraph each: how many, the first five, what to do.
     scores : numpy.ndarray or None
         (N, C) in the order of `pairs`; None if there are problems.
     """
@@ -135,10 +135,9 @@ class Checked:
 def write_tables(
     pieces: Iterable[pa.Table], path: Path, metadata: Mapping[str, str] | None = None
 ) -> Path:
-    """Concatenate tables of one schema (at least one) into a file, whole or not at all.
+    """Concatenate one or more tables of one schema into a file, whole or not at all.
 
-    The bytes depend on the rows only, not on their division into tables. `metadata` defaults to
-    that of the first table.
+    The bytes depend only on the rows, not on the tables. `metadata` defaults to that of the first.
     """
     groups = _row_groups(pieces)
     first = next(groups)
@@ -151,7 +150,7 @@ def write_tables(
 
 
 def _row_groups(pieces: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Regroup rows into groups of `_ROWS`; the last may be shorter."""
+    """Regroup rows into tables of `_ROWS`; the last may be shorter."""
     held: list[pa.Table] = []
     rows = 0
     for piece in pieces:
@@ -170,7 +169,7 @@ def as_table(predictions: pd.DataFrame | pa.Table) -> pa.Table:
     Raises
     ------
     PredictionError
-        Arrow cannot hold a column; the text names it.
+        Arrow cannot hold a column; the message names it.
     """
     if isinstance(predictions, pa.Table):
         return predictions
@@ -209,7 +208,7 @@ def read_predictions(path: str | Path) -> tuple[pa.Table, Origin | None, list[st
     Raises
     ------
     PredictionError
-        The file is missing, truncated, damaged, or not Parquet; the text says which.
+        The file is missing, truncated, damaged, or not Parquet; the message says which.
     """
     path = Path(path)
 
@@ -231,7 +230,7 @@ def read_predictions(path: str | Path) -> tuple[pa.Table, Origin | None, list[st
         raise refused(f"not a Parquet file: it {what}; write it with write_predictions")
     if tail[4:] != b"PAR1":
         raise refused("the Parquet file is truncated: its end is missing; copy it again")
-    if int.from_bytes(tail[:4], "little") > _LONGEST_FOOTER:  # Arrow would read all of it
+    if int.from_bytes(tail[:4], "little") > _LONGEST_FOOTER:  # Arrow would allocate it
         raise refused("the Parquet file is damaged (its footer is too long); copy it again")
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as opened:
@@ -263,7 +262,7 @@ def check_predictions(
     expected: Mapping[str, str] | None = None,
     dtypes: Sequence[pa.DataType] = (pa.float32(),),
 ) -> Checked:
-    """Check a prediction table against the pairs to score, and align it: all problems at once.
+    """Check a prediction table against the pairs to score and align it; report all problems.
 
     Parameters
     ----------
@@ -314,10 +313,10 @@ def check_predictions(
             problems += _value_problems(ids, name, columns[name])
             if len(table) > 1 and (columns[name] == columns[name][0]).all():
                 warnings.append(f"column {name} is constant ({columns[name][0]:g} for every pair)")
-    sound = True
+    all_text = True
     for name in ids.column_names:
         if not _is_text(ids[name].type):
-            sound = False
+            all_text = False
             problems.append(
                 f"column {name} is {_type_name(ids[name].type)}, expected text; cast the ids"
             )
@@ -325,13 +324,13 @@ def check_predictions(
             problems.append(
                 f"column {name} is null in {ids[name].null_count:,} rows; name them all"
             )
-    if not sound or ids.num_columns < 2:
+    if not all_text or ids.num_columns < 2:
         return Checked(subject, pairs, problems, warnings)
     position = pair_positions(ids, pairs)
     problems += _pair_problems(ids, position, pairs)
     if problems:
         return Checked(subject, pairs, problems, warnings)
-    # Column by column in memory: the metrics read one pattern at a time.
+    # Column-major: metrics read one pattern at a time.
     aligned = np.empty((len(patterns), len(pairs)), dtype=np.result_type(*columns.values())).T
     for k, name in enumerate(patterns):
         aligned[position, k] = columns[name]
@@ -344,7 +343,7 @@ def read_checked(
     patterns: Sequence[str],
     expected: Mapping[str, str] | None = None,
 ) -> Checked:
-    """Read a prediction file and check it, its metadata included.
+    """Read a prediction file; check its table and metadata.
 
     Parameters are those of :func:`check_predictions`, errors those of :func:`read_predictions`.
     """
@@ -358,7 +357,7 @@ def read_checked(
 
 
 def pair_positions(table: pa.Table, pairs: pd.DataFrame) -> NDArray[np.int64]:
-    """Return the row of `pairs` (each once) for every row of `table`; -1 without one."""
+    """Find the row in `pairs` (no repeats) of every row of `table`; -1: not there."""
     cell_of, cells = pd.factorize(pairs["cell_id"])
     gene_of, genes = pd.factorize(pairs["gene"])
     known = cell_of.astype(np.int64) * len(genes) + gene_of
@@ -381,7 +380,7 @@ def counted(scores: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        In the order of `pairs`, with their row numbers as index; pairs without scores are absent.
+        In the order of `pairs`, indexed by their row numbers, without unscored pairs.
 
     Examples
     --------
@@ -474,7 +473,7 @@ def _value_problems(ids: pa.Table, name: str, values: NDArray[Any]) -> list[str]
 
 
 def _named(ids: pa.Table, rows: NDArray[np.int64]) -> pd.DataFrame:
-    """Return the ids of some rows, if text or numbers."""
+    """Return the ids of some rows, if text or numbers, for messages."""
     shown = [
         name
         for name in ids.column_names
@@ -482,7 +481,7 @@ def _named(ids: pa.Table, rows: NDArray[np.int64]) -> pd.DataFrame:
         or pa.types.is_integer(kind)
         or pa.types.is_floating(kind)
     ]
-    # Not by pandas, which refuses dictionaries with repeated values.
+    # Without pandas, which refuses dictionaries with repeated values.
     values = {name: ids[name].take(pa.array(rows)).to_pylist() for name in shown}
     return pd.DataFrame(values, index=range(len(rows)), dtype=object)
 

@@ -1,7 +1,4 @@
-"""Arrow schemas of all tables and prediction files; validation, writers and help use these.
-
-Field metadata state the units.
-"""
+"""Arrow schemas of all tables and prediction files, with units in the fields' metadata."""
 
 from __future__ import annotations
 
@@ -43,7 +40,7 @@ CELLS = pa.schema(
 )
 """One row per cell; x, y: centroid of the outline; outlines as WKB, null without a nucleus.
 
-``touches_border``: the image border cuts the cell; null if the source does not say.
+``touches_border``: the image border cuts the cell; null: unknown.
 """
 
 SPLITS = pa.schema(
@@ -60,7 +57,7 @@ SORT_KEYS = {
     "labels": ("fov", "cell_id", "gene"),
     "splits": ("fov",),
 }
-"""Row order of each table, for writing and hashing."""
+"""Columns that sort each table, for writing and hashing."""
 
 
 def labels(patterns: Sequence[str]) -> pa.Schema:

@@ -33,14 +33,14 @@ _PAIR = ["cell_id", "gene"]
 def find_problems(folder: Path, manifest: Manifest) -> list[str]:
     """List every violation of the tables' rules or their manifest.
 
-    Checks SHA-256 and content hashes; columns and types; one FOV per row group; row order;
-    outlines; coordinates; genes and counts; labelled pairs against molecules; and leaks between
+    Checks SHA-256 and content hashes, columns and types, one FOV per row group, row order,
+    outlines, coordinates, genes and counts, labelled pairs against molecules, and leaks between
     splits (:func:`gpattern_bench.tables.leaks.find_leaks`). Holds one field of view in memory.
 
     Returns
     -------
     list of str
-        One line each; checks values only in unchanged files.
+        One line each; of changed files only the hashes.
     """
     problems = [
         problem
@@ -49,7 +49,7 @@ def find_problems(folder: Path, manifest: Manifest) -> list[str]:
     ]
     try:
         return problems or list(_value_problems(folder, manifest))
-    except OSError as error:  # the folder was removed meanwhile
+    except OSError as error:  # removed meanwhile
         return [f"{folder} cannot be read ({error}); make it again"]
 
 
@@ -92,10 +92,9 @@ def _value_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
         yield f"splits.parquet: fields of view that occur more than once: {repeated}"
     held = set(fovs)
     for name in sorted(manifest.files):
-        column = "fov"
         with pq.ParquetFile(folder / name) as file:
             here = [
-                file.read_row_group(k, [column])[column][0].as_py()
+                file.read_row_group(k, ["fov"])["fov"][0].as_py()
                 for k in range(file.num_row_groups)
                 if file.metadata.row_group(k).num_rows
             ]

@@ -11,12 +11,12 @@ from shapely import LineString, MultiPolygon, Point, Polygon, box
 from gpattern_bench.base.geometry import (
     CellGeometry,
     contains,
-    exterior_vertices,
     mean_ranks,
     moments,
     outline_distance,
     polygonal,
     ray_radius,
+    rings_of,
 )
 from gpattern_bench.data.cells import Cell
 
@@ -139,8 +139,8 @@ def test_distance_takes_float32_and_no_points():
 
 
 def test_exterior_vertices_close_each_ring_and_leave_out_holes():
-    assert exterior_vertices(HOLED).shape == (5, 2)
-    vertices = exterior_vertices(PARTS)
+    assert rings_of(HOLED).exterior_xy.shape == (5, 2)
+    vertices = rings_of(PARTS).exterior_xy
     assert vertices.shape == (10, 2)
     assert vertices[0].tolist() == vertices[4].tolist()
     assert vertices[5].tolist() == vertices[9].tolist()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from shapely import MultiPolygon, Polygon, box
 
 from gpattern_bench.curate.readers import assign
-from gpattern_bench.curate.readers.assign import CellFinder, assign_cells, tiles
+from gpattern_bench.curate.readers.assign import CellFinder, tiles
 from gpattern_bench.errors import SourceError
 
 HOLED = Polygon(box(0, 0, 10, 10).exterior, [box(4, 4, 6, 6).exterior])
@@ -36,14 +36,14 @@ def brute_force(xy, outlines):
 def test_points_go_to_the_first_cell_that_holds_them(corners, points):
     outlines = [box(x, y, x + w, y + h) for x, y, w, h in corners]
     xy = np.array(points, dtype=float).reshape(-1, 2)
-    assert assign_cells(xy, outlines).tolist() == brute_force(xy, outlines)
+    assert CellFinder(outlines).find(xy).tolist() == brute_force(xy, outlines)
 
 
 def test_round_cells_that_overlap_against_brute_force():
     rng = np.random.Generator(np.random.Philox(5))
     outlines = shapely.buffer(shapely.points(rng.uniform(0, 30, (40, 2))), rng.uniform(1, 5, 40))
     xy = rng.uniform(0, 30, (2000, 2))
-    found = assign_cells(xy, outlines)
+    found = CellFinder(outlines).find(xy)
     assert found.tolist() == brute_force(xy, outlines)
     several = shapely.intersects(outlines[:, None], shapely.points(xy)[None]).sum(axis=0) > 1
     assert several.sum() > 100  # the order of cells is really needed
@@ -52,14 +52,14 @@ def test_round_cells_that_overlap_against_brute_force():
 def test_a_border_is_inside_a_hole_is_not_and_all_parts_count():
     parts = MultiPolygon([box(20, 0, 21, 1), box(30, 0, 31, 1)])
     xy = [(0, 5), (10, 10), (5, 5), (4, 5), (20.5, 0.5), (30.5, 1), (25, 0.5)]
-    assert assign_cells(np.array(xy, float), [HOLED, parts]).tolist() == [0, 0, -1, 0, 1, 1, -1]
+    assert CellFinder([HOLED, parts]).find(np.array(xy, float)).tolist() == [0, 0, -1, 0, 1, 1, -1]
 
 
 def test_outlines_that_are_not_valid_count_as_curation_repairs_them():
     xy = np.array([(3.5, 2.0), (0.5, 2.0), (2.0, 3.0)])  # the two wings, and between them
-    assert assign_cells(xy, [BOW_TIE]).tolist() == [0, 0, -1]
+    assert CellFinder([BOW_TIE]).find(xy).tolist() == [0, 0, -1]
     overlapping = MultiPolygon([box(0, 0, 4, 4), box(2, 0, 6, 4)])  # both parts hold (3, 2)
-    assert assign_cells(np.array([(3.0, 2.0)]), [overlapping]).tolist() == [0]
+    assert CellFinder([overlapping]).find(np.array([(3.0, 2.0)])).tolist() == [0]
 
 
 def test_nothing_lies_in_what_is_missing_empty_or_not_finite():
@@ -67,16 +67,16 @@ def test_nothing_lies_in_what_is_missing_empty_or_not_finite():
     with np.errstate(invalid="ignore"):
         lost = Polygon([(0, 0), (np.nan, 1), (1, 0)])
     xy = np.array([(0.5, 0.5), (0.1, 0.1)])
-    assert assign_cells(xy, [None, Polygon(), line, lost]).tolist() == [-1, -1]
-    assert assign_cells(xy, [None, Polygon(), line, lost, box(0, 0, 1, 1)]).tolist() == [4, 4]
-    assert assign_cells(xy, []).tolist() == [-1, -1]
-    assert assign_cells(np.empty((0, 2)), [HOLED]).tolist() == []
+    assert CellFinder([None, Polygon(), line, lost]).find(xy).tolist() == [-1, -1]
+    assert CellFinder([None, Polygon(), line, lost, box(0, 0, 1, 1)]).find(xy).tolist() == [4, 4]
+    assert CellFinder([]).find(xy).tolist() == [-1, -1]
+    assert CellFinder([HOLED]).find(np.empty((0, 2))).tolist() == []
 
 
 @pytest.mark.parametrize("lost", [np.nan, np.inf, -np.inf])
 def test_points_that_are_not_finite_lie_nowhere(lost):
     xy = np.array([(lost, 1.0), (1.0, 1.0), (1.0, lost)], dtype=np.float32)
-    assert assign_cells(xy, [HOLED]).tolist() == [-1, 0, -1]
+    assert CellFinder([HOLED]).find(xy).tolist() == [-1, 0, -1]
 
 
 def test_blocks_change_nothing(monkeypatch):
@@ -92,7 +92,7 @@ def test_blocks_change_nothing(monkeypatch):
 
 def test_the_outlines_that_were_given_stay_as_they_are():
     outlines = np.array([BOW_TIE, HOLED], dtype=object)
-    assign_cells(np.zeros((1, 2)), outlines)
+    CellFinder(outlines).find(np.zeros((1, 2)))
     assert outlines[0] is BOW_TIE
     assert not outlines[0].is_valid
 

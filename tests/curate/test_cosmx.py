@@ -116,7 +116,7 @@ def test_real_molecules_keep_the_coordinates_of_the_release(lung, shared):
 
 @pytest.mark.parametrize("crops", [{}, {"2": (4799, 300), "3": (0, 0)}, {"2": (0, 0)}])
 def test_real_crops_at_the_wrong_place_are_noticed(shared, scratch, crops):
-    with pytest.raises(SourceError, match=r"CellLabels_F00[23].tif does not fit.* only .*crop"):
+    with pytest.raises(SourceError, match=r"CellLabels_F00[23].tif does not match.* only .*crop"):
         read(shared / "cosmx_lung12", scratch, crops=crops)
 
 
@@ -345,7 +345,7 @@ def test_places_are_taken_from_the_positions_where_molecules_do_not_tell(folder,
 @pytest.mark.parametrize("listed", [None, positions({1: (0, 0), 2: (0, 0)})])
 def test_a_place_that_nothing_tells_is_an_error(folder, scratch, listed):
     molecules = make_molecules().drop(columns=["x_global_px", "y_global_px"])
-    with pytest.raises(SourceError, match=r"nothing tells where FOV 10? lies"):
+    with pytest.raises(SourceError, match=r"FOV 10? has no position"):
         read(write_cosmx(folder, molecules, listed=listed), scratch)
 
 
@@ -488,7 +488,7 @@ def test_csv_that_is_not_text(folder, scratch):
 def test_frames_that_do_not_go_together(folder, scratch):
     molecules = make_molecules()
     molecules.loc[5, "x_local_px"] += 4
-    with pytest.raises(SourceError, match=r"FOV \d+ do not go together.* vary by [34]"):
+    with pytest.raises(SourceError, match=r"FOV \d+ do not match.* vary .* by [34]"):
         read(write_cosmx(folder, molecules), scratch)
 
 
@@ -500,8 +500,8 @@ def test_frames_that_do_not_go_together(folder, scratch):
         (IMAGE.astype(np.int16) - 1, "got -1 to 6 in int16"),
         (IMAGE.astype(np.uint32) << 30, "whole numbers"),
         (np.zeros((2, H, W), np.uint8), r"one plane of numbers, got uint8 of shape \(2, 12, 20\)"),
-        (np.roll(IMAGE, 6, axis=0), "does not fit .* another field of view"),
-        (IMAGE[:-5], "does not fit .* crop"),
+        (np.roll(IMAGE, 6, axis=0), "does not match .* shows this field of view"),
+        (IMAGE[:-5], "does not match .* crop"),
     ],
 )
 def test_images_that_are_no_label_images(folder, scratch, image, says):
@@ -551,7 +551,7 @@ def test_compartments_of_another_size(folder, scratch):
 def test_two_samples_at_once(folder, scratch):
     path = write_cosmx(folder)
     write_cosmx(folder / "more")
-    with pytest.raises(SourceError, match=r"both in .*one sample at a time"):
+    with pytest.raises(SourceError, match=r"in both .*one sample at a time"):
         read(path, scratch)
 
 
@@ -573,7 +573,7 @@ def test_what_is_missing_is_named(folder, scratch):
 
 
 def test_crops_of_an_unknown_field_of_view(folder, scratch):
-    with pytest.raises(SourceError, match="crops of FOV 02, without CellLabels"):
+    with pytest.raises(SourceError, match="crops name FOV 02, which has no CellLabels"):
         read(write_cosmx(folder), scratch, crops={"02": (0, 0)})
 
 

@@ -18,10 +18,11 @@ import pydantic
 import pytest
 import shapely
 import zarr
+from samples import content_sha256
 from shapely import MultiPolygon, Polygon, box
 
 from gpattern_bench.base.files import file_sha256
-from gpattern_bench.curate import write
+from gpattern_bench.curate import rules, write
 from gpattern_bench.curate.build import build
 from gpattern_bench.curate.readers import read_release
 from gpattern_bench.curate.readers.bento import read_bento
@@ -34,7 +35,6 @@ from gpattern_bench.sources.fetch import MIRROR
 from gpattern_bench.sources.recipe import Recipe
 from gpattern_bench.sources.registry import find_entry
 from gpattern_bench.tables import schema
-from gpattern_bench.tables.parquet import content_sha256
 
 PATTERNS = ("nuclear", "cytoplasmic")
 RECIPE = Recipe(format="bento-h5ad", patterns=PATTERNS, unit_um=0.1, split="test")
@@ -172,6 +172,7 @@ def test_every_label_is_kept_or_dropped_for_one_reason():
         "no pattern": 1,
     }
     assert len(made.labels) + sum(made.dropped["labels"].values()) == len(named)
+    assert all(reason in rules.__doc__ for table in made.dropped.values() for reason in table)
 
 
 def test_drops_of_the_reader_are_added():
@@ -466,7 +467,7 @@ def test_csv_names_are_not_taken_for_missing_values(tmp_path):
 
 
 def test_csv_rows_that_disagree_are_refused(tmp_path):
-    with pytest.raises(SourceError, match=r"1 pairs? .*disagree.* cell 1-0, gene B"):
+    with pytest.raises(SourceError, match=r"1 pairs? .*differ.* cell 1-0, gene B"):
         labels_csv(tmp_path, CSV)
 
 
@@ -899,7 +900,7 @@ def test_spatialdata_with_an_unknown_fov_column_is_refused(tmp_path):
         ("", "no folder at"),
         ("points/transcripts", "points/transcripts has no readable .zattrs"),
         ("points/transcripts/points.parquet", "points.parquet"),
-        ("shapes/cell_boundaries", "outlines of the cells are needed"),
+        ("shapes/cell_boundaries", "add the outlines of the cells"),
         ("shapes/cell_boundaries/offset1", "lacks the arrays offset1"),
     ],
 )

@@ -392,7 +392,7 @@ def test_an_export_without_rows_is_refused(tmp_path):
     with pytest.raises(SourceError, match=r"no molecule lies in a cell.*'outside every cell': 1"):
         pieces("xenium", write_xenium(tmp_path / "other", other, cells))
     nameless = cells.assign(cell_id=[None, *cells["cell_id"][1:]])
-    with pytest.raises(SourceError, match="1 vertices name no cell_id"):
+    with pytest.raises(SourceError, match="1 vertices have no cell_id"):
         pieces("xenium", write_xenium(tmp_path / "nameless", transcripts(INSIDE), nameless))
 
 
@@ -595,7 +595,7 @@ def test_what_is_no_merscope_export_is_refused(tmp_path):
         pieces("merscope", tmp_path / "absent")
     folder = write_merscope(tmp_path / "r", detected(DETECTED), FLAT)
     (folder / "cell_boundaries.parquet").unlink()
-    with pytest.raises(SourceError, match=r"no boundaries; expected cell_boundaries.parquet"):
+    with pytest.raises(SourceError, match=r"no boundaries: expected cell_boundaries.parquet"):
         pieces("merscope", folder)
     (folder / "detected_transcripts.csv").unlink()
     with pytest.raises(SourceError, match=r"no detected_transcripts.csv"):

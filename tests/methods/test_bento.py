@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
 import shapely
+from numba import njit
+from numpy.typing import NDArray
 from samples import dataset_of
 from scipy.spatial.distance import cdist, pdist
 from scipy.stats import spearmanr
@@ -17,7 +22,6 @@ from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import MethodError
 from gpattern_bench.methods._forest import Forest
 from gpattern_bench.methods.bento.method import BENTO_FEATURES, Bento, bento_features, features
-from gpattern_bench.methods.bento.rnaforest import PUBLISHED_CLASSES, predict_published
 
 COLUMN = {name: k for k, name in enumerate(BENTO_FEATURES)}
 RIPLEY = [k for k, name in enumerate(BENTO_FEATURES) if name.startswith("l_")]
@@ -118,6 +122,54 @@ def sample(shared):
         )
     expected = pd.read_parquet(shared / "reference" / "bento_features.parquet")
     return genes, cells, expected.set_index(["cell", "gene"])
+
+
+PUBLISHED_CLASSES = ("cell_edge", "cytoplasmic", "none", "nuclear", "nuclear_edge")
+PUBLISHED_THRESHOLDS = (0.453, 0.434, 0.379, 0.437, 0.505)
+
+
+def predict_published(
+    features: NDArray[np.float64], path: Path
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Bento's published classifier on features (n, 13): probabilities and labels (n, 5).
+
+    `path` is a conversion of the file that bento-tools ships: ``mean`` and ``scale`` of the
+    features; for each class k a forest of 500 trees ``k_feature``, ``k_threshold`` (the value, at a
+    leaf), ``k_left`` (-1 at a leaf), ``k_right``, ``k_default_left`` (for NaN), ``k_root``, and the
+    knots ``k_iso_x``, ``k_iso_y`` of an isotonic map. Rows of probabilities sum to 1; pairs with a
+    NaN get no label.
+    """
+    with np.load(path, allow_pickle=False) as arrays:
+        x = ((features - arrays["mean"]) / arrays["scale"]).astype(np.float32)
+        columns = []
+        for k in range(len(PUBLISHED_CLASSES)):
+            nodes = ("feature", "threshold", "left", "right", "default_left", "root")
+            margin = _margins(x, *(arrays[f"{k}_{name}"] for name in nodes))
+            raw = 1 / (1 + np.exp(-margin))
+            columns.append(np.interp(raw, arrays[f"{k}_iso_x"], arrays[f"{k}_iso_y"]))
+    calibrated = np.stack(columns, axis=1)
+    total = calibrated.sum(axis=1, keepdims=True)
+    even = np.full_like(calibrated, 1 / len(PUBLISHED_CLASSES))
+    probability = np.divide(calibrated, total, out=even, where=total > 0)
+    complete = ~np.isnan(features).any(axis=1, keepdims=True)
+    return probability, (probability >= np.array(PUBLISHED_THRESHOLDS)) & complete
+
+
+@njit
+def _margins(
+    x: Any, feature: Any, threshold: Any, left: Any, right: Any, default_left: Any, root: Any
+) -> Any:
+    """Sum the leaves' values over the trees: (n,), in float32 as upstream."""
+    out = np.zeros(len(x), np.float32)
+    for first in root:
+        for i in range(len(x)):
+            node = first
+            while left[node] >= 0:
+                value = x[i, feature[node]]
+                go_left = default_left[node] != 0 if np.isnan(value) else value < threshold[node]
+                node = left[node] if go_left else right[node]
+            out[i] += threshold[node]
+    return out
 
 
 class TestAgainstUpstream:

@@ -18,7 +18,7 @@ from gpattern_bench.evaluate.evaluator import Evaluator
 from gpattern_bench.methods import get_method
 from gpattern_bench.methods.boosted import method as boosted
 from gpattern_bench.methods.boosted.features import PAIR_FEATURES, pair_features
-from gpattern_bench.methods.boosted.method import Boosted, BoostedGene, _boost, _curve, _joined
+from gpattern_bench.methods.boosted.method import Boosted, BoostedGene, _boost, _curve, _join_trees
 from gpattern_bench.methods.predict import predict_cells
 
 pytestmark = pytest.mark.slow
@@ -124,7 +124,7 @@ def test_flat_trees_are_scikit_learns():
     x[rng.random(x.shape) < 0.1] = -99
     labels = np.stack([x[:, 0] + x[:, 1] ** 2 > 0.5, x[:, 2] > 1, np.zeros(600, bool)], axis=1)
     grown = [_boost(x, y, seed=5) for y in labels.T]
-    flat = _joined([nodes for nodes, _ in grown])
+    flat = _join_trees([nodes for nodes, _ in grown])
     got = expit(flat.sums(x) + np.array([start for _, start in grown]))
     for c in (0, 1):
         model = HistGradientBoostingClassifier(
@@ -142,7 +142,7 @@ def test_flat_trees_are_scikit_learns():
 
 
 def test_no_trees_at_all():
-    flat = _joined([[], []])
+    flat = _join_trees([[], []])
     assert (flat.sums(np.zeros((3, 2))) == 0).all()
 
 

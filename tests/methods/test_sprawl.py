@@ -18,7 +18,7 @@ import shapely
 from samples import dataset_of
 from scipy.stats import chi2_contingency, chisquare, hypergeom, ks_2samp, kstest, norm
 
-from gpattern_bench.base.geometry import exterior_vertices, outline_distance
+from gpattern_bench.base.geometry import outline_distance, rings_of
 from gpattern_bench.curate.readers.bento import read_bento
 from gpattern_bench.curate.simulate.cells import PATTERNS, simulate
 from gpattern_bench.data.cells import Cell
@@ -186,11 +186,11 @@ class TestNull:
         sums = null_sums(metric, np.random.default_rng(0).normal(size=(9, 2)), 3, 1000)
         null = sprawl_random._bucketed(sums)
         for value in (*sums, *(sums * (1 + 1e-12)), *(sums * 1.001), 0.0, 1e9):
-            assert sprawl_random._less(null, value) == np.sum(sums < value * (1 - 1e-9))
+            assert sprawl_random._count_less(null, value) == np.sum(sums < value * (1 - 1e-9))
 
     def test_ranks_where_all_draws_are_equal(self):
         null = sprawl_random._bucketed(np.full(1000, 3.0))
-        assert [sprawl_random._less(null, v) for v in (2.0, 3.0, 4.0)] == [0, 0, 1000]
+        assert [sprawl_random._count_less(null, v) for v in (2.0, 3.0, 4.0)] == [0, 0, 1000]
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +236,7 @@ class TestPairScores:
         fours = itertools.product(apart, repeat=4)
         slow = np.mean([np.sum(null < sum(four) * (1 - 1e-8)) for four in fours])
         own = places(metric, xy[:m])
-        fast = sprawl_random._enumerated(own, sprawl_random._bucketed(null))
+        fast = sprawl_random._mean_rank_enumerated(own, sprawl_random._bucketed(null))
         assert fast == pytest.approx(slow, abs=1e-9)
 
     def test_the_same_seed_and_cell_give_the_same_bytes(self, cloud):
@@ -371,7 +371,7 @@ def u2os_cells(shared):
     outlines = release.cells.set_index("cell_id")["cell_boundary"]
     for name, rows in release.molecules.dropna(subset="cell_id").groupby("cell_id", observed=True):
         names, code = np.unique(rows["gene"].astype(str), return_inverse=True)
-        middle = exterior_vertices(outlines[name]).mean(axis=0)
+        middle = rings_of(outlines[name]).exterior_xy.mean(axis=0)
         yield name, rows[["x", "y"]].to_numpy(), code.astype(np.int32), names, middle
 
 
@@ -519,7 +519,7 @@ class TestFeatures:
     def test_values_are_those_of_the_functions(self, dataset):
         cells = dataset.iter_cells()
         cell, frame = next(zip(cells, features(cells, seed=4), strict=False))
-        n, middle = len(cell.gene), exterior_vertices(cell.boundary).mean(axis=0)
+        n, middle = len(cell.gene), cell.geometry.boundary_rings.exterior_xy.mean(axis=0)
         to_outline = outline_distance(cell.xy, cell.boundary)
         np.testing.assert_array_equal(
             frame["peripheral"], median_rank_scores(to_outline, cell.gene)

@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from samples import content_sha256
 
 from gpattern_bench.errors import TableError
 from gpattern_bench.tables.parquet import (
     codes_into,
-    content_sha256,
     dictionary_codes,
     fov_row_groups,
     read_fovs,

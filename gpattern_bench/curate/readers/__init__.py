@@ -1,12 +1,13 @@
-"""Readers: one per format, from a source release to pieces that any process can read.
+"""Readers, one per format: a source release in pieces that any process can read.
 
-A reader states no rule: what is dropped is decided in `curate/rules`, for all formats.
+Readers have no rules of their own: `curate/rules` says what is dropped, for all formats.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import assert_never
 
 from gpattern_bench.curate.release import Piece, Release, by_fov, in_memory
 from gpattern_bench.sources.recipe import Recipe
@@ -15,20 +16,20 @@ __all__ = ["read_release"]
 
 
 def read_release(recipe: Recipe, sources: Path, scratch: Path) -> Iterator[Piece]:
-    """Yield the pieces of the source release below the folder `sources`, in its own units.
+    """Yield the pieces of a source release, in its own units.
 
     Parameters
     ----------
     recipe : Recipe
-        Names the format, and the path below `sources`.
+        Format, and path below `sources`.
     sources : pathlib.Path
     scratch : pathlib.Path
-        Folder for what a reader must put aside; there until all pieces are read.
+        Folder for temporary files; must exist until all pieces are read.
 
     Raises
     ------
     SourceError
-        The source is missing or not in the stated format.
+        The source is missing or has another format.
     MissingExtraError
         The format needs an extra that is not installed.
     """
@@ -58,10 +59,12 @@ def read_release(recipe: Recipe, sources: Path, scratch: Path) -> Iterator[Piece
         from gpattern_bench.curate.readers.bento import read_bento
 
         release = read_bento(path, recipe.patterns)
-    else:
+    elif recipe.format == "spatialdata":
         from gpattern_bench.curate.readers.spatialdata import read_spatialdata
 
         release = read_spatialdata(path, fov_column=recipe.fov_column, tile=tile)
+    else:
+        assert_never(recipe.format)
     if recipe.labels is not None:
         from gpattern_bench.curate.readers.label_csv import read_labels_csv
 

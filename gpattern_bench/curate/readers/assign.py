@@ -1,4 +1,4 @@
-"""Assign molecules to cells, and cells to tiles, if the source does not."""
+"""Assign molecules to cells, and cells to tiles, where the source does not."""
 
 from __future__ import annotations
 
@@ -12,21 +12,27 @@ from numpy.typing import NDArray
 from gpattern_bench.base.geometry import polygonal
 from gpattern_bench.errors import SourceError
 
-__all__ = ["CellFinder", "assign_cells", "tiles"]
+__all__ = ["CellFinder", "tiles"]
 
-_BLOCK = 100_000  # points: as geometries they take about 100 bytes each
+_BLOCK = 100_000  # points at a time; each takes about 100 bytes as a geometry
 
 
 class CellFinder:
-    """Find the cell of each point; outlines are indexed once.
+    """Find the cell of each point; index the outlines once.
 
-    Outlines that are not valid count as curation repairs them
-    (:func:`gpattern_bench.base.geometry.polygonal`); in those without any area nothing lies.
+    Repairs invalid outlines like curation (:func:`gpattern_bench.base.geometry.polygonal`).
+    Outlines without area hold no point.
 
     Parameters
     ----------
     outlines : sequence of shapely geometries or None
-        (m,) Polygons or MultiPolygons.
+        (m,) Polygons or MultiPolygons, in the unit of the points.
+
+    Examples
+    --------
+    >>> squares = shapely.box([0, 2], [0, 0], [2, 4], [2, 2])
+    >>> CellFinder(squares).find(np.array([[1.0, 1.0], [2.0, 1.0], [3.0, 1.0], [9.0, 9.0]]))
+    array([ 0,  0,  1, -1])
     """
 
     def __init__(self, outlines: Sequence[Any] | NDArray[np.object_]) -> None:
@@ -39,16 +45,15 @@ class CellFinder:
         self._tree = shapely.STRtree(shapes)
 
     def find(self, xy: NDArray[Any]) -> NDArray[np.int64]:
-        """Position (n,) among the outlines of the cell that holds each point (n, 2).
+        """Find the index (n,) of each point's cell among the outlines; -1: outside every cell.
 
-        A point on a border lies in the cell; of several cells the first one counts; -1 = none,
-        also for coordinates that are not finite.
+        Cells include their borders. In several cells, the first counts. NaN is outside.
         """
         found = np.full(len(xy), -1, dtype=np.int64)
         for begin in range(0, len(xy), _BLOCK):
             rows = begin + np.flatnonzero(np.isfinite(xy[begin : begin + _BLOCK]).all(axis=1))
             at, cell = self._tree.query(shapely.points(xy[rows]))
-            # Cell by cell, which memory caches like; backwards, for the last one written stays.
+            # Cell by cell for the cache; last cell first, so that the first overwrites it.
             order = np.argsort(-cell)
             at, cell = rows[at[order]], cell[order]
             inside = shapely.intersects_xy(self._outlines[cell], *xy[at].T)
@@ -56,44 +61,18 @@ class CellFinder:
         return found
 
 
-def assign_cells(
-    xy: NDArray[Any], outlines: Sequence[Any] | NDArray[np.object_]
-) -> NDArray[np.int64]:
-    """Find the cell that each point lies in (:class:`CellFinder`, for points that come at once).
-
-    Parameters
-    ----------
-    xy : numpy.ndarray
-        (n, 2) points.
-    outlines : sequence of shapely geometries or None
-        (m,) in the same unit.
-
-    Returns
-    -------
-    numpy.ndarray
-        (n,) int64 positions among the outlines; -1 = outside every cell.
-
-    Examples
-    --------
-    >>> squares = shapely.box([0, 2], [0, 0], [2, 4], [2, 2])
-    >>> assign_cells(np.array([[1.0, 1.0], [2.0, 1.0], [3.0, 1.0], [9.0, 9.0]]), squares)
-    array([ 0,  0,  1, -1])
-    """
-    return CellFinder(outlines).find(xy)
-
-
 def tiles(xy: NDArray[Any], side: float) -> NDArray[np.object_]:
     """Name the square tile of each point, to serve as its field of view.
 
-    Tiles lie on multiples of `side` and are counted from the lowest ones that are used. Their
-    names sort as text like their numbers: by column, then by row.
+    Tiles lie on multiples of `side`; the lowest with a point are number 0. Names sort as text by
+    column, then by row.
 
     Parameters
     ----------
     xy : numpy.ndarray
         (n, 2) finite points, such as the centroids of cells.
     side : float
-        In the same unit; 0 = one tile, ``"0"``.
+        In the same unit; 0: one tile, ``"0"``.
 
     Returns
     -------
@@ -103,7 +82,7 @@ def tiles(xy: NDArray[Any], side: float) -> NDArray[np.object_]:
     Raises
     ------
     SourceError
-        The tiles are so small that their numbers overflow.
+        The tiles are too small: their numbers overflow.
 
     Examples
     --------

@@ -20,18 +20,18 @@ _OUTSIDE = "-1"
 
 
 def read_bento(path: Path, patterns: Sequence[str]) -> Release:
-    """Read molecules, outlines and, where there are label layers, labels.
+    """Read molecules, outlines and, if there are label layers, labels.
 
-    Cells are the rows of ``obs`` with outlines as WKT (``None`` = no nucleus); the field of view
-    is the ``batch``. The layers named as the patterns hold 0/1 per (cell, gene), NaN where a pair
-    is not labelled; features and probabilities in other layers are not read.
+    Cells are the rows of ``obs`` with outlines as WKT (``None``: no nucleus); the field of view is
+    the ``batch``. Layers named like the patterns hold 0/1 per (cell, gene), NaN for unlabelled
+    pairs; other layers (features, probabilities) are not read.
 
     Parameters
     ----------
     path : pathlib.Path
         The h5ad file.
     patterns : sequence of str
-        Layers to read as labels: all of them or, where none is there, no labels.
+        Layers to read as labels; the file has all of them or none.
 
     Returns
     -------
@@ -41,7 +41,7 @@ def read_bento(path: Path, patterns: Sequence[str]) -> Release:
     Raises
     ------
     SourceError
-        Not such a file; the text names what is missing.
+        Another kind of file; the message names what is missing.
     """
     if not path.is_file():
         raise SourceError(f"no file at {path}: expected a Bento h5ad")
@@ -50,8 +50,8 @@ def read_bento(path: Path, patterns: Sequence[str]) -> Release:
         missing = [name for name in expected if not isinstance(file.get(name), h5py.Group)]
         if missing:
             raise SourceError(
-                f"{path} is not a Bento h5ad: it lacks {', '.join(missing)}. Expected molecules in "
-                "uns/points (x, y, gene, cell, batch) and outlines in obs (cell_shape)."
+                f"{path} is not a Bento h5ad: it lacks {', '.join(missing)}; expected molecules in "
+                "uns/points (x, y, gene, cell, batch) and outlines in obs (cell_shape)"
             )
         cells = _cells(file, path)
         genes = _text(file["var"], file["var"].attrs.get("_index", "_index"), path)
@@ -66,15 +66,15 @@ def read_bento(path: Path, patterns: Sequence[str]) -> Release:
 
 
 def _column(group: h5py.Group, name: str, path: Path) -> Any:
-    """One column of an AnnData data frame: an array, or a Categorical in either encoding."""
+    """Read a column of an AnnData data frame: an array, or a Categorical in either encoding."""
     if name not in group:
         raise SourceError(
             f"{path}: {group.name} lacks the column {name}; it has {', '.join(sorted(group))}"
         )
     node = group[name]
-    if isinstance(node, h5py.Group):  # encoding since AnnData 0.7
+    if isinstance(node, h5py.Group):  # since AnnData 0.7
         return pd.Categorical.from_codes(node["codes"][:], _values(node["categories"]))
-    if "categories" in node.attrs:  # before: a reference to the group __categories
+    if "categories" in node.attrs:  # before 0.7: a reference to a group
         return pd.Categorical.from_codes(node[:], _values(group[node.attrs["categories"]]))
     return _values(node)
 
@@ -124,7 +124,8 @@ def _labels(
     if len(present) < len(patterns):
         missing = [name for name in patterns if name not in layers]
         raise SourceError(
-            f"{path} has label layers {', '.join(present)} but lacks {', '.join(missing)}"
+            f"{path} has label layers {', '.join(present)} but lacks {', '.join(missing)}; name "
+            "the layers of this file as patterns"
         )
     with reading(path, f"numbers, one per cell and gene, in the layers {', '.join(patterns)}"):
         values = np.stack([layers[name][:] for name in patterns], axis=-1)
@@ -134,8 +135,9 @@ def _labels(
     if odd.any():
         row, column = np.argwhere(odd)[0]
         raise SourceError(
-            f"{path}: label layers must hold 0 or 1, or NaN in all of them; cell {cells[row]}, "
-            f"gene {genes[column]} has {values[row, column].tolist()} ({int(odd.sum())} such pairs)"
+            f"{path}: expected 0 or 1 in the label layers, or NaN in all of them; cell "
+            f"{cells[row]}, gene {genes[column]} has {values[row, column].tolist()} "
+            f"({int(odd.sum())} such pairs)"
         )
     i, j = np.nonzero(labelled)
     frame = pd.DataFrame({"cell_id": cells.to_numpy()[i], "gene": genes[j]})

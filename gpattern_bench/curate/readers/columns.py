@@ -1,4 +1,4 @@
-"""Tables of instruments' exports, Parquet or csv, read block by block."""
+"""Read the tables of instruments' exports, Parquet or csv, block by block."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def find_table(folder: Path, names: Sequence[str]) -> Path:
     Raises
     ------
     SourceError
-        None of them is.
+        There is none.
     """
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise SourceError(f"{folder} has no {' or '.join(names)}; name the folder of the export")
+    raise SourceError(f"{folder} has no {' or '.join(names)}; give the folder of the export")
 
 
 def read_blocks(
@@ -42,26 +42,26 @@ def read_blocks(
     raw: Sequence[str] = (),
     optional: Collection[str] = (),
 ) -> Iterator[pa.Table]:
-    """Yield a table in blocks of at most about a million rows, only the columns asked for.
+    """Yield some columns of a table in blocks of at most about a million rows.
 
     Parameters
     ----------
     path : pathlib.Path
         ``.parquet``, ``.csv`` or ``.csv.gz``.
     text : sequence of str
-        Columns read as text (dictionary-encoded), whatever type the file gives them: names may be
-        numbers longer than 64 bit. What is empty is null.
+        Columns to read as dictionary-encoded text, whatever their type in the file (names may be
+        numbers beyond 64 bit); empty text becomes null.
     numbers : sequence of str
-        Columns read as float64, or float32 where the file has no more; null where it says nothing.
+        Columns to read as float64, or as float32 if the file has float32.
     raw : sequence of str
-        Columns read as they are; Parquet only.
+        Columns to read unchanged; Parquet only.
     optional : collection of str
-        Columns that may be missing, and then are left out.
+        Columns that may be missing.
 
     Raises
     ------
     SourceError
-        A column is missing, or the file is damaged or has other types.
+        A column is missing or has another type, or the file is damaged.
     """
     wanted = [*text, *numbers, *raw]
     with reading(path, f"a table with the columns {', '.join(wanted)}"):
@@ -118,7 +118,7 @@ def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     for chunk in column.chunks:
         values = _empty_is_null(chunk.dictionary.cast(pa.string()))
         codes = chunk.indices.cast(pa.int32())
-        if values.null_count:  # null codes too: older pyarrow looks at no others
+        if values.null_count:  # older pyarrow sees nulls only in the codes
             codes = pc.if_else(values.is_null().take(codes), pa.scalar(None, pa.int32()), codes)
         chunks.append(pa.DictionaryArray.from_arrays(codes, values))
     return pa.chunked_array(chunks, _TEXT)

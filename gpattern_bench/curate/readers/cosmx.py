@@ -1,4 +1,4 @@
-"""Read CosMx flat files: a csv of molecules, label images of the cells and their compartments."""
+"""Read CosMx flat files: a csv of molecules, label images of cells and compartments."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from gpattern_bench.curate.readers.cosmx_csv import (
 )
 from gpattern_bench.curate.readers.label_images import border_labels, label_image, outlines
 from gpattern_bench.curate.readers.spill import Spill
-from gpattern_bench.curate.release import Piece, Release, reading
-from gpattern_bench.errors import SourceError, TableError
+from gpattern_bench.curate.release import Piece, Release, reading, writing
+from gpattern_bench.errors import SourceError
 from gpattern_bench.sources.archive import members
 
 __all__ = ["read_cosmx"]
@@ -45,9 +45,10 @@ _NO_ROWS = pa.schema(
     }
 ).empty_table()
 
-_NUCLEUS = 1  # in CompartmentLabels; what its other codes mean is not documented
-_HEIGHT = 3648  # rows of a whole image, where only a crop of it is there
-_ENOUGH, _AGREE = 100, 0.5  # molecules to judge by; least share in the pixels of their cells
+_NUCLEUS = 1  # in CompartmentLabels; other codes are undocumented
+_HEIGHT = 3648  # rows of a whole image, if the file is a crop
+_MIN_JUDGED = 100  # molecules: with fewer, do not compare them with the image
+_MIN_SHARE = 0.5  # of them in the pixels of their cells
 
 
 def read_cosmx(
@@ -55,17 +56,17 @@ def read_cosmx(
 ) -> Iterator[Piece]:
     """Read the flat files of one CosMx sample, field of view by field of view.
 
-    Files are found by their names wherever they lie: ``*_tx_file.csv`` and
-    ``*_fov_positions_file.csv`` (also gzipped), ``CellLabels_F###.tif`` and, if there are any,
-    ``CompartmentLabels_F###.tif``. An archive is read once, as a stream.
+    Finds files by name in any subfolder: ``*_tx_file.csv``, ``*_fov_positions_file.csv`` (also
+    gzipped), ``CellLabels_F###.tif`` and, optionally, ``CompartmentLabels_F###.tif``. Reads an
+    archive once, as a stream.
 
-    Molecules keep the global coordinates of the release; those of ``cell_ID`` 0 are outside every
-    cell, whatever their compartment, and left out. A cell is ``<cell_ID>-<fov>``; its outline runs
-    along the pixels of its label image, its nucleus is where the compartment image has 1 in it.
-    ``z`` counts planes, not a length, and is left out.
+    Molecules keep the global coordinates of the release; ``cell_ID`` 0 is outside every cell,
+    whatever the compartment. Cells are named ``<cell_ID>-<fov>``; outlines follow the pixels of
+    the label image, nuclei the pixels with 1 in the compartment image. ``z`` numbers planes and is
+    not read.
 
-    A pair has the pattern ``nuclear``, ``membrane`` or ``cytoplasmic`` if at least half of all its
-    molecules have that ``CellComp``; so two patterns may tie. The column itself goes no further.
+    A pair has the pattern ``nuclear``, ``membrane`` or ``cytoplasmic`` if at least half of its
+    molecules have that ``CellComp``; two patterns may tie. Only labels use ``CellComp``.
 
     Parameters
     ----------
@@ -74,40 +75,40 @@ def read_cosmx(
     scratch : pathlib.Path
         Folder for molecules by field of view, and for the images of an archive.
     crops : mapping of str to (int, int), optional
-        FOV -> column and row, in the whole image of 3648 rows, of the first pixel of its label
-        images, where they are crops.
+        For label images that are crops: FOV -> column and row of their first pixel in the whole
+        image of 3648 rows.
 
     Yields
     ------
     Piece
-        One field of view, in pixels; ``labels`` is None if there is no column ``CellComp``. Its
-        images, and its molecules from `scratch`, are read when it is called.
+        One field of view, in pixels; ``labels`` is None without a column ``CellComp``. A call reads
+        its images, and its molecules from `scratch`.
 
     Raises
     ------
     SourceError
-        A file is missing, broken or of another format, or molecules and images do not fit.
+        A file is missing, damaged or of another format, or molecules and images do not match.
     MissingExtraError
-        An image is compressed in a way that needs another package.
+        Reading the images' compression needs another package.
     TableError
         The scratch folder cannot be written.
 
     Notes
     -----
-    The middle of the pixel in column c and row r of an image of H rows is at local x = c and
-    y = H - r, and global = local + place of the field of view. In newer exports local y counts
-    the rows, rounded, and global y = place - local y. Which one holds is read from the molecules;
-    either is checked: at least half of them must lie in the pixels of their cells.
+    In an image of H rows, the centre of the pixel in column c and row r has local x = c and
+    y = H - r, and global = local + position of the field of view. In newer exports local y counts
+    rows (rounded), and global y = position - local y. The molecules tell which; then at least half
+    of them must lie in the pixels of their cells.
     """
-    flat = _Flat(path, scratch, crops or {})
-    with flat.spill:
+    sample = _Sample(path, scratch, crops or {})
+    with sample.spill:
         for source, file in _files(path):
-            flat.take(source, file)
-        yield from flat.pieces()
+            sample.add(source, file)
+        yield from sample.pieces()
 
 
 def _files(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    """Open the files to read, with names for messages."""
+    """Open the files to read; yield their paths, for messages, and contents."""
     if path.is_file():
         for name, member in members(path):
             if _is_read(path / name):
@@ -128,10 +129,10 @@ def _is_read(source: Path) -> bool:
     return any(kind.fullmatch(source.name) for kind in kinds) and not source.name.startswith(".")
 
 
-class _Flat:
-    """Files of one sample, read in any order, yielded by field of view.
+class _Sample:
+    """Files of one sample, added in any order, yielded by field of view.
 
-    It goes with every piece to the process that reads it, so it holds no rows and no pixels.
+    Workers get a copy with every piece, so it holds no rows and no pixels.
     """
 
     def __init__(self, path: Path, scratch: Path, crops: Mapping[str, tuple[int, int]]) -> None:
@@ -141,31 +142,30 @@ class _Flat:
         self.positions: dict[str, tuple[float, float]] = {}
         self.cells: dict[str, Path] = {}  # FOV -> label image
         self.compartments: dict[str, Path] = {}
-        self._taken: dict[str, Path] = {}
+        self._added: dict[str, Path] = {}
 
-    def take(self, source: Path, file: BinaryIO) -> None:
+    def add(self, source: Path, file: BinaryIO) -> None:
         image = _IMAGE.fullmatch(source.name)
         if image:
             kind, fov = image[1], str(int(image[2]))
-            self._once(f"{kind} of FOV {fov}", source)
+            self._require_first(f"{kind} of FOV {fov}", source)
             images = self.cells if kind.lower() == "celllabels" else self.compartments
             images[fov] = source
             if not self.path.is_dir():
                 images[fov] = self.scratch / f"{kind.lower()}-{fov}.tif"
-                _copy(file, images[fov])
+                with writing(images[fov]), images[fov].open("wb") as copy:
+                    shutil.copyfileobj(file, copy, 1 << 20)
         elif _POSITIONS.fullmatch(source.name):
-            self._once("positions of the fields of view", source)
+            self._require_first("positions of the fields of view", source)
             self.positions = read_positions(file, source)
         else:
-            self._once("molecules", source)
+            self._require_first("molecules", source)
             self.molecules = CosmxMolecules(file, source, self.spill)
 
-    def _once(self, what: str, source: Path) -> None:
-        first = self._taken.setdefault(what, source)
+    def _require_first(self, what: str, source: Path) -> None:
+        first = self._added.setdefault(what, source)
         if first is not source:
-            raise SourceError(
-                f"{what}: both in {first} and in {source}; curate one sample at a time"
-            )
+            raise SourceError(f"{what}: in both {first} and {source}; curate one sample at a time")
 
     def pieces(self) -> Iterator[Piece]:
         if self.molecules is None or not self.cells:
@@ -176,55 +176,58 @@ class _Flat:
             )
         foreign = sorted(set(self.crops) - set(self.cells))
         if foreign:
-            raise SourceError(f"{self.path}: crops of FOV {', '.join(foreign)}, without CellLabels")
+            raise SourceError(
+                f"{self.path}: crops name FOV {', '.join(foreign)}, which has no CellLabels; name "
+                "FOVs of this sample"
+            )
         inside = set(self.spill.fovs)
         bare = sorted(inside - set(self.cells))
         if bare:
-            _log.warning("%s has no CellLabels of FOV %s: no outlines there", self.path, bare)
-        self.molecules.settle(self.positions)
+            _log.warning("%s has no CellLabels of FOV %s; its cells are dropped", self.path, bare)
+        self.molecules.infer_direction(self.positions)
         self.spill.close()
-        nowhere = self.molecules.nowhere
+        without_fov = self.molecules.without_fov
         for fov in sorted(inside | set(self.cells) | set(self.molecules.outside)):
-            yield partial(self._piece, fov, self.molecules, nowhere)
-            nowhere = 0  # warned once
+            yield partial(self._piece, fov, self.molecules, without_fov)
+            without_fov = 0  # counted once
 
-    def _piece(self, fov: str, molecules: CosmxMolecules, nowhere: int) -> Release:
+    def _piece(self, fov: str, molecules: CosmxMolecules, without_fov: int) -> Release:
         rows = self.spill.rows(fov) if fov in self.spill.fovs else _NO_ROWS
         image, nuclei = self._images(fov)
         column, row = self.crops.get(fov, (0, 0))
         height = _HEIGHT if fov in self.crops else len(image)
-        place = molecules.place(fov, height) or self.positions.get(fov)
+        position = molecules.position(fov, height) or self.positions.get(fov)
         dropped = {
             "molecules": {
                 "outside every cell": molecules.outside[fov],
-                "without a field of view": nowhere,
+                "without a field of view": without_fov,
             }
         }
-        if place is None:
+        if position is None:
             if len(rows):
                 raise SourceError(
-                    f"{molecules.source}: nothing tells where FOV {fov} lies; expected the columns "
+                    f"{molecules.source}: FOV {fov} has no position; expected the columns "
                     f"{', '.join((*GLOBAL, *LOCAL))}, or its row in *_fov_positions_file.csv"
                 )
             dropped["cells"] = {"without molecules": len(np.unique(image[image > 0]))}
-            image, nuclei, place = image[:0], None, (0.0, 0.0)  # of nothing
-        corner = (place[0] + column - 0.5, place[1] + height - row + 0.5)
+            image, nuclei, position = image[:0], None, (0.0, 0.0)
+        corner = (position[0] + column - 0.5, position[1] + height - row + 0.5)
         frame, cells = _molecule_frame(fov, rows), _cell_frame(fov, image, nuclei, corner)
         if not molecules.columns.issuperset(GLOBAL):
-            frame["x"] += place[0]
-            frame["y"] += place[1]
-        share = _share_in_place(rows["cell_id"].to_numpy(), frame, cells, image, corner)
-        if share < _AGREE:
+            frame["x"] += position[0]
+            frame["y"] += position[1]
+        share = _share_in_cells(rows["cell_id"].to_numpy(), frame, cells, image, corner)
+        if share < _MIN_SHARE:
             raise SourceError(
-                f"{self.cells[fov]} does not fit {molecules.source}: only {share:.1%} of the "
-                f"molecules in cells of FOV {fov} lie in the pixels of their cells. Does it show "
-                "another field of view, or is it a crop whose place is not given (crops)?"
+                f"{self.cells[fov]} does not match {molecules.source}: only {share:.1%} of the "
+                f"molecules in cells of FOV {fov} lie in the pixels of their cells; check that it "
+                "shows this field of view and, for a crop, give its position (crops)"
             )
         labels = _labels(frame, rows) if "cellcomp" in molecules.columns else None
         return Release(frame, cells, labels, dropped)
 
     def _images(self, fov: str) -> tuple[NDArray[np.int32], NDArray[np.int32] | None]:
-        """Labels of the cells, and of the nuclei if there is an image of compartments."""
+        """Read the labels of the cells, and of the nuclei if there is a compartment image."""
         if fov not in self.cells:
             return np.zeros((0, 0), np.int32), None
         cells = label_image(self.cells[fov])
@@ -237,16 +240,6 @@ class _Flat:
                 f"{self.cells[fov]} has {cells.shape}; both must show the same field of view"
             )
         return cells, np.where(compartments == _NUCLEUS, cells, 0)
-
-
-def _copy(file: BinaryIO, target: Path) -> None:
-    try:
-        with target.open("wb") as copy:
-            shutil.copyfileobj(file, copy, 1 << 20)
-    except OSError as error:
-        raise TableError(
-            str(target), [f"cannot be written ({error}); make room on that disk and try again"]
-        ) from error
 
 
 def _molecule_frame(fov: str, rows: pa.Table) -> pd.DataFrame:
@@ -289,16 +282,16 @@ def _cell_frame(
     )
 
 
-def _share_in_place(
+def _share_in_cells(
     cell: NDArray[np.int32],
     molecules: pd.DataFrame,
     cells: pd.DataFrame,
     image: NDArray[np.int32],
     corner: tuple[float, float],
 ) -> float:
-    """Share of molecules in the pixels of their cells; 1 if there are too few to judge."""
+    """Compute the share of molecules in the pixels of their cells; 1 if too few to judge."""
     compared = molecules["cell_id"].isin(cells["cell_id"]).to_numpy()
-    if compared.sum() < _ENOUGH:
+    if compared.sum() < _MIN_JUDGED:
         return 1.0
     column = np.floor(molecules["x"].to_numpy()[compared] - corner[0])
     row = np.floor(corner[1] - molecules["y"].to_numpy()[compared])
@@ -308,7 +301,7 @@ def _share_in_place(
 
 
 def _labels(molecules: pd.DataFrame, rows: pa.Table) -> pd.DataFrame:
-    """Patterns of every pair: the compartments of at least half of its molecules."""
+    """Label every pair with the compartments of at least half of its molecules."""
     known = molecules["gene"].notna().to_numpy()
     cell, gene = (molecules[name].cat for name in ("cell_id", "gene"))
     keys = cell.codes.to_numpy(np.int64)[known] * len(gene.categories)

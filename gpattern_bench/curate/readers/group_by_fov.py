@@ -1,8 +1,8 @@
-"""Group a slide's molecules, which come in any order, by field of view."""
+"""Group a slide's molecules by field of view."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,10 @@ from numpy.typing import NDArray
 
 from gpattern_bench.curate.readers.assign import tiles
 from gpattern_bench.curate.readers.spill import Spill
-from gpattern_bench.curate.release import Piece, Release
+from gpattern_bench.curate.release import Dropped, Piece, Release, keep_rows
 from gpattern_bench.errors import SourceError
 
-__all__ = ["Dropped", "count", "group_by_fov", "join_parts", "outlined_cells"]
-
-Dropped = dict[str, dict[str, int]]
-"""Table -> reason -> rows that a reader left out."""
-
-
-def count(dropped: Dropped, table: str, reason: str, rows: NDArray[np.bool_]) -> None:
-    """Count rows dropped from a table for a reason."""
-    of_table = dropped.setdefault(table, {})
-    of_table[reason] = of_table.get(reason, 0) + int(rows.sum())
+__all__ = ["centroids", "group_by_fov", "join_parts", "molecules_in_cells", "outlined_cells"]
 
 
 def outlined_cells(
@@ -38,24 +29,38 @@ def outlined_cells(
 ) -> pd.DataFrame:
     """Make a release's table of cells, without fields of view.
 
-    Cells whose outline has no centroid (none, empty, not finite) are left out and counted.
+    Drops and counts cells whose outline has no centroid (missing, empty or not finite).
 
     Parameters
     ----------
     names : sequence of str
         (m,) unique.
     boundary, nucleus : numpy.ndarray
-        (m,) shapely geometries or None; no `nucleus` = none segmented.
+        (m,) shapely geometries or None; `nucleus` is None without segmented nuclei.
     dropped : dict
-        Where to count.
+        Counts dropped cells.
     """
     cells = pd.DataFrame({"cell_id": np.array(names, dtype=object)})
     cells["cell_boundary"] = boundary
     cells["nucleus_boundary"] = nucleus
     cells["touches_border"] = None
-    nowhere = np.asarray(~np.isfinite(_centroids(boundary)).all(axis=1))
-    count(dropped, "cells", "without an outline", nowhere)
-    return cells.iloc[np.flatnonzero(~nowhere)].reset_index(drop=True)
+    missing = np.asarray(~np.isfinite(centroids(boundary)).all(axis=1))
+    kept = keep_rows({"without an outline": missing}, dropped.setdefault("cells", {}))
+    return cells.iloc[np.flatnonzero(kept)].reset_index(drop=True)
+
+
+def molecules_in_cells(
+    block: pa.Table,
+    cell: NDArray[np.int64],
+    reasons: Mapping[str, NDArray[np.bool_]],
+    columns: Mapping[str, str],
+    dropped: Dropped,
+) -> pa.Table:
+    """Select and rename the columns of a block; add ``cell``; drop and count rows by reason."""
+    keep = keep_rows(reasons, dropped.setdefault("molecules", {}))
+    present = [name for name in columns if name in block.column_names]
+    kept = block.select(present).rename_columns([columns[name] for name in present])
+    return kept.append_column("cell", pa.array(cell.astype(np.int32))).filter(pa.array(keep))
 
 
 def group_by_fov(
@@ -63,28 +68,27 @@ def group_by_fov(
 ) -> Iterator[Piece]:
     """Sort molecules by field of view on disk, then yield them with their cells.
 
-    A cell lies in the field of view that most of its molecules name (of several the first as
-    text) or, where the source names none, in the tile of its centroid. Cells without molecules
-    are left out and counted.
+    A cell's field of view is the one that most of its molecules name (ties: the first as text) or,
+    if the source names none, the tile of its centroid. Drops and counts cells without molecules.
 
     Parameters
     ----------
     blocks : iterable of pyarrow.Table
-        ``cell`` (position among `cells`), ``gene`` (text), ``x``, ``y``, perhaps ``z``, and
-        ``fov`` (text) where the source names it.
+        In any order: ``cell`` (index among `cells`), ``gene`` (text), ``x``, ``y``, perhaps ``z``,
+        and ``fov`` (text) if the source names it.
     cells : pandas.DataFrame
-        As :func:`outlined_cells` gives them.
+        From :func:`outlined_cells`.
     scratch : pathlib.Path
-        Folder for what is put aside.
+        Folder for temporary files.
     tile : float
         Side of the tiles (:func:`gpattern_bench.curate.readers.assign.tiles`).
     dropped : dict
-        What was left out, complete once `blocks` are through; goes with the first piece.
+        Counts of dropped rows, complete after the last block; returned with the first piece.
 
     Raises
     ------
     SourceError
-        No molecule lies in a cell, or one names no field of view where others do.
+        No molecule lies in a cell, or only some molecules name a field of view.
     """
     n_molecules = np.zeros(len(cells), dtype=np.int64)
     votes: list[pa.Table] = []
@@ -94,7 +98,7 @@ def group_by_fov(
             cell = block["cell"].to_numpy()
             n_molecules += np.bincount(cell, minlength=len(cells))
             if "fov" in block.column_names:
-                votes.append(_votes(block))
+                votes.append(_count_votes(block))
             else:
                 if home is None:
                     home = _tile_of(cells, tile)
@@ -102,10 +106,10 @@ def group_by_fov(
             spill.append(block)
         if not n_molecules.any():
             raise SourceError(
-                f"no molecule lies in a cell that has an outline; left out: {dropped}. Check that "
-                "molecules and outlines are of one region, in one unit, with the same cell ids."
+                f"no molecule lies in a cell that has an outline; dropped: {dropped}. Check that "
+                "molecules and outlines are of one region, in one unit, with the same cell ids"
             )
-        count(dropped, "cells", "without molecules", n_molecules == 0)
+        keep_rows({"without molecules": n_molecules == 0}, dropped.setdefault("cells", {}))
         if votes:
             home = _fov_of(cells, votes)
             for _, rows in spill.read():
@@ -122,7 +126,7 @@ def group_by_fov(
 
 
 def join_parts(parts: NDArray[np.object_], owner: NDArray[np.int64], n: int) -> NDArray[np.object_]:
-    """One outline (n,) for each owner: its polygon, all its polygons as one, or None."""
+    """Join the polygons of each owner (n,): a Polygon, a MultiPolygon, or None."""
     joined = np.full(n, None, dtype=object)
     order = np.argsort(owner, kind="stable")
     parts, owner = parts[order], owner[order]
@@ -135,23 +139,23 @@ def join_parts(parts: NDArray[np.object_], owner: NDArray[np.int64], n: int) -> 
     return joined
 
 
-def _centroids(shapes: NDArray[np.object_]) -> NDArray[np.float64]:
-    """(n, 2) centroids; NaN where there is no outline, an empty one, or one that is not finite."""
+def centroids(shapes: NDArray[np.object_]) -> NDArray[np.float64]:
+    """Compute centroids (n, 2); NaN for outlines that are missing, empty or not finite."""
     with np.errstate(invalid="ignore"):
         centroid = shapely.centroid(shapes)
     return np.stack([shapely.get_x(centroid), shapely.get_y(centroid)], axis=1)
 
 
 def _tile_of(cells: pd.DataFrame, tile: float) -> pa.DictionaryArray:
-    names = tiles(_centroids(cells["cell_boundary"].to_numpy()), tile)
+    names = tiles(centroids(cells["cell_boundary"].to_numpy()), tile)
     return pa.array(names, pa.string()).dictionary_encode()
 
 
-def _votes(block: pa.Table) -> pa.Table:
-    """How many molecules of each cell name each field of view."""
-    nameless = block["fov"].null_count
-    if nameless:
-        raise SourceError(f"{nameless} molecules name no field of view; name it for all or none")
+def _count_votes(block: pa.Table) -> pa.Table:
+    """Count, for each cell, the molecules that name each field of view."""
+    unnamed = block["fov"].null_count
+    if unnamed:
+        raise SourceError(f"{unnamed} molecules name no field of view; name it for all or none")
     pairs = block.select(["cell", "fov"]).unify_dictionaries()
     counts = pairs.group_by(["cell", "fov"]).aggregate([([], "count_all")])
     return counts.set_column(1, "fov", counts["fov"].cast(pa.string()))

@@ -1,4 +1,4 @@
-"""Labels of pairs from csv files."""
+"""Read labels of pairs from a csv file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read_labels_csv(
     patterns : sequence of str
         The label columns.
     where : mapping of str to str
-        Only rows whose columns equal these values are used.
+        Column -> value; other rows are dropped.
 
     Returns
     -------
@@ -37,14 +37,14 @@ def read_labels_csv(
     Raises
     ------
     SourceError
-        A column is missing, a value is not 0 or 1, or rows of one pair disagree.
+        A column is missing, a value is not 0 or 1, or two rows of a pair differ.
     """
     if not path.is_file():
         raise SourceError(f"no labels at {path}: expected a csv of labelled pairs")
     with reading(path, "a csv of labels"):
-        # All text: a gene may be called NA, and other rows' values are not ours to judge.
+        # As text: a gene may be called NA, and rows of other datasets may hold anything.
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if not isinstance(table.index, pd.RangeIndex):  # what is too much is taken for an index
+    if not isinstance(table.index, pd.RangeIndex):  # pandas makes surplus columns the index
         raise SourceError(
             f"{path}: rows have more values than the header has names "
             f"({', '.join(table.columns)}); name every column"
@@ -59,7 +59,10 @@ def read_labels_csv(
         used &= table[name] == value
     if not used.any():
         asked = ", ".join(f"{name} = {value}" for name, value in where.items()) or "any row"
-        raise SourceError(f"{path} has no row with {asked}; it has {len(table)} rows")
+        raise SourceError(
+            f"{path} has no row with {asked} among its {len(table)} rows; check the recipe's "
+            "`labels_where`"
+        )
     kept = table.loc[used, ["cell", "gene", *patterns]].rename(columns={"cell": "cell_id"})
     values = kept[list(patterns)].apply(pd.to_numeric, errors="coerce")
     wrong = ~values.isin([0, 1]).all(axis=1) | (kept[["cell_id", "gene"]] == "").any(axis=1)
@@ -75,7 +78,7 @@ def read_labels_csv(
     if len(clash):
         pair = clash.iloc[0]
         raise SourceError(
-            f"{path}: {len(clash)} pairs have rows that disagree, the first is cell "
+            f"{path}: {len(clash)} pairs have rows that differ, the first is cell "
             f"{pair['cell_id']}, gene {pair['gene']}; keep one row per pair"
         )
     dropped = {

@@ -1,4 +1,4 @@
-"""Label images -> outlines of the labels, exact to the pixel."""
+"""Trace the outlines of the labels in a label image, exact to the pixel."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from gpattern_bench.errors import MissingExtraError, SourceError
 
 __all__ = ["border_labels", "label_image", "outlines"]
 
-# A walk along pixel edges: its directions are west, south, east, north (rows run south). Of each,
-# the step, and the pixel ahead to the left as row and column relative to the walker's corner. The
-# pixel ahead to the right of one direction is the pixel ahead to the left of the one before.
+# A walk along pixel edges heads west, south, east or north (rows run south). For each: the step,
+# and the pixel ahead to the left, as row and column relative to the corner. The pixel ahead to the
+# right is that ahead to the left of the previous direction.
 _STEP = np.array([[0, -1], [1, 0], [0, 1], [-1, 0]])
 _LEFT = np.array([[0, -1], [0, 0], [-1, 0], [-1, -1]])
 
 
 def label_image(source: Path) -> NDArray[np.int32]:
-    """Read a label image (h, w) from a tif of any numbers that are whole and below 2^31.
+    """Read a label image (h, w) from a tif of whole numbers below 2^31, of any type.
 
     Raises
     ------
     SourceError
         Not a tif, or not a label image.
     MissingExtraError
-        It is compressed in a way that needs another package.
+        Reading its compression needs another package.
     """
     with reading(source, "a label image (tif)"):
         try:
@@ -60,20 +60,18 @@ def label_image(source: Path) -> NDArray[np.int32]:
 def outlines(
     labels: NDArray[Any], corner: tuple[float, float] = (0.0, 0.0)
 ) -> tuple[NDArray[np.int32], NDArray[np.object_]]:
-    """Outline every label of an image: the area that its pixels cover, neither more nor less.
+    """Outline every label of an image: exactly the area of its pixels.
 
-    A pixel is a unit square; rings run along the edges of pixels, with vertices only where they
-    turn. Pixels of one label are connected through their sides (4-connectivity): a label whose
-    pixels meet only at a corner, or not at all, is a MultiPolygon. Holes stay. All outlines are
-    valid, exteriors counter-clockwise, and neighbours share the very same edges.
+    A pixel is a unit square; rings follow pixel edges, with vertices only at turns. Pixels connect
+    through their sides (4-connectivity); a label in several such parts is a MultiPolygon. Keeps
+    holes. Outlines are valid, exteriors counter-clockwise, and neighbours share their edges.
 
     Parameters
     ----------
     labels : numpy.ndarray
         (h, w) whole numbers from 0 to 2^31 - 1, of any dtype; 0 is background.
     corner : (float, float)
-        x and y of the outer corner of the first pixel. x grows with the columns, y falls with the
-        rows.
+        x and y of the first pixel's outer corner; x grows with columns, y falls with rows.
 
     Returns
     -------
@@ -91,29 +89,29 @@ def outlines(
     POLYGON ((0 2, 0 1, 1 1, 1 0, 2 0, 2 2, 0 2))
     """
     h, w = labels.shape
-    framed = np.zeros((h + 2, w + 2), np.int32)  # so that every pixel has neighbours
+    framed = np.zeros((h + 2, w + 2), np.int32)  # a frame: every pixel has neighbours
     framed[1:-1, 1:-1] = labels
-    # Memory of `met` is only taken where labels touch themselves at a corner: next to nowhere.
+    # `met` stays virtual memory: it is written only where a label touches itself at a corner.
     walked, met = np.zeros(framed.shape, np.bool_), np.zeros(framed.shape, np.int64)
     corners, ends, label, exterior = _trace(framed, walked, met, _STEP, _LEFT)
     xy = np.empty(corners.shape)
     xy[:, 0] = corner[0] + (corners[:, 1] - 1)
     xy[:, 1] = corner[1] - (corners[:, 0] - 1)
     of_ring = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
-    return _assembled(shapely.linearrings(xy, indices=of_ring), label, exterior)
+    return _polygons(shapely.linearrings(xy, indices=of_ring), label, exterior)
 
 
 def border_labels(labels: NDArray[Any]) -> NDArray[Any]:
-    """Labels (n,) that touch the border of an image, ascending, without the background."""
+    """List the labels (n,) at the border of an image, ascending, without the background."""
     rim = [labels[:1].ravel(), labels[-1:].ravel(), labels[:, :1].ravel(), labels[:, -1:].ravel()]
     found = np.unique(np.concatenate(rim))
     return np.asarray(found[found != 0])
 
 
-def _assembled(
+def _polygons(
     rings: NDArray[np.object_], label: NDArray[np.int32], exterior: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int32], NDArray[np.object_]]:
-    """One geometry per label from its rings, parts in the order of their first pixels."""
+    """Make one geometry per label from its rings, parts in the order of their first pixels."""
     order = np.argsort(label, kind="stable")
     rings, label, exterior = rings[order], label[order], exterior[order]
     ids, parts = np.unique(label[exterior], return_counts=True)
@@ -125,7 +123,7 @@ def _assembled(
     part[holes] = first[of_hole]
     mixed = holes[parts[of_hole] > 1]
     if len(mixed):
-        part[mixed] = _around(rings[mixed], label[mixed], rings[shells], label[shells])
+        part[mixed] = _enclosing(rings[mixed], label[mixed], rings[shells], label[shells])
     order = np.lexsort((~exterior, part))  # each part's exterior, then its holes
     polygons = shapely.polygons(rings[order], indices=part[order])
     geometries = shapely.multipolygons(polygons, indices=np.repeat(np.arange(len(ids)), parts))
@@ -133,13 +131,13 @@ def _assembled(
     return ids, geometries
 
 
-def _around(
+def _enclosing(
     holes: NDArray[np.object_],
     of_hole: NDArray[np.int32],
     shells: NDArray[np.object_],
     of_shell: NDArray[np.int32],
 ) -> NDArray[np.intp]:
-    """Which exterior of its label each hole is in: the smallest, where they lie in each other."""
+    """Find the exterior around each hole: the smallest of its label that covers it."""
     filled = shapely.polygons(shells)
     shell, hole = shapely.STRtree(holes).query(filled, predicate="covers")
     same = of_hole[hole] == of_shell[shell]
@@ -151,14 +149,14 @@ def _around(
 
 @njit(cache=True, nogil=True)
 def _trace(labels: Any, walked: Any, met: Any, step: Any, left: Any) -> Any:
-    """Walk around every label, its pixels to the left, and note the corners where the walk turns.
+    """Walk around every label, its pixels to the left, and record the corners where it turns.
 
-    The image has a frame of background; `walked` (all false) marks upper edges of pixels that a
-    walk went along, `met` (all 0) where on a walk a corner was met. Returns corners (v, 2) as row
-    and column of the framed image, ring after ring, and of each ring its end among them, its
-    label, and whether it is an exterior.
+    The image has a frame of background. `walked` (all false) marks upper edges already walked,
+    `met` (all 0) the step at which a walk met a corner. Returns the corners (v, 2) of all rings as
+    row and column of the framed image; and of each ring its end among them, its label, and
+    whether it is an exterior.
     """
-    n = _turns(labels)
+    n = _count_corners(labels)
     corners, path = np.empty((n, 2), np.int32), np.empty((n, 2), np.int32)
     ends = np.empty(n // 4, np.int64)
     label, exterior = np.empty(n // 4, np.int32), np.empty(n // 4, np.bool_)
@@ -175,15 +173,15 @@ def _trace(labels: Any, walked: Any, met: Any, step: Any, left: Any) -> Any:
                 if r < 0:  # two pixels of the label meet at this corner only
                     r = -r
                     since = met[r, c] - earlier
-                    if since > 0:  # for the second time: in between lies a ring of its own
-                        _close(path[since - 1 : length], rings, corners, ends, exterior)
+                    if since > 0:  # met twice: the corners in between are a separate ring
+                        _store_ring(path[since - 1 : length], rings, corners, ends, exterior)
                         rings += 1
                         length = since
                         continue
                     met[r, c] = earlier + length + 1
                 path[length, 0], path[length, 1] = r, c
                 length += 1
-            _close(path[:length], rings, corners, ends, exterior)
+            _store_ring(path[:length], rings, corners, ends, exterior)
             rings += 1
             label[before:rings] = here
             earlier += n
@@ -191,8 +189,8 @@ def _trace(labels: Any, walked: Any, met: Any, step: Any, left: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def _turns(labels: Any) -> int:
-    """Corners of all rings: of pixels that stick out, and between pixels around one that is out."""
+def _count_corners(labels: Any) -> int:
+    """Count the corners of all rings, convex and concave."""
     n = 0
     for r in range(1, labels.shape[0] - 1):
         for c in range(1, labels.shape[1] - 1):
@@ -209,9 +207,9 @@ def _turns(labels: Any) -> int:
 
 @njit(cache=True, nogil=True)
 def _walk(labels: Any, walked: Any, row: int, column: int, path: Any, step: Any, left: Any) -> int:
-    """Note the corners of a ring from the west end of its first upper edge; say how many.
+    """Record the corners of a ring from the west end of its first upper edge; count them.
 
-    Where two pixels of the label meet at a corner only, the row is negative.
+    The row is negative where two pixels of the label meet at that corner only.
     """
     here = labels[row, column]
     walked[row, column] = True
@@ -232,10 +230,10 @@ def _walk(labels: Any, walked: Any, row: int, column: int, path: Any, step: Any,
 
 
 @njit(cache=True, nogil=True)
-def _close(path: Any, ring: int, corners: Any, ends: Any, exterior: Any) -> None:
+def _store_ring(path: Any, ring: int, corners: Any, ends: Any, exterior: Any) -> None:
     begin = ends[ring - 1] if ring else 0
     ends[ring] = begin + len(path)
-    area = 0  # twice, as columns and rows have it: below 0 counter-clockwise
+    area = 0  # doubled, in columns and rows: negative if counter-clockwise
     r0, c0 = path[-1]
     for i in range(len(path)):
         r, c = path[i]

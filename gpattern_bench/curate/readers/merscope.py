@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 from gpattern_bench.curate.readers.assign import CellFinder
 from gpattern_bench.curate.readers.columns import find_table, read_blocks
 from gpattern_bench.curate.readers.group_by_fov import (
-    Dropped,
-    count,
     group_by_fov,
     join_parts,
+    molecules_in_cells,
     outlined_cells,
 )
-from gpattern_bench.curate.release import Piece, reading
+from gpattern_bench.curate.release import Dropped, Piece, reading
 from gpattern_bench.errors import SourceError
 from gpattern_bench.tables.parquet import codes_into
 
@@ -34,19 +33,18 @@ _TRANSCRIPTS = ("detected_transcripts.csv", "detected_transcripts.csv.gz")
 _BOUNDARIES = ("cell_boundaries.parquet", "cellpose_micron_space.parquet")
 _OUTSIDE = "-1"
 _COLUMNS = {"gene": "gene", "global_x": "x", "global_y": "y", "fov": "fov"}
-_LEAST_WKB = 77  # bytes of a triangle; what is shorter has no area
+_MIN_WKB = 77  # bytes of a triangle; shorter geometries have no area
 
 
 def read_merscope(path: Path, scratch: Path, *, tile: float) -> Iterator[Piece]:
     """Read ``detected_transcripts.csv`` and the boundaries, as Parquet or, older, HDF5 per FOV.
 
-    Cells are outlined once per z-plane; of the planes in which a cell has an outline the middle
-    one counts (of two the lower), for the molecules of all planes. The cell of a molecule is its
-    ``cell_id`` (-1 = none) or, in older exports, the one whose outline holds it
-    (:class:`~gpattern_bench.curate.readers.assign.CellFinder`). ``global_z`` numbers the planes, it
-    is no length and is not read. There are no nuclei.
+    The export outlines a cell in each z-plane; the middle one (of two the lower) counts for the
+    molecules of all planes. A molecule's cell is its ``cell_id`` (-1: none) or, in older exports,
+    the cell around it (:class:`~gpattern_bench.curate.readers.assign.CellFinder`). ``global_z``
+    numbers the planes and is not read. There are no nuclei.
 
-    Fields of view are those of ``fov`` or, without that column, tiles
+    Fields of view come from ``fov`` or, without that column, are tiles
     (:func:`gpattern_bench.curate.readers.group_by_fov.group_by_fov`).
 
     Parameters
@@ -54,9 +52,9 @@ def read_merscope(path: Path, scratch: Path, *, tile: float) -> Iterator[Piece]:
     path : pathlib.Path
         The output folder of one region.
     scratch : pathlib.Path
-        Folder for what is put aside.
+        Folder for temporary files.
     tile : float
-        Side of the tiles, um; 0 = one field of view.
+        Side of the tiles, um; 0: one field of view.
 
     Yields
     ------
@@ -90,34 +88,27 @@ def _molecules(path: Path, cells: pd.DataFrame, dropped: Dropped) -> Iterator[pa
     ):
         if "cell_id" in block.column_names:
             cell = codes_into(index, block["cell_id"])
-            nowhere = np.asarray(block["cell_id"].is_null()) | (cell == len(cells))
-            reasons = {"outside every cell": nowhere, "cell without an outline": cell < 0}
+            outside = np.asarray(block["cell_id"].is_null()) | (cell == len(cells))
+            reasons = {"outside every cell": outside, "cell without an outline": cell < 0}
         else:
             finder = finder or CellFinder(cells["cell_boundary"].to_numpy())
             xy = np.stack([block[axis].to_numpy() for axis in ("global_x", "global_y")], axis=1)
             cell = finder.find(xy)
-            lost = ~np.isfinite(xy).all(axis=1)
-            reasons = {"coordinate not finite": lost, "outside every cell": cell < 0}
-        keep = np.ones(len(block), dtype=bool)
-        for reason, rows in reasons.items():
-            count(dropped, "molecules", reason, keep & rows)
-            keep &= ~rows
-        kept = block.select([name for name in _COLUMNS if name in block.column_names])
-        kept = kept.rename_columns([_COLUMNS[name] for name in kept.column_names])
-        kept = kept.append_column("cell", pa.array(cell.astype(np.int32)))
-        yield kept.filter(pa.array(keep))
+            missing = ~np.isfinite(xy).all(axis=1)
+            reasons = {"coordinate not finite": missing, "outside every cell": cell < 0}
+        yield molecules_in_cells(block, cell, reasons, _COLUMNS, dropped)
 
 
 def _outlines(folder: Path) -> pd.Series:
-    """Outlines by the cells' names."""
+    """Read the outlines, indexed by cell."""
     for name in _BOUNDARIES:
         if (folder / name).is_file():
             return _from_parquet(folder / name)
     files = sorted((folder / "cell_boundaries").glob("*.hdf5"))
     if not files:
         raise SourceError(
-            f"{folder} has no boundaries; expected {', '.join(_BOUNDARIES)} or "
-            "cell_boundaries/feature_data_*.hdf5"
+            f"{folder} has no boundaries: expected {', '.join(_BOUNDARIES)} or "
+            "cell_boundaries/feature_data_*.hdf5; give the output folder of one region"
         )
     found: dict[str, Any] = {}
     for file in files:
@@ -133,8 +124,8 @@ def _outlines(folder: Path) -> pd.Series:
     return pd.Series(found, dtype=object)
 
 
-def _middle(cell: NDArray[np.int64], plane: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which polygons (n,) lie in the middle one of their cell's planes."""
+def _in_middle_plane(cell: NDArray[np.int64], plane: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Mark the polygons (n,) in the middle plane of their cell."""
     polygons = pd.DataFrame({"cell": cell, "plane": plane})
     planes = polygons.drop_duplicates().sort_values(["cell", "plane"])
     of_cell = planes.groupby("cell")["plane"]
@@ -146,16 +137,16 @@ def _middle(cell: NDArray[np.int64], plane: NDArray[np.int64]) -> NDArray[np.boo
 def _from_parquet(path: Path) -> pd.Series:
     columns = {"text": ("EntityID",), "numbers": ("ZIndex",), "raw": ("Geometry",)}
     entity, plane, solid = [], [], []
-    for block in read_blocks(path, **columns):  # the geometries of all planes may be gigabytes
+    for block in read_blocks(path, **columns):  # twice: geometries of all planes may be gigabytes
         entity.append(block["EntityID"])
         plane.append(block["ZIndex"].to_numpy())
         length = pc.binary_length(block["Geometry"]).fill_null(0)
-        solid.append(np.asarray(length) >= _LEAST_WKB)
+        solid.append(np.asarray(length) >= _MIN_WKB)
     if not entity:
-        raise SourceError(f"{path} has no rows; expected outlines of cells")
+        raise SourceError(f"{path} has no rows: expected outlines of cells; export it again")
     cell, names = pd.factorize(pa.chunked_array([c for e in entity for c in e.chunks]).to_pandas())
     used = np.concatenate(solid) & (cell >= 0)
-    used[used] = _middle(cell[used], np.concatenate(plane)[used])
+    used[used] = _in_middle_plane(cell[used], np.concatenate(plane)[used])
     parts, at = [np.empty(0, dtype=object)], 0
     for block in read_blocks(path, **columns):
         rows = used[at : at + len(block)]
@@ -185,7 +176,7 @@ def _from_hdf5(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _rings(plane: h5py.Group) -> list[NDArray[np.float64]]:
-    """Corners (v, 2) of the polygons in a plane: three or more, and finite."""
+    """Read the polygons (v, 2) of a plane that have three or more finite vertices."""
     rings = [
         np.asarray(part["coordinates"][:], dtype=np.float64).reshape(-1, 2)
         for name, part in sorted(plane.items())

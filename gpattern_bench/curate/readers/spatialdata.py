@@ -13,37 +13,34 @@ import pyarrow.parquet as pq
 import shapely
 
 from gpattern_bench.curate.readers.assign import tiles
+from gpattern_bench.curate.readers.group_by_fov import centroids
 from gpattern_bench.curate.release import Release, reading
 from gpattern_bench.errors import MissingExtraError, SourceError
 
 __all__ = ["read_spatialdata"]
 
-_POINTS, _CELLS, _NUCLEI = (
-    "points/transcripts",
-    "shapes/cell_boundaries",
-    "shapes/nucleus_boundaries",
-)
+_POINTS = "points/transcripts"
+_CELLS, _NUCLEI = "shapes/cell_boundaries", "shapes/nucleus_boundaries"
 _OUTSIDE = ("", "-1", "UNASSIGNED")
 
 
 def read_spatialdata(path: Path, *, fov_column: str | None = None, tile: float = 0.0) -> Release:
     """Read ``points/transcripts``, ``shapes/cell_boundaries`` and ``shapes/nucleus_boundaries``.
 
-    Gene and cell of a molecule are the columns that the points element names as its feature and
-    instance key; an empty cell means outside every cell. Columns that tell the compartment of a
-    molecule (``nucleus_boundaries``, ``overlaps_nucleus``) are not read. Coordinates are the
-    elements' own (intrinsic) ones; the transformation to the global frame must therefore be the
-    same for points and outlines.
+    The points element names the columns of gene and cell as its feature and instance key; an empty
+    cell means outside every cell. Columns of a molecule's compartment (``nucleus_boundaries``,
+    ``overlaps_nucleus``) are not read. Coordinates are intrinsic, so points and outlines must have
+    the same transformation to the global frame.
 
     Parameters
     ----------
     path : pathlib.Path
         The zarr folder (zarr format 2 or 3; shapes as ragged arrays or, newer, as GeoParquet).
     fov_column : str or None
-        Column of the points that names the field of view; None = tiles.
+        Column of the points with the field of view; None: tiles.
     tile : float
-        Side of the square tiles that serve as fields of view, by the cells' centroids, where there
-        is no such column; 0 = all in one FOV, "0".
+        Without `fov_column`: side of the square tiles that serve as fields of view, by the cells'
+        centroids; 0: one FOV, "0".
 
     Returns
     -------
@@ -53,7 +50,7 @@ def read_spatialdata(path: Path, *, fov_column: str | None = None, tile: float =
     Raises
     ------
     SourceError
-        An element, key or column is missing, or frames differ.
+        An element, key or column is missing, or transformations differ.
     MissingExtraError
         Outlines are zarr arrays and zarr is not installed.
     """
@@ -67,9 +64,9 @@ def _read(path: Path, fov_column: str | None, tile: float) -> Release:
     attributes = _attributes(path, _POINTS)
     shapes = {name: _shapes(path, name) for name in (_CELLS, _NUCLEI) if (path / name).is_dir()}
     if _CELLS not in shapes:
-        raise SourceError(f"{path} has no element {_CELLS}: outlines of the cells are needed")
+        raise SourceError(f"{path} has no element {_CELLS}; add the outlines of the cells")
     for name, outlines in shapes.items():
-        if _frames(_attributes(path, name)) != _frames(attributes):
+        if _transformations(_attributes(path, name)) != _transformations(attributes):
             raise SourceError(
                 f"{path}: {name} and {_POINTS} have different coordinate transformations; bring "
                 "them into one frame (spatialdata.transform) and write the zarr again"
@@ -82,8 +79,7 @@ def _read(path: Path, fov_column: str | None, tile: float) -> Release:
     fov = placed.set_index("cell_id")["fov"].astype(str)
     cells = shapes[_CELLS].rename("cell_boundary").rename_axis("cell_id").reset_index()
     if fov_column is None:
-        centroid = shapely.centroid(cells["cell_boundary"].to_numpy())
-        xy = np.stack([shapely.get_x(centroid), shapely.get_y(centroid)], axis=1)
+        xy = centroids(cells["cell_boundary"].to_numpy())
         placeable = np.isfinite(xy).all(axis=1)  # the rules drop a cell without an outline
         cells["fov"] = ""
         cells.loc[placeable, "fov"] = tiles(xy[placeable], tile)
@@ -96,7 +92,7 @@ def _read(path: Path, fov_column: str | None, tile: float) -> Release:
 
 
 def _attributes(path: Path, element: str) -> dict[str, Any]:
-    """Attributes of an element, in zarr format 2 (``.zattrs``) or 3 (``zarr.json``)."""
+    """Read the attributes of an element, in zarr format 2 (``.zattrs``) or 3 (``zarr.json``)."""
     old, new = path / element / ".zattrs", path / element / "zarr.json"
     try:
         if old.is_file() or not new.is_file():
@@ -109,18 +105,18 @@ def _attributes(path: Path, element: str) -> dict[str, Any]:
         ) from error
 
 
-def _frames(attributes: dict[str, Any]) -> Any:
-    """Transformations of an element with their values, less the names of their own axes."""
+def _transformations(attributes: dict[str, Any]) -> Any:
+    """List an element's transformations: target and values, without the names of its axes."""
 
-    def bare(step: Any) -> Any:
+    def values(step: Any) -> Any:
         if isinstance(step, list):
-            return [bare(item) for item in step]
+            return [values(item) for item in step]
         if not isinstance(step, dict):
             return step
-        return {key: bare(step[key]) for key in step if key not in ("input", "output", "axes")}
+        return {key: values(step[key]) for key in step if key not in ("input", "output", "axes")}
 
     steps = attributes.get("coordinateTransformations", [])
-    return [(step.get("output", {}).get("name", "global"), bare(step)) for step in steps]
+    return [(step.get("output", {}).get("name", "global"), values(step)) for step in steps]
 
 
 def _molecules(path: Path, attributes: dict[str, Any], fov_column: str | None) -> pd.DataFrame:
@@ -128,8 +124,8 @@ def _molecules(path: Path, attributes: dict[str, Any], fov_column: str | None) -
     gene, cell = keys.get("feature_key"), keys.get("instance_key")
     if not gene or not cell:
         raise SourceError(
-            f"{path}: {_POINTS} names no feature_key and instance_key (got {keys}); set them, they "
-            "tell which columns hold gene and cell"
+            f"{path}: {_POINTS} names no feature_key and instance_key (got {keys}); set them to "
+            "the columns of gene and cell"
         )
     wanted = [name for name in ("x", "y", gene, cell, fov_column) if name is not None]
     dataset = pq.ParquetDataset(path / _POINTS / "points.parquet")
@@ -153,7 +149,7 @@ def _molecules(path: Path, attributes: dict[str, Any], fov_column: str | None) -
 
 
 def _shapes(path: Path, element: str) -> pd.Series[Any]:
-    """Outlines of an element, by name: GeoParquet (newer) or ragged zarr arrays (format 0.1)."""
+    """Read outlines, indexed by name: GeoParquet (newer) or ragged zarr arrays (format 0.1)."""
     parquet = path / element / "shapes.parquet"
     if parquet.is_file():
         frame = pq.read_table(parquet).to_pandas()
@@ -169,7 +165,9 @@ def _shapes(path: Path, element: str) -> pd.Series[Any]:
     names = ["coords", "offset0", "offset1", "Index"]
     missing = [name for name in names if name not in group]
     if missing:
-        raise SourceError(f"{path}: {element} lacks the arrays {', '.join(missing)} of polygons")
+        raise SourceError(
+            f"{path}: {element} lacks the arrays {', '.join(missing)}; write the zarr again"
+        )
     kind = shapely.GeometryType.POLYGON
     if "offset2" in group:
         kind = shapely.GeometryType.MULTIPOLYGON

@@ -1,4 +1,4 @@
-"""External sort by field of view, for releases larger than memory."""
+"""Sort rows by field of view on disk, for releases larger than memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
 
-from gpattern_bench.errors import TableError
+from gpattern_bench.curate.release import writing
 from gpattern_bench.tables.parquet import used_codes
 
 __all__ = ["Spill"]
@@ -20,9 +20,9 @@ __all__ = ["Spill"]
 class Spill:
     """Sort rows by field of view on disk.
 
-    One Arrow IPC file is open, however many fields of view there are; what stays in memory is
-    where each one's rows lie, and the distinct values of text columns. Use as a context manager;
-    the file is left to whoever owns its folder. Once closed, it may be sent to other processes.
+    Writes one Arrow IPC file; memory holds only the positions of rows and the distinct values of
+    text columns. Use as a context manager. The owner of the folder removes the file. A closed
+    Spill may be pickled.
 
     Parameters
     ----------
@@ -59,9 +59,9 @@ class Spill:
         return sorted(self._batches)
 
     def append(self, table: pa.Table) -> None:
-        """Append rows; every table has the same columns, one of them ``fov`` (text).
+        """Append rows; all tables have the same columns, one of them ``fov`` (text).
 
-        Text columns may be plain or dictionary-encoded, and null except in ``fov``.
+        Text may be plain or dictionary-encoded; only ``fov`` must not be null.
 
         Raises
         ------
@@ -70,10 +70,10 @@ class Spill:
         """
         if not len(table):
             return
-        codes = np.asarray(self._plain("fov", table["fov"]))
+        codes = np.asarray(self._without_dictionary("fov", table["fov"]))
         names = list(self._codes["fov"])
         others = [name for name in table.column_names if name != "fov"]
-        rows = pa.table({name: self._plain(name, table[name]) for name in others})
+        rows = pa.table({name: self._without_dictionary(name, table[name]) for name in others})
         if (codes[1:] < codes[:-1]).any():
             order = np.argsort(codes, kind="stable")
             rows, codes = rows.take(pa.array(order)), codes[order]
@@ -82,10 +82,9 @@ class Spill:
             self._write(str(names[codes[begin]]), rows.slice(begin, end - begin))
 
     def read(self) -> Iterator[tuple[str, pa.Table]]:
-        """Yield each field of view and its rows in the order in which they came.
+        """Yield fields of view, sorted as text ("1" < "10" < "2"), each with its rows as appended.
 
-        The fields of view come sorted as text ("1" < "10" < "2"). Text columns are
-        dictionary-encoded, with only the values that occur; ``fov`` is left out.
+        Drops the column ``fov``. Text is dictionary-encoded, without unused values.
         """
         self.close()
         if self._batches:
@@ -94,13 +93,13 @@ class Spill:
                     yield fov, self._rows(fov, reader)
 
     def rows(self, fov: str) -> pa.Table:
-        """Rows of one field of view, as :meth:`read` gives them; the file must be closed."""
+        """Read the rows of one field of view, as :meth:`read` does; the file must be closed."""
         with self._opened() as reader:
             return self._rows(fov, reader)
 
     @contextmanager
     def _opened(self) -> Iterator[pa.RecordBatchFileReader]:
-        # No memory map: its pages would count as memory of this process.
+        # Not a memory map: its pages would count as this process's memory.
         with pa.OSFile(str(self._path), "rb") as file, pa.ipc.open_file(file) as reader:
             yield reader
 
@@ -112,8 +111,8 @@ class Spill:
                 table = table.set_column(i, name, _encoded(table[name], values))
         return table
 
-    def _plain(self, name: str, column: pa.ChunkedArray) -> pa.Array:
-        """A column without dictionaries: text as codes into the values seen so far."""
+    def _without_dictionary(self, name: str, column: pa.ChunkedArray) -> pa.Array:
+        """Convert text to codes into the values so far; return other columns as they are."""
         kind = column.type
         if not pa.types.is_dictionary(kind):
             if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
@@ -130,7 +129,7 @@ class Spill:
         return pa.array(np.concatenate(pieces))
 
     def _write(self, fov: str, rows: pa.Table) -> None:
-        with self._writing():
+        with writing(self._path):
             if self._writer is None:
                 self._schema = rows.schema
                 self._writer = pa.ipc.new_file(str(self._path), rows.schema)
@@ -143,18 +142,8 @@ class Spill:
         """Close the file for writing."""
         writer, self._writer = self._writer, None
         if writer is not None:
-            with self._writing():
+            with writing(self._path):
                 writer.close()
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise TableError(
-                str(self._path),
-                [f"rows cannot be put aside ({error}); make room on that disk and try again"],
-            ) from error
 
 
 def _encoded(column: pa.ChunkedArray, values: pa.Array) -> pa.DictionaryArray:
@@ -162,4 +151,4 @@ def _encoded(column: pa.ChunkedArray, values: pa.Array) -> pa.DictionaryArray:
     chosen = values.take(pa.array(used))
     if not chosen.null_count:
         return pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32)), chosen)
-    return chosen.take(pa.array(codes)).dictionary_encode()  # a null is no value
+    return chosen.take(pa.array(codes)).dictionary_encode()  # a null is not in a dictionary

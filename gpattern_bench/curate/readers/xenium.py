@@ -9,17 +9,15 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import shapely
-from numpy.typing import NDArray
 
 from gpattern_bench.curate.readers.columns import find_table, read_blocks
 from gpattern_bench.curate.readers.group_by_fov import (
-    Dropped,
-    count,
     group_by_fov,
     join_parts,
+    molecules_in_cells,
     outlined_cells,
 )
-from gpattern_bench.curate.release import Piece, reading
+from gpattern_bench.curate.release import Dropped, Piece, reading
 from gpattern_bench.errors import SourceError
 from gpattern_bench.tables.parquet import codes_into
 
@@ -34,29 +32,28 @@ _COLUMNS = {
     "z_location": "z",
     "fov_name": "fov",
 }
-
 _STEMS = ("transcripts", "cell_boundaries", "nucleus_boundaries")
 
 
 def read_xenium(path: Path, scratch: Path, *, tile: float, min_qv: float = 20.0) -> Iterator[Piece]:
     """Read ``transcripts``, ``cell_boundaries`` and ``nucleus_boundaries`` (Parquet or csv.gz).
 
-    Molecules of a quality below `min_qv`, of targets that are no genes (``is_gene``, in newer
-    exports), outside cells or in cells without an outline are left out and counted. Polygons of
-    one cell that have several ``label_id``, such as two nuclei, become one MultiPolygon. What
-    tells a molecule's compartment (``overlaps_nucleus``, ``nucleus_distance``) is not read.
+    Drops and counts molecules of quality below `min_qv`, of control targets (``is_gene``, in newer
+    exports), outside cells, or in cells without an outline. Polygons of one cell with several
+    ``label_id``, such as two nuclei, become one MultiPolygon. Columns of a molecule's compartment
+    (``overlaps_nucleus``, ``nucleus_distance``) are not read.
 
-    Fields of view are those of ``fov_name`` or, in older exports, tiles
+    Fields of view come from ``fov_name`` or, in older exports, are tiles
     (:func:`gpattern_bench.curate.readers.group_by_fov.group_by_fov`).
 
     Parameters
     ----------
     path : pathlib.Path
-        The output folder (``outs``), or the one that it lies in.
+        The output folder (``outs``), or its parent.
     scratch : pathlib.Path
-        Folder for what is put aside.
+        Folder for temporary files.
     tile : float
-        Side of the tiles, um; 0 = one field of view.
+        Side of the tiles, um; 0: one field of view.
     min_qv : float
         Phred-scaled quality.
 
@@ -92,7 +89,7 @@ def read_xenium(path: Path, scratch: Path, *, tile: float, min_qv: float = 20.0)
 
 
 def _outlines(path: Path) -> pd.Series:
-    """Outlines by name, in the order of the file: consecutive vertices of one polygon each."""
+    """Read the outlines, indexed by cell; consecutive vertices form a polygon."""
     blocks = list(
         read_blocks(
             path,
@@ -102,10 +99,14 @@ def _outlines(path: Path) -> pd.Series:
         )
     )
     if not blocks:
-        raise SourceError(f"{path} has no vertices; expected outlines of cells or nuclei")
+        raise SourceError(
+            f"{path} has no vertices: expected outlines of cells or nuclei; export it again"
+        )
     table = pa.concat_tables(blocks).unify_dictionaries()
     if table["cell_id"].null_count:
-        raise SourceError(f"{path}: {table['cell_id'].null_count} vertices name no cell_id")
+        raise SourceError(
+            f"{path}: {table['cell_id'].null_count} vertices have no cell_id; export it again"
+        )
     cell, names = pd.factorize(table["cell_id"].to_pandas())
     label = cell
     if "label_id" in table.column_names:
@@ -116,11 +117,11 @@ def _outlines(path: Path) -> pd.Series:
     size = np.diff(np.r_[begin, len(cell)])
     closed = (xy[begin] == xy[begin + size - 1]).all(axis=1)
     finite = np.logical_and.reduceat(np.isfinite(xy).all(axis=1), begin)
-    area = finite & (size - closed >= 3)  # else there is none
-    ring = np.repeat(np.cumsum(area) - 1, size)
-    vertex = np.repeat(area, size)
+    usable = finite & (size - closed >= 3)  # fewer vertices have no area
+    ring = np.repeat(np.cumsum(usable) - 1, size)
+    vertex = np.repeat(usable, size)
     parts = shapely.polygons(shapely.linearrings(xy[vertex], indices=ring[vertex]))
-    joined = join_parts(np.asarray(parts), cell[begin][area], len(names))
+    joined = join_parts(np.asarray(parts), cell[begin][usable], len(names))
     return pd.Series(joined, np.asarray(names, dtype=object).astype(str), dtype=object)
 
 
@@ -136,26 +137,13 @@ def _molecules(
         optional=("fov_name", "is_gene"),
     ):
         cell = codes_into(index, block["cell_id"])
-        keep = np.ones(len(block), dtype=bool)
-        for reason, rows in _reasons(block, cell, len(cells), min_qv).items():
-            count(dropped, "molecules", reason, keep & rows)
-            keep &= ~rows
-        kept = block.select([name for name in _COLUMNS if name in block.column_names])
-        kept = kept.rename_columns([_COLUMNS[name] for name in kept.column_names])
-        kept = kept.append_column("cell", pa.array(cell.astype(np.int32)))
-        yield kept.filter(pa.array(keep))
-
-
-def _reasons(
-    block: pa.Table, cell: NDArray[np.int64], n_cells: int, min_qv: float
-) -> dict[str, NDArray[np.bool_]]:
-    nowhere = np.asarray(block["cell_id"].is_null())
-    reasons = {
-        f"quality (qv) below {min_qv:g}": ~(block["qv"].to_numpy() >= min_qv),
-        "outside every cell": nowhere | (cell >= n_cells),
-        "cell without an outline": cell < 0,
-    }
-    if "is_gene" in block.column_names:
-        gene = np.asarray(block["is_gene"].cast(pa.bool_()).fill_null(False))
-        reasons["control target"] = ~gene
-    return reasons
+        outside = np.asarray(block["cell_id"].is_null()) | (cell >= len(cells))
+        reasons = {
+            f"quality (qv) below {min_qv:g}": ~(block["qv"].to_numpy() >= min_qv),
+            "outside every cell": outside,
+            "cell without an outline": cell < 0,
+        }
+        if "is_gene" in block.column_names:
+            gene = np.asarray(block["is_gene"].cast(pa.bool_()).fill_null(False))
+            reasons["control target"] = ~gene
+        yield molecules_in_cells(block, cell, reasons, _COLUMNS, dropped)

@@ -1,8 +1,8 @@
 """Bento's 13 features (Mah et al., Genome Biology 2024) and a forest on them.
 
-Distances, asymmetries and spread of a gene's molecules with respect to cell and nucleus, and the
-shape of Ripley's function; the values of bento-tools 2.1.4, whose names and definitions
-``docs/methods/bento.md`` gives. Five of them depend on the unit of length.
+Distances, asymmetries and spread of a gene's molecules relative to cell and nucleus, and the shape
+of Ripley's function, with the values of bento-tools 2.1.4 (definitions: ``docs/methods/bento.md``).
+Five depend on the unit of length.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["BENTO_FEATURES", "UNIT_UM", "Bento", "bento_features", "features"]
 _Floats = NDArray[np.float64]
 
 UNIT_UM = 0.1
-"""Length, in micrometres, that counts as one pixel: upstream's model knows pixels of 100 nm."""
+"""Length of a pixel, micrometres: upstream's model was trained on pixels of 100 nm."""
 
 BENTO_FEATURES = (
     "cell_inner_proximity",
@@ -45,16 +45,16 @@ BENTO_FEATURES = (
     "point_dispersion_norm",
     "nucleus_dispersion_norm",
 )
-"""Names of the features, in the order in which upstream's model takes them."""
+"""Names of the features, in the order of upstream's model."""
 
 _FOREST = "forest.npz"
-_WINDOW = 5  # radii that the moving mean of Ripley's function spans
-_ON_OUTLINE = 1e-4  # pixels: how far float32 tables move molecules that lie on the nuclear outline
-_ON_LATTICE = 1e-6  # pixels: what conversion to micrometres and back leaves of whole pixels
+_WINDOW = 5  # radii in the moving mean of Ripley's function
+_ON_OUTLINE = 1e-4  # pixels: float32 moves molecules on the nuclear outline by less
+_ON_LATTICE = 1e-6  # pixels: conversion to micrometres and back moves whole pixels by less
 
 
 def bento_features(cell: Cell, *, unit_um: float = UNIT_UM, min_count: int = 0) -> _Floats:
-    """Features of every gene present in a cell.
+    """Compute the features of every gene present in a cell.
 
     Parameters
     ----------
@@ -62,39 +62,38 @@ def bento_features(cell: Cell, *, unit_um: float = UNIT_UM, min_count: int = 0) 
     unit_um : float
         Length of a pixel, in the unit of the cell's coordinates (micrometres in tables).
     min_count : int
-        Genes with fewer molecules get NaN throughout; 5 is Bento of 2022, 0 is 2.1.
+        Genes with fewer molecules get NaN; 5 in Bento of 2022, 0 in 2.1.
 
     Returns
     -------
     numpy.ndarray
-        (g, 13) float64, rows as ``cell.genes``, columns :data:`BENTO_FEATURES`. NaN in columns
-        2, 3, 5, 6, 13 of a cell without a nucleus, and in 7, 10, 11 of a gene with one molecule.
+        (g, 13) float64, rows as ``cell.genes``, columns :data:`BENTO_FEATURES`. NaN: the features
+        of the nucleus in a cell without one, and ``l_max``, ``l_monotony`` and ``l_half_radius``
+        of a gene with one molecule.
 
     Raises
     ------
     MethodError
-        `unit_um` is no length.
+        `unit_um` is not positive and finite.
     """
     if not 0 < unit_um < math.inf:
         raise MethodError(
-            f"a pixel of {unit_um} um is not a length: expected a positive number, such as "
-            f"{UNIT_UM}"
+            f"expected a positive number for the length of a pixel, such as {UNIT_UM} um, got "
+            f"{unit_um}"
         )
     shape = cell.geometry
     rings = shape.boundary_rings
-    vertices = rings.xy[: rings.starts[rings.exteriors]]
+    vertices = rings.exterior_xy
     centre = shape.boundary_moments.centroid
-    # without a nucleus, distances to it are NaN, and its centroid is NaN here
     nucleus = (
         shape.nucleus_moments.centroid - centre if shape.nucleus_moments else np.full(2, np.nan)
     )
     to_nucleus = shape.nucleus_distance / unit_um
     by_gene = np.argsort(cell.gene, kind="stable")
     xy = ((shape.xy - centre) / unit_um)[by_gene]
-    starts = np.zeros(len(cell.counts) + 1, np.int64)
-    np.cumsum(cell.counts, out=starts[1:])
+    starts = np.append(0, np.cumsum(cell.counts))
     out = np.empty((len(cell.counts), len(BENTO_FEATURES)))
-    _places(
+    _fill_positions(
         xy,
         (shape.boundary_distance / unit_um)[by_gene],
         to_nucleus[by_gene],
@@ -105,20 +104,19 @@ def bento_features(cell: Cell, *, unit_um: float = UNIT_UM, min_count: int = 0) 
         *_lattice_moments(rings, centre, unit_um),
         out,
     )
-    span = int(_longest(vertices) / unit_um + 1e-9)  # whole pixels stay whole
+    span = int(_longest_distance(vertices) / unit_um + 1e-9)  # 1e-9: whole pixels stay whole
     out[:, 6:11] = _ripley(xy, starts, span, shape.boundary_moments.area / unit_um**2)
     out[cell.counts < min_count] = np.nan
     return out
 
 
 def _lattice_moments(rings: Rings, centre: _Floats, unit: float) -> tuple[_Floats, float]:
-    """Mean offset (2,) and mean squared offset from `centre` of the pixels of a cell.
+    """Compute the mean offset (2,) and mean squared offset of a cell's pixels from `centre`.
 
-    Pixels are the points of the integer lattice inside the exterior rings. Where all vertices lie
-    on one lattice, as outlines traced on an image do, it is that one, wherever the frame's origin
-    is; else the frame's.
+    Pixels are the lattice points inside the exterior rings. If all vertices lie on one lattice, as
+    in outlines traced on an image, it is that of the pixels; else the frame's origin sets it.
     """
-    xy = rings.xy[: rings.starts[rings.exteriors]] / unit
+    xy = rings.exterior_xy / unit
     snapped = np.rint(xy - xy[0])
     shift = xy[0] - np.rint(xy[0])
     if np.abs(xy - xy[0] - snapped).max() < _ON_LATTICE:
@@ -126,14 +124,14 @@ def _lattice_moments(rings: Rings, centre: _Floats, unit: float) -> tuple[_Float
     else:
         shift[:] = 0
     low, high = (math.floor(y) + 1 for y in (xy[:, 1].min(), xy[:, 1].max()))
-    starts = rings.starts[: rings.exteriors + 1]
-    count, x, y, square = _pixels(xy, starts, *(centre / unit - shift), low, high - low)
-    # a cell that holds no pixel is one pixel, at its centroid
+    offset = centre / unit - shift
+    count, x, y, square = _sum_pixels(xy, rings.exterior_starts, *offset, low, high - low)
+    # a cell between the pixels counts as one pixel at its centroid
     return (np.array([x, y]) / count, square / count) if count else (np.zeros(2), 0.0)
 
 
 def _ripley(xy: _Floats, starts: NDArray[np.int64], span: int, area: float) -> _Floats:
-    """Features (g, 5) of Ripley's function, H(r) = sqrt(K(r) / pi) - r, no edge correction."""
+    """Compute the features (g, 5) of Ripley's H(r) = sqrt(K(r) / pi) - r, not edge-corrected."""
     out = np.full((len(starts) - 1, 5), np.nan)
     out[:, 1:3] = 0.0
     radii = np.linspace(1, span / 2, span // 2)
@@ -145,7 +143,7 @@ def _ripley(xy: _Floats, starts: NDArray[np.int64], span: int, area: float) -> _
     curve = np.sqrt(per_pair[:, None] * np.cumsum(below[:, :-1], axis=1)) - radii
     out[:, 0] = curve.max(axis=1)
     several = n > 1
-    if len(radii) > _WINDOW:  # two values of the moving mean or more
+    if len(radii) > _WINDOW:  # a gradient needs two moving means
         steps = len(radii) - _WINDOW + 1
         smooth = sum(curve[:, k : k + steps] for k in range(_WINDOW)) / _WINDOW
         slope = np.gradient(smooth, axis=1)
@@ -157,7 +155,7 @@ def _ripley(xy: _Floats, starts: NDArray[np.int64], span: int, area: float) -> _
 
 
 def features(cells: Cells, *, unit_um: float = UNIT_UM) -> Iterator[pd.DataFrame]:
-    """Features of every pair, in the order of the cells, a few thousand pairs at a time.
+    """Yield the features of every pair, cells in order, a few thousand pairs at a time.
 
     Yields
     ------
@@ -197,15 +195,15 @@ class Bento:
     )
 
     def fit(self, train: Cells, seed: int) -> None:
-        """Grow the forest on the labelled pairs, or on a seeded sample of them."""
+        """Grow the forest on the labelled pairs, or a seeded sample."""
         self._forest = Forest.fit(*labelled_pairs(train, bento_features, seed), seed)
 
     def save(self, folder: Path) -> None:
-        """Write the forest's arrays."""
+        """Write the forest."""
         self._forest.save(folder / _FOREST)
 
     def load(self, folder: Path) -> None:
-        """Read them."""
+        """Read the forest."""
         self._forest = Forest.load(folder / _FOREST)
 
     def predict(self, cells: Cells) -> Scores:
@@ -214,8 +212,8 @@ class Bento:
 
 
 @njit(cache=True, nogil=True)
-def _longest(xy: Any) -> Any:
-    """Largest distance between two points."""
+def _longest_distance(xy: Any) -> Any:
+    """Find the largest distance between two points."""
     longest = 0.0
     for i in range(len(xy)):
         for j in range(i):
@@ -225,24 +223,24 @@ def _longest(xy: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def _above(y: Any) -> Any:
-    """Lowest whole number above y: the first row that an edge from y upwards crosses."""
+def _next_row(y: Any) -> Any:
+    """Return the lowest whole number above y: the first row that an edge from y up crosses."""
     return int(np.floor(y)) + 1
 
 
 @njit(cache=True, nogil=True)
-def _pixels(xy: Any, starts: Any, cx: Any, cy: Any, low: Any, rows: Any) -> Any:
-    """Count and sums of offset and squared offset of the integer points inside rings (even-odd).
+def _sum_pixels(xy: Any, starts: Any, cx: Any, cy: Any, low: Any, rows: Any) -> Any:
+    """Count the integer points inside rings (even-odd); sum their offsets and squared offsets.
 
-    Row by row: for each edge that crosses it, the last point that is left of the edge, or on it
-    if it runs upwards (matplotlib's rule). A point with an odd number of edges right of it is
-    inside, so the sorted last points pair up to runs.
+    In each row, takes for each edge the last point to its left, or on it if it runs upwards
+    (matplotlib's rule). Points with an odd number of edges to their right are inside, so the
+    sorted last points pair up to runs.
     """
     first = np.zeros(rows + 1, np.int64)
     for r in range(len(starts) - 1):
         for k in range(starts[r], starts[r + 1] - 1):
             y0, y1 = xy[k, 1], xy[k + 1, 1]
-            for row in range(_above(min(y0, y1)) - low, _above(max(y0, y1)) - low):
+            for row in range(_next_row(min(y0, y1)) - low, _next_row(max(y0, y1)) - low):
                 first[row + 1] += 1
     for row in range(rows):
         first[row + 1] += first[row]
@@ -250,12 +248,12 @@ def _pixels(xy: Any, starts: Any, cx: Any, cy: Any, low: Any, rows: Any) -> Any:
     for r in range(len(starts) - 1):
         for k in range(starts[r], starts[r + 1] - 1):
             x0, y0, x1, y1 = xy[k, 0], xy[k, 1], xy[k + 1, 0], xy[k + 1, 1]
-            for row in range(_above(min(y0, y1)) - low, _above(max(y0, y1)) - low):
+            for row in range(_next_row(min(y0, y1)) - low, _next_row(max(y0, y1)) - low):
                 y = row + low
-                at = _above(x1 + (y1 - y) * (x0 - x1) / (y1 - y0))
+                at = _next_row(x1 + (y1 - y) * (x0 - x1) / (y1 - y0))
                 while ((y1 - y) * (x0 - x1) >= (x1 - at) * (y0 - y1)) != (y1 > y0):
                     at -= 1
-                spot = filled[row]  # sorted as they come: few edges cross a row
+                spot = filled[row]  # insertion sort: few edges cross a row
                 while spot > first[row] and last[spot - 1] > at:
                     last[spot] = last[spot - 1]
                     spot -= 1
@@ -275,7 +273,7 @@ def _pixels(xy: Any, starts: Any, cx: Any, cy: Any, low: Any, rows: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def _places(
+def _fill_positions(
     xy: Any, to_cell: Any, to_nucleus: Any, inside: Any, starts: Any,
     nucleus: Any, radius: Any, mean: Any, square: Any, out: Any,
 ) -> None:  # fmt: skip
@@ -310,29 +308,29 @@ def _places(
         out[g, 3] = away / n / radius
         out[g, 4] = away_in / n_in / radius if n_in else 0.0
         out[g, 5] = away_out / n_out / radius if n_out else 0.0
-        out[g, 11] = _over(own / n, _moment(px, py, mean, square))
-        out[g, 12] = _over(spread / n, _moment(nucleus[0], nucleus[1], mean, square))
+        out[g, 11] = _ratio(own / n, _moment(px, py, mean, square))
+        out[g, 12] = _ratio(spread / n, _moment(nucleus[0], nucleus[1], mean, square))
         if missing:
             out[g, 1] = out[g, 2] = out[g, 4] = out[g, 5] = out[g, 12] = np.nan
 
 
 @njit(cache=True, nogil=True)
 def _moment(x: Any, y: Any, mean: Any, square: Any) -> Any:
-    """Mean squared distance of the pixels to (x, y)."""
+    """Compute the mean squared distance of the pixels to (x, y)."""
     return square - 2 * (x * mean[0] + y * mean[1]) + x * x + y * y
 
 
 @njit(cache=True, nogil=True)
-def _over(spread: Any, moment: Any) -> Any:
-    return spread / moment if moment != 0.0 else 0.0  # a cell of one pixel, a molecule on it
+def _ratio(spread: Any, moment: Any) -> Any:
+    return spread / moment if moment != 0.0 else 0.0  # 0: a cell of one pixel
 
 
 @njit(cache=True, nogil=True)
 def _count_pairs(xy: Any, starts: Any, edges: Any, half: Any) -> Any:
-    """Count each gene's pairs of molecules by the first radius that exceeds their distance.
+    """Count each gene's pairs of molecules by the first radius above their distance.
 
-    All pairs: the radii reach half way across the cell in steps of a pixel, which no grid of
-    boxes resolves with less work. Returns (g, radii) counts, and (g,) of the pairs below `half`.
+    Compares all pairs: radii reach half across the cell in steps of a pixel, and no grid of boxes
+    saves work. Returns the counts (g, radii), and those of distances below `half` (g,).
     """
     last = len(edges) - 2
     per_step = last / (edges[last] - 1.0) if last > 0 else 1.0
@@ -344,7 +342,7 @@ def _count_pairs(xy: Any, starts: Any, edges: Any, half: Any) -> Any:
         y = xy[starts[g] : starts[g + 1], 1].copy()
         counts, closer = below[g], 0
         for i in range(len(x)):
-            for j in range(i):  # apart from the counting, so that it vectorises
+            for j in range(i):  # a loop of its own, to vectorise
                 dx, dy = x[j] - x[i], y[j] - y[i]
                 distance[j] = np.sqrt(dx * dx + dy * dy)
             for j in range(i):
@@ -364,7 +362,7 @@ def _count_pairs(xy: Any, starts: Any, edges: Any, half: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def _monotony(curves: Any, orders: Any) -> Any:
-    """Spearman correlation of each row with its positions, tied values sharing their mean rank."""
+    """Compute Spearman's correlation of each row with its positions; ties share their mean rank."""
     m = curves.shape[1]
     middle = (m - 1) / 2.0
     out = np.full(len(curves), np.nan)

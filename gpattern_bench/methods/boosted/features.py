@@ -1,9 +1,8 @@
-"""What boosted trees know of a pair (:mod:`gpattern_bench.methods.boosted.method`), free of units.
+"""Features without units for the trees of :mod:`gpattern_bench.methods.boosted.method`.
 
-Bento's and big-fish's features, SPRAWL's z-scores, and the distribution of the molecules over the
-cell: quantiles of where they lie between its middle, its nucleus and its outline, as shares of the
-cell's size and as ranks among all molecules of the cell. Ranks do not change with the density of
-RNA, which falls from the middle of a cell to its rim, nor with the technology.
+Bento's and big-fish's features, SPRAWL's z-scores, and quantiles of the molecules' positions
+between the cell's middle, nucleus and outline: relative to the cell's size, and as ranks among all
+molecules of the cell. Ranks do not depend on the radial density of RNA or on the technology.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ __all__ = ["PAIR_FEATURES", "pair_features"]
 _Floats = NDArray[np.float64]
 
 _QUANTILES = np.array([0.05, 0.25, 0.5, 0.75, 0.95])
-_PLACES = ("depth", "from_nucleus", "between", "radius")
-_COLUMNS = (*_PLACES, *(f"{name}_rank" for name in ("depth", "from_nucleus", "radius")))
-# Numbers of molecules and areas say which gene and which cell it is, not where the molecules lie.
+_RANKED = ("depth", "from_nucleus", "radius")
+_COLUMNS = ("depth", "from_nucleus", "between", "radius", *(f"{name}_rank" for name in _RANKED))
+# Not numbers of molecules and areas: they tell the gene and the cell, not the pattern.
 _BIGFISH = [
     k for k, name in enumerate(BIGFISH_FEATURES) if not name.startswith(("nb_", "cell_", "nuc_"))
 ]
@@ -49,19 +48,17 @@ PAIR_FEATURES = (
 
 
 def pair_features(cell: Cell) -> _Floats:
-    """Features (g, F) of the genes present, rows as ``cell.genes``.
+    """Compute the features (g, F) of the genes present, rows as ``cell.genes``.
 
-    Lengths of ``depth`` (from the outline, positive inside) and ``from_nucleus`` (positive
-    outside) are shares of the radius of a disk as large as the cell; ``between`` runs from -1 deep
-    in the nucleus over 0 on its outline to 1 on the cell's; ``radius`` is the share of the way
-    from the nucleus' centroid to the outline. NaN: what needs a nucleus where there is none, and
-    what Bento and big-fish leave undefined.
+    ``depth`` (from the outline, positive inside) and ``from_nucleus`` (positive outside) are over
+    the radius of a disk with the cell's area; ``between`` runs from -1 deep in the nucleus over 0
+    on its outline to 1 on the cell's; ``radius`` is relative, from the nucleus' centroid to the
+    outline. NaN: features of the nucleus without one, and NaN of Bento and big-fish.
     """
     n = len(cell.gene)
     peripheral, central = peripheral_central(cell)
     deviation = np.sqrt(median_rank_variance(cell.counts, n))
-    spread = np.where(deviation > 0, deviation, np.inf)  # all of a cell's molecules: no evidence
-    places = _places(cell)
+    spread = np.where(deviation > 0, deviation, np.inf)  # 0: the only gene, no evidence
     starts = np.append(0, np.cumsum(cell.counts))
     return np.column_stack(
         [
@@ -69,15 +66,15 @@ def pair_features(cell: Cell) -> _Floats:
             bigfish_features(cell)[:, _BIGFISH],
             peripheral / spread,
             central / spread,
-            _summaries(places, starts, _QUANTILES),
+            _summarise(_positions(cell), starts, _QUANTILES),
             np.log(cell.counts),
             cell.counts / n,
         ]
     )
 
 
-def _places(cell: Cell) -> _Floats:
-    """Where each molecule lies (n, 7), in the order of :data:`_COLUMNS`."""
+def _positions(cell: Cell) -> _Floats:
+    """Compute each molecule's position (n, 7), columns :data:`_COLUMNS`."""
     geometry, n = cell.geometry, len(cell.gene)
     depth, nucleus, between = geometry.depth, geometry.from_nucleus, geometry.between
     radius = np.minimum(geometry.relative_radius, 1)
@@ -87,8 +84,8 @@ def _places(cell: Cell) -> _Floats:
 
 
 @njit(cache=True, nogil=True)
-def _summaries(values: Any, starts: Any, quantiles: Any) -> Any:
-    """Quantiles and mean of each column over each gene's molecules: (g, columns * parts)."""
+def _summarise(values: Any, starts: Any, quantiles: Any) -> Any:
+    """Compute quantiles and mean of each column over each gene: (g, columns * parts)."""
     parts = len(quantiles) + 1
     out = np.empty((len(starts) - 1, values.shape[1] * parts))
     for g in range(len(starts) - 1):

@@ -1,12 +1,14 @@
-"""Gradient-boosted and extremely randomised trees on the features of all baselines together.
+"""Gradient-boosted and extremely randomised trees on the features of all baselines.
 
-Scores are the mean of both kinds of trees, calibrated on training cells that the trees had not
-seen. Trees are kept as flat arrays (:mod:`gpattern_bench.methods._forest`), never as pickles.
+Scores are the mean of both kinds of trees, calibrated out of fold on training cells. Trees are
+stored as flat arrays (:mod:`gpattern_bench.methods._forest`), not as pickles.
 """
 
 from __future__ import annotations
 
 import json
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -16,7 +18,7 @@ from scipy.special import expit, logit
 
 from gpattern_bench.base.files import write_text
 from gpattern_bench.data.cells import Cell, Cells
-from gpattern_bench.methods._forest import Forest, labelled_pairs, pair_batches
+from gpattern_bench.methods._forest import Forest, batch_scores, labelled_pairs
 from gpattern_bench.methods.base import About, Scores
 from gpattern_bench.methods.boosted.features import PAIR_FEATURES, pair_features
 from gpattern_bench.methods.context import GeneScores, context_columns, context_fields
@@ -30,9 +32,7 @@ _TREES = 200
 _ROUNDS = 150
 _STATE = "state.json"
 _SMALL = 1e-6
-
-
-_MISSING = -99.0
+_MISSING = -99.0  # for NaN, which extra trees of older scikit-learn refuse
 
 
 class Boosted:
@@ -55,19 +55,19 @@ class Boosted:
     _counted: GeneScores | None = None
 
     def fit(self, train: Cells, seed: int) -> None:
-        """Grow the trees on the labelled pairs, or on a seeded sample of 50,000 of them.
+        """Grow the trees on the labelled pairs, or on a seeded sample of 50,000.
 
-        The cells are dealt into three folds; trees grown on two of them score the third, and a
-        logistic curve per pattern is fitted to these scores.
+        Calibrate with a logistic curve per pattern, fitted to out-of-fold scores (three folds of
+        cells).
         """
         self._counted = GeneScores.count(train) if self._in_context else None
-        features, labels, gene, cell = _gather(train, seed, self._counted)
+        features, labels, gene, cell = _training_pairs(train, seed, self._counted)
         fold = _folds(cell, seed)
         shares = _GeneShares(labels, gene, len(train.genes)) if self._by_gene else None
         columns, names = features, [*PAIR_FEATURES]
         if self._in_context:
             names += context_columns(train.patterns)
-        if shares is not None:  # a pair's share is that of the other folds
+        if shares is not None:  # out of fold, or a pair would see its own label
             known = np.empty(labels.shape)
             for k in range(_FOLDS):
                 others = _GeneShares(labels[fold != k], gene[fold != k], len(train.genes))
@@ -76,18 +76,18 @@ class Boosted:
             names += [f"gene_share_{c}" for c in range(labels.shape[1])]
             self._share = dict(zip(train.genes, shares.table.tolist(), strict=True))
             self._unseen = shares.overall.tolist()
-        unseen = np.zeros(labels.shape, np.float64)
+        scores = np.zeros(labels.shape, np.float64)
         for k in range(_FOLDS):
             held = fold == k
             if held.all() or not held.any():
                 continue
             grown = _Trees.fit(columns[~held], labels[~held], seed, names)
-            unseen[held] = grown.predict(columns[held])
-        self._curves = [_curve(unseen[:, c], labels[:, c]) for c in range(labels.shape[1])]
+            scores[held] = grown.predict(columns[held])
+        self._curves = [_curve(scores[:, c], labels[:, c]) for c in range(labels.shape[1])]
         self._trees = _Trees.fit(columns, labels, seed, names)
 
     def save(self, folder: Path) -> None:
-        """Write the trees as arrays; calibration and importance of the features as JSON."""
+        """Write the trees as arrays, calibration and importance as JSON."""
         self._trees.random.save(folder / "random_trees.npz")
         self._trees.boosted.save(folder / "boosted_trees.npz")
         state = {
@@ -102,7 +102,7 @@ class Boosted:
         write_text(folder / _STATE, json.dumps(state, indent=1) + "\n")
 
     def load(self, folder: Path) -> None:
-        """Read them."""
+        """Read trees, calibration and importance."""
         state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
         self._trees = _Trees(
             Forest.load(folder / "random_trees.npz"),
@@ -117,7 +117,7 @@ class Boosted:
             self._counted = GeneScores.from_dict(state["context"])
 
     def importance(self) -> dict[str, float]:
-        """Share of the boosted trees' gain that each feature brings, largest first."""
+        """Return each feature's share of the boosted trees' gain, largest first."""
         return self._trees.importance
 
     def predict(self, cells: Cells) -> Scores:
@@ -129,16 +129,16 @@ class Boosted:
         if self._counted is not None:
             scores_of = self._counted.of_panel(cells.genes).scores()
         slope, offset = np.array(self._curves).T
-        for batch in pair_batches(cells):
-            columns = np.concatenate([_columns(cell, table, scores_of) for cell in batch])
+
+        def calibrated(columns: _Floats) -> NDArray[np.float32]:
             raw = logit(np.clip(self._trees.predict(columns), _SMALL, 1 - _SMALL))
-            scores = expit(slope * raw + offset).astype(np.float32)
-            ends = np.cumsum([len(cell.genes) for cell in batch])
-            yield from zip(batch, np.split(scores, ends[:-1]), strict=True)
+            return np.asarray(expit(slope * raw + offset), np.float32)
+
+        return batch_scores(cells, partial(_columns, table=table, scores=scores_of), calibrated)
 
 
 class BoostedGene(Boosted):
-    """The same trees, which also see how often the gene has each pattern in other cells."""
+    """The same trees, with the gene's share of each pattern in other cells as features."""
 
     about: ClassVar = About(
         name="boosted_gene",
@@ -174,7 +174,7 @@ class BoostedContext(Boosted):
 
 
 class _Trees(NamedTuple):
-    """Both kinds of trees, grown on the same pairs."""
+    """Both kinds of trees, from the same pairs."""
 
     random: Forest
     boosted: Forest
@@ -185,7 +185,6 @@ class _Trees(NamedTuple):
     def fit(
         cls, features: _Floats, labels: NDArray[np.bool_], seed: int, names: list[str]
     ) -> _Trees:
-        # NaN as a number far below all others: extra trees of older scikit-learn refuse NaN
         x = np.nan_to_num(features.astype(np.float32), nan=_MISSING)
         random = Forest.fit(x, labels, seed, trees=_TREES, min_leaf=2, random_splits=True)
         parts, baseline = [], []
@@ -200,7 +199,7 @@ class _Trees(NamedTuple):
         order = np.argsort(-gain, kind="stable")
         shares = gain / max(gain.sum(), _SMALL)
         importance = {names[k]: round(float(shares[k]), 6) for k in order}
-        return cls(random, _joined(parts), baseline, importance)
+        return cls(random, _join_trees(parts), baseline, importance)
 
     def predict(self, features: _Floats) -> _Floats:
         """Score pairs (n, F): (n, C), the mean of both kinds."""
@@ -210,10 +209,10 @@ class _Trees(NamedTuple):
 
 
 def _boost(x: NDArray[np.float32], y: NDArray[np.bool_], seed: int) -> tuple[list[Any], float]:
-    """Nodes of the boosted trees of one pattern, and the log-odds that they start from."""
+    """Grow the boosted trees of one pattern: their nodes, and their baseline log-odds."""
     from sklearn.ensemble import HistGradientBoostingClassifier
 
-    if y.all() or not y.any():  # nothing to learn: log-odds of the share, drawn towards a half
+    if y.all() or not y.any():  # no trees: log-odds of a smoothed share
         return [], float(logit((y.sum() + 0.5) / (len(y) + 1)))
     model = HistGradientBoostingClassifier(
         learning_rate=0.05,
@@ -229,8 +228,8 @@ def _boost(x: NDArray[np.float32], y: NDArray[np.bool_], seed: int) -> tuple[lis
     return [step[0].nodes for step in model._predictors], float(model._baseline_prediction.item())
 
 
-def _joined(patterns: list[list[Any]]) -> Forest:
-    """Trees of several patterns as one: a leaf adds to the log-odds of its own pattern."""
+def _join_trees(patterns: list[list[Any]]) -> Forest:
+    """Join the trees of all patterns; a leaf adds to the log-odds of its pattern only."""
     trees = [(tree, c) for c, nodes in enumerate(patterns) for tree in nodes]
     sizes = np.array([len(tree) for tree, _ in trees], dtype=np.int64)
     if not len(sizes):
@@ -253,7 +252,7 @@ def _joined(patterns: list[list[Any]]) -> Forest:
 
 
 class _GeneShares:
-    """Share of each gene's pairs that has each pattern; few pairs are drawn to the share of all."""
+    """Share of each gene's pairs with each pattern; the overall share counts as one more pair."""
 
     def __init__(self, labels: NDArray[np.bool_], gene: NDArray[np.int64], n_genes: int) -> None:
         pairs = np.bincount(gene, minlength=n_genes)
@@ -262,15 +261,15 @@ class _GeneShares:
         self.table = (sums + self.overall) / (pairs[:, None] + 1)
 
 
-def _gather(
+def _training_pairs(
     train: Cells, seed: int, counted: GeneScores | None
 ) -> tuple[_Floats, NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
-    """Features, labels, gene and cell of the labelled pairs, or of a sample of them."""
-    seen = iter(range(1 << 62))
+    """Collect features, labels, gene and cell of the labelled pairs, or of a sample."""
+    numbers = count()
 
     def featurize(cell: Cell) -> _Floats:
         features = _columns(cell, None, None if counted is None else counted.scores(cell))
-        return np.column_stack([features, cell.genes, np.full(len(cell.genes), next(seen))])
+        return np.column_stack([features, cell.genes, np.full(len(cell.genes), next(numbers))])
 
     table, labels = labelled_pairs(train, featurize, seed)
     return table[:, :-2], labels, table[:, -2].astype(np.int64), table[:, -1].astype(np.int64)
@@ -294,7 +293,7 @@ def _columns(cell: Cell, table: _Floats | None, scores: _Floats | None) -> _Floa
 
 
 def _curve(score: _Floats, label: NDArray[np.bool_]) -> tuple[float, float]:
-    """Slope and offset of the logistic curve from a score's log-odds to a label (Platt)."""
+    """Fit slope and offset of the logistic curve from a score's log-odds to a label (Platt)."""
     from sklearn.linear_model import LogisticRegression
 
     if label.all() or not label.any():
@@ -302,6 +301,6 @@ def _curve(score: _Floats, label: NDArray[np.bool_]) -> tuple[float, float]:
     raw = logit(np.clip(score, _SMALL, 1 - _SMALL))[:, None]
     model = LogisticRegression(C=10.0).fit(raw, label)
     slope = float(model.coef_.item())
-    if slope <= 0:  # scores that tell nothing must not be turned round
+    if slope <= 0:  # never invert uninformative scores
         return 1.0, 0.0
     return slope, float(model.intercept_.item())

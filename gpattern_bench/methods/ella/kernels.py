@@ -1,8 +1,8 @@
-"""ELLA's model: 22 kernels, their fit by maximum likelihood, its tests and its curves.
+"""ELLA's model: 22 kernels, their maximum-likelihood fit, tests and curves.
 
-The intensity of a gene at relative radius r is ``A f(r) + B`` with f a beta density. At the optimum
-the expected number of molecules is the observed one, n, so that only the share w of molecules that
-the kernel explains is left to find: a mixture of two densities, concave in w
+The intensity of a gene at relative radius r is ``A f(r) + B``, f a beta density. At the optimum the
+expected number of molecules equals the observed n. This leaves one parameter: the share w of
+molecules from the kernel, in a mixture of two densities that is concave in w
 (:func:`fit_kernels`). Exposure, cell totals and the number of cells cancel.
 """
 
@@ -40,30 +40,27 @@ _WIDE = [(1, 2), (1.13, 2.19), (1.38, 2.52), (1.88, 3.06), (2.73, 3.6), (3.5, 3.
 KERNELS: _Floats = np.array(
     [shape for half in (_NARROW, _WIDE) for shape in (*half, *((b, a) for a, b in half[-2::-1]))]
 )
-"""(22, 2) shapes a, b of the beta densities: eleven modes, narrow, and the same ones wide."""
+"""(22, 2) shapes a, b of the beta densities: eleven narrow modes, then the same eleven wide."""
 
 MODES: _Floats = np.tile(np.arange(11) / 10, 2)
-"""(22,) where each kernel is largest: 0 at the centre, 1 at the outline."""
+"""(22,) mode of each kernel: 0 at the centre, 1 at the outline."""
 
 GRID: _Floats = np.linspace(0.001, 0.999, 100)
-"""(100,) relative radii at which curves are evaluated."""
+"""(100,) relative radii of the curves."""
 
 _A, _B = KERNELS.T
 _RING = _A / (_A + _B)  # integral of r f(r)
 
 # Coefficients of log r, log(1 - r) and 1 in the log density of a kernel.
 _LOG_DENSITY: _Floats = np.stack([_A - 1, _B - 1, -betaln(_A, _B)])
-# The same for h: the density of molecules under the kernel over that under the null, 2r.
+# The same for h, the density of molecules under the kernel over the null's, 2r.
 _LOG_RATIO: _Floats = _LOG_DENSITY - np.stack([0 * _A, 0 * _A, np.log(2 * _RING)])
 
-_INNERMOST, _OUTERMOST = 1e-10, 1 - 1e-5  # as upstream: the log density is finite between
-_TOLERANCE, _STEPS = 1e-9, 100  # of w: the next step would be of the order of its square
+_INNERMOST, _OUTERMOST = 1e-10, 1 - 1e-5  # as upstream: finite log densities
+_TOLERANCE, _STEPS = 1e-9, 100  # of w; Newton's error is then about the square
 
 _P_FLOOR = 1e-7
-_P_OF_NOTHING = 0.75  # mid-p of T = 0, which has probability 1/2 under the null
-
-
-# Fit
+_P_OF_ZERO = 0.75  # mid-p of T = 0, which has probability 1/2 under the null
 
 
 class KernelFit(NamedTuple):
@@ -72,9 +69,9 @@ class KernelFit(NamedTuple):
     Attributes
     ----------
     t : numpy.ndarray
-        (G, 22) twice the gain in log-likelihood over the null, a uniform disk; 0 or more.
+        (G, 22) twice the gain in log-likelihood over the null, a uniform disk; at least 0.
     w : numpy.ndarray
-        (G, 22) share of the molecules that the kernel explains, in [0, 1].
+        (G, 22) share of molecules from the kernel, in [0, 1].
     n : numpy.ndarray
         (G,) molecules.
     """
@@ -85,16 +82,15 @@ class KernelFit(NamedTuple):
 
 
 def fit_kernels(r: _Floats, starts: _Ints) -> KernelFit:
-    """Fit every kernel to every gene by maximum likelihood, on all molecules, none binned.
+    """Fit every kernel to every gene by maximum likelihood, on all molecules, without bins.
 
-    ``T = 2 max over w in [0, 1] of sum log(1 - w + w h(r))``, where ``h(r) = f(r) (a + b) / 2a``.
-    Newton's method within a bracket that shrinks by the sign of the slope; the slopes at both
-    ends tell w = 0 and w = 1 beforehand.
+    ``T = 2 max over w in [0, 1] of sum log(1 - w + w h(r))``, with ``h(r) = f(r) (a + b) / 2a``.
+    Slopes at both ends decide w = 0 and w = 1; in between, Newton's method in a shrinking bracket.
 
     Parameters
     ----------
     r : numpy.ndarray
-        (n,) relative radii; read as at least 1e-10 and at most 1 - 1e-5.
+        (n,) relative radii, clipped to [1e-10, 1 - 1e-5].
     starts : numpy.ndarray
         (G + 1,) molecules of gene g are ``r[starts[g]:starts[g + 1]]``.
 
@@ -122,12 +118,12 @@ def _fit(r: Any, starts: Any, coefficients: Any, t: Any, w: Any) -> None:
         _gain(d[:n], w[g], t[g])
 
 
-# In all three the kernels are the inner loop: its sums do not depend on each other.
+# In all three, kernels are the inner loop: independent sums vectorise.
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _excess(r: Any, coefficients: Any, d: Any) -> None:
-    """Fill in h - 1 of every molecule and kernel."""
+    """Compute h - 1 of every molecule and kernel."""
     for j in range(len(r)):
         x = min(max(r[j], _INNERMOST), _OUTERMOST)
         inner, outer = np.log(x), np.log1p(-x)
@@ -138,7 +134,7 @@ def _excess(r: Any, coefficients: Any, d: Any) -> None:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _solve(d: Any, w: Any) -> None:
-    """Find the w at which sum log(1 + w d) is largest, for each kernel."""
+    """Find the w of each kernel that maximises sum log(1 + w d)."""
     kernels = len(w)
     slope, curvature = np.zeros(kernels), np.zeros(kernels)
     for j in range(len(d)):
@@ -146,7 +142,7 @@ def _solve(d: Any, w: Any) -> None:
             slope[k] += d[j, k]
             curvature[k] += d[j, k] / (1.0 + d[j, k])  # the slope at w = 1
     low, high = np.zeros(kernels), np.ones(kernels)
-    open_ = np.zeros(kernels, np.bool_)
+    unsolved = np.zeros(kernels, np.bool_)
     for k in range(kernels):
         if slope[k] <= 0.0:
             w[k] = 0.0
@@ -154,9 +150,9 @@ def _solve(d: Any, w: Any) -> None:
             w[k] = 1.0
         else:
             w[k] = 0.5
-            open_[k] = True
+            unsolved[k] = True
     for _ in range(_STEPS):
-        if not open_.any():
+        if not unsolved.any():
             break
         slope[:] = 0.0
         curvature[:] = 0.0
@@ -166,7 +162,7 @@ def _solve(d: Any, w: Any) -> None:
                 slope[k] += q
                 curvature[k] += q * q
         for k in range(kernels):
-            if open_[k]:
+            if unsolved[k]:
                 if slope[k] > 0.0:
                     low[k] = w[k]
                 else:
@@ -174,13 +170,13 @@ def _solve(d: Any, w: Any) -> None:
                 new = w[k] + slope[k] / curvature[k]
                 if not low[k] <= new <= high[k]:
                     new = (low[k] + high[k]) / 2
-                open_[k] = abs(new - w[k]) > _TOLERANCE
+                unsolved[k] = abs(new - w[k]) > _TOLERANCE
                 w[k] = new
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _gain(d: Any, w: Any, t: Any) -> None:
-    """Sum 2 log(1 + w d), one logarithm for every eight factors."""
+    """Sum 2 log(1 + w d), with one logarithm per eight factors."""
     product = np.ones(len(w))
     t[:] = 0.0
     for j in range(len(d)):
@@ -193,7 +189,7 @@ def _gain(d: Any, w: Any, t: Any) -> None:
 
 
 def intensities(fit: KernelFit, exposure: _Floats) -> tuple[_Floats, _Floats]:
-    """A and B (G, 22) of the intensity ``A f(r) + B`` per unit area and exposure.
+    """Compute A and B (G, 22) of the intensity ``A f(r) + B`` per unit area and exposure.
 
     Parameters
     ----------
@@ -205,26 +201,23 @@ def intensities(fit: KernelFit, exposure: _Floats) -> tuple[_Floats, _Floats]:
     return fit.w * per / _RING, 2 * (1 - fit.w) * per
 
 
-# Tests
-
-
 def kernel_p_values(t: _Floats) -> _Floats:
-    """P values of likelihood ratios against half a chi-squared with one degree of freedom.
+    """Compute p values of likelihood ratios against half a chi-squared with one degree of freedom.
 
-    T = 0, which has half of the null's probability, gets its mid-p value, 3/4: the mean and
-    the median of upstream's unseeded draw from [1/2, 1].
+    T = 0, half of the null's probability, gets its mid-p value, 3/4: the mean and median of
+    upstream's unseeded draw from [1/2, 1].
     """
-    return np.where(t > 0, erfc(np.sqrt(np.maximum(t, 0) / 2)) / 2, _P_OF_NOTHING)
+    return np.where(t > 0, erfc(np.sqrt(np.maximum(t, 0) / 2)) / 2, _P_OF_ZERO)
 
 
 def cauchy_combined(p: _Floats) -> _Floats:
-    """Combine the p values of the last axis, which may depend on each other; at least 1e-7."""
-    held = np.clip(p, _P_FLOOR, 1 - _P_FLOOR)
-    return np.asarray(0.5 - np.arctan(np.mean(1 / np.tan(np.pi * held), axis=-1)) / np.pi)
+    """Combine dependent p values, clipped to at least 1e-7, along the last axis."""
+    clipped = np.clip(p, _P_FLOOR, 1 - _P_FLOOR)
+    return np.asarray(0.5 - np.arctan(np.mean(1 / np.tan(np.pi * clipped), axis=-1)) / np.pi)
 
 
 def false_discovery_rates(p: _Floats, lam: _Floats) -> _Floats:
-    """Benjamini-Yekutieli over the genes; 1 for a gene whose curve is flat.
+    """Compute Benjamini-Yekutieli rates over the genes; 1 for flat curves.
 
     Parameters
     ----------
@@ -238,16 +231,13 @@ def false_discovery_rates(p: _Floats, lam: _Floats) -> _Floats:
     return np.where(np.ptp(lam, axis=1) > 0, false_discovery_control(p, method="by"), 1.0)
 
 
-# Curves
-
-
 def kernel_densities(r: _Floats) -> _Floats:
-    """Beta densities (n, 22) of the kernels at radii (n,)."""
+    """Compute the kernels' beta densities (n, 22) at radii (n,)."""
     return _exponentials(r, _LOG_DENSITY)
 
 
 def kernel_ratios(r: _Floats) -> _Floats:
-    """Density (n, 22) of molecules under each kernel over that under the null, a uniform disk."""
+    """Compute density ratios (n, 22) of molecules: each kernel over the null, a uniform disk."""
     return _exponentials(r, _LOG_RATIO)
 
 
@@ -257,7 +247,7 @@ def _exponentials(r: _Floats, coefficients: _Floats) -> _Floats:
 
 
 def curves(t: _Floats, a: _Floats, b: _Floats) -> _Floats:
-    """Intensity curves (G, 100) on :data:`GRID`: the kernels', weighted by their likelihood.
+    """Compute intensity curves (G, 100) on :data:`GRID`: kernels weighted by their likelihood.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
-"""ELLA (Wang & Zhou, Nature Communications 2025), carried from genes to pairs.
+"""ELLA (Wang & Zhou, Nature Communications 2025), extended from genes to pairs.
 
-ELLA gives a gene one curve over relative radius and clusters the curves. Here the clusters serve
-as templates: a pair is scored by the posterior of each template given its molecules. No label is
-used. See ``docs/methods/ella.md``.
+ELLA fits each gene a curve over relative radius and clusters the curves. Here clusters are
+templates, and a pair's scores are their posteriors given its molecules. Uses no labels. See
+``docs/methods/ella.md``.
 """
 
 from __future__ import annotations
@@ -50,21 +50,21 @@ _Floats = NDArray[np.float64]
 _Ints = NDArray[np.int64]
 
 _SIGNIFICANT = 0.05
-_NULL_SHARE = 0.01  # in every cluster's template: one misplaced molecule does not rule it out
-_TILT = 0.5  # share of the molecules that a template of kernels explains, the null has the rest
-_LEAST_USUAL = 0.01  # of a kernel's mean density over all RNA, which is near 1
+_NULL_SHARE = 0.01  # of the null in each cluster's template: tolerates a misplaced molecule
+_TILT = 0.5  # share of a group's kernels in its template; the rest is the null
+_MIN_MEAN_DENSITY = 0.01  # of a kernel over all RNA; usually near 1
 _STATE = "state.json"
 
 
 class _Posterior:
-    """Templates along the radius and a prior for each gene: what both variants predict from.
+    """Radial templates and a prior for each gene; the base of both variants.
 
     Parameters
     ----------
     registration : {"exact", "grid"}
         See :func:`gpattern_bench.methods.ella.radii.relative_radius`.
     scores : {"posterior", "one-vs-null"}
-        Whether the patterns of a pair compete, or each is held against the null alone.
+        Let the patterns of a pair compete, or compare each with the null alone.
     """
 
     about: ClassVar[About]
@@ -78,9 +78,9 @@ class _Posterior:
         self.scores = scores
         self.classes: tuple[str, ...] = ()
         self.correlation = 0.0
-        self.log_ratio = np.empty((0, len(GRID)))  # of each template's density over the null's
-        self.prior: dict[str, list[float]] = {}  # of the null, then of each template
-        self.unseen: list[float] = []
+        self.log_ratio = np.empty((0, len(GRID)))  # template over null, (K, 100)
+        self.prior: dict[str, list[float]] = {}  # by gene: of the null, then of each template
+        self.unseen: list[float] = []  # prior of genes without training molecules
 
     def save(self, folder: Path) -> None:
         """Write templates and priors as JSON."""
@@ -120,20 +120,21 @@ class _Posterior:
 
     def _scores(self, cell: Cell, log_odds: _Floats) -> _Floats:
         r = relative_radius(cell, self.registration)
-        starts = np.zeros(len(cell.counts) + 1, np.int64)
-        np.cumsum(cell.counts, out=starts[1:])
-        log_odds[:, 1:] += evidence(r, starts, self.log_ratio) / self._repeats(cell.counts)
-        return expit(log_odds[:, 1:]) if self.scores == "one-vs-null" else _shares(log_odds)[:, 1:]
+        starts = np.append(0, np.cumsum(cell.counts))
+        log_odds[:, 1:] += evidence(r, starts, self.log_ratio) / self._design_effect(cell.counts)
+        if self.scores == "one-vs-null":
+            return np.asarray(expit(log_odds[:, 1:]))
+        return np.asarray(softmax(log_odds, axis=1)[:, 1:])
 
-    def _repeats(self, n: _Ints) -> _Floats:
-        """How many molecules count as one, n of them correlated: (len(n), 1)."""
+    def _design_effect(self, n: _Ints) -> _Floats:
+        """Return n over the effective number of n correlated molecules: (len(n), 1)."""
         return (1 + (n[:, None] - 1) * self.correlation).astype(np.float64)
 
-    def _gather(self, train: Cells) -> tuple[Radii, list[str]]:
-        """Radii of the genes that the training cells have, and their names; no labels."""
+    def _collect(self, train: Cells) -> tuple[Radii, list[str]]:
+        """Collect the radii and names of the genes present; no labels."""
         radii = collect_radii(train.without_labels(), self.registration)
         if not len(radii.r):
-            raise MethodError(f"{self.about.name} must be fitted, and there are no training cells")
+            raise MethodError(f"{self.about.name}: there are no training cells; give some to fit")
         self.correlation = radii.correlation
         seen = np.flatnonzero(radii.cells)
         radii = radii._replace(cells=radii.cells[seen], starts=np.unique(radii.starts))
@@ -147,10 +148,10 @@ class _Posterior:
 class Ella(_Posterior):
     """ELLA as published: five clusters of curves, named by the order of their peaks.
 
-    The curves of significant genes of the training cells are clustered; the mean curve of a
-    cluster is its template, and the distance of a gene's curve to the clusters is its prior. The
-    null is a uniform disk. With fewer than five distinct significant curves the templates are
-    those of :func:`kernel_groups`, and every gene has the same prior.
+    Clusters the curves of significant genes. A cluster's mean curve is its template; the distances
+    of a gene's curve to the clusters give its prior. The null is a uniform disk. With fewer than
+    five distinct significant curves, the templates are :func:`kernel_groups` and all genes have
+    the same prior.
     """
 
     about: ClassVar[About] = About(
@@ -168,8 +169,8 @@ class Ella(_Posterior):
     )
 
     def fit(self, train: Cells, seed: int) -> None:
-        """Fit the genes' curves and cluster them; the seed is that of the k-means."""
-        radii, genes = self._gather(train)
+        """Fit the genes' curves and cluster them by k-means with this seed."""
+        radii, genes = self._collect(train)
         self.classes = CLASSES
         fit = fit_kernels(radii.r, radii.starts)
         lam = _curves(fit)
@@ -190,10 +191,10 @@ class Ella(_Posterior):
 
 
 class EllaRobust(_Posterior):
-    """ELLA's kernels, grouped by where they peak relative to the nucleus: no clusters to name.
+    """ELLA's kernels, grouped by their peaks relative to the nucleus; no clusters.
 
-    The null is the density of all RNA, so that the shape that all genes share is no pattern. A
-    gene's prior is the posterior of its training molecules, taken as one pair.
+    The null is the density of all RNA: a shape common to all genes is not a pattern. A gene's prior
+    is the posterior of its training molecules, taken as one pair.
     """
 
     about: ClassVar[About] = About(
@@ -205,43 +206,44 @@ class EllaRobust(_Posterior):
             "density of all RNA; their posterior given a pair's molecules."
         ),
         reference="this package, after Wang & Zhou, Nature Communications 16:9920 (2025)",
-        inputs=("coordinates", "gene", "cell outline", "nucleus outline"),
+        inputs=Ella.about.inputs,
         learns=True,
-        rules_for=("nuclear", "nuclear_edge", "cytoplasmic", "cell_edge", "membrane"),
+        rules_for=Ella.about.rules_for,
     )
 
     def fit(self, train: Cells, seed: int) -> None:  # noqa: ARG002 - draws nothing
         """Measure the nuclei and the density of all RNA, then the genes."""
-        radii, genes = self._gather(train)
+        radii, genes = self._collect(train)
         groups = kernel_groups(radii.nuclear, edge="nuclear_edge" in train.patterns)
         self.classes = tuple(groups)
         density = kernel_densities(GRID).T
-        everything = np.array([0, len(radii.r)])
-        usual = evidence(radii.r, everything, density)[0] / len(radii.r)
-        ratio = density / np.maximum(usual, _LEAST_USUAL)[:, None]
+        all_rna = np.array([0, len(radii.r)])
+        mean = evidence(radii.r, all_rna, density)[0] / len(radii.r)
+        ratio = density / np.maximum(mean, _MIN_MEAN_DENSITY)[:, None]
         self.log_ratio = _group_templates(ratio, groups)
         log_odds = np.zeros((len(genes), 1 + len(groups)))
         log_odds[:, 1:] = evidence(radii.r, radii.starts, self.log_ratio)
-        self._set_prior(genes, softmax(log_odds / self._repeats(np.diff(radii.starts)), axis=1))
+        log_odds /= self._design_effect(np.diff(radii.starts))
+        self._set_prior(genes, softmax(log_odds, axis=1))
 
 
 def features(cells: Cells, *, unit_um: float = 1.0) -> Iterator[pd.DataFrame]:  # noqa: ARG001
-    """Fit every kernel to every gene of some cells: one frame, one row per gene and kernel.
+    """Fit every kernel to every gene; yield one frame with a row per gene and kernel.
 
     Parameters
     ----------
     cells : Cells
-        All are taken as one cell type.
+        Treated as one cell type.
     unit_um : float
-        Without effect: radii are relative.
+        No effect: radii are relative.
 
     Yields
     ------
     pandas.DataFrame
         ``gene``; ``kernel`` (0 to 21), its shapes ``a`` and ``b``; ``T`` and ``w`` of
-        :class:`gpattern_bench.methods.ella.kernels.KernelFit`, and ``p`` of T; and of the gene
+        :class:`gpattern_bench.methods.ella.kernels.KernelFit`, and ``p`` of T; per gene
         ``n_molecules``, ``n_cells``, ``p_cauchy`` over the kernels, ``p_fdr_by`` over the genes,
-        and ``peak``, the radius at which its curve is largest.
+        and ``peak``, the radius of its curve's maximum.
     """
     radii = collect_radii(cells)
     seen = np.flatnonzero(radii.cells)
@@ -269,21 +271,17 @@ def features(cells: Cells, *, unit_um: float = 1.0) -> Iterator[pd.DataFrame]:  
 
 
 def _curves(fit: KernelFit) -> _Floats:
-    """Curves (G, 100), scaled so that r times the curve integrates to 1."""
+    """Compute curves (G, 100); r times a curve integrates to 1."""
     return curves(fit.t, *intensities(fit, fit.n.astype(np.float64)))
 
 
 def _rates(fit: KernelFit, lam: _Floats) -> tuple[_Floats, _Floats]:
-    """P values of the genes (G,), and their false discovery rates."""
+    """Compute the genes' p values (G,) and false discovery rates."""
     combined = cauchy_combined(kernel_p_values(fit.t))
     return combined, false_discovery_rates(combined, lam)
 
 
 def _group_templates(ratio: _Floats, groups: dict[str, _Ints]) -> _Floats:
-    """Log density ratios (K, 100) of groups, from those of the kernels (22, 100) over a null."""
+    """Compute log density ratios (K, 100) of groups from ratios of kernels (22, 100)."""
     means = np.stack([ratio[kernels].mean(axis=0) for kernels in groups.values()])
     return np.log(_TILT * means + 1 - _TILT)
-
-
-def _shares(log_odds: _Floats) -> _Floats:
-    return np.asarray(softmax(log_odds, axis=1))

@@ -1,4 +1,4 @@
-"""ELLA's coordinate: how far out a molecule lies, relative to the cell's outline."""
+"""ELLA's coordinate: radii of molecules, relative to the cell's outline."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ _Floats = NDArray[np.float64]
 _Ints = NDArray[np.int64]
 
 Registration = Literal["exact", "grid"]
-"""The outline's radius on the ray through the molecule, or at the next whole degree."""
+"""Take the outline's radius on the ray through the molecule, or at the next whole degree."""
 
-_CORRELATION = 0.02  # where it cannot be estimated
+_CORRELATION = 0.02  # default, if too few molecules to estimate it
 
 
 def relative_radius(cell: Cell, registration: Registration = "exact") -> _Floats:
-    """Relative radii (n,) of a cell's molecules: 0 at the origin, 1 on the cell's outline.
+    """Compute relative radii (n,) of a cell's molecules: 0 at the origin, 1 on the outline.
 
-    The origin is the centroid of the nucleus, or of the cell where there is none.
+    The origin is the centroid of the nucleus, else of the cell.
 
     Parameters
     ----------
     cell : Cell
     registration : {"exact", "grid"}
-        ``"exact"``: over the radius of the outline on the ray through the molecule; at most 1.
-        ``"grid"``: over its radius at the next of 360 whole degrees, as upstream; may exceed 1.
+        Divide by the outline's radius on the ray through the molecule (clipped to 1), or at the
+        next of 360 whole degrees, as upstream (may exceed 1).
     """
-    place = cell.geometry
+    geometry = cell.geometry
     if registration == "exact":
-        return np.minimum(place.relative_radius, 1.0)
+        return np.minimum(geometry.relative_radius, 1.0)
     degrees = np.deg2rad(np.arange(360.0))
     unit = np.stack([np.cos(degrees), np.sin(degrees)], axis=1)
-    radius = ray_radius(place.origin + unit, place.origin, cell.boundary)
-    away = place.xy - place.origin
+    radius = ray_radius(geometry.origin + unit, geometry.origin, cell.boundary)
+    away = geometry.xy - geometry.origin
     angle = np.mod(np.arctan2(away[:, 1], away[:, 0]), 2 * np.pi)
     following = np.minimum(np.searchsorted(degrees, angle), 359)
-    return np.asarray(place.radius / (radius[following] + 1e-10))
+    return np.asarray(geometry.radius / (radius[following] + 1e-10))
 
 
 class Radii(NamedTuple):
@@ -54,16 +54,16 @@ class Radii(NamedTuple):
     Attributes
     ----------
     r : numpy.ndarray
-        (n,) relative radii, genes in the order of the panel, and cell after cell within each.
+        (n,) relative radii, by gene in the order of the panel, then by cell.
     starts : numpy.ndarray
         (G + 1,) molecules of gene g are ``r[starts[g]:starts[g + 1]]``.
     cells : numpy.ndarray
-        (G,) cells that have the gene.
+        (G,) number of cells with the gene.
     correlation : float
-        Intraclass correlation of squared radii within a pair, given the gene: what the molecules
-        of one pair share. 0.02 where there are too few to tell.
+        Intraclass correlation of squared radii within pairs, given the gene; 0.02 if too few
+        molecules to estimate it.
     nuclear : float
-        Mean relative radius of the nuclear outlines; NaN if there are none.
+        Mean relative radius of the nuclear outlines; NaN without nuclei.
     """
 
     r: _Floats
@@ -74,7 +74,7 @@ class Radii(NamedTuple):
 
 
 def collect_radii(cells: Cells, registration: Registration = "exact") -> Radii:
-    """Stream cells and keep the radii of their molecules: 8 bytes each, and 8 per pair."""
+    """Stream cells and collect their radii, in 8 bytes per molecule and 8 per pair."""
     radii, genes, counts, nuclear = [], [], [], []
     for cell in cells:
         radii.append(relative_radius(cell, registration))
@@ -87,7 +87,7 @@ def collect_radii(cells: Cells, registration: Registration = "exact") -> Radii:
     gene = np.concatenate(genes) if genes else np.empty(0, np.int32)
     count = np.concatenate(counts) if counts else np.empty(0, np.int32)
     order = np.argsort(gene, kind="stable")
-    by_gene = _in_order(r, np.cumsum(count, dtype=np.int64) - count, count, order)
+    by_gene = _reorder_runs(r, np.cumsum(count, dtype=np.int64) - count, count, order)
     starts = np.zeros(len(cells.genes) + 1, np.int64)
     pairs = np.bincount(gene, minlength=len(cells.genes))
     weight = np.bincount(gene, weights=count, minlength=len(cells.genes))
@@ -102,7 +102,7 @@ def collect_radii(cells: Cells, registration: Registration = "exact") -> Radii:
 
 
 def _nuclear_radius(cell: Cell) -> float:
-    """Mean relative radius along the outline of a nucleus."""
+    """Compute the mean relative radius along the outline of a nucleus."""
     rings = shapely.get_exterior_ring(shapely.get_parts(cell.nucleus))
     xy, ring = shapely.get_coordinates(rings, return_index=True)
     edges = ring[1:] == ring[:-1]
@@ -115,8 +115,8 @@ def _nuclear_radius(cell: Cell) -> float:
 
 
 @njit(cache=True, nogil=True)
-def _in_order(values: Any, starts: Any, counts: Any, order: Any) -> Any:
-    """Runs of values, one after the other in another order."""
+def _reorder_runs(values: Any, starts: Any, counts: Any, order: Any) -> Any:
+    """Concatenate runs of values in another order."""
     out = np.empty_like(values)
     at = 0
     for p in order:
@@ -127,9 +127,9 @@ def _in_order(values: Any, starts: Any, counts: Any, order: Any) -> Any:
 
 
 def _correlation(values: _Floats, count: NDArray[np.int32], gene: NDArray[np.int32]) -> float:
-    """Intraclass correlation within pairs, given the gene: from the analysis of variance.
+    """Estimate the intraclass correlation within pairs, given the gene (analysis of variance).
 
-    Values come pair by pair, genes in ascending order.
+    Values are ordered by pair, genes ascending.
     """
     m = count.astype(np.float64)
     first = np.flatnonzero(np.diff(gene, prepend=-1))

@@ -1,4 +1,4 @@
-"""Templates along the radius: from clusters of curves or groups of kernels, and their evidence."""
+"""Make radial templates from clusters of curves or groups of kernels; sum their evidence."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _Floats = NDArray[np.float64]
 _Ints = NDArray[np.int64]
 
 CLASSES = ("nuclear", "nuclear_edge", "cytoplasmic", "cell_edge", "mixed")
-"""What the five clusters are called, from the innermost to the outermost."""
+"""Names of the five clusters, from the innermost to the outermost."""
 
-_NUCLEAR_RADIUS = 0.56  # of the U-2 OS cells that were measured; where there is no nucleus
+_NUCLEAR_RADIUS = 0.56  # measured on U-2 OS cells; default without nuclei
 
 
 def kernel_groups(nuclear: float, *, edge: bool = True) -> dict[str, _Ints]:
@@ -37,15 +37,15 @@ def kernel_groups(nuclear: float, *, edge: bool = True) -> dict[str, _Ints]:
     Parameters
     ----------
     nuclear : float
-        Mean relative radius of the nuclear outline; NaN (there are none) reads as 0.56, and all
-        is held in [0.2, 0.65], so that no group is empty.
+        Mean relative radius of the nuclear outlines; NaN (no nuclei) means 0.56. Clipped to
+        [0.2, 0.65], so that no group is empty.
     edge : bool
-        Whether the nuclear edge is a class. If not, its kernels are shared out to the two sides.
+        Make the nuclear edge a class; else divide its kernels between the two sides.
 
     Returns
     -------
     dict of str to numpy.ndarray
-        Kernels of each of :data:`CLASSES` but the last, the innermost first.
+        Kernels of each of :data:`CLASSES` but the last, innermost first.
 
     Examples
     --------
@@ -65,38 +65,38 @@ def kernel_groups(nuclear: float, *, edge: bool = True) -> dict[str, _Ints]:
 
 
 def curve_features(lam: _Floats) -> _Floats:
-    """What curves (G, 100) are clustered by: 20 steps and 21 heights (G, 41), each in [0, 1]."""
-    heights = _scaled(lam[:, [*range(0, 100, 5), 99]])
-    return np.concatenate([_scaled(np.diff(heights, axis=1)), heights], axis=1)
+    """Describe curves (G, 100) for clustering: 20 steps and 21 heights (G, 41), in [0, 1]."""
+    heights = _unit_range(lam[:, [*range(0, 100, 5), 99]])
+    return np.concatenate([_unit_range(np.diff(heights, axis=1)), heights], axis=1)
 
 
-def _scaled(values: _Floats) -> _Floats:
+def _unit_range(values: _Floats) -> _Floats:
     low, span = values.min(axis=1, keepdims=True), np.ptp(values, axis=1)[:, None]
     return np.asarray((values - low) / np.where(span > 0, span, 1.0))
 
 
 def cluster_curves(lam: _Floats, seed: int, k: int = 5) -> NDArray[np.int64] | None:
-    """Cluster curves (G, 100) by k-means: labels (G,) from 0, the innermost peaks, to k - 1.
+    """Cluster curves (G, 100) by k-means: labels (G,), 0 has the innermost peaks.
 
-    Clusters are ordered by the median place of their members' peaks, then by the mean place.
-    None if fewer than k curves differ.
+    Orders clusters by the median, then the mean, of their peaks' radii. None if fewer than k
+    curves differ.
     """
     if len(lam) < k:
         return None
     x = curve_features(lam)
     if len(np.unique(x, axis=0)) < k:
         return None
-    with threadpool_limits(1):  # sums in a fixed order: the same clusters on every machine
+    with threadpool_limits(1):  # the order of sums would change the clusters
         found = KMeans(k, n_init=5, max_iter=200, random_state=seed).fit(x).labels_
     peak = x[:, 20:].argmax(axis=1)
-    places = [(np.median(peak[found == c]), np.mean(peak[found == c]), c) for c in range(k)]
+    peaks = [(np.median(peak[found == c]), np.mean(peak[found == c]), c) for c in range(k)]
     rank = np.empty(k, np.int64)
-    rank[[c for _, _, c in sorted(places)]] = np.arange(k)
+    rank[[c for _, _, c in sorted(peaks)]] = np.arange(k)
     return np.asarray(rank[found])
 
 
 def cluster_shares(x: _Floats, labels: _Ints) -> _Floats:
-    """Prior (G, k) of each cluster: a Gaussian about its centroid, as wide as clusters are."""
+    """Compute priors (G, k) of clusters: Gaussians about their centroids, of pooled variance."""
     centre = np.stack([x[labels == c].mean(axis=0) for c in range(labels.max() + 1)])
     squared = np.square(x[:, None] - centre).sum(axis=2)
     spread = max(float(np.mean(squared[np.arange(len(x)), labels])), 1e-12)
@@ -106,16 +106,16 @@ def cluster_shares(x: _Floats, labels: _Ints) -> _Floats:
 def evidence(r: _Floats, starts: _Ints, values: _Floats) -> _Floats:
     """Sum curves (K, 100) over the molecules of each pair: (len(starts) - 1, K).
 
-    Curves are read linearly between the points of the grid and are constant beyond its ends.
+    Interpolates curves linearly on the grid; they are constant beyond its ends.
 
     Parameters
     ----------
     r : numpy.ndarray
         (n,) relative radii, pair by pair.
     starts : numpy.ndarray
-        Where each pair begins, and n.
+        First molecule of each pair, then n.
     values : numpy.ndarray
-        Logarithms of density ratios, for instance: the result is the log-evidence.
+        Curves, for instance log density ratios; then the sums are log-evidence.
     """
     out = np.zeros((len(starts) - 1, len(values)))
     _sums(r, starts, np.ascontiguousarray(values.T), out)
@@ -128,8 +128,8 @@ def _sums(r: Any, starts: Any, values: Any, out: Any) -> None:
     first, step = 0.001, 0.998 / (points - 1)
     for p in range(len(out)):
         for j in range(starts[p], starts[p + 1]):
-            place = min(max((r[j] - first) / step, 0.0), points - 1.0)
-            i = min(int(place), points - 2)
-            share = place - i
+            position = min(max((r[j] - first) / step, 0.0), points - 1.0)
+            i = min(int(position), points - 2)
+            share = position - i
             for k in range(out.shape[1]):
                 out[p, k] += values[i, k] + share * (values[i + 1, k] - values[i, k])

@@ -1,10 +1,10 @@
-"""KNN-attention: each molecule attends to its K nearest, exactly, at the speed of dense products.
+"""KNN-attention: each molecule attends to exactly its K nearest, at the speed of dense products.
 
     plan = knn_plan(positions, k)                  # (L, 2) or (L, 3); once per cell
     out = knn_attention(query, key, value, plan)   # (heads, L, head_dim) each, in the same order
 
-A block of queries attends to the union of its queries' neighbours, with a mask. Time and memory
-grow with L; the backward pass recomputes the scores block by block, so that none are kept.
+A block of queries attends to the union of its queries' neighbours, with a mask. Time and memory are
+linear in L; the backward pass recomputes the scores block by block instead of storing them.
 """
 
 from __future__ import annotations
@@ -20,33 +20,32 @@ from gpattern_bench.methods.gpsnet.plan import KNNPlan, Step
 
 __all__ = ["KNNAttention", "knn_attention"]
 
-# Scores of a step: many, so that threads seldom wait for each other, but on a CPU not so many that
-# the keys copied for them leave the cache. Nothing is copied where a cloud is one block.
+# Scores of a step: many, so that threads seldom wait; but on a CPU, few enough that the copied keys
+# stay in the cache. Clouds of one block copy no keys.
 _COPIED = {"cpu": 2**22}
 _MOST = 2**26
 _UNCOPIED = 2**28
 
 
 def knn_attention(query: Tensor, key: Tensor, value: Tensor, plan: KNNPlan) -> Tensor:
-    """Scaled dot-product attention of each molecule to its neighbours.
+    """Attend from each molecule to its neighbours (scaled dot products).
 
     Parameters
     ----------
     query, key, value : torch.Tensor
-        (heads, L, head_dim) each, on the plan's device, molecules in the order of the positions
-        that the plan was made from.
+        (heads, L, head_dim) each, on the plan's device, in the order of :func:`knn_plan`'s
+        positions.
     plan : KNNPlan
-        Of :func:`knn_plan`.
 
     Returns
     -------
     torch.Tensor
-        (heads, L, head_dim), in the same order. Differentiable, once.
+        (heads, L, head_dim), in the same order. Differentiable once.
 
     Raises
     ------
     MethodError
-        The tensors are not of the plan's length.
+        The tensors do not have the plan's length.
     """
     parts = (query, key, value)
     if any(x.ndim != 3 or x.shape[1] != len(plan) for x in parts):
@@ -56,15 +55,15 @@ def knn_attention(query: Tensor, key: Tensor, value: Tensor, plan: KNNPlan) -> T
     with torch.autocast(query.device.type, enabled=False):
         if all(plan.whole):
             out = _attend_whole(q, k, v, plan)
-        else:  # contiguous: gathering rows of any other layout takes thirty times as long
+        else:  # gathering rows takes thirty times as long if not contiguous
             out = _Attend.apply(q.contiguous(), k.contiguous(), v.contiguous(), plan)  # type: ignore[no-untyped-call]
     return out if plan.order is None else torch.empty_like(out).index_copy(1, plan.order, out)
 
 
 def _attend_whole(query: Tensor, key: Tensor, value: Tensor, plan: KNNPlan) -> Tensor:
-    """Small clouds only: padded, masked products, as autograd knows them."""
+    """Attend in small clouds, by padded, masked products with autograd's own gradient."""
     steps = plan.steps(len(query), _UNCOPIED)
-    # split, for the gradient of a slice is as long as what it was cut from
+    # split, not slice: a slice's gradient has the full length
     sizes = [step.end - step.begin for step in steps]
     cut = [torch.split(x, sizes, dim=1) for x in (query, key, value)]
     out = []
@@ -82,7 +81,7 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, step: Step) -> Tensor:
 
 
 class _Attend(torch.autograd.Function):
-    """Step by step; the backward pass computes each anew, so that no copy of the keys is kept."""
+    """Attend step by step; the backward pass recomputes each step instead of storing its keys."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: KNNPlan) -> Tensor:
@@ -98,7 +97,7 @@ class _Attend(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value = ctx.saved_tensors
         d_query = torch.empty_like(query)
-        # keys add up over the blocks that share them
+        # gradients of shared keys add up over blocks: at least float32
         wide = torch.promote_types(key.dtype, torch.float32)
         d_key, d_value = (torch.zeros_like(x, dtype=wide) for x in (key, value))
         for step in ctx.steps:
@@ -114,14 +113,14 @@ class _Attend(torch.autograd.Function):
 
 
 class KNNAttention(nn.Module):
-    """Multi-head KNN-attention with its projections, for use in other transformers.
+    """Multi-head KNN-attention with projections, for use in other transformers.
 
     Parameters
     ----------
     dim : int
         Width of the tokens.
     heads : int
-        A divisor of it.
+        Divides `dim`.
     biased : bool
         Add a learnt bias to the scores: of the distance, and of whether two molecules are of the
         same group.
@@ -130,7 +129,7 @@ class KNNAttention(nn.Module):
     def __init__(self, dim: int, heads: int, *, biased: bool = False) -> None:
         super().__init__()
         if dim % heads:
-            raise MethodError(f"{heads} heads do not divide the width of {dim}")
+            raise MethodError(f"{heads} heads do not divide the width of {dim}; choose a divisor")
         self.heads = heads
         self.query_key_value = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
@@ -145,9 +144,9 @@ class KNNAttention(nn.Module):
     ) -> Tensor:
         """Attend among the molecules of a plan: (L, dim) or (B, L, dim) -> the same shape.
 
-        With (B, L, dim), all B share the plan's positions; clouds with positions of their own go
-        end to end, with :func:`join_plans`. With a bias, `positions` (L, 2) and `groups` (L,) in
-        the plan's order, and one cloud only.
+        All B share the plan's positions. Lay clouds with different positions end to end and use
+        :func:`join_plans`. With a bias, `positions` (L, 2) and `groups` (L,) are in the plan's
+        order, and there is one cloud.
         """
         if self.bias is not None:
             assert x.ndim == 2

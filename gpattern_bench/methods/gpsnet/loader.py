@@ -32,9 +32,9 @@ _Item = TypeVar("_Item")
 _Made = TypeVar("_Made")
 
 KEPT = 2 << 30
-"""Bytes of prepared cells that are kept between epochs; the others are prepared each time."""
+"""Bytes of prepared cells kept between epochs; the other cells are prepared every epoch."""
 
-_GROUPED = 16  # batches whose cells are sorted by length together
+_GROUPED = 16  # batches per group of cells sorted by length
 
 
 class LabelledTokens:
@@ -52,7 +52,7 @@ class LabelledTokens:
     Attributes
     ----------
     cells : list of Cell
-        Those with a labelled pair.
+        Cells with a labelled pair.
     lengths : numpy.ndarray
         (N,) molecules of each.
     labelled : list of int
@@ -86,7 +86,7 @@ class LabelledTokens:
         self._room = KEPT
 
     def tokens(self, index: int) -> Tokens:
-        """Return cell `index`, prepared now or before; thread-safe."""
+        """Return cell `index` as tokens, cached; thread-safe."""
         if index in self._kept:
             return self._kept[index]
         tokens = self.prepared(index)
@@ -139,14 +139,14 @@ def epoch_batches(
     epoch: int,
     weights: NDArray[np.float64] | None = None,
 ) -> list[_Ints]:
-    """Batch an epoch: each cell once, or as many draws by `weights`; similar lengths together.
+    """Divide an epoch into batches of cells of similar length, each once or drawn by `weights`.
 
     Parameters
     ----------
     lengths : numpy.ndarray
         (N,) molecules of each cell.
     batch : int
-        Cells in a step, at most; steps differ by one cell at most.
+        Most cells in a batch; batches differ by at most one cell.
     seed, epoch : int
     weights : numpy.ndarray, optional
         (N,) probability of each cell, drawn with replacement.
@@ -167,7 +167,7 @@ def epoch_batches(
 
 
 def generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
-    """Make a generator for an epoch: stream 0 for the order, stream i + 1 for cell i."""
+    """Make a generator for an epoch: stream 0 orders the cells, stream i + 1 is for cell i."""
     key = np.array([seed, (epoch << 32) + stream], np.uint64)
     return np.random.Generator(np.random.Philox(key=key))
 
@@ -197,14 +197,14 @@ def drop_molecules(cell: Cell, rng: np.random.Generator, most: float, limit: int
 
 
 def rotate(cell: Tokens, rng: np.random.Generator) -> Tokens:
-    """Rotate a cell by a random angle; mirror it half of the time."""
+    """Rotate a cell by a random angle; mirror it with probability 1/2."""
     angle, mirror = 2 * np.pi * rng.random(), rng.random() < 0.5
     cos, sin = np.cos(angle), np.sin(angle)
     return cell.mapped(np.array([[cos, -sin], [-sin, -cos] if mirror else [sin, cos]]))
 
 
 def mask_genes(cell: Tokens, rng: np.random.Generator, unknown: int) -> Tokens:
-    """Make a random share of a cell's genes unknown."""
+    """Replace a random share of a cell's genes by the unknown gene."""
     share = rng.random()
     return cell.without_genes(rng.random(len(cell.query)) < share, unknown)
 
@@ -212,7 +212,7 @@ def mask_genes(cell: Tokens, rng: np.random.Generator, unknown: int) -> Tokens:
 def prefetch(
     make: Callable[[_Item], _Made], items: Iterable[_Item], workers: int
 ) -> Iterator[_Made]:
-    """Apply `make` to items in threads, a few ahead; yield results in order."""
+    """Apply `make` to items in threads, a few items ahead; yield results in order."""
     waiting: deque[Future[_Made]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         for item in items:

@@ -1,6 +1,6 @@
-"""Molecules in compact blocks, and the K nearest of each: numbers only, compiled where it counts.
+"""Sort molecules into compact blocks and find the K nearest of each, in NumPy and compiled code.
 
-Both depend on the set of positions, not on the order in which they come.
+The order of the molecules does not matter.
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ _Floats = NDArray[np.float64]
 _Ints = NDArray[np.int64]
 
 TIE = 1e-9
-"""Squared distances that differ by less than this share are equal."""
+"""Squared distances within this share of each other tie."""
 
 
 def order_in_blocks(points: _Floats, size: int) -> tuple[_Ints, _Ints]:
-    """Order (L,) of the points (L, 2 or 3), and where blocks of at most `size` begin, and L.
+    """Sort points (L, 2 or 3) into blocks of at most `size`: the order (L,), and block bounds.
 
-    Of two points in the same position the one that comes first stays first. Blocks are the leaves
-    of a tree that cuts the longest side into two until few enough points are left: more compact, by
-    a tenth of the keys, than pieces of a Hilbert curve.
+    Points at one position keep their order. Blocks are the leaves of a tree that halves the longest
+    side; they have a tenth fewer keys than runs of a Hilbert curve.
     """
     lead = np.lexsort(points.T[::-1])
     points = points[lead]
@@ -51,38 +50,37 @@ def order_in_blocks(points: _Floats, size: int) -> tuple[_Ints, _Ints]:
 def block_neighbours(
     points: _Floats, bounds: _Ints, k: int
 ) -> tuple[list[NDArray[np.int32]], list[NDArray[np.uint8]]]:
-    """Find the K nearest of all points of each block, themselves included, and all tied with them.
+    """Find the K nearest of each block's points, themselves and ties included.
 
     Parameters
     ----------
     points : numpy.ndarray
         (2 or 3, L), in the order of the blocks.
     bounds : numpy.ndarray
-        (blocks + 1,) where blocks begin, and L.
+        (blocks + 1,) first point of each block, then L.
     k : int
         1 <= k <= L.
 
     Returns
     -------
     keys : list of numpy.ndarray
-        (U,) int32: all neighbours of the points of each block, ascending.
+        (U,) int32: union of the neighbours of each block's points, ascending.
     bits : list of numpy.ndarray
-        (B, U / 8) uint8: which of them are neighbours of which point; the lowest bit of a byte
-        comes first.
+        (B, U / 8) uint8: mask of each point's neighbours among the keys, lowest bit first.
     """
     low = np.minimum.reduceat(points, bounds[:-1], axis=1)  # corners of the blocks (2 or 3, blocks)
     high = np.maximum.reduceat(points, bounds[:-1], axis=1)
-    everywhere = np.arange(len(bounds) - 1)
+    all_blocks = np.arange(len(bounds) - 1)
     limits = np.full(points.shape[1], np.inf)
     keys, bits = [], []
     for block, (begin, end) in enumerate(pairwise(bounds.tolist())):
         gap = np.maximum(low - high[:, [block]], low[:, [block]] - high).clip(min=0.0)
         apart = np.sqrt(np.square(gap).sum(axis=0))  # (blocks,) from this one
         if k < points.shape[1]:
-            # The limit of one query tells how far those of the others can reach.
-            _limits(points, bounds, low, high, everywhere, begin, begin + 1, k, limits)
+            # The limit of the first query bounds those of the others.
+            _limits(points, bounds, low, high, all_blocks, begin, begin + 1, k, limits)
             side = np.linalg.norm(high[:, block] - low[:, block])
-            near = everywhere[apart <= (np.sqrt(limits[begin]) + side) * (1 + TIE)]
+            near = all_blocks[apart <= (np.sqrt(limits[begin]) + side) * (1 + TIE)]
             _limits(points, bounds, low, high, near, begin + 1, end, k, limits)
         near = apart <= np.sqrt(limits[begin:end].max()) * (1 + TIE)
         candidates = np.flatnonzero(np.repeat(near, np.diff(bounds))).astype(np.int32)
@@ -95,18 +93,11 @@ def block_neighbours(
 
 @njit(cache=True, nogil=True)
 def _limits(
-    points: Any,
-    bounds: Any,
-    low: Any,
-    high: Any,
-    near: Any,
-    begin: int,
-    end: int,
-    k: int,
+    points: Any, bounds: Any, low: Any, high: Any, near: Any, begin: int, end: int, k: int,
     limits: Any,
-) -> None:
-    # Squared distance up to which others are neighbours of each query, sought in the blocks `near`.
-    # The K nearest of one point are near every other: known limits bound those that follow.
+) -> None:  # fmt: skip
+    # Find each query's limit, the squared distance of its K-th nearest, in the blocks `near`.
+    # By the triangle inequality, limits so far bound the next.
     dims = len(points)
     found = np.empty(points.shape[1])
     for i in range(begin, end):
@@ -135,7 +126,7 @@ def _limits(
 
 @njit(cache=True, nogil=True)
 def _smallest(values: Any, rank: int) -> Any:
-    # Hoare's selection, in place: the value that sorting would put at `rank`.
+    # Hoare's selection, in place: the value of this rank.
     low, high = 0, len(values) - 1
     while low < high:
         a, b, c = values[low], values[(low + high) >> 1], values[high]

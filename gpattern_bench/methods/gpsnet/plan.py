@@ -1,13 +1,12 @@
 """Neighbour plans: which molecules attend to which, in blocks that share most of their neighbours.
 
-Molecules are sorted so that neighbours in space are neighbours in memory, and cut into blocks. The
-neighbours of all molecules of a block together are hardly more than those of one, and a mask says
-who is whose: so no key is copied once per query. Time and memory grow with the number of molecules.
+Blocks are runs of molecules, sorted so that neighbours in space are neighbours in memory. A block
+has few more neighbours than one of its molecules; a mask assigns them, so keys are not copied for
+each query. Time and memory are linear in the number of molecules.
 
-The neighbours of a molecule are itself and all others that are no farther than its K-th nearest:
-molecules at equal distances are in or out together, whatever their order, so there may be more
-than K. Squared distances that differ by less than one part in 10^9 are equal: more than what
-moving the origin of the coordinates can change.
+A molecule's neighbours are itself and all others no farther than its K-th nearest; ties may make
+them more than K. Squared distances within one part in 10^9 are ties, so moving the origin of the
+coordinates changes nothing.
 """
 
 from __future__ import annotations
@@ -28,30 +27,29 @@ from gpattern_bench.methods.gpsnet.neighbours import block_neighbours, order_in_
 __all__ = ["KNNPlan", "Step", "join_plans", "knn_plan"]
 
 _BLOCK = 64  # queries of a block
-_WHOLE = 1024  # molecules of the largest cloud that may be one block
+_WHOLE = 1024  # most molecules of a cloud in one block
 
 
 @dataclass(frozen=True, eq=False)
 class KNNPlan:
     """Which molecules attend to which, in blocks; made by :func:`knn_plan`.
 
-    A place is where a molecule comes in the plan's own order.
+    A place is a position in the plan's own order of molecules.
 
     Attributes
     ----------
     order : torch.Tensor or None
-        (L,) int64: the molecule at each place; None if molecules come in that order already.
+        (L,) int64: the molecule at each place; None if molecules are in that order already.
     bounds : tuple of int
-        (blocks + 1,) places at which blocks of queries begin, and L.
+        (blocks + 1,) first places of the blocks of queries, then L.
     sizes : tuple of int
         (blocks,) keys of each block.
     whole : tuple of bool
-        (blocks,) whether the keys of a block are its own queries.
+        (blocks,) True if the keys of a block are its own queries.
     keys : torch.Tensor
-        (blocks, U) int32: places of the keys of each block, ascending, then zeros.
+        (blocks, U) int32: places of the keys of each block, ascending, padded with zeros.
     bits : torch.Tensor
-        (L, U / 8) uint8: which of its block's keys are the neighbours of each query; the lowest
-        bit of a byte comes first.
+        (L, U / 8) uint8: mask of each query's neighbours among its block's keys, lowest bit first.
     """
 
     order: Tensor | None
@@ -74,11 +72,11 @@ class KNNPlan:
         return replace(self, order=order, keys=self.keys.to(device), bits=self.bits.to(device))
 
     def in_order(self) -> KNNPlan:
-        """The plan for molecules that were put in its order: spares a permutation per layer."""
+        """Return the plan for molecules in its own order: saves a permutation per layer."""
         return replace(self, order=None)
 
     def mask(self) -> Tensor:
-        """Neighbours as a dense matrix (L, L) bool, in the order of the molecules given."""
+        """Make a dense matrix (L, L) bool of neighbours, in the original order of molecules."""
         dense = torch.zeros(len(self), len(self), dtype=torch.bool, device=self.keys.device)
         for block, size in enumerate(self.sizes):
             begin, end = self.bounds[block : block + 2]
@@ -90,7 +88,7 @@ class KNNPlan:
         return dense[place][:, place]
 
     def steps(self, heads: int, scores: int) -> list[Step]:
-        """Blocks grouped into steps of at most that many scores, or one block; made once."""
+        """Group blocks into steps of at most `scores` scores, or of one block; cached."""
         if (heads, scores) not in self._steps:
             self._steps[heads, scores] = list(_grouped(self, heads, scores))
         return self._steps[heads, scores]
@@ -104,29 +102,29 @@ def knn_plan(positions: ArrayLike | Tensor, k: int) -> KNNPlan:
     positions : array or torch.Tensor
         (L, 2) or (L, 3), finite, L at least 1.
     k : int
-        Neighbours of a molecule, itself included; all molecules where L <= K.
+        Neighbours of a molecule, itself included; all molecules if L <= K.
 
     Returns
     -------
     KNNPlan
-        On the CPU; can be pickled. Depends on the set of positions only, but for which of two
-        molecules in the same position comes first.
+        On the CPU; can be pickled. Independent of the order of molecules, except among molecules
+        at one position.
 
     Raises
     ------
     MethodError
-        The positions or K make no sense.
+        Positions have another shape or are not finite, or K < 1.
     """
     given = positions.detach().cpu().numpy() if isinstance(positions, Tensor) else positions
     points = np.asarray(given, np.float64)
     if points.ndim != 2 or points.shape[1] not in (2, 3) or len(points) == 0:
         raise MethodError(f"expected positions of shape (L, 2) or (L, 3), got {points.shape}")
     if not np.isfinite(points).all():
-        raise MethodError("some positions are not finite numbers; leave those molecules out")
+        raise MethodError("some positions are not finite numbers; drop those molecules")
     if k < 1:
         raise MethodError(f"expected 1 or more neighbours, got {k}")
     n = len(points)
-    # A small cloud is one block: the union of a part of it would be nearly all of it.
+    # A small cloud is one block: any part's neighbours would be nearly all molecules.
     size = n if n <= min(2 * k + _BLOCK, _WHOLE) else _BLOCK
     order, bounds = order_in_blocks(points, size)
     keys, bits = block_neighbours(np.ascontiguousarray(points[order].T), bounds, min(k, n))
@@ -141,7 +139,7 @@ def knn_plan(positions: ArrayLike | Tensor, k: int) -> KNNPlan:
 
 
 def join_plans(plans: Sequence[KNNPlan]) -> KNNPlan:
-    """One plan for clouds laid end to end, none of which sees another.
+    """Join plans of clouds laid end to end; molecules attend only within their cloud.
 
     All plans have an order, or none has.
     """
@@ -159,12 +157,9 @@ def join_plans(plans: Sequence[KNNPlan]) -> KNNPlan:
 
 
 def _stacked(rows: list[Tensor]) -> Tensor:
-    """Rows below each other, those that are too short filled with zeros."""
+    """Stack rows, padded with zeros to the longest."""
     width = max(row.shape[1] for row in rows)
     return torch.cat([F.pad(row, (0, width - row.shape[1])) for row in rows])
-
-
-# Laying blocks out for dense products
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,12 +171,12 @@ class Step:
     begin, end : int
         Places of the queries.
     slots : torch.Tensor or None
-        Where the queries lie in the padded (blocks * B,) layout; None if there is no padding.
+        Positions of the queries in the padded (blocks * B,) layout; None without padding.
     keys : torch.Tensor or None
         (blocks * U,) int32 places; None if the keys of each block are its queries.
     bias : torch.Tensor
-        (blocks, B, U) float32 to add to the scores: 0 where a key is a neighbour, else minus
-        infinity. Padded queries have their first key as a neighbour, so that no NaN arises.
+        (blocks, B, U) float32 to add to the scores: 0 for neighbours, else minus infinity. Padded
+        queries have their first key as neighbour, to avoid NaN.
     """
 
     begin: int
@@ -215,14 +210,14 @@ class Step:
         return flat if self.slots is None else flat.index_select(1, self.slots)
 
     def write(self, out: Tensor, values: Tensor) -> None:
-        """Put (heads, blocks, B, D) where :meth:`queries` takes it from."""
+        """Write (heads, blocks, B, D) to the places that :meth:`queries` reads."""
         if self.slots is None:
             out[:, self.begin : self.end].view(values.shape).copy_(values)
         else:
             out[:, self.begin : self.end] = self.unpadded(values)
 
     def add(self, out: Tensor, values: Tensor) -> None:
-        """Add (heads, blocks, U, D) where :meth:`gathered` takes it from."""
+        """Add (heads, blocks, U, D) to the places that :meth:`gathered` reads."""
         if self.keys is None:
             self.write(out, values)
         else:

@@ -1,1 +1,1 @@
-"""locFISH: the features of big-fish and what is learnt on them."""
+"""locFISH: the features of big-fish, and a forest or clusters on them."""

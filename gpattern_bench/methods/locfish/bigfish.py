@@ -1,9 +1,9 @@
 """big-fish's features of a gene's molecules in a cell (Imbert et al., RNA 2022), on outlines.
 
-All 41 that need neither an image nor foci or centrosomes, named as big-fish 0.6.2 names them.
-big-fish computes them on masks of pixels; here distances are to the outlines themselves and
-molecules stay where they were measured. ``pixels=True`` draws the masks and gives big-fish's own
-values. Definitions and differences: ``docs/methods/locfish.md``.
+All 41 that need no image, foci or centrosomes, with the names of big-fish 0.6.2. big-fish computes
+them on masks of pixels; here distances are to the outlines, and molecules stay in place.
+``pixels=True`` draws the masks and gives big-fish's values. Definitions and differences:
+``docs/methods/locfish.md``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _Floats = NDArray[np.float64]
 _Codes = NDArray[np.int64]
 
 UNIT_UM = 0.1
-"""Length of a pixel, micrometres: the unit of areas, and of the masks of ``pixels=True``."""
+"""Length of a pixel, micrometres: for areas, and for the masks of ``pixels=True``."""
 
 _NUCLEUS_RINGS = ("nuc_edge", *(f"nuc_radius_{500 * k}_{500 * k + 500}" for k in range(1, RINGS)))
 _CELL_RINGS = tuple(f"cell_radius_{500 * k}_{500 * k + 500}" for k in range(RINGS))
@@ -55,23 +55,23 @@ _OF_NUCLEUS = [k for k, name in enumerate(BIGFISH_FEATURES) if "nuc" in name or 
 
 
 def bigfish_features(cell: Cell, *, unit_um: float = UNIT_UM, pixels: bool = False) -> _Floats:
-    """Features of every gene present in a cell.
+    """Compute the features of every gene present in a cell.
 
     Parameters
     ----------
     cell : Cell
-        Coordinates in micrometres, in which the widths of rings and protrusions are defined.
+        Coordinates in micrometres, the unit of the widths of rings and protrusions.
     unit_um : float
-        Length of a pixel: areas are given in pixels.
+        Length of a pixel, the unit of areas.
     pixels : bool
-        Compute on masks of such pixels: big-fish's own values, for a multiple of the time.
+        Compute on masks of such pixels: big-fish's values, in a multiple of the time.
 
     Returns
     -------
     numpy.ndarray
         (g, 41) float64, rows as ``cell.genes``, columns :data:`BIGFISH_FEATURES`. NaN: the 21
         features of the nucleus in a cell without one; the mean (median) distance to the nucleus
-        where that fills the cell (half of it).
+        if the nucleus fills the cell (half of it).
     """
     at = pixel_layout(cell, unit_um) if pixels else outline_layout(cell.geometry, unit_um)
     features = _assemble(at, np.searchsorted(cell.genes, cell.gene), cell.counts)
@@ -81,23 +81,23 @@ def bigfish_features(cell: Cell, *, unit_um: float = UNIT_UM, pixels: bool = Fal
 
 
 def _assemble(at: Layout, pair: _Codes, counts: _Codes) -> _Floats:
-    """Features (g, 41) of a cell's genes; `pair` (n,) is the row of each molecule."""
+    """Compute features (g, 41); `pair` (n,) is the row of each molecule's gene."""
     g = len(counts)
 
     def share(of: NDArray[Any]) -> _Floats:
         return np.asarray(np.bincount(pair, of, g) / counts)
 
     def relative(proportion: _Floats, area: float) -> list[_Floats]:
-        # to what is expected of molecules anywhere in the cell; a ring has a pixel at least
+        # to the expectation for molecules anywhere in the cell; a ring has at least a pixel
         return [proportion * (at.area / max(area, 1.0)), proportion]
 
     mean_to_cell, median_to_cell, mean_to_nucleus, median_to_nucleus = at.expected
     in_nucleus = np.bincount(pair, at.in_nucleus, g)
     columns = [
-        _over(share(at.to_cell), mean_to_cell),
-        _over(_medians(at.to_cell, pair, counts), median_to_cell),
-        _over(share(at.to_nucleus), mean_to_nucleus),
-        _over(_medians(at.to_nucleus, pair, counts), median_to_nucleus),
+        _ratio(share(at.to_cell), mean_to_cell),
+        _ratio(_medians(at.to_cell, pair, counts), median_to_cell),
+        _ratio(share(at.to_nucleus), mean_to_nucleus),
+        _ratio(_medians(at.to_nucleus, pair, counts), median_to_nucleus),
         in_nucleus / counts,
         counts - in_nucleus,
         in_nucleus,
@@ -117,7 +117,7 @@ def _assemble(at: Layout, pair: _Codes, counts: _Codes) -> _Floats:
 
 
 def _spreads(at: Layout, pair: _Codes, counts: _Codes) -> list[_Floats]:
-    """Polarisation, dispersion and peripheral distribution of each gene, (g,) each."""
+    """Compute polarisation, dispersion and peripheral distribution, (g,) each."""
     g = len(counts)
 
     def whole(centre: _Floats) -> _Floats:
@@ -127,17 +127,17 @@ def _spreads(at: Layout, pair: _Codes, counts: _Codes) -> list[_Floats]:
         return np.asarray(np.square(a - b).sum(axis=-1))
 
     means = [np.bincount(pair, axis, g) / counts for axis in at.xy.T]
-    own, cell, nucleus = map(whole, (np.stack(means, axis=1), at.centroid, at.nucleus_centroid))
+    gene, cell, nucleus = map(whole, (np.stack(means, axis=1), at.centroid, at.nucleus_centroid))
     xy = at.xy
     if at.distinct is not None:
         pair, xy = pair[at.distinct], xy[at.distinct]
         counts = np.bincount(pair, minlength=g)
-    about_own = np.bincount(pair, squared(xy, own[pair]), g) / counts
+    about_gene = np.bincount(pair, squared(xy, gene[pair]), g) / counts
     about_nucleus = np.bincount(pair, squared(xy, nucleus), g) / counts
     return [
-        np.sqrt(_over(squared(own, cell), at.spread + squared(cell, at.centroid))),
-        _over(about_own, at.spread + squared(own, at.centroid)),
-        _over(about_nucleus, at.spread + squared(nucleus, at.centroid)),
+        np.sqrt(_ratio(squared(gene, cell), at.spread + squared(cell, at.centroid))),
+        _ratio(about_gene, at.spread + squared(gene, at.centroid)),
+        _ratio(about_nucleus, at.spread + squared(nucleus, at.centroid)),
     ]
 
 
@@ -147,7 +147,7 @@ def _medians(values: _Floats, pair: _Codes, counts: _Codes) -> _Floats:
     return np.asarray((ordered[starts + (counts - 1) // 2] + ordered[starts + counts // 2]) / 2)
 
 
-def _over(values: _Floats, expected: Any) -> _Floats:
-    """Values over what is expected; NaN where that is nothing, or unknown."""
+def _ratio(values: _Floats, expected: Any) -> _Floats:
+    """Divide by the expected values; NaN where these are 0 or unknown."""
     known = np.isfinite(expected) & (expected > 0)
     return np.asarray(values / np.where(known, expected, np.nan))

@@ -1,8 +1,8 @@
 """The 21 features of the first locFISH (Samacoits et al., Nature Communications 2018).
 
-As big-fish's history keeps them: on pixels, quantiles of distances, openings of four sizes and a
-Ripley function whose neighbours are weighted by the share of their disk that the cell covers.
-Definitions and doubts: ``docs/methods/locfish.md``.
+From big-fish's history, on pixels: quantiles of distances, openings of four sizes, and a Ripley
+function that weights neighbours by the cell's share of their disk. Definitions and doubts:
+``docs/methods/locfish.md``.
 """
 
 from __future__ import annotations
@@ -59,30 +59,30 @@ SAMACOITS_FEATURES = (
 _OF_NUCLEUS = [k for k, name in enumerate(SAMACOITS_FEATURES) if "nuc" in name]
 _OPENINGS = (15, 30, 45, 60)  # pixels
 _RADII = 40  # Ripley's radii are 0, 1, .. 39 pixels
-_WINDOW = 4  # radii that its moving mean spans
+_WINDOW = 4  # radii in its moving mean
 
 
 def samacoits_features(cell: Cell, *, unit_um: float = UNIT_UM, cut_frame: bool = False) -> _Floats:
-    """Features of every gene present in a cell.
+    """Compute the features of every gene present in a cell.
 
-    Molecules outside the outline are left out, and of several of a gene in one pixel all but one.
+    Uses molecules within the outline, at most one per gene and pixel.
 
     Parameters
     ----------
     cell : Cell
         Coordinates in micrometres.
     unit_um : float
-        Length of a pixel, in which openings and radii are fixed.
+        Length of a pixel, the unit of openings and radii.
     cut_frame : bool
-        End the image with the cell's last row and column, as upstream does: where the cell touches
-        these it has no outline there, and disks are cut off. To compare with upstream only.
+        End the image at the cell's last row and column, as upstream: there the cell has no outline,
+        and disks are cut off. Only to compare with upstream.
 
     Returns
     -------
     numpy.ndarray
         (g, 21) float64, rows as ``cell.genes``, columns :data:`SAMACOITS_FEATURES`. NaN: the
-        three features of the nucleus in a cell without one, and all of a gene without a molecule
-        in the cell.
+        three features of the nucleus in a cell without one; all features of a gene without
+        molecules within the outline.
     """
     raster = Raster(cell, unit_um)
     w, h = np.argwhere(raster.cell).max(axis=0) + 1 if cut_frame else raster.cell.shape
@@ -95,7 +95,7 @@ def samacoits_features(cell: Cell, *, unit_um: float = UNIT_UM, cut_frame: bool 
         distance_to(nucleus) if nucleus.any() else np.full(inside.shape, np.nan),
         np.hypot(x - nucleus_middle[0], y - nucleus_middle[1]),
     ]
-    means = [values[inside].mean() or np.nan for values in maps]  # 0: nothing to compare with
+    means = [values[inside].mean() or np.nan for values in maps]  # 0 would divide by 0
     lost = [~opened(inside, radius) for radius in _OPENINGS]
     disks = _Disks.of(inside, cut_frame)
     kept = np.flatnonzero(distinct(cell.gene, raster.pixel) & raster.at(inside, False))
@@ -110,8 +110,8 @@ def samacoits_features(cell: Cell, *, unit_um: float = UNIT_UM, cut_frame: bool 
         to_cell, to_middle, to_nucleus, to_nucleus_middle = (
             values[here] / mean for values, mean in zip(maps, means, strict=True)
         )
-        own = np.floor(pixels.mean(axis=0))
-        around = np.square(pixels - own).sum(axis=1).mean()
+        gene_middle = np.floor(pixels.mean(axis=0))
+        around = np.square(pixels - gene_middle).sum(axis=1).mean()
         features[row] = [
             to_cell.mean(),
             *np.quantile(to_cell, (0.05, 0.1, 0.2, 0.5)),
@@ -121,8 +121,8 @@ def samacoits_features(cell: Cell, *, unit_um: float = UNIT_UM, cut_frame: bool 
             n_in / max(len(pixels) - n_in, 1),
             *(mask[here].mean() for mask in lost),
             *_ripley(pixels, disks),
-            np.hypot(*(own - middle)) / means[1],
-            around / (spread + np.square(own - centroid).sum() or np.nan),
+            np.hypot(*(gene_middle - middle)) / means[1],
+            around / (spread + np.square(gene_middle - centroid).sum() or np.nan),
         ]
     if not nucleus.any():
         features[:, _OF_NUCLEUS] = np.nan
@@ -130,24 +130,24 @@ def samacoits_features(cell: Cell, *, unit_um: float = UNIT_UM, cut_frame: bool 
 
 
 def _moments(mask: _Bools) -> tuple[_Floats, _Floats, float]:
-    """Centroid of a mask rounded down and as it is, and the mean squared distance to it."""
+    """Compute a mask's centroid, rounded down and exact, and the mean squared distance to it."""
     centroid, spread = mask_moments(mask)
     return np.floor(centroid), centroid, spread
 
 
 class _Disks(NamedTuple):
-    """What Ripley's weights need of the cell.
+    """The cell, as Ripley's weights read it.
 
     Attributes
     ----------
     covered : numpy.ndarray
-        (w, h + 1) pixels of the cell before each pixel of a row.
+        (w, h + 1) cumulative pixels of the cell along each row.
     area : int
         Pixels of the cell.
     radii : numpy.ndarray
         0 to 39, and a quarter of the cell's diameter.
     cut : bool
-        Whether what of a disk lies beyond the frame is left out of it.
+        Cut disks off at the frame.
     """
 
     covered: _Codes
@@ -157,7 +157,7 @@ class _Disks(NamedTuple):
 
     @classmethod
     def of(cls, inside: _Bools, cut: bool) -> _Disks:
-        """Take them from the cell's mask."""
+        """Prepare a cell's mask."""
         pixels = np.argwhere(inside)
         covered = np.zeros((inside.shape[0], inside.shape[1] + 1), np.int64)
         np.cumsum(inside, axis=1, out=covered[:, 1:])
@@ -168,7 +168,7 @@ class _Disks(NamedTuple):
 
 
 def _ripley(pixels: _Codes, disks: _Disks) -> tuple[float, ...]:
-    """Maximum of the smoothed function, slopes before and after, monotony, value far, where."""
+    """Compute the function's maximum, slopes before and after, monotony, far value, argmax."""
     weighted = _weighted_neighbours(pixels, disks.covered, disks.radii, disks.cut)
     values = np.sqrt(weighted * disks.area / len(pixels) ** 2 / np.pi) - disks.radii
     smooth = np.convolve(values[:-1], np.full(_WINDOW, 1 / _WINDOW), "valid")
@@ -187,9 +187,9 @@ def _ripley(pixels: _Codes, disks: _Disks) -> tuple[float, ...]:
 
 @njit(cache=True, nogil=True)
 def _weighted_neighbours(pixels: Any, covered: Any, radii: Any, cut: Any) -> Any:
-    """Sum over molecules, for each radius, of neighbours times the share of the disk covered.
+    """Sum neighbours times the covered share of their disk over molecules, for each radius.
 
-    Pixels are sorted by row. The share is that of an image of 8 bits, as upstream takes it.
+    Pixels are sorted by row. The share has 8 bits, as upstream.
     """
     n, m, far = len(pixels), len(radii) - 1, radii[-1]
     reach = max(radii[m - 1], far)
@@ -219,7 +219,7 @@ def _weighted_neighbours(pixels: Any, covered: Any, radii: Any, cut: Any) -> Any
 
 @njit(cache=True, nogil=True)
 def _cover(pixel: Any, radius: Any, covered: Any, cut: Any) -> Any:
-    """Mean of a disk over a mask of 0 and 255, rounded down."""
+    """Average a mask of 0 and 255 over a disk, rounded down."""
     w, h = covered.shape[0], covered.shape[1] - 1
     inside, pixels = 0, 0
     for dx in range(-radius, radius + 1):

@@ -1,13 +1,12 @@
-"""locFISH: features of RNA localisation, and patterns learnt from them with labels or by clusters.
+"""locFISH: features of RNA localisation, and a forest or clusters on them.
 
 The first locFISH (Samacoits et al., Nature Communications 2018) became big-fish (Imbert et al.,
-RNA 2022), whose features are taken here; neither has a trained classifier to take over.
-``docs/methods/locfish.md`` has what was chosen and why.
+RNA 2022), the source of these features; neither ships a trained classifier. Choices and reasons:
+``docs/methods/locfish.md``.
 """
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -17,10 +16,14 @@ import pandas as pd
 from numba import njit
 from numpy.typing import NDArray
 
-from gpattern_bench.base.files import replacing
 from gpattern_bench.data.cells import Cell, Cells
-from gpattern_bench.errors import MethodError
-from gpattern_bench.methods._forest import Forest, forest_scores, labelled_pairs
+from gpattern_bench.methods._forest import (
+    Forest,
+    forest_scores,
+    labelled_pairs,
+    load_arrays,
+    save_arrays,
+)
 from gpattern_bench.methods.base import About, Scores
 from gpattern_bench.methods.locfish.bigfish import BIGFISH_FEATURES, UNIT_UM, bigfish_features
 from gpattern_bench.methods.locfish.features_2018 import SAMACOITS_FEATURES, samacoits_features
@@ -38,13 +41,13 @@ __all__ = [
 _Floats = NDArray[np.float64]
 
 SAMPLE = 3000
-"""Pairs that t-SNE embeds at most: a larger train split is subsampled, seeded."""
+"""Most pairs that t-SNE embeds; of more, draw a seeded sample."""
 
 _CLUSTERS = 8  # the paper's number for its pooled simulations
 _PERPLEXITY = 30.0
-_NEIGHBOURS = 10  # training pairs whose clusters a new pair shares in
+_NEIGHBOURS = 10  # training pairs that score a new pair
 
-# Numbers of molecules and areas say how much there is, not where: they are not learnt from.
+# Do not learn from numbers of molecules and areas: they say how much there is, not where.
 _AMOUNTS = {name for name in BIGFISH_FEATURES if name.startswith("nb_") or "area" in name}
 _PLACES = [k for k, name in enumerate(BIGFISH_FEATURES) if name not in _AMOUNTS]
 
@@ -54,7 +57,7 @@ _FOREST, _STATE = "forest.npz", "clusters.npz"
 def features(
     cells: Cells, *, unit_um: float = UNIT_UM, which: Literal["bigfish", "2018"] = "bigfish"
 ) -> Iterator[pd.DataFrame]:
-    """Features of every pair, cell by cell.
+    """Yield the features of every pair, cell by cell.
 
     Parameters
     ----------
@@ -82,12 +85,12 @@ def features(
 
 
 def features_2018(cells: Cells, *, unit_um: float = UNIT_UM) -> Iterator[pd.DataFrame]:
-    """Features of every pair, the set of 2018 (:func:`features`)."""
+    """Yield the features of 2018 (:func:`features`)."""
     return features(cells, unit_um=unit_um, which="2018")
 
 
 class Locfish:
-    """A random forest on big-fish's features, fitted on the labels of the cells it is given."""
+    """Random forest on big-fish's features, fitted on the training cells' labels."""
 
     about: ClassVar = About(
         name="locfish",
@@ -103,15 +106,15 @@ class Locfish:
     )
 
     def fit(self, train: Cells, seed: int) -> None:
-        """Grow the forest on the labelled pairs, or on a seeded sample of them."""
+        """Grow the forest on the labelled pairs, or a seeded sample."""
         self._forest = Forest.fit(*labelled_pairs(train, self._features, seed), seed)
 
     def save(self, folder: Path) -> None:
-        """Write the forest's arrays."""
+        """Write the forest."""
         self._forest.save(folder / _FOREST)
 
     def load(self, folder: Path) -> None:
-        """Read them."""
+        """Read the forest."""
         self._forest = Forest.load(folder / _FOREST)
 
     def predict(self, cells: Cells) -> Scores:
@@ -145,7 +148,7 @@ class Locfish2018(Locfish):
 
 
 class LocfishUnsupervised:
-    """Clusters of pairs in a t-SNE of big-fish's features, named by the labels they hold."""
+    """Clusters of pairs in a t-SNE of big-fish's features, scored by their labels."""
 
     about: ClassVar = About(
         name="locfish_unsupervised",
@@ -161,42 +164,41 @@ class LocfishUnsupervised:
     )
 
     def fit(self, train: Cells, seed: int) -> None:
-        """Cluster the labelled pairs, or a seeded sample of them, and name the clusters."""
+        """Cluster the labelled pairs, or a seeded sample."""
         sample = labelled_pairs(train, Locfish._features, seed, SAMPLE)
         self._clusters = LabelClusters.fit(*sample, seed)
 
     def save(self, folder: Path) -> None:
-        """Write the clusters' arrays."""
+        """Write the clusters."""
         self._clusters.save(folder / _STATE)
 
     def load(self, folder: Path) -> None:
-        """Read them."""
+        """Read the clusters."""
         self._clusters = LabelClusters.load(folder / _STATE)
 
     def predict(self, cells: Cells) -> Scores:
-        """Score each pair by the clusters of the training pairs nearest to it."""
+        """Score each pair by the clusters of its nearest training pairs."""
         for cell in cells:
             yield cell, self._clusters.predict(Locfish._features(cell))
 
 
 class LabelClusters(NamedTuple):
-    """Clusters of training pairs, which new pairs share in by their nearest neighbours.
+    """Clusters of training pairs; nearest neighbours score new pairs.
 
-    The embedding finds the clusters and is not kept: t-SNE has no place for new pairs in it. They
-    are compared with the training pairs in the features themselves, z-scored, where a missing
-    one counts as the training mean.
+    The embedding only finds the clusters, because t-SNE cannot place new pairs. Neighbours are
+    nearest in z-scored features; missing features count as the training mean.
 
     Attributes
     ----------
     mean, scale : numpy.ndarray
-        (F,) of the training pairs.
+        (F,) over the training pairs.
     point : numpy.ndarray
         (n, F) float32 z-scored features of the training pairs.
     cluster : numpy.ndarray
         (n,) int32 cluster of each.
     share : numpy.ndarray
-        (k, C) shares of the patterns in the clusters, drawn to those of all training pairs, which
-        count as one pair.
+        (k, C) shares of the patterns in the clusters; the shares over all training pairs count as
+        one more pair of each.
     """
 
     mean: _Floats
@@ -207,13 +209,13 @@ class LabelClusters(NamedTuple):
 
     @classmethod
     def fit(cls, features: _Floats, labels: NDArray[np.bool_], seed: int) -> LabelClusters:
-        """Cluster pairs (n, F) and name the clusters by labels (n, C)."""
+        """Cluster pairs (n, F); average their labels (n, C)."""
         known = np.isfinite(features)
         count = np.maximum(known.sum(axis=0), 1)
         mean = np.where(known, features, 0.0).sum(axis=0) / count
         spread = np.sqrt(np.square(np.where(known, features - mean, 0.0)).sum(axis=0) / count)
         scale = np.where(spread > 0, spread, 1.0)
-        point = _scored(features, mean, scale)
+        point = _z_scores(features, mean, scale)
         cluster = _clusters(point, seed)
         sizes = np.bincount(cluster)
         positive = np.stack([np.bincount(cluster, column) for column in labels.T], axis=1)
@@ -222,13 +224,12 @@ class LabelClusters(NamedTuple):
 
     def predict(self, features: _Floats) -> NDArray[np.float32]:
         """Score pairs (m, F): (m, C) in [0, 1]."""
-        near = _nearest(_scored(features, self.mean, self.scale), self.point, _NEIGHBOURS)
+        near = _nearest(_z_scores(features, self.mean, self.scale), self.point, _NEIGHBOURS)
         return np.asarray(self.share[self.cluster[near]].mean(axis=1), np.float32)
 
     def save(self, path: Path) -> None:
         """Write the arrays to an ``.npz`` file."""
-        with replacing(path) as beside, beside.open("wb") as file:
-            np.savez_compressed(file, **self._asdict())
+        save_arrays(path, self._asdict())
 
     @classmethod
     def load(cls, path: Path) -> LabelClusters:
@@ -239,20 +240,16 @@ class LabelClusters(NamedTuple):
         MethodError
             The file holds no clusters.
         """
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return cls(**{name: arrays[name] for name in cls._fields})
-        except (zipfile.BadZipFile, EOFError, KeyError, ValueError) as error:
-            raise MethodError(f"{path} holds no clusters: {error}") from error
+        return cls(**load_arrays(path, cls._fields, "clusters"))
 
 
-def _scored(features: _Floats, mean: _Floats, scale: _Floats) -> NDArray[np.float32]:
+def _z_scores(features: _Floats, mean: _Floats, scale: _Floats) -> NDArray[np.float32]:
     scores = (features - mean) / scale
     return np.where(np.isfinite(scores), scores, 0.0).astype(np.float32)
 
 
 def _clusters(point: NDArray[np.float32], seed: int) -> NDArray[np.int32]:
-    """k-means in a t-SNE of points (n, F): (n,) int32; each its own if they are that few."""
+    """Cluster points (n, F) by k-means in their t-SNE: (n,) int32; few points: one each."""
     n = len(point)
     if n <= _CLUSTERS:
         return np.arange(n, dtype=np.int32)
@@ -260,7 +257,7 @@ def _clusters(point: NDArray[np.float32], seed: int) -> NDArray[np.int32]:
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1):  # the order in which threads add up would show in the embedding
+    with threadpool_limits(1):  # the order of sums would change the embedding
         perplexity = min(_PERPLEXITY, (n - 1) / 3)
         plane = TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(point)
         found = KMeans(_CLUSTERS, n_init=10, random_state=seed).fit_predict(plane)
@@ -269,7 +266,7 @@ def _clusters(point: NDArray[np.float32], seed: int) -> NDArray[np.int32]:
 
 @njit(cache=True, nogil=True)
 def _nearest(queries: Any, points: Any, k: Any) -> Any:
-    """The k points nearest to each query, (m, k); all of them if there are fewer."""
+    """Find the k points nearest to each query, (m, k); all points if fewer."""
     k = min(k, len(points))
     out = np.empty((len(queries), k), np.int64)
     for q in range(len(queries)):

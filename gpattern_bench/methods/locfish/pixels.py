@@ -1,4 +1,4 @@
-"""A cell drawn on pixels, as big-fish takes it, and the layout that its features read there."""
+"""Draw a cell on pixels, and measure it there for big-fish's features."""
 
 from __future__ import annotations
 
@@ -19,15 +19,14 @@ __all__ = ["Raster", "distance_to", "distinct", "mask_moments", "opened", "pixel
 _Floats = NDArray[np.float64]
 _Bools = NDArray[np.bool_]
 
-_MARGIN = 3  # pixels around the outlines, so that distance maps end outside
-_ON_LATTICE = 1e-6  # pixels: what conversion to micrometres and back leaves of whole pixels
+_MARGIN = 3  # background pixels around the outlines, for distance maps
+_ON_LATTICE = 1e-6  # pixels: conversion to micrometres and back moves whole pixels by less
 
 
 class Raster:
-    """Masks of a cell and its nucleus: a pixel is in if its centre is; arrays are (x, y).
+    """Masks of a cell and its nucleus: the pixels with their centre inside; arrays are (x, y).
 
-    Pixels are counted from the lower corner of the box around both outlines, which lies on the
-    corner of a pixel.
+    The lower corner of the outlines' bounding box is the corner of a pixel.
 
     Parameters
     ----------
@@ -40,7 +39,7 @@ class Raster:
     cell, nucleus : numpy.ndarray
         (w, h) bool masks.
     pixel : numpy.ndarray
-        (n, 2) int64: the pixel of each molecule, which may lie beyond the masks.
+        (n, 2) int64: the pixel of each molecule, perhaps beyond the masks.
     """
 
     def __init__(self, cell: Cell, unit_um: float) -> None:
@@ -58,14 +57,14 @@ class Raster:
             return contains(centres, outline).reshape(shape)
 
         self.cell, self.nucleus = mask(cell.boundary), mask(cell.nucleus)
-        if not self.cell.any():  # a cell between the centres of pixels
+        if not self.cell.any():  # a cell between pixel centres
             middle = (cell.boundary.centroid.coords[0] - corner) / unit_um
             self.cell[tuple(middle.astype(int) + _MARGIN)] = True
         where = (cell.xy - corner) / unit_um + _ON_LATTICE
         self.pixel = np.floor(where).astype(np.int64) + _MARGIN
 
     def at(self, values: NDArray[Any], outside: Any) -> NDArray[Any]:
-        """Values (n,) of a map (w, h) at the molecules' pixels; `outside` beyond the map."""
+        """Look up a map (w, h) at the molecules' pixels: (n,), `outside` beyond the map."""
         inside = ((self.pixel >= 0) & (self.pixel < values.shape)).all(axis=1)
         taken = np.full(len(inside), outside, values.dtype)
         taken[inside] = values[tuple(self.pixel[inside].T)]
@@ -73,26 +72,25 @@ class Raster:
 
 
 def distance_to(mask: _Bools) -> _Floats:
-    """Distance (w, h) from each pixel to the nearest of a mask, between their centres."""
+    """Measure the distance (w, h) from each pixel to the nearest of a mask, between centres."""
     if not mask.any():
         return np.full(mask.shape, np.inf)
     return np.asarray(distance_transform_edt(~mask))
 
 
 def opened(mask: _Bools, radius: int) -> _Bools:
-    """Open a mask by a disk, all pixels within `radius` of its centre.
+    """Open a mask by a disk: all pixels within `radius` of its centre.
 
-    Two distance maps do what erosion and dilation by the disk do, in a time that does not grow
-    with it.
+    Two distance maps replace erosion and dilation; their time does not depend on the radius.
     """
     return distance_to(distance_to(~mask) > radius) <= radius
 
 
 def pixel_layout(cell: Cell, unit_um: float) -> Layout:
-    """Lay a cell out on masks of pixels, with big-fish's conventions.
+    """Measure a cell on masks of pixels, with big-fish's conventions.
 
-    Distances are between centres of pixels, widths whole pixels, centroids rounded down; a ring
-    narrower than a pixel is empty, and molecules outside the cell are in no ring.
+    Distances are between pixel centres, widths whole pixels, centroids rounded down. Rings narrower
+    than a pixel are empty; molecules outside the cell are in no ring.
     """
     raster = Raster(cell, unit_um)
     inside, nucleus = raster.cell, raster.nucleus
@@ -104,14 +102,16 @@ def pixel_layout(cell: Cell, unit_um: float) -> Layout:
     nucleus_ring[~inside | (nucleus & (nucleus_ring > 0))] = RINGS
     cell_ring = _rings(to_cell, ring)
     cell_ring[~outside] = RINGS
-    lost = ~nucleus & ~opened(inside, radius)
+    unreached = ~nucleus & ~opened(inside, radius)
     centroid, spread = mask_moments(inside)
     return Layout(
         area=float(inside.sum()),
         nucleus_area=float(nucleus.sum()),
         area_outside=float(outside.sum()),
-        protrusion_area=float((lost & inside).sum()),
-        expected=np.array([*_mean_median(to_cell[inside]), *_mean_median(to_nucleus[inside])]),
+        protrusion_area=float((unreached & inside).sum()),
+        expected=np.array(
+            [over(d[inside]) for d in (to_cell, to_nucleus) for over in (np.mean, np.median)]
+        ),
         nucleus_rings=np.bincount(nucleus_ring.ravel(), minlength=RINGS)[:RINGS].astype(float),
         cell_rings=np.bincount(cell_ring.ravel(), minlength=RINGS)[:RINGS].astype(float),
         centroid=centroid,
@@ -121,7 +121,7 @@ def pixel_layout(cell: Cell, unit_um: float) -> Layout:
         to_cell=raster.at(to_cell, 0.0),
         to_nucleus=raster.at(to_nucleus, 0.0),
         in_nucleus=raster.at(nucleus, False),
-        protruding=raster.at(lost, True),
+        protruding=raster.at(unreached, True),
         nucleus_ring=raster.at(nucleus_ring, RINGS),
         cell_ring=raster.at(cell_ring, RINGS),
         distinct=distinct(cell.gene, raster.pixel),
@@ -129,18 +129,14 @@ def pixel_layout(cell: Cell, unit_um: float) -> Layout:
 
 
 def _rings(distance: _Floats, width: int) -> NDArray[np.int64]:
-    """Codes of the rings, each `width` pixels wide."""
+    """Compute ring codes from distances; rings are `width` pixels wide."""
     if width < 1:
         return np.full(distance.shape, RINGS)
     return np.minimum(distance / width, RINGS).astype(np.int64)
 
 
-def _mean_median(values: _Floats) -> tuple[float, float]:
-    return float(values.mean()), float(np.median(values))
-
-
 def mask_moments(mask: _Bools) -> tuple[_Floats, float]:
-    """Centroid (2,) of a mask, and the mean squared distance of its pixels to it."""
+    """Compute a mask's centroid (2,), and its pixels' mean squared distance to it."""
     pixels = np.argwhere(mask)
     if not len(pixels):
         return np.full(2, np.nan), np.nan
@@ -149,7 +145,7 @@ def mask_moments(mask: _Bools) -> tuple[_Floats, float]:
 
 
 def distinct(gene: NDArray[np.int32], pixel: NDArray[np.int64]) -> _Bools:
-    """(n,) whether a molecule is the first of its gene in its pixel."""
+    """Mark molecules (n,) that are the first of their gene in their pixel."""
     order = np.lexsort((pixel[:, 1], pixel[:, 0], gene))
     rows = np.column_stack([gene, pixel])[order]
     first = np.ones(len(rows), np.bool_)

@@ -1,1 +1,1 @@
-"""SPRAWL: peripheral and central scores against permutations of the genes."""
+"""SPRAWL: peripheral, central, punctate and radial scores against shuffled genes."""

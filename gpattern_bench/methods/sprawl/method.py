@@ -1,9 +1,9 @@
-"""SPRAWL's scores (Bierman et al., eLife 2024), their sums over cells and the paper's mapping.
+"""SPRAWL's scores (Bierman et al., eLife 2024), their sums over cells, and the paper's mapping.
 
-A gene is peripheral in a cell if its molecules rank among those nearest to the outline, central
-if among those nearest to the middle; under the null the genes are shuffled over the molecules.
-The null variance of the median rank is written in closed form, its tail summed exactly. The
-punctate and the radial score are in :mod:`gpattern_bench.methods.sprawl.permutation`.
+Peripheral genes have molecules that rank nearest to the cell's outline, central genes nearest to
+its middle. The null shuffles the genes over the molecules; the median rank's null variance is in
+closed form, its tail exact. :mod:`gpattern_bench.methods.sprawl.permutation` has the punctate and
+radial scores.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from scipy.stats import false_discovery_control, norm
 
-from gpattern_bench.base.geometry import exterior_vertices, mean_ranks
+from gpattern_bench.base.geometry import mean_ranks
 from gpattern_bench.data.cells import Cell, Cells
 from gpattern_bench.methods.base import About, Scores, Untrained
 from gpattern_bench.methods.sprawl.permutation import DRAW_VARIANCE, ObservedDraws, pair_scores
@@ -40,11 +40,11 @@ _Floats = NDArray[np.float64]
 
 STATISTICS = ("peripheral", "central", "punctate", "radial")
 
-_TAU = 1.96  # two-sided 5 % point of the normal: "significant" in the paper's mapping
+_TAU = 1.96  # two-sided 5 % point of the normal, "significant" in the paper's mapping
 
 
 class Sprawl(Untrained):
-    """Peripheral and central scores, mapped to patterns as the paper says (appendix B.2.1)."""
+    """Peripheral and central scores, mapped to patterns by the paper's rules (appendix B.2.1)."""
 
     about: ClassVar = About(
         name="sprawl",
@@ -66,19 +66,19 @@ class Sprawl(Untrained):
             peripheral, central = peripheral_central(cell)
             n = len(cell.gene)
             deviation = np.sqrt(median_rank_variance(cell.counts, n))
-            # A gene that is all of a cell's molecules has no variance and is no evidence.
+            # The only gene of a cell has no variance and is no evidence.
             spread = np.where(deviation > 0, deviation, np.inf)
             scores = pattern_scores(peripheral / spread, central / spread)
-            nothing = np.zeros(len(cell.genes))
-            columns = [scores.get(pattern, nothing) for pattern in cells.patterns]
+            zeros = np.zeros(len(cell.genes))
+            columns = [scores.get(pattern, zeros) for pattern in cells.patterns]
             yield cell, np.stack(columns, axis=1).astype(np.float32)
 
 
 def peripheral_central(cell: Cell) -> tuple[_Floats, _Floats]:
-    """Scores (g,) of the genes present, in [-1, 1]: how peripheral and how central they are.
+    """Compute the peripheral and central scores (g,) of the genes present, in [-1, 1].
 
-    Distances are to the exterior ring of the outline, and to the mean of its vertices with the
-    closing one counted twice, as upstream does.
+    From distances to the outline's exterior rings, and to the mean of their vertices, closing
+    vertices included, as upstream.
     """
     to_middle = np.square(cell.xy - _middle(cell)).sum(axis=1)
     return (
@@ -88,24 +88,23 @@ def peripheral_central(cell: Cell) -> tuple[_Floats, _Floats]:
 
 
 def _middle(cell: Cell) -> _Floats:
-    return np.asarray(exterior_vertices(cell.boundary).mean(axis=0))
+    return np.asarray(cell.geometry.boundary_rings.exterior_xy.mean(axis=0))
 
 
 def median_rank_scores(distance: _Floats, gene: NDArray[np.int32]) -> _Floats:
-    """Score genes by the median rank of their molecules' distances, small distances high.
+    """Score genes by the median rank of their molecules' distances; small distances score high.
 
     ``S = ((n + 1) / 2 - M) / ((n - 1) / 2)``, with M the median of the gene's ranks among all n
-    molecules of the cell. Tied distances share their mean rank, so that the result does not
-    depend on the order of the molecules; upstream breaks ties by chance, which moves M by up to
-    4 ranks on its reference cells.
+    molecules of the cell. Ties share their mean rank; upstream breaks them at random, which moves
+    M by up to 4 ranks on its reference cells.
 
     Parameters
     ----------
     distance : numpy.ndarray
-        (n,) of the molecules, any unit. In a cell of several slices, each molecule's is to the
-        outline, or the middle, of its own slice; the ranks are over all of them.
+        (n,) any unit. In a cell of several slices, to the outline or middle of the molecule's own
+        slice; ranks are over all slices.
     gene : numpy.ndarray
-        (n,) codes of their genes.
+        (n,) gene codes.
 
     Returns
     -------
@@ -133,9 +132,9 @@ def _median_scores(rank: _Floats, gene: NDArray[np.int32]) -> _Floats:
 
 
 def median_rank_variance(m: NDArray[np.integer], n: int) -> _Floats:
-    """Variance of the score of a gene with m of a cell's n molecules, genes shuffled.
+    """Compute the null variance of the score of genes with m of a cell's n molecules.
 
-    From the covariance of the order statistics of m ranks drawn without replacement out of n.
+    From the covariance of the order statistics of m ranks drawn without replacement from n.
 
     Examples
     --------
@@ -150,18 +149,18 @@ def median_rank_variance(m: NDArray[np.integer], n: int) -> _Floats:
 
 
 def median_rank_p(score: _Floats, m: NDArray[np.integer], n: int) -> _Floats:
-    """Exact two-sided p of scores of genes with m of a cell's n molecules, genes shuffled.
+    """Compute exact two-sided p values of scores of genes with m of a cell's n molecules.
 
-    ``2 P(M <= x)``, at most 1, with x the median rank or its mirror image ``n + 1 - x``, whichever
-    is less, and M the median of m ranks drawn without replacement out of n distinct ones. For odd
-    m it is at most x if (m + 1) / 2 or more of the ranks are, a hypergeometric tail; for even m
-    the two middle ranks decide. Where molecules tie, a median between two ranks counts as the
-    lower. Sums of positive terms only: right to about ten digits however small.
+    ``2 P(M <= x)``, at most 1, with x the lesser of the median rank and its mirror image
+    ``n + 1 - x``, and M the median of m ranks drawn without replacement from n distinct ones. For
+    odd m, M <= x if (m + 1) / 2 or more ranks are, a hypergeometric tail; for even m, the two
+    middle ranks decide. With ties, a median between two ranks counts as the lower. Sums only
+    positive terms: about ten digits, even of tiny p.
 
     Parameters
     ----------
     score : numpy.ndarray
-        (g,) of :func:`median_rank_scores`.
+        (g,) from :func:`median_rank_scores`.
     m : numpy.ndarray
         (g,) molecules of each gene.
     n : int
@@ -175,12 +174,11 @@ def median_rank_p(score: _Floats, m: NDArray[np.integer], n: int) -> _Floats:
     [0.4, 0.2, 1.0]
     """
     quadrupled = np.rint(2 * (n + 1) - 2 * (n - 1) * np.asarray(score)).astype(np.int64)
-    result: _Floats = _two_sided(quadrupled, np.asarray(m, np.int64), n)
-    return result
+    return np.asarray(_two_sided_p(quadrupled, np.asarray(m, np.int64), n))
 
 
 @njit(cache=True, nogil=True)
-def _two_sided(quadrupled: Any, m: Any, n: Any) -> Any:
+def _two_sided_p(quadrupled: Any, m: Any, n: Any) -> Any:
     p = np.empty(len(m))
     for g in range(len(m)):
         lower = min(quadrupled[g], 4 * (n + 1) - quadrupled[g])
@@ -188,24 +186,23 @@ def _two_sided(quadrupled: Any, m: Any, n: Any) -> Any:
         if m[g] % 2:
             here, above = _hypergeometric(n, lower // 4, m[g], half)
         else:
-            # Of the middle ranks a < b, with a + b <= s, the lower is at most k = (s - 1) // 2:
-            # either b is too, or b exceeds k by no more than a falls short of it (and 1 if s is
-            # even).
+            # For the middle ranks a < b, a + b <= s needs a <= k = (s - 1) // 2, and either
+            # b <= k or b - k <= k - a (plus 1 if s is even).
             twice = lower // 2
             k = (twice - 1) // 2
             here, above = _hypergeometric(n, k, m[g], half)
             if here > 0.0:
-                here *= _not_beyond(half, k, n - k, twice - 2 * k - 1)
+                here *= _p_gap_at_most(half, k, n - k, twice - 2 * k - 1)
         p[g] = min(1.0, 2 * (here + above))
     return p
 
 
 @njit(cache=True, nogil=True)
 def _hypergeometric(n: Any, k: Any, m: Any, h: Any) -> Any:
-    """Probabilities that h, and that more, of m numbers drawn out of 1..n are at most k."""
+    """Compute the probabilities that h, and that more, of m numbers drawn from 1..n are <= k."""
     mode = (m + 1) * (k + 1) // (n + 2)
     total = above = here = 0.0
-    term = 1.0  # relative to that of the mode; from there downwards, then upwards
+    term = 1.0  # relative to the mode's; first downwards, then upwards
     for i in range(mode, max(0, m - n + k) - 1, -1):
         total += term
         above += term if i > h else 0.0
@@ -221,11 +218,11 @@ def _hypergeometric(n: Any, k: Any, m: Any, h: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def _not_beyond(half: Any, low: Any, high: Any, more: Any) -> Any:
-    """P(second <= first + more) of two gaps.
+def _p_gap_at_most(half: Any, low: Any, high: Any, more: Any) -> Any:
+    """Compute P(second gap <= first gap + more).
 
-    The first is from the largest of `half` numbers drawn out of 1..low up to low, the second
-    from 1 up to the smallest of `half` drawn out of 1..high.
+    First gap: from the largest of `half` numbers drawn from 1..low to low. Second: from 1 to the
+    smallest of `half` numbers drawn from 1..high.
     """
     beyond = 1.0 - half / high  # P(second > t), from t = 0
     for t in range(more):
@@ -243,7 +240,7 @@ def _not_beyond(half: Any, low: Any, high: Any, more: Any) -> Any:
 def cell_features(
     cell: Cell, *, seed: int = 0, obs_draws: ObservedDraws = "expected"
 ) -> dict[str, NDArray[Any]]:
-    """Statistics of one cell: arrays (g,), rows as ``cell.genes``; see :func:`features`."""
+    """Compute the statistics of a cell (:func:`features`): arrays (g,), rows as ``cell.genes``."""
     peripheral, central = peripheral_central(cell)
     middle = _middle(cell)
     pairs = pair_scores(
@@ -270,7 +267,7 @@ def cell_features(
 def features(
     cells: Cells,
     *,
-    unit_um: float = 1.0,  # noqa: ARG001 - all four are free of units
+    unit_um: float = 1.0,  # noqa: ARG001 - all four have no unit
     seed: int = 0,
     obs_draws: ObservedDraws = "expected",
 ) -> Iterator[pd.DataFrame]:
@@ -279,23 +276,22 @@ def features(
     Parameters
     ----------
     cells : Cells
-        What to compute them of.
     unit_um : float
-        Without effect, here as with every method: ranks and shares have no unit.
+        No effect: ranks and shares have no unit.
     seed : int
-        Of the draws of punctate and radial; with the cell's id it decides them.
+        Seeds, with the cell's id, the draws of punctate and radial.
     obs_draws : {1, "expected"}
         See :func:`gpattern_bench.methods.sprawl.permutation.pair_scores`.
 
     Yields
     ------
     pandas.DataFrame
-        - ``cell_id``, ``gene``: the pair; ``n_molecules`` of it.
-        - ``peripheral``, ``central``, ``punctate``, ``radial``: scores in [-1, 1], 0 expected of
-          shuffled genes; punctate and radial are NaN for one molecule.
-        - ``var_*``: their variances under shuffled genes; of punctate and radial that of a single
-          draw, which their expected values stay below.
-        - ``p_peripheral``, ``p_central``: exact two-sided p, see :func:`median_rank_p`.
+        - ``cell_id``, ``gene``, ``n_molecules`` of the pair.
+        - ``peripheral``, ``central``, ``punctate``, ``radial``: scores in [-1, 1], with null
+          expectation 0; punctate and radial are NaN for one molecule.
+        - ``var_*``: null variances; for punctate and radial that of a single draw, an upper bound
+          for ``obs_draws="expected"``.
+        - ``p_peripheral``, ``p_central``: exact two-sided p (:func:`median_rank_p`).
     """
     names = np.array(cells.genes, dtype=object)
     for cell in cells:
@@ -304,33 +300,34 @@ def features(
 
 
 def aggregate(frame: pd.DataFrame, by: str | Sequence[str]) -> pd.DataFrame:
-    """Sum the evidence of pairs over cells, gene by gene or by any other columns.
+    """Sum the evidence of pairs over cells, by gene or any other columns.
 
-    ``z = sum of scores / sqrt(sum of variances)`` is normal for many pairs (Lyapunov). Pairs
-    without a score are left out. A group whose variances are all 0 (its genes are all that their
-    cells have) is no evidence: z and p are NaN and it does not count among the tests.
+    ``z = sum of scores / sqrt(sum of variances)`` is normal for many pairs (Lyapunov). Omits pairs
+    without a score. A group without variance (only genes that are alone in their cells) is no
+    evidence: its z and p are NaN, and it is not one of the tests.
 
     Parameters
     ----------
     frame : pandas.DataFrame
-        Rows of :func:`features`, with the columns of `by` joined to it (a cell type, say).
+        Rows of :func:`features`, joined with the columns of `by` (for example a cell type).
     by : str or sequence of str
-        What to group by: ``"gene"``, ``["gene", "cell_type"]``.
+        Columns to group by: ``"gene"``, ``["gene", "cell_type"]``.
 
     Returns
     -------
     pandas.DataFrame
         One row per group and statistic: the columns of `by`, ``statistic``, ``n_cells``,
         ``median_molecules``, ``median_score``, ``z``, ``p`` (two-sided) and ``p_adjusted``
-        (Benjamini and Hochberg, over the groups of the statistic).
+        (Benjamini-Hochberg over the groups of the statistic).
     """
     keys = [by] if isinstance(by, str) else list(by)
     return pd.concat(
-        [_summed(frame.dropna(subset=name), keys, name) for name in STATISTICS], ignore_index=True
+        [_sum_groups(frame.dropna(subset=name), keys, name) for name in STATISTICS],
+        ignore_index=True,
     )
 
 
-def _summed(rows: pd.DataFrame, keys: list[str], name: str) -> pd.DataFrame:
+def _sum_groups(rows: pd.DataFrame, keys: list[str], name: str) -> pd.DataFrame:
     groups = rows.groupby(keys, observed=True)
     found = groups.agg(
         n_cells=("cell_id", "nunique"),
@@ -348,11 +345,11 @@ def _summed(rows: pd.DataFrame, keys: list[str], name: str) -> pd.DataFrame:
 
 
 def pattern_scores(z_peripheral: _Floats, z_central: _Floats) -> dict[str, _Floats]:
-    """Map z-scores to patterns: the paper's rules, with "and" as the minimum, on a logistic scale.
+    """Map z-scores to patterns by the paper's rules, with "and" as minimum, on a logistic scale.
 
     High peripheral and low central: cell edge (CosMx: membrane); the reverse: nuclear; low
-    peripheral and central not significant: cytoplasmic. SPRAWL has no rule for the nuclear edge.
-    0.877 or more means that the rule holds at the two-sided 5 % level; 0.5 is no evidence.
+    peripheral and no significant central: cytoplasmic. No rule for the nuclear edge. From 0.877
+    the rule holds at the two-sided 5 % level; 0.5 is no evidence.
     """
     edge = expit(np.minimum(z_peripheral, -z_central))
     return {

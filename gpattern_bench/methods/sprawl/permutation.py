@@ -1,8 +1,8 @@
-"""SPRAWL's punctate and radial scores: four random pairs of a gene's molecules among shuffled ones.
+"""SPRAWL's punctate and radial scores: random pairs of a gene's molecules against shuffled ones.
 
-Upstream permutes all n molecules of the cell a thousand times per gene size m. Four pairs touch at
-most eight molecules, so here the pairs are drawn as places among the m first, and only the places
-that occur get a molecule each, all different: the same law at a cost without n.
+Upstream permutes all n molecules of a cell a thousand times per gene size m. Four pairs touch at
+most eight molecules; so draw the pairs as slots among m first, then distinct molecules only for the
+slots drawn: the same law at a cost independent of n.
 """
 
 from __future__ import annotations
@@ -19,27 +19,25 @@ __all__ = ["DRAW_VARIANCE", "ObservedDraws", "PairScores", "pair_scores"]
 _Floats = NDArray[np.float64]
 
 ObservedDraws = Literal[1, "expected"]
-"""Draws of a gene's own four pairs: one, as upstream, or as many as make the mean steady."""
+"""Draws of a gene's own four pairs: one, as upstream, or enough to estimate the mean."""
 
 _NULL = 1000  # draws under the null, per number of molecules
 _PAIRS = 4
-_OBSERVED = 500  # draws for the expected value: its standard error is 0.5 / sqrt(500) at most
-_ENUMERATED = 4  # molecules up to which all choices of four pairs are fewer than that: 1, 15, 126
+_OBSERVED = 500  # draws for the expected value: standard error at most 0.5 / sqrt(500)
+_ENUMERATED = 4  # most molecules to enumerate: 1, 15, 126 choices of four pairs
 
 DRAW_VARIANCE = (_NULL + 2) / (3 * _NULL)
-"""Null variance of the score of one draw: that of one of a thousand equal steps, whatever m."""
+"""Null variance of the score of one draw, for any m: that of a uniform step of a thousand."""
 
-_BUCKETS = 1024  # of the null, by value: about one draw in each
+_BUCKETS = 1024  # of the null, by value: about one draw per bucket
 
-# Equal sums, added in another order or at another place, differ in the last bits: still a tie.
-_TIE = 1 - 1e-9
+_TIE = 1 - 1e-9  # sums in another order differ in the last bits and still tie
 
-
-_STEP = np.uint64(0x9E3779B97F4A7C15)  # from a state of the generator to the next
+_STEP = np.uint64(0x9E3779B97F4A7C15)  # between states of the generator
 
 
 class PairScores(NamedTuple):
-    """Scores (g,) in [-1, 1] of the genes present; NaN for genes of one molecule."""
+    """Scores (g,) of the genes present, in [-1, 1]; NaN for genes with one molecule."""
 
     punctate: _Floats
     radial: _Floats
@@ -54,34 +52,34 @@ def pair_scores(
     name: str,
     obs_draws: ObservedDraws = "expected",
 ) -> PairScores:
-    """Score genes by how near to each other, and in how similar a direction, their molecules are.
+    """Score genes by their molecules' distances to each other, and by the angles between them.
 
-    A draw takes four pairs of distinct molecules, each pair at random and any of them twice if it
-    so happens, and averages their distances (punctate) or the angles between them as seen from
-    the middle (radial). The score is ``1 - 2 F``, with F the share of 1,000 draws from m random
-    molecules of the cell that are strictly less than a draw from the gene's own. Genes of one
-    molecule are left out of the cell first; genes with the same m share the 1,000 draws. A
-    molecule on the middle has no direction: its angles count as 90 degrees.
+    A draw takes four random pairs of distinct molecules, with replacement of pairs, and averages
+    their distances (punctate) or the angles between them seen from the middle (radial). The score
+    is ``1 - 2 F``, with F the share of 1,000 draws from m random molecules of the cell that are
+    strictly less than a draw from the gene's own. Genes with one molecule are excluded from the
+    cell; genes with the same m share the 1,000 draws. Angles of a molecule on the middle count as
+    90 degrees.
 
     Parameters
     ----------
     xy : numpy.ndarray
         (n, 2) molecules, any unit.
     gene : numpy.ndarray
-        (n,) codes of their genes.
+        (n,) gene codes.
     middle : numpy.ndarray
-        (2,) where angles are seen from; upstream takes the mean of the outline's vertices.
+        (2,) vertex of the angles; upstream takes the mean of the outline's vertices.
     seed, name : int and str
-        Of the run, and of the cell. The same two give the same scores, whatever was scored before.
+        Of the run and the cell; together they determine the scores.
     obs_draws : {1, "expected"}
-        1: one draw from the gene's own molecules, upstream's law, on a grid of 0.002, with a
-        standard deviation of 0.5. "expected": its mean, over all draws for up to four molecules,
-        over 500 beyond; with the shared null, its standard error is about 0.03.
+        1: one draw from the gene's own molecules, as upstream, on a grid of 0.002 with a standard
+        deviation of 0.5. "expected": its mean, over all draws for up to four molecules, else over
+        500; with the shared null, the standard error is about 0.03.
 
     Returns
     -------
     PairScores
-        One of each per distinct code, ascending.
+        By distinct code, ascending.
 
     Examples
     --------
@@ -107,14 +105,14 @@ def pair_scores(
 
 
 def _streams(seed: int, name: str) -> NDArray[np.uint64]:
-    """States (4,) of the cell's generators: null and observed draws of either score."""
+    """Seed the cell's four generators: null and observed draws of each score."""
     digest = int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")
     return np.random.Philox(key=np.array([seed, digest], np.uint64)).random_raw(4)
 
 
 @njit(cache=True, nogil=True)
 def _bits(state: Any) -> Any:
-    """64 random bits of a state, by SplitMix64 (Steele, Lea and Flood, 2014)."""
+    """Compute 64 random bits from a state (SplitMix64: Steele, Lea and Flood, 2014)."""
     z = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
@@ -122,7 +120,7 @@ def _bits(state: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def _two_below(state: Any, n: Any, m: Any) -> Any:
-    """Random integers in 0..n-1 and in 0..m-1, each value's probability right to 2^-32."""
+    """Draw integers from 0..n-1 and 0..m-1, with probabilities exact to 2^-32."""
     bits = _bits(state)
     first = ((bits >> np.uint64(32)) * np.uint64(n)) >> np.uint64(32)
     second = ((bits & np.uint64(0xFFFFFFFF)) * np.uint64(m)) >> np.uint64(32)
@@ -130,8 +128,8 @@ def _two_below(state: Any, n: Any, m: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def _apart(place: Any, i: Any, j: Any) -> Any:
-    """Distance of two molecules, or the angle between them where `place` holds directions."""
+def _distance(place: Any, i: Any, j: Any) -> Any:
+    """Measure the distance of two molecules, or their angle if `place` holds directions."""
     if place.shape[1] == 2:
         dx, dy = place[i, 0] - place[j, 0], place[i, 1] - place[j, 1]
         return np.sqrt(dx * dx + dy * dy)
@@ -143,10 +141,10 @@ def _apart(place: Any, i: Any, j: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def _null_draws(place: Any, m: Any, shuffled: Any, state: Any, out: Any) -> Any:
-    """Sums over four pairs of m random molecules, as often as `out` is long; the next state.
+    """Fill `out` with sums over four pairs of m random molecules; return the next state.
 
-    The m places are numbered as they occur: one below `known` has occurred, any other is new.
-    The first `known` of `shuffled` are their molecules, dealt anew for each draw.
+    Slots are numbered in the order drawn: a number below `known` is an old slot, any other is new.
+    The first `known` items of `shuffled` are their molecules, drawn anew each time.
     """
     n = len(place)
     for draw in range(len(out)):
@@ -163,21 +161,18 @@ def _null_draws(place: Any, m: Any, shuffled: Any, state: Any, out: Any) -> Any:
             r, s = _two_below(state, n - before, n - before - 1)
             state += _STEP
             if before < known:
-                _swap(shuffled, before, before + r)
+                a, b = before, before + r
+                shuffled[a], shuffled[b] = shuffled[b], shuffled[a]
             if before + 1 < known:
-                _swap(shuffled, before + 1, before + 1 + s)
-            total += _apart(place, shuffled[i], shuffled[j])
+                a, b = before + 1, before + 1 + s
+                shuffled[a], shuffled[b] = shuffled[b], shuffled[a]
+            total += _distance(place, shuffled[i], shuffled[j])
         out[draw] = total
     return state
 
 
-@njit(cache=True, nogil=True)
-def _swap(values: Any, i: Any, j: Any) -> None:
-    values[i], values[j] = values[j], values[i]
-
-
 class _Null(NamedTuple):
-    """Draws under the null in buckets of equal width, to find ranks without sorting or searching.
+    """Null draws in buckets of equal width, to find ranks without a sort or a search.
 
     Bucket b is ``values[starts[b]:starts[b + 1]]``.
     """
@@ -201,7 +196,7 @@ def _bucketed(draws: Any) -> Any:
     starts = np.zeros(_BUCKETS + 1, np.int64)
     for draw in draws:
         starts[_bucket(draw, low, scale)] += 1
-    starts = np.cumsum(starts)  # where each ends; as it is filled from there, where it begins
+    starts = np.cumsum(starts)  # the buckets' ends; filling backwards turns them into starts
     values = np.empty(len(draws))
     for draw in draws:
         b = _bucket(draw, low, scale)
@@ -211,8 +206,8 @@ def _bucketed(draws: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def _less(null: Any, value: Any) -> Any:
-    """How many draws under the null are less than the value, to rounding."""
+def _count_less(null: Any, value: Any) -> Any:
+    """Count null draws below a value, ties up to rounding excluded."""
     value *= _TIE
     if value <= null.low:
         return 0
@@ -226,23 +221,23 @@ def _less(null: Any, value: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def _drawn(own: Any, null: Any, draws: Any, state: Any) -> Any:
-    """Mean rank among the null of draws from a gene's own molecules; the next state."""
+def _mean_rank_drawn(own: Any, null: Any, draws: Any, state: Any) -> Any:
+    """Average the null ranks of random draws from a gene's own molecules; also the next state."""
     ranks = 0
     for _ in range(draws):
         total = 0.0
         for _ in range(_PAIRS):
             i, j = _two_below(state, len(own), len(own) - 1)
             state += _STEP
-            total += _apart(own, i, j + (j >= i))
-        ranks += _less(null, total)
+            total += _distance(own, i, j + (j >= i))
+        ranks += _count_less(null, total)
     return ranks / draws, state
 
 
 @njit(cache=True, nogil=True)
-def _enumerated(own: Any, null: Any) -> Any:
-    """Mean rank among the null over all ways to take four pairs of a gene's few molecules."""
-    pairs = np.array([_apart(own, i, j) for i in range(len(own)) for j in range(i)])
+def _mean_rank_enumerated(own: Any, null: Any) -> Any:
+    """Average the null ranks of all choices of four pairs of a gene's few molecules."""
+    pairs = np.array([_distance(own, i, j) for i in range(len(own)) for j in range(i)])
     p = len(pairs)
     ranks = 0
     for a in range(p):
@@ -250,13 +245,13 @@ def _enumerated(own: Any, null: Any) -> Any:
             for c in range(b, p):
                 for d in range(c, p):
                     total = pairs[a] + pairs[b] + pairs[c] + pairs[d]
-                    ranks += _orders(a, b, c, d) * _less(null, total)
+                    ranks += _permutations(a, b, c, d) * _count_less(null, total)
     return ranks / p**_PAIRS
 
 
 @njit(cache=True, nogil=True)
-def _orders(a: Any, b: Any, c: Any, d: Any) -> Any:
-    """In how many orders four ascending numbers can be written."""
+def _permutations(a: Any, b: Any, c: Any, d: Any) -> Any:
+    """Count the distinct permutations of four ascending numbers."""
     run = same = 1
     for equal in (a == b, b == c, c == d):
         run = run + 1 if equal else 1
@@ -266,7 +261,7 @@ def _orders(a: Any, b: Any, c: Any, d: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def _scores(place: Any, sizes: Any, draws: Any, streams: Any) -> Any:
-    """Score genes of these sizes; the molecules of those of two or more follow each other."""
+    """Score genes of these sizes; `place` has the molecules of genes with two or more, by gene."""
     scores = np.full(len(sizes), np.nan)
     ends = np.cumsum(np.where(sizes > 1, sizes, 0))
     shuffled = np.arange(len(place))
@@ -283,8 +278,8 @@ def _scores(place: Any, sizes: Any, draws: Any, streams: Any) -> Any:
             null = _bucketed(sums)
         own = place[ends[g] - m : ends[g]]
         if draws == 0 and m <= _ENUMERATED:
-            rank = _enumerated(own, null)
+            rank = _mean_rank_enumerated(own, null)
         else:
-            rank, state = _drawn(own, null, draws or _OBSERVED, state)
+            rank, state = _mean_rank_drawn(own, null, draws or _OBSERVED, state)
         scores[g] = 1 - 2 * rank / _NULL
     return scores
