@@ -28,7 +28,7 @@ from gpattern_bench.methods.base import Method
 from gpattern_bench.methods.predict import predict_cells
 from gpattern_bench.runs.run import choose_protocol
 from gpattern_bench.runs.saved_model import load_model
-from gpattern_bench.tables.predictions import Origin, Protocol, counted
+from gpattern_bench.tables.predictions import Origin, Protocol, TrainedOn, counted
 
 _log = logging.getLogger(__name__)
 
@@ -222,7 +222,7 @@ class RobustnessReport:
     version: str
     seed: int
     protocol: Protocol
-    trained_on: str | None
+    trained_on: TrainedOn
     f1_macro: float
     auc_macro: float
     f1_worst_drop: float
@@ -338,7 +338,7 @@ def run_robustness(
             f"robustness needs a labelled {_SPLIT} split; {dataset.id} has none"
         )
     protocol = choose_protocol(method, dataset, train_on, cv=False)
-    trained_on = None if train_on is None else train_on.id
+    trained_on = None if train_on is None else (train_on.id,)
     origin = Origin(dataset.name, dataset.version, _SPLIT, name, seed, protocol, trained_on)
     folder = Path(out) / dataset.name
     if method.about.learns:
@@ -371,7 +371,7 @@ def _fitted(folder: Path, name: str, source: Dataset, dataset: Dataset, seed: in
         )
     method, model = load_model(folder)
     said = (model.method, model.fitted_on, model.seed, tuple(model.patterns))
-    wanted = (name, source.id, seed, dataset.patterns)
+    wanted = (name, (source.id,), seed, dataset.patterns)
     if said != wanted:
         raise MethodError(
             f"{folder} holds another model: expected method, training set, seed and patterns "

@@ -34,7 +34,14 @@ from gpattern_bench.methods.base import FitContext, Method, Network, fit_in_cont
 from gpattern_bench.methods.predict import predict_cells
 from gpattern_bench.predictions import prediction_table
 from gpattern_bench.runs.saved_model import Model, save_model
-from gpattern_bench.tables.predictions import Origin, Protocol, counted, write_tables
+from gpattern_bench.tables.predictions import (
+    Origin,
+    Protocol,
+    TrainedOn,
+    counted,
+    name_clash,
+    write_tables,
+)
 
 __all__ = [
     "FOLDS",
@@ -65,8 +72,8 @@ class Run:
     seed : int
     protocol : str
         One of :data:`gpattern_bench.predictions.Protocol`.
-    trained_on : str or None
-        The other dataset it was fitted on, if any.
+    trained_on : tuple of str or None
+        As in the prediction files.
     seconds : dict of str to float
         Wall time of ``fit`` and of the prediction of each split; out of fold, of both together.
     cells : dict of str to int
@@ -88,7 +95,7 @@ class Run:
     version: str
     seed: int
     protocol: Protocol
-    trained_on: str | None
+    trained_on: TrainedOn
     seconds: dict[str, float]
     cells: dict[str, int]
     peak_rss_mib: float
@@ -137,18 +144,21 @@ def run_method(
     Raises
     ------
     MethodError
-        The method cannot be fitted as asked, or has the name of one that ships with the package;
-        the text says what to do instead.
+        The method cannot be fitted as asked, has the name of one that ships with the package, or
+        would replace scores after other training; the text says what to do instead.
     """
     if seed < 0:
         raise MethodError(f"expected a seed of 0 or more, got {seed}")
     name, make = _named(method)
     method = make()
     protocol = choose_protocol(method, dataset, train_on, cv)
-    trained_on = None if train_on is None else train_on.id
+    trained_on = None if train_on is None else (train_on.id,)
     origins = run_origins(name, dataset, seed, protocol, trained_on)
     seconds: dict[str, float] = {}
     folder = Path(out) / dataset.name
+    for origin in origins:
+        if clash := name_clash(folder / f"{origin.stem()}.parquet", origin):
+            raise MethodError(f"{clash}: name another --out")
     training = folder / f"{origins[0].stem('training')}.safetensors"
     if method.about.learns and protocol != "cv-cell":
         seconds["fit"] = fit_method(method, train_on or dataset, seed, training)
@@ -180,7 +190,7 @@ def run_origins(
     dataset: Dataset,
     seed: int,
     protocol: Protocol,
-    trained_on: str | None = None,
+    trained_on: tuple[str, ...] | None = None,
     splits: Sequence[str] | None = None,
 ) -> list[Origin]:
     """List the origins of a run's prediction files.
@@ -275,7 +285,7 @@ def write_run(
             for file, origin in zip(files, origins, strict=True):
                 if origin.split == "val":
                     thresholds = plain(val_thresholds(dataset, file))
-        fitted_on = (trained_on or dataset.id) if method.about.learns else None
+        fitted_on = (trained_on or (dataset.id,)) if method.about.learns else None
         model = Model(name, list(dataset.patterns), fitted_on, thresholds, seed)
         save_model(method, model, folder / origins[0].stem("model"))
     report = Run(

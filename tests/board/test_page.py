@@ -161,7 +161,7 @@ class TestText:
 
     def test_no_name_brings_markup(self):
         strange = entry(
-            0.5, dataset=HOSTILE, version=OTHERS[0], trained_on=OTHERS[1], device=HOSTILE
+            0.5, dataset=HOSTILE, version=OTHERS[0], trained_on=[OTHERS[1]], device=HOSTILE
         )
         for part in (strange["metrics"], strange["curves"]):
             part["per_pattern"] = {HOSTILE: part["per_pattern"]["inner"]}
