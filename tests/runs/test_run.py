@@ -158,7 +158,7 @@ class TestFiles:
 
     def test_of_two_training_sets_do_not_replace_each_other(self, made, tmp_path):
         for source in ("real", "all_test"):
-            run_method("gene_prior", made["gold"], tmp_path, train_on=made[source])
+            run_method("gene_prior", made["gold"], tmp_path, train_on=[made[source]])
         assert len([name for name in listing(tmp_path) if name.endswith(".parquet")]) == 2
 
     def test_of_another_version_of_the_training_set_stay(self, made, tmp_path):
@@ -167,11 +167,11 @@ class TestFiles:
         manifest = json.loads((folder / "manifest.json").read_text())
         (folder / "manifest.json").write_text(json.dumps(manifest | {"version": "2.0.0"}))
         out = tmp_path / "out"
-        path = run_method("gene_prior", made["gold"], out, train_on=made["real"])[0]
+        path = run_method("gene_prior", made["gold"], out, train_on=[made["real"]])[0]
         before = path.read_bytes()
         expected = r"after training on real@1\.2\.0; those after real@2\.0\.0 have the same name"
         with pytest.raises(MethodError, match=expected):
-            run_method("gene_prior", made["gold"], out, train_on=Dataset(folder))
+            run_method("gene_prior", made["gold"], out, train_on=[Dataset(folder)])
         assert path.read_bytes() == before
 
     @pytest.mark.parametrize(
@@ -313,7 +313,7 @@ class TestProtocols:
         self, made, tmp_path, method, dataset, options, protocol, trained_on
     ):
         if "train_on" in options:
-            options = {"train_on": made[options["train_on"]]}
+            options = {"train_on": [made[name] for name in options["train_on"].split()]}
         path = run_method(method, made[dataset], tmp_path, **options)[-1]
         assert origin(path).protocol == protocol
         named = origin(path).trained_on
@@ -330,7 +330,7 @@ class TestProtocols:
         assert seed == 4
 
     def test_transfer_sees_the_other_dataset_alone(self, made, tmp_path):
-        run_method("spy", made["gold"], tmp_path, train_on=made["all_test"])
+        run_method("spy", made["gold"], tmp_path, train_on=[made["all_test"]])
         [(seen, _)] = Spy.made[0].fits
         assert list(seen) == made["all_test"].cells()["cell_id"].tolist()
 
@@ -435,7 +435,7 @@ class TestRefused:
         self, made, tmp_path, method, dataset, options, expected
     ):
         if "train_on" in options:
-            options = options | {"train_on": made[options["train_on"]]}
+            options = options | {"train_on": [made[name] for name in options["train_on"].split()]}
         with pytest.raises(MethodError, match=expected):
             run_method(method, made[dataset], tmp_path / "out", **options)
         assert listing(tmp_path) == []
@@ -447,7 +447,7 @@ class TestRefused:
             [apply_rules(release, recipe)], tmp_path / "two", name="two", version="1", recipe=recipe
         )
         with pytest.raises(MethodError, match="it needs labels of the patterns cell_edge"):
-            run_method("gene_prior", made["gold"], tmp_path / "out", train_on=Dataset(folder))
+            run_method("gene_prior", made["gold"], tmp_path / "out", train_on=[Dataset(folder)])
         assert not (tmp_path / "out").exists()
 
     def test_nothing_but_a_train_split(self, tmp_path):
