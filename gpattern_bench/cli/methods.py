@@ -42,14 +42,15 @@ def run(
     ] = None,
 ) -> None:
     """Fit a method, and write prediction files for val and test, with what the run cost."""
-    from gpattern_bench.data.dataset import load_dataset, load_datasets
+    from gpattern_bench.data.dataset import load_datasets
     from gpattern_bench.runs.run import run_method
 
+    predicted, *training = load_datasets([dataset, *(train_on or ())])
     files = run_method(
         method,
-        load_dataset(dataset),
+        predicted,
         out or Path("runs") / method,
-        train_on=load_datasets(train_on or ()),
+        train_on=training,
         cv=cv is not None,
         seed=seed,
     )

@@ -41,14 +41,15 @@ def robustness_(
     """Score perturbed test cells - rotated, moved, thinned, blurred - with a run's model."""
     from dataclasses import asdict
 
-    from gpattern_bench.data.dataset import load_dataset, load_datasets
+    from gpattern_bench.data.dataset import load_datasets
     from gpattern_bench.runs.robustness import run_robustness
 
+    predicted, *training = load_datasets([dataset, *(train_on or ())])
     path, found = run_robustness(
         method,
-        load_dataset(dataset),
+        predicted,
         out or Path("runs") / method,
-        train_on=load_datasets(train_on or ()),
+        train_on=training,
         seed=seed,
     )
     if as_json:

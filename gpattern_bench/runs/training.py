@@ -86,7 +86,7 @@ def _problems(about: About, dataset: Dataset, train_on: Sequence[Dataset]) -> li
         for name in dict.fromkeys(names)
         if names.count(name) > 1
     ]
-    if set(ids) == {dataset.id}:
+    if ids == [dataset.id]:
         problems.append(
             f"--train-on {dataset.id} is the dataset to predict: leave it out to fit on its "
             "train split, or give --cv cell where it has none"

@@ -319,11 +319,12 @@ class TestCommands:
         assert cli("robustness", "gene_prior", *where, *more)[0] == 0
         assert (tmp_path / "gold" / "robustness-seed0-simulation-sim-and-wide.json").is_file()
 
-    def test_say_what_is_unknown(self, cli, made, tmp_path):
+    def test_say_what_is_unknown(self, cli, tmp_path):
         more = ["--train-on", "nothing_a", "--train-on", "nothing_b"]
-        where = ["--dataset", made["gold"].folder, "--out", tmp_path]
+        where = ["--dataset", "nothing_c", "--out", tmp_path]
         code, err = cli("run", "gene_prior", *where, *more)
         assert code == 2
         assert "'nothing_a'" in err
         assert "'nothing_b'" in err
+        assert "'nothing_c'" in err
         assert not list(tmp_path.iterdir())
