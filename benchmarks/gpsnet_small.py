@@ -118,7 +118,7 @@ def fitting(method: GPSNetCoordinates, dataset: Dataset, folder: Path) -> dict[s
     """Seconds of a fit."""
     path = folder / "training.safetensors"
     began = process_time()
-    seconds = fit_method(method, dataset, 0, path)
+    seconds = fit_method(method, [dataset], 0, path)
     path.unlink()  # the next one begins anew
     return {"fit_s": seconds, "fit_cpu_s": process_time() - began}
 

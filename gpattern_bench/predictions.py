@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -49,7 +50,7 @@ def write_predictions(
     method: str,
     seed: int = 0,
     protocol: Protocol = "fit",
-    trained_on: str | None = None,
+    trained_on: str | Sequence[str] | None = None,
 ) -> Path:
     """Check scores and write them as a prediction file, whole or not at all.
 
@@ -67,8 +68,9 @@ def write_predictions(
     seed : int
     protocol : str
         One of :data:`Protocol`.
-    trained_on : str, optional
-        The other dataset, ``name@version``, for ``transfer`` and ``simulation``.
+    trained_on : str or sequence of str, optional
+        All training datasets, ``name@version``, for ``transfer`` and ``simulation``, and for
+        ``fit`` with simulated cells beside the own train split.
 
     Raises
     ------
@@ -85,7 +87,9 @@ def write_predictions(
     >>> write_predictions(folder / "mine.parquet", scores, ds, "test", method="mine").name
     'mine.parquet'
     """
-    origin = Origin(dataset.name, dataset.version, split, method, seed, protocol, trained_on)
+    named = [trained_on] if isinstance(trained_on, str) else trained_on
+    listed = None if named is None else tuple(sorted(named))
+    origin = Origin(dataset.name, dataset.version, split, method, seed, protocol, listed)
     return write_tables([prediction_table(scores, dataset, origin)], Path(path))
 
 

@@ -1001,7 +1001,7 @@ def gpsnet(ds: Dataset, folder: Path) -> Path:
     tiny = {"width": 8, "heads": 2, "encoder_depth": 1, "decoder_depth": 1, "neighbours": 4}
     config = Config.preset("small", ds.genes, ds.patterns, **tiny)
     method._trained = Trained(GPSNet(config), [{"epoch": 1, "loss": 0.5}])
-    return save_model(method, Model("gpsnet", list(ds.patterns), ds.id, None, 0), folder)
+    return save_model(method, Model("gpsnet", list(ds.patterns), (ds.id,), None, 0), folder)
 
 
 class TestModels:

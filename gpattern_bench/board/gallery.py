@@ -125,9 +125,11 @@ def build_gallery(submissions: Sequence[Submission]) -> Gallery | None:
         evaluator = Evaluator(load_dataset(f"{DATASET}@{newest}"), "test")
     except UnknownDatasetError:
         return None
+    # Of a method: fitted on the train split alone before others, then by seed.
     first: dict[str, tuple[Submission, Score]] = {}
     for version, submission, score in sorted(
-        found, key=lambda item: (item[1].metadata.method, item[2]["seed"])
+        found,
+        key=lambda item: (item[1].metadata.method, bool(item[2]["trained_on"]), item[2]["seed"]),
     ):
         if version == newest and "labels" not in submission.metadata.inputs:
             first.setdefault(submission.metadata.method, (submission, score))

@@ -78,7 +78,7 @@ class Row:
     inputs: list[str]
     no_rule_for: list[str]
     seeds: list[int]
-    trained_on: str | None
+    trained_on: tuple[str, ...] | None
     seconds: float | None
     fit_seconds: float | None
     device: str | None
@@ -202,10 +202,10 @@ def _check_same_labels(version: tuple[str, str], scores: Sequence[Score]) -> Non
 
 def _table(scored: Sequence[tuple[Metadata, Score]], protocol: str) -> Table:
     """Make the table of a protocol from all scores of a dataset version."""
-    seeds: dict[tuple[str, str], tuple[Metadata, list[Score]]] = {}
+    seeds: dict[tuple[str, tuple[str, ...]], tuple[Metadata, list[Score]]] = {}
     for about, score in scored:
         if score["protocol"] in (protocol, "untrained"):
-            key = about.method, score["trained_on"] or ""
+            key = about.method, tuple(score["trained_on"] or ())
             seeds.setdefault(key, (about, []))[1].append(score)
     entries = [seeds[key] for key in sorted(seeds)]
     first = scored[0][1]

@@ -215,7 +215,7 @@ def _method(row: Row, rows: Iterable[Row]) -> str:
     if "val" in (row.labels_used or ()):
         name += " (uses val)"
     if row.trained_on:
-        name += f" (fitted on {row.trained_on})"
+        name += f" (fitted on {', '.join(row.trained_on)})"
     if row.no_rule_for:
         name += f" {_rule_sign(row, rows)}"
     return name + (" ⚠" if row.flags else "")

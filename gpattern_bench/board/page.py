@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from math import isnan, nan
 
@@ -56,6 +56,7 @@ class Section:
     patterns: list[str]
     columns: list[tuple[str, str]]  # macro metrics and their headers
     by_seed: list[list[float | None]]  # macro F1, per row
+    lines: list[Style]  # in charts, per row
     leader: Row | None  # the best candidate
     tied: int  # candidates of the leader's tie group
     control: Row | None  # the best that does not see the labels
@@ -117,14 +118,15 @@ def _typeset(function: Callable[..., str]) -> Callable[..., str]:
 def _section(table: Table, submissions: Sequence[Submission], drawn: dict[str, Style]) -> Section:
     rows = table.rows
     scores = [_scores_of(row, table, submissions) for row in rows]
-    curves = [(drawn[row.method], of[0]["curves"]) for row, of in zip(rows, scores, strict=True)]
+    lines = [_line_style(row, rows, drawn) for row in rows]
+    curves = [(line, of[0]["curves"]) for line, of in zip(lines, scores, strict=True)]
     candidates = [row for row in rows if not row.is_control]
     patterns = list(rows[0].per_pattern)
     leaders = [row for row in candidates if row.f1 is not None]
     controls = [row for row in rows if row.is_control and not row.sees_labels]
     timed = [
-        (drawn[row.method], row.seconds, row.f1)
-        for row in rows
+        (line, row.seconds, row.f1)
+        for line, row in zip(lines, rows, strict=True)
         if row.seconds is not None and row.f1 is not None
     ]
     return Section(
@@ -138,6 +140,7 @@ def _section(table: Table, submissions: Sequence[Submission], drawn: dict[str, S
             if metric != "f1_val_macro" or any(row.macro[metric] is not None for row in rows)
         ],
         by_seed=[[score["metrics"]["f1_macro"] for score in of] for of in scores],
+        lines=lines,
         leader=next(iter(leaders), None),
         tied=sum(row.tie_group == leaders[0].tie_group for row in leaders),
         control=next((row for row in controls if row.f1 is not None), None),
@@ -156,6 +159,15 @@ def _section(table: Table, submissions: Sequence[Submission], drawn: dict[str, S
         molecules=_molecules(curves),
         time=time_chart(timed) if timed else None,
     )
+
+
+def _line_style(row: Row, rows: Iterable[Row], drawn: dict[str, Style]) -> Style:
+    """Give a row's style; of a method with several rows the label tells the training data."""
+    style = drawn[row.method]
+    if sum(other.method == row.method for other in rows) == 1:
+        return style
+    training = ", ".join(row.trained_on or ("train split",))
+    return replace(style, label=f"{style.label} ({training})")
 
 
 def _scores_of(row: Row, table: Table, submissions: Iterable[Submission]) -> list[Score]:

@@ -38,6 +38,7 @@ from gpattern_bench.tables.predictions import (
     Checked,
     Origin,
     Protocol,
+    TrainedOn,
     read_origin,
     read_predictions,
 )
@@ -129,11 +130,11 @@ class Score(TypedDict):
     """One entry of ``results.json``: a test prediction file and its scores.
 
     ``predictions`` is its path in the submission, ``sha256`` its hash and that of its val file,
-    ``labels_sha256`` the content hash of the labels. ``seconds`` (predicting test),
-    ``fit_seconds``, ``device``, ``parameters`` and ``date`` come from the run's report, if there is
-    one; ``robustness`` from its file. ``metrics`` is the evaluator's result, ``curves`` is for the
-    page. ``f1_replicates``, bootstrap replicates of macro F1 (base64 of little-endian float32),
-    decide ties. ``flags`` name what is suspicious.
+    ``labels_sha256`` the content hash of the labels, ``trained_on`` the training datasets that the
+    file names. ``seconds`` (predicting test), ``fit_seconds``, ``device``, ``parameters`` and
+    ``date`` come from the run's report, if there is one; ``robustness`` from its file. ``metrics``
+    is the evaluator's result, ``curves`` is for the page. ``f1_replicates``, bootstrap replicates
+    of macro F1 (base64 of little-endian float32), decide ties. ``flags`` name what is suspicious.
     """
 
     predictions: str
@@ -144,7 +145,7 @@ class Score(TypedDict):
     protocol: Protocol
     seed: _Count
     labels_sha256: str
-    trained_on: str | None
+    trained_on: TrainedOn
     seconds: _Seconds | None
     fit_seconds: _Seconds | None
     device: str | None

@@ -25,7 +25,7 @@ from gpattern_bench.errors import GPatternBenchError, PredictionError, Submissio
 from gpattern_bench.methods import METHODS, get_method
 from gpattern_bench.predictions import check_file
 from gpattern_bench.runs.run import Run
-from gpattern_bench.tables.predictions import Origin, read_origin, read_predictions
+from gpattern_bench.tables.predictions import Origin, name_clash, read_origin, read_predictions
 
 __all__ = ["listed_files", "submit_run"]
 
@@ -82,6 +82,9 @@ def submit_run(run: Path, to: Path) -> Metadata:
     datasets: dict[str, Dataset | str] = {}
     for file in files:
         origin = _checked(file, to.name, datasets, problems)
+        there = to / "predictions" / file.parent.name / file.name
+        if origin is not None and (clash := name_clash(there, origin)):
+            problems.append(f"{clash}; remove it to put them there")
         if origin is None or origin.split != "test":
             continue
         dataset = datasets[f"{origin.dataset}@{origin.version}"]

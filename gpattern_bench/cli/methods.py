@@ -22,17 +22,23 @@ from gpattern_bench.errors import MethodError
 
 @app.command(
     epilog=examples(
-        "run sprawl --dataset synthetic", "run bento --dataset u2os_gold --train-on synthetic"
+        "run sprawl --dataset synthetic",
+        "run bento --dataset u2os_gold --train-on synthetic --train-on nih3t3_gold",
     )
 )
 def run(
     method: Annotated[str, typer.Argument(metavar="METHOD", help="Name of a method.")],
     dataset: DatasetOption,
     train_on: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Fit on this dataset instead.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Fit on this dataset instead; again for more."),
     ] = None,
     cv: Annotated[
         Literal["cell"] | None, typer.Option(help="Out of fold by cell, without a train split.")
+    ] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(metavar="MODEL", help="Start from this model-... folder: fine-tune it."),
     ] = None,
     seed: Seed = 0,
     out: Annotated[
@@ -40,16 +46,18 @@ def run(
     ] = None,
 ) -> None:
     """Fit a method, and write prediction files for val and test, with what the run cost."""
-    from gpattern_bench.data.dataset import load_dataset
+    from gpattern_bench.data.dataset import load_datasets
     from gpattern_bench.runs.run import run_method
 
+    predicted, *training = load_datasets([dataset, *(train_on or ())])
     files = run_method(
         method,
-        load_dataset(dataset),
+        predicted,
         out or Path("runs") / method,
-        train_on=load_dataset(train_on) if train_on else None,
+        train_on=training,
         cv=cv is not None,
         seed=seed,
+        init=init,
     )
     for file in files:
         typer.echo(str(file))

@@ -29,7 +29,8 @@ def robustness_(
     method: Annotated[str, typer.Argument(metavar="METHOD", help="Name of a method.")],
     dataset: DatasetOption,
     train_on: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The dataset that the run was fitted on.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A dataset that the run was fitted on; again for more."),
     ] = None,
     seed: Seed = 0,
     out: Annotated[
@@ -40,14 +41,15 @@ def robustness_(
     """Score perturbed test cells - rotated, moved, thinned, blurred - with a run's model."""
     from dataclasses import asdict
 
-    from gpattern_bench.data.dataset import load_dataset
+    from gpattern_bench.data.dataset import load_datasets
     from gpattern_bench.runs.robustness import run_robustness
 
+    predicted, *training = load_datasets([dataset, *(train_on or ())])
     path, found = run_robustness(
         method,
-        load_dataset(dataset),
+        predicted,
         out or Path("runs") / method,
-        train_on=load_dataset(train_on) if train_on else None,
+        train_on=training,
         seed=seed,
     )
     if as_json:

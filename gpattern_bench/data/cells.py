@@ -25,7 +25,7 @@ from gpattern_bench.tables.parquet import codes_into, dictionary_codes, read_fov
 if TYPE_CHECKING:
     from gpattern_bench.base.geometry import CellGeometry
 
-__all__ = ["Cell", "Cells", "read_cells"]
+__all__ = ["Cell", "CellTables", "Cells", "read_cells"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +82,30 @@ class Cell:
         return CellGeometry(self.xy, self.boundary, self.nucleus)
 
 
+@dataclass(frozen=True)
+class CellTables:
+    """The tables of one dataset, and which of its cells to read.
+
+    Attributes
+    ----------
+    folder : pathlib.Path
+    fovs : collection of str
+        Fields of view.
+    keep : frozenset of str or None
+        Ids of the cells to yield; None: all.
+    prefix : str
+        Put before the names of cells and fields of view, which are unique in one dataset only.
+    simulated : bool
+        Whether the dataset is simulated.
+    """
+
+    folder: Path
+    fovs: Collection[str]
+    keep: frozenset[str] | None = None
+    prefix: str = ""
+    simulated: bool = False
+
+
 class Cells:
     """Cells of some fields of view, in table order; iterable any number of times.
 
@@ -89,16 +113,14 @@ class Cells:
 
     Parameters
     ----------
-    folder : pathlib.Path
-        The dataset's tables.
-    fovs : collection of str
-        Fields of view to read.
-    genes, patterns : tuple of str
-        The dataset's.
+    tables : sequence of CellTables
+        Of one dataset, or of several to read one after the other.
+    genes : tuple of str
+        The dataset's; of several the union. Sorted.
+    patterns : tuple of str
+        The same in all of them.
     labels : bool
-        Attach labels; the dataset must have some.
-    keep : collection of str, optional
-        Ids of the cells to yield; default all.
+        Attach labels; all must have some.
 
     Attributes
     ----------
@@ -106,36 +128,44 @@ class Cells:
         Names of the gene codes.
     patterns : tuple of str
         Names of the label columns.
-    simulated : bool
-        Whether the cells are simulated.
     """
 
-    simulated: bool = False
+    _tables: Sequence[CellTables] = ()
 
     def __init__(
         self,
-        folder: Path,
-        fovs: Collection[str],
+        tables: Sequence[CellTables],
         *,
         genes: tuple[str, ...],
         patterns: tuple[str, ...],
         labels: bool,
-        keep: Collection[str] | None = None,
-        simulated: bool = False,
     ) -> None:
-        self.simulated = simulated
         self.genes = genes
         self.patterns = patterns
-        self._folder = folder
-        self._fovs = fovs
+        self._tables = tables
         self._labels = labels
-        self._keep = None if keep is None else frozenset(keep)
         self._change: Callable[[Cell], Cell] | None = None
+
+    @property
+    def simulated(self) -> bool:
+        """Whether all cells are of simulated datasets."""
+        return bool(self._tables) and all(tables.simulated for tables in self._tables)
 
     @property
     def parts(self) -> tuple[Cells, ...]:
         """Cells of one dataset each, in order; this object itself if they are of one."""
-        return (self,)
+        if len(self._tables) < 2:
+            return (self,)
+        return tuple(self._of([tables]) for tables in self._tables)
+
+    def only_simulated(self) -> Cells:
+        """Return the cells of the simulated datasets among several, with the same panel."""
+        return self._of([tables for tables in self._tables if tables.simulated])
+
+    def _of(self, tables: Sequence[CellTables]) -> Cells:
+        some = copy(self)
+        some._tables = tables
+        return some
 
     def without_labels(self) -> Cells:
         """Return the same cells without labels, as methods predict from them."""
@@ -150,25 +180,25 @@ class Cells:
         return mapped
 
     def __len__(self) -> int:
-        names = read_table(self._folder / "cells.parquet", self._fovs, ["cell_id"])["cell_id"]
-        if self._keep is None:
-            return len(names)
-        return sum(name in self._keep for name in names.to_pylist())
+        return sum(map(_count, self._tables))
 
     def __iter__(self) -> Iterator[Cell]:
-        with _as_table_error(str(self._folder)):
-            yield from self._read() if self._change is None else map(self._change, self._read())
+        for tables in self._tables:
+            with _as_table_error(str(tables.folder)):
+                found = self._read(tables)
+                yield from found if self._change is None else map(self._change, found)
 
-    def _read(self) -> Iterator[Cell]:
+    def _read(self, tables: CellTables) -> Iterator[Cell]:
+        folder, fovs = tables.folder, tables.fovs
         # All tables are sorted by FOV: read them in step, each opened once.
         columns = ["fov", "cell_id", "gene", "x", "y"]
-        outlines = _by_fov(read_fovs(self._folder / "cells.parquet", self._fovs))
+        outlines = _by_fov(read_fovs(folder / "cells.parquet", fovs))
         labels: Iterator[tuple[str, pa.Table | None]] = iter(())
         if self._labels:
-            labels = _by_fov(read_fovs(self._folder / "labels.parquet", self._fovs))
+            labels = _by_fov(read_fovs(folder / "labels.parquet", fovs))
         here, outlined = "", pd.DataFrame()
         labelled_fov, labelled = next(labels, ("", None))
-        for table in read_fovs(self._folder / "molecules.parquet", self._fovs, columns):
+        for table in read_fovs(folder / "molecules.parquet", fovs, columns):
             fov = table["fov"][0].as_py()
             if fov != here:
                 _, rows = next(outlines, ("", None))
@@ -177,9 +207,8 @@ class Cells:
                 here, outlined = fov, rows.to_pandas().set_index("cell_id")
                 while labelled is not None and labelled_fov < fov:
                     labelled_fov, labelled = next(labels, ("", None))
-            yield from self._split_group(
-                table, fov, outlined, labelled if labelled_fov == fov else None
-            )
+            truth = labelled if labelled_fov == fov else None
+            yield from self._split_group(tables, table, fov, outlined, truth)
 
     @cached_property
     def _gene_index(self) -> pd.Index[str]:
@@ -187,7 +216,12 @@ class Cells:
         return index
 
     def _split_group(
-        self, table: pa.Table, fov: str, outlined: pd.DataFrame, labelled: pa.Table | None
+        self,
+        tables: CellTables,
+        table: pa.Table,
+        fov: str,
+        outlined: pd.DataFrame,
+        labelled: pa.Table | None,
     ) -> Iterator[Cell]:
         """Yield the cells of one row group, vectorised over all of them."""
         names, starts = _runs(table["cell_id"])
@@ -206,12 +240,12 @@ class Cells:
             _outlines(rows[name], origins, fov) for name in ("cell_boundary", "nucleus_boundary")
         )
         for k, (begin, end) in enumerate(pairwise([*starts, len(gene)])):
-            if self._keep is not None and names[k] not in self._keep:
+            if tables.keep is not None and names[k] not in tables.keep:
                 continue
             pairs = slice(bounds[k], bounds[k + 1])
             found = Cell(
-                cell_id=names[k],
-                fov=fov,
+                cell_id=tables.prefix + names[k],
+                fov=tables.prefix + fov,
                 xy=xy[begin:end] - origins[k],
                 gene=gene[begin:end],
                 boundary=boundaries[k],
@@ -238,6 +272,14 @@ class Cells:
         for k, name in enumerate(self.patterns):
             labels[at, k] = labelled[name].to_numpy(zero_copy_only=False)[known]
         return labels, counts
+
+
+def _count(tables: CellTables) -> int:
+    """Count the cells to yield."""
+    names = read_table(tables.folder / "cells.parquet", tables.fovs, ["cell_id"])["cell_id"]
+    if tables.keep is None:
+        return len(names)
+    return sum(name in tables.keep for name in names.to_pylist())
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from gpattern_bench.base.files import MANIFEST
 from gpattern_bench.base.html import html_table
-from gpattern_bench.errors import GPatternBenchError, TableError
+from gpattern_bench.errors import GPatternBenchError, TableError, UnknownDatasetError
 from gpattern_bench.sources.cache import cache_root
 from gpattern_bench.sources.registry import find_entry, list_datasets
 from gpattern_bench.tables import schema
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gpattern_bench.data.cells import Cells
     from gpattern_bench.data.torch import TorchCells
 
-__all__ = ["Dataset", "load_dataset"]
+__all__ = ["Dataset", "load_dataset", "load_datasets"]
 
 
 def load_dataset(
@@ -67,9 +67,7 @@ def load_dataset(
     ('cell_edge', 'cytoplasmic', 'nuclear', 'nuclear_edge')
     """
     folder = Path(name).expanduser()
-    # A folder named like a dataset, but without a manifest, does not hide the dataset.
-    known = str(name).partition("@")[0] in list_datasets()
-    if not str(name) or not folder.is_dir() or (known and not (folder / MANIFEST).is_file()):
+    if _is_name(name):
         entry = find_entry(str(name))
         folder = cache_root(root) / entry.name / entry.version
         if not (folder / MANIFEST).is_file():
@@ -80,6 +78,33 @@ def load_dataset(
     if verify:
         dataset.verify()
     return dataset
+
+
+def load_datasets(names: Sequence[str | Path]) -> list[Dataset]:
+    """Load several datasets, each as :func:`load_dataset`, once all of them are known.
+
+    Raises
+    ------
+    UnknownDatasetError
+        With every unknown name; nothing was made.
+    """
+    unknown = []
+    for name in filter(_is_name, names):
+        try:
+            find_entry(str(name))
+        except UnknownDatasetError as error:
+            unknown.append(str(error))
+    if unknown:
+        raise UnknownDatasetError("\n".join(unknown))
+    return [load_dataset(name) for name in names]
+
+
+def _is_name(name: str | Path) -> bool:
+    """Test whether it names a registered dataset, not a folder of tables."""
+    folder = Path(name).expanduser()
+    # A folder named like a dataset, but without a manifest, does not hide the dataset.
+    known = str(name).partition("@")[0] in list_datasets()
+    return not str(name) or not folder.is_dir() or (known and not (folder / MANIFEST).is_file())
 
 
 class Dataset:
@@ -209,16 +234,14 @@ class Dataset:
         keep : collection of str, optional
             Ids of the cells to yield; default all.
         """
-        from gpattern_bench.data.cells import Cells
+        from gpattern_bench.data.cells import Cells, CellTables
 
+        kept = None if keep is None else frozenset(keep)
         return Cells(
-            self.folder,
-            self.fovs(split),
+            [CellTables(self.folder, self.fovs(split), kept, simulated=self.manifest.is_simulated)],
             genes=self.genes,
             patterns=self.patterns,
             labels=self.has_labels,
-            keep=keep,
-            simulated=self.manifest.is_simulated,
         )
 
     def torch(self, split: str | None = None) -> TorchCells:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gpattern_bench.data.cells import Cell, Cells
 
-__all__ = ["About", "FitContext", "Method", "Network", "Scores", "Untrained", "fit_in_context"]
+__all__ = ["About", "FitContext", "Method", "Network", "Scores", "Untrained", "fit_in_context", "takes_context"]
 
 Scores = Iterator[tuple[Cell, NDArray[np.float32]]]
 """Per cell, in any order: the cell and its scores (g, C), rows as ``cell.genes``."""
@@ -114,10 +114,15 @@ class FitContext:
 
 def fit_in_context(method: Method, train: Cells, seed: int, context: FitContext) -> None:
     """Fit a method; pass the context if its ``fit`` has that parameter."""
-    if "context" in inspect.signature(method.fit).parameters:
+    if takes_context(method):
         method.fit(train, seed, context)  # type: ignore[call-arg]
     else:
         method.fit(train, seed)
+
+
+def takes_context(method: Method) -> bool:
+    """Test whether the ``fit`` of a method has a parameter for the context."""
+    return "context" in inspect.signature(method.fit).parameters
 
 
 @runtime_checkable

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from zlib import crc32
@@ -26,9 +26,9 @@ from gpattern_bench.evaluate.evaluator import Evaluator, Result
 from gpattern_bench.methods import get_method
 from gpattern_bench.methods.base import Method
 from gpattern_bench.methods.predict import predict_cells
-from gpattern_bench.runs.run import choose_protocol
 from gpattern_bench.runs.saved_model import load_model
-from gpattern_bench.tables.predictions import Origin, Protocol, counted
+from gpattern_bench.runs.training import choose_protocol, training_ids
+from gpattern_bench.tables.predictions import Origin, Protocol, TrainedOn, counted
 
 _log = logging.getLogger(__name__)
 
@@ -222,7 +222,7 @@ class RobustnessReport:
     version: str
     seed: int
     protocol: Protocol
-    trained_on: str | None
+    trained_on: TrainedOn
     f1_macro: float
     auc_macro: float
     f1_worst_drop: float
@@ -299,7 +299,7 @@ def measure_robustness(
 
 
 def run_robustness(
-    name: str, dataset: Dataset, out: str | Path, *, train_on: Dataset | None = None, seed: int = 0
+    name: str, dataset: Dataset, out: str | Path, *, train_on: Sequence[Dataset] = (), seed: int = 0
 ) -> tuple[Path, RobustnessReport]:
     """Measure the robustness of a run's model and write it beside the run's files.
 
@@ -312,7 +312,7 @@ def run_robustness(
     out : str or pathlib.Path
         The run's folder, as given to :func:`gpattern_bench.run.run_method`: a method that learns
         is loaded from ``out/<dataset>/model-seed<k>``. Nothing is fitted here.
-    train_on : Dataset, optional
+    train_on : sequence of Dataset
         As in the run.
     seed : int
         Of the run, and of the perturbations.
@@ -338,11 +338,13 @@ def run_robustness(
             f"robustness needs a labelled {_SPLIT} split; {dataset.id} has none"
         )
     protocol = choose_protocol(method, dataset, train_on, cv=False)
-    trained_on = None if train_on is None else train_on.id
+    trained_on = training_ids(train_on)
     origin = Origin(dataset.name, dataset.version, _SPLIT, name, seed, protocol, trained_on)
     folder = Path(out) / dataset.name
     if method.about.learns:
-        method = _fitted(folder / origin.stem("model"), name, train_on or dataset, dataset, seed)
+        method = _fitted(
+            folder / origin.stem("model"), name, trained_on or (dataset.id,), dataset, seed
+        )
     result, found = measure_robustness(method, dataset, seed=seed)
     robustness = RobustnessReport(
         method=name,
@@ -362,7 +364,9 @@ def run_robustness(
     return path, robustness
 
 
-def _fitted(folder: Path, name: str, source: Dataset, dataset: Dataset, seed: int) -> Method:
+def _fitted(
+    folder: Path, name: str, fitted_on: tuple[str, ...], dataset: Dataset, seed: int
+) -> Method:
     """Load a run's model."""
     if not folder.is_dir():
         raise MethodError(
@@ -371,10 +375,10 @@ def _fitted(folder: Path, name: str, source: Dataset, dataset: Dataset, seed: in
         )
     method, model = load_model(folder)
     said = (model.method, model.fitted_on, model.seed, tuple(model.patterns))
-    wanted = (name, source.id, seed, dataset.patterns)
+    wanted = (name, fitted_on, seed, dataset.patterns)
     if said != wanted:
         raise MethodError(
-            f"{folder} holds another model: expected method, training set, seed and patterns "
+            f"{folder} holds another model: expected method, training sets, seed and patterns "
             f"{wanted}, got {said}; run it again into another folder"
         )
     return method

@@ -26,20 +26,33 @@ from gpattern_bench.base.launcher import process_index
 from gpattern_bench.base.progress import duration
 from gpattern_bench.base.version import __version__
 from gpattern_bench.data.cells import Cells
-from gpattern_bench.data.dataset import Dataset
+from gpattern_bench.data.dataset import Dataset, load_datasets
 from gpattern_bench.errors import MethodError
 from gpattern_bench.evaluate.calls import val_thresholds
 from gpattern_bench.methods import METHODS, get_method
-from gpattern_bench.methods.base import FitContext, Method, Network, fit_in_context
+from gpattern_bench.methods.base import (
+    FitContext,
+    Method,
+    Network,
+    fit_in_context,
+    takes_context,
+)
 from gpattern_bench.methods.predict import predict_cells
 from gpattern_bench.predictions import prediction_table
-from gpattern_bench.runs.saved_model import Model, save_model
-from gpattern_bench.tables.predictions import Origin, Protocol, counted, write_tables
+from gpattern_bench.runs.saved_model import Model, load_model, save_model
+from gpattern_bench.runs.training import choose_protocol, training_cells, training_ids, val_cells
+from gpattern_bench.tables.predictions import (
+    Origin,
+    Protocol,
+    TrainedOn,
+    counted,
+    name_clash,
+    write_tables,
+)
 
 __all__ = [
     "FOLDS",
     "Run",
-    "choose_protocol",
     "fit_method",
     "peak_rss_mib",
     "run_method",
@@ -65,8 +78,8 @@ class Run:
     seed : int
     protocol : str
         One of :data:`gpattern_bench.predictions.Protocol`.
-    trained_on : str or None
-        The other dataset it was fitted on, if any.
+    trained_on : tuple of str or None
+        As in the prediction files.
     seconds : dict of str to float
         Wall time of ``fit`` and of the prediction of each split; out of fold, of both together.
     cells : dict of str to int
@@ -88,7 +101,7 @@ class Run:
     version: str
     seed: int
     protocol: Protocol
-    trained_on: str | None
+    trained_on: TrainedOn
     seconds: dict[str, float]
     cells: dict[str, int]
     peak_rss_mib: float
@@ -103,15 +116,16 @@ def run_method(
     dataset: Dataset,
     out: str | Path,
     *,
-    train_on: Dataset | None = None,
+    train_on: Sequence[Dataset] = (),
     cv: bool = False,
     seed: int = 0,
+    init: Path | None = None,
 ) -> list[Path]:
     """Fit a method and write its prediction files for val and test.
 
     Files go to ``out/<dataset>/``: ``<split>-seed<k>.parquet``, ``run-seed<k>.json`` and, except
     out of fold, the folder ``model-seed<k>`` (:mod:`gpattern_bench.runs.saved_model`), with the
-    protocol, and the other training set, in the name where it was not fitted on the dataset's own
+    protocol, and the other training sets, in the name where it was not fitted on the dataset's own
     train split.
 
     Parameters
@@ -122,12 +136,17 @@ def run_method(
     dataset : Dataset
         What to predict.
     out : str or pathlib.Path
-    train_on : Dataset, optional
-        Fit on this dataset's train split, or on all of its labelled pairs if it has none.
+    train_on : sequence of Dataset
+        Fit on the train splits of these together, or on all labelled pairs of those without one
+        (:func:`gpattern_bench.runs.training.training_cells`). Empty: on the dataset's own.
     cv : bool
-        Out-of-fold predictions by cell, for a dataset without a train split.
+        Out-of-fold predictions by cell, for a dataset without a train split; with `train_on`,
+        each fold's training has these beside the other folds.
     seed : int
         Of the folds and of the method.
+    init : pathlib.Path, optional
+        Folder of a saved model to start from, for a method that is trained in steps. What that
+        was fitted on counts as training data.
 
     Returns
     -------
@@ -137,21 +156,28 @@ def run_method(
     Raises
     ------
     MethodError
-        The method cannot be fitted as asked, or has the name of one that ships with the package;
-        the text says what to do instead.
+        The method cannot be fitted as asked, has the name of one that ships with the package, or
+        would replace scores after other training; the text says what to do instead.
     """
     if seed < 0:
         raise MethodError(f"expected a seed of 0 or more, got {seed}")
     name, make = _named(method)
     method = make()
-    protocol = choose_protocol(method, dataset, train_on, cv)
-    trained_on = None if train_on is None else train_on.id
-    origins = run_origins(name, dataset, seed, protocol, trained_on)
+    all_sets = list(train_on)
+    if init is not None:
+        all_sets = _with_initial(method, init, dataset, train_on, cv)
+    protocol = choose_protocol(method, dataset, all_sets, cv)
+    origins = run_origins(name, dataset, seed, protocol, training_ids(all_sets))
     seconds: dict[str, float] = {}
     folder = Path(out) / dataset.name
+    for origin in origins:
+        if clash := name_clash(folder / f"{origin.stem()}.parquet", origin):
+            raise MethodError(f"{clash}: name another --out")
     training = folder / f"{origins[0].stem('training')}.safetensors"
     if method.about.learns and protocol != "cv-cell":
-        seconds["fit"] = fit_method(method, train_on or dataset, seed, training)
+        seconds["fit"] = fit_method(
+            method, train_on or [dataset], seed, training, init=init
+        )
     if process_index() > 0:
         return []  # the first of the processes that train together continues
     scores: dict[str, Iterable[_Scored]] = {}
@@ -159,10 +185,10 @@ def run_method(
         began = time.perf_counter()
         if protocol == "cv-cell":
             folds = []
-            for k, (train, held_out) in enumerate(_folds(dataset, split, seed), 1):
+            for k, (train, held_out) in enumerate(_folds(dataset, split, seed, train_on), 1):
                 _log.info("%s: fold %d of %d of %s", name, k, FOLDS, split)
                 method = make()  # for each fold: nothing of another is left in it
-                method.fit(train, seed)
+                fit_in_context(method, train, seed, FitContext(init=init))
                 folds.append(predict_cells(method, held_out))
             found = pd.concat(folds, ignore_index=True)
         else:
@@ -180,7 +206,7 @@ def run_origins(
     dataset: Dataset,
     seed: int,
     protocol: Protocol,
-    trained_on: str | None = None,
+    trained_on: tuple[str, ...] | None = None,
     splits: Sequence[str] | None = None,
 ) -> list[Origin]:
     """List the origins of a run's prediction files.
@@ -208,16 +234,44 @@ def run_origins(
     ]
 
 
-def fit_method(method: Method, source: Dataset, seed: int, training: Path) -> float:
-    """Fit on a dataset's train split, or on all of it without one; return the seconds.
+def _with_initial(
+    method: Method, init: Path, dataset: Dataset, train_on: Sequence[Dataset], cv: bool
+) -> list[Dataset]:
+    """Return the training sets, with those of the model to start from."""
+    if not takes_context(method):
+        raise MethodError(f"{method.about.name} cannot start from a model: leave out --init")
+    _, model = load_model(init)
+    if model.method != method.about.name:
+        raise MethodError(
+            f"--init {init} is a model of {model.method}; expected one of {method.about.name}"
+        )
+    before = load_datasets(model.fitted_on or ())
+    if any(one.id == dataset.id for one in before) and "train" not in dataset.splits:
+        raise MethodError(
+            f"--init {init} was fitted on the labels of {dataset.id} that are scored here: start "
+            "from another model"
+        )
+    own = [] if cv or train_on else [dataset]
+    return list({one.id: one for one in (*before, *train_on, *own)}.values())
 
-    A method that takes a context may resume from the checkpoint `training`; it stays.
+
+def fit_method(
+    method: Method,
+    sources: Sequence[Dataset],
+    seed: int,
+    training: Path,
+    *,
+    init: Path | None = None,
+) -> float:
+    """Fit on the train splits of datasets, or on all of one without; return the seconds.
+
+    A method that takes a context may resume from the checkpoint `training`, which stays, and start
+    from the saved model `init`.
     """
     name, began = method.about.name, time.perf_counter()
-    _log.info("%s: fitting on %s", name, source.id)
-    val = source.iter_cells("val") if "val" in source.splits else None
-    train = source.iter_cells("train" if "train" in source.splits else None)
-    fit_in_context(method, train, seed, FitContext(val, training))
+    _log.info("%s: fitting on %s", name, ", ".join(training_ids(sources) or ()))
+    context = FitContext(val_cells(sources), training, init)
+    fit_in_context(method, training_cells(sources), seed, context)
     if isinstance(method, Network):
         method.batch = 1  # as the paper measures the time of validation
     seconds = time.perf_counter() - began
@@ -275,7 +329,7 @@ def write_run(
             for file, origin in zip(files, origins, strict=True):
                 if origin.split == "val":
                     thresholds = plain(val_thresholds(dataset, file))
-        fitted_on = (trained_on or dataset.id) if method.about.learns else None
+        fitted_on = (trained_on or (dataset.id,)) if method.about.learns else None
         model = Model(name, list(dataset.patterns), fitted_on, thresholds, seed)
         save_model(method, model, folder / origins[0].stem("model"))
     report = Run(
@@ -315,62 +369,10 @@ def _named(method: str | Method) -> tuple[str, Callable[[], Method]]:
     return name, partial(copy.deepcopy, method)
 
 
-def choose_protocol(
-    method: Method, dataset: Dataset, train_on: Dataset | None, cv: bool
-) -> Protocol:
-    """Choose the protocol of a run.
-
-    Raises
-    ------
-    MethodError
-        It cannot be fitted so; the text says what to do instead.
-    """
-    about = method.about
-    if not about.learns:
-        if cv or train_on is not None:
-            raise MethodError(
-                f"{about.name} learns nothing from labels: leave out --train-on and --cv"
-            )
-        if about.sees_labels and not dataset.has_labels:
-            raise MethodError(f"{about.name} shows the labels, and {dataset.id} has no labels")
-        return "untrained"
-    if train_on is not None:
-        if cv:
-            raise MethodError("give either --train-on or --cv, not both")
-        if train_on.id == dataset.id:
-            raise MethodError(
-                f"--train-on {train_on.id} is the dataset to predict: leave it out to fit on its "
-                "train split, or give --cv cell where it has none"
-            )
-        if not train_on.has_labels or train_on.patterns != dataset.patterns:
-            raise MethodError(
-                f"{about.name} cannot be fitted on {train_on.id} for {dataset.id}: it needs labels "
-                f"of the patterns {', '.join(dataset.patterns)}, there are "
-                f"{', '.join(train_on.patterns) if train_on.has_labels else 'no labels'}"
-            )
-        return "simulation" if train_on.manifest.is_simulated else "transfer"
-    if not dataset.has_labels:
-        raise MethodError(
-            f"{about.name} must be fitted, and {dataset.id} has no labels: add --train-on NAME to "
-            "fit on another dataset"
-        )
-    if cv:
-        if "train" in dataset.splits:
-            raise MethodError(
-                f"{dataset.id} has a train split: run {about.name} without --cv, it is fitted there"
-            )
-        return "cv-cell"
-    if "train" not in dataset.splits:
-        raise MethodError(
-            f"{about.name} must be fitted, and {dataset.id} has no train split (only "
-            f"{', '.join(dataset.splits)}): add --train-on NAME to fit on another dataset, or "
-            "--cv cell for out-of-fold predictions"
-        )
-    return "fit"
-
-
-def _folds(dataset: Dataset, split: str, seed: int) -> Iterator[tuple[Cells, Cells]]:
-    """Yield training and held-out cells of each fold."""
+def _folds(
+    dataset: Dataset, split: str, seed: int, beside: Sequence[Dataset]
+) -> Iterator[tuple[Cells, Cells]]:
+    """Yield training and held-out cells of each fold; the former with those of other datasets."""
     names = np.array(dataset.cells(split)["cell_id"].tolist())
     if len(names) < FOLDS:
         raise MethodError(
@@ -381,7 +383,8 @@ def _folds(dataset: Dataset, split: str, seed: int) -> Iterator[tuple[Cells, Cel
     fold = np.argsort(np.argsort(draws, kind="stable"), kind="stable") % FOLDS
     for k in range(FOLDS):
         train, held_out = names[fold != k].tolist(), names[fold == k].tolist()
-        yield dataset.iter_cells(split, keep=train), dataset.iter_cells(split, keep=held_out)
+        fold = training_cells(beside, (dataset, split, train))
+        yield fold, dataset.iter_cells(split, keep=held_out)
 
 
 def peak_rss_mib() -> float:

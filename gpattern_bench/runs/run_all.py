@@ -24,7 +24,7 @@ from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import GPatternBenchError, MethodError
 from gpattern_bench.methods import get_method
 from gpattern_bench.methods.base import Method, Network
-from gpattern_bench.runs.run import choose_protocol, fit_method, run_origins, write_run
+from gpattern_bench.runs.run import fit_method, run_origins, write_run
 from gpattern_bench.runs.saved_model import Model, load_model, save_model
 from gpattern_bench.runs.shards import (
     Shard,
@@ -35,6 +35,7 @@ from gpattern_bench.runs.shards import (
     read_shards,
     run_key,
 )
+from gpattern_bench.runs.training import choose_protocol
 from gpattern_bench.tables.predictions import Origin
 
 __all__ = ["Outcome", "run_all"]
@@ -174,7 +175,7 @@ class _Job:
 
     def run(self) -> Outcome:
         name = self.method.about.name
-        protocol = choose_protocol(self.method, self.dataset, None, cv=False)
+        protocol = choose_protocol(self.method, self.dataset, (), cv=False)
         origins = run_origins(name, self.dataset, self.seed, protocol, splits=self.splits)
         with self._alone():
             return self._run(name, origins)
@@ -245,7 +246,7 @@ class _Job:
         seconds = {}
         if about.learns:
             training = self.shards / "training.safetensors"
-            seconds["fit"] = fit_method(self.method, self.dataset, self.seed, training)
+            seconds["fit"] = fit_method(self.method, [self.dataset], self.seed, training)
         model = Model(about.name, list(self.dataset.patterns), None, None, self.seed)
         save_model(self.method, model, self.shards / "model")
         write_text(cost, json.dumps(seconds) + "\n")

@@ -18,7 +18,7 @@ from gpattern_bench.methods import get_method
 from gpattern_bench.methods.base import Method
 from gpattern_bench.methods.predict import predict_pieces
 from gpattern_bench.tables import schema
-from gpattern_bench.tables.predictions import write_tables
+from gpattern_bench.tables.predictions import TrainedOn, write_tables
 
 __all__ = ["Model", "is_model_output", "load_model", "predict_tables", "save_model"]
 
@@ -35,8 +35,8 @@ class Model:
     method : str
     patterns : list of str
         Columns of its scores.
-    fitted_on : str or None
-        Dataset whose labels it was fitted on, if any.
+    fitted_on : tuple of str or None
+        Datasets whose labels it was fitted on, ``name@version``, sorted; None if on none.
     thresholds : dict of str to float or None
         Chosen on the val split of the dataset that it was run on; None without a val split, and
         for a pattern without positives there.
@@ -46,7 +46,7 @@ class Model:
 
     method: str
     patterns: list[str]
-    fitted_on: str | None
+    fitted_on: TrainedOn
     thresholds: dict[str, float | None] | None
     seed: int
     package_version: str = __version__

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gpattern_bench.base.version import __version__
-from gpattern_bench.data.cells import Cells
+from gpattern_bench.data.cells import Cells, CellTables
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.methods.base import Method, Network
 from gpattern_bench.methods.predict import predict_cells
@@ -96,8 +96,7 @@ def cut_shards(dataset: Dataset, split: str, *, per_cell: bool) -> list[Shard]:
     shards: list[Shard] = []
     for fovs in groups:
         cells = Cells(
-            dataset.folder,
-            fovs,
+            [CellTables(dataset.folder, fovs)],
             genes=dataset.genes,
             patterns=dataset.patterns,
             labels=dataset.has_labels,

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
 from gpattern_bench.base.files import replacing
 from gpattern_bench.base.validation import invalid_text
@@ -28,9 +29,11 @@ __all__ = [
     "Checked",
     "Origin",
     "Protocol",
+    "TrainedOn",
     "as_table",
     "check_predictions",
     "counted",
+    "name_clash",
     "pair_positions",
     "read_checked",
     "read_origin",
@@ -49,8 +52,19 @@ FLOATS = (pa.float32(), pa.float64())
 """Score types in memory; files hold the first."""
 
 Protocol = Literal["fit", "untrained", "transfer", "simulation", "cv-cell"]
-"""Trained on: the dataset's train split; nothing; another real dataset; a simulated one; the other
-folds of cells."""
+"""Trained on: the dataset's train split, with or without simulated datasets beside it; nothing;
+real labels of another dataset; simulated cells alone; the other folds of cells."""
+
+
+def _as_tuple(value: object) -> object:
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
+TrainedOn = Annotated[tuple[str, ...] | None, BeforeValidator(_as_tuple)]
+"""Training datasets that a run names, ``name@version``, sorted; None if it names none. Files of
+earlier versions hold a single one, as text: it is read as a list of one."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +79,9 @@ class Origin:
     seed : int
     protocol : str
         One of :data:`Protocol`.
-    trained_on : str or None
-        The other dataset, ``name@version``, for ``transfer`` and ``simulation``.
+    trained_on : tuple of str or None
+        All datasets that the method was fitted on, ``name@version``, sorted, for ``transfer`` and
+        ``simulation``, and for ``fit`` with simulated cells beside the own train split.
     package_version : str
         Version of the writer.
     """
@@ -77,7 +92,7 @@ class Origin:
     method: str
     seed: int = 0
     protocol: Protocol = "fit"
-    trained_on: str | None = None
+    trained_on: TrainedOn = None
     package_version: str = __version__
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -91,10 +106,25 @@ class Origin:
 
         >>> Origin("d", "1.0.0", "test", "m", seed=3, protocol="cv-cell").stem("run")
         'run-seed3-cv-cell'
+        >>> Origin("d", "1.0.0", "test", "m", trained_on=("d@1.0.0", "sim@2.0.0")).stem()
+        'test-seed0-fit-sim'
         """
-        marks: list[str] = [] if self.protocol in ("fit", "untrained") else [self.protocol]
-        marks += [self.trained_on.partition("@")[0]] if self.trained_on else []
+        named = self.trained_on or ()
+        if self.protocol == "fit":  # always on the own train split: name what is beside it
+            named = tuple(one for one in named if one != f"{self.dataset}@{self.version}")
+        marks: list[str] = []
+        if named or self.protocol not in ("fit", "untrained"):
+            marks = [self.protocol, *_training_mark(named)]
         return "-".join([what or self.split, f"seed{self.seed}", *marks])
+
+
+def _training_mark(ids: Sequence[str]) -> list[str]:
+    """Name training sets in a file name; of more than two the first, and a hash of all."""
+    names = [one.partition("@")[0] for one in ids]
+    if len(names) > 2:
+        digest = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:8]
+        names = [names[0], f"{len(names) - 1}-more-{digest}"]
+    return ["-and-".join(names)] if names else []
 
 
 @dataclass(frozen=True)
@@ -192,6 +222,18 @@ def read_origin(path: str | Path) -> Origin | None:
         return _origin(pq.read_schema(path).metadata)[0]
     except (OSError, ValueError, pa.ArrowException):
         return None
+
+
+def name_clash(path: Path, origin: Origin) -> str | None:
+    """Say whether a file of this name holds scores after other training, which it must keep.
+
+    Names of files tell training sets without their versions, and of three or more not all.
+    """
+    other = read_origin(path)
+    if other is None or other.trained_on == origin.trained_on:
+        return None
+    there, new = (" and ".join(one.trained_on or ("the train split",)) for one in (other, origin))
+    return f"{path} holds scores after training on {there}; those after {new} have the same name"
 
 
 def read_predictions(path: str | Path) -> tuple[pa.Table, Origin | None, list[str]]:
@@ -412,12 +454,33 @@ def _origin_problems(origin: Origin, expected: Mapping[str, str]) -> list[str]:
     if origin.protocol not in get_args(Protocol):
         allowed = ", ".join(get_args(Protocol))
         problems.append(f"protocol = {origin.protocol!r}; allowed: {allowed}")
-    elif (origin.protocol in ("transfer", "simulation")) != (origin.trained_on is not None):
-        problems.append(
-            f"protocol = {origin.protocol!r} with trained_on = {origin.trained_on!r}; transfer and "
-            "simulation name their training dataset, the others name none"
-        )
+    else:
+        problems += _training_problems(origin)
     return problems
+
+
+def _training_problems(origin: Origin) -> list[str]:
+    """Say where the protocol and the training datasets do not fit each other."""
+    named = origin.trained_on
+    shown = None if named is None else list(named)
+    if named is not None and list(named) != sorted(set(named)):
+        return [f"trained_on = {shown}; sort the names, each once: {sorted(set(named))}"]
+    own = f"{origin.dataset}@{origin.version}"
+    others = [one for one in named or () if one != own]
+    fits = {
+        "transfer": bool(others),
+        "simulation": bool(others) and own not in (named or ()),
+        "fit": named is None or (bool(others) and own in named),
+        "cv-cell": named is None or own not in named,
+    }.get(origin.protocol, named is None)
+    if fits:
+        return []
+    problem = (
+        f"protocol = {origin.protocol!r} with trained_on = {shown}; transfer and simulation name "
+        f"their training datasets, simulation without {own}; fit names {own} with others or none "
+        "at all; cv-cell names what stands beside the folds; untrained names none"
+    )
+    return [problem]
 
 
 def _pair_problems(ids: pa.Table, position: NDArray[np.int64], pairs: pd.DataFrame) -> list[str]:

@@ -403,6 +403,24 @@ class TestTables:
         tables = build_board([fitted, untrained]).to_json()["tables"]
         assert [len(table["rows"]) for table in tables] == [2, 2]
 
+    def test_each_training_set_has_a_row_that_names_it(self):
+        several = [
+            entry(predictions="a", score=0.3),
+            entry(predictions="b", score=0.4, trained_on=["d@1.0.0", "sim@1.0.0"]),
+            entry(predictions="c", score=0.5, trained_on=["d@1.0.0", "sim@1.0.0"], seed=1),
+            entry(predictions="e", score=0.6, trained_on=["d@1.0.0", "wide@1.0.0"]),
+        ]
+        board = build_board([submitted(*several)])
+        rows = json.loads(json.dumps(board.to_json()))["tables"][0]["rows"]
+        assert [(row["trained_on"], row["seeds"]) for row in rows] == [
+            (["d@1.0.0", "wide@1.0.0"], [0]),
+            (["d@1.0.0", "sim@1.0.0"], [0, 1]),
+            (None, [0]),
+        ]
+        lines = [line for line in markdown(board).splitlines() if "measured |" in line]
+        assert ["(fitted on" in line for line in lines] == [True, True, False]
+        assert "(fitted on d@1.0.0, sim@1.0.0)" in lines[1]
+
     def test_labels_that_differ_are_an_error(self):
         with pytest.raises(SubmissionError, match="scored on different labels"):
             build_board(

@@ -159,9 +159,19 @@ class TestText:
         assert "alert" not in script
         assert text.count("<style>") == text.count("</style>") == 1
 
+    def test_the_training_data_of_each_row_is_told(self):
+        alone = entry(0.6)
+        beside = entry(0.7, predictions="b", trained_on=[f"{CHOSEN}@1.0.0", "wide@1.0.0"])
+        text = rendered([submitted("alpha", alone, beside), submitted("beta", entry(0.5))])
+        training = f"{CHOSEN}@1.0.0, wide@1.0.0"
+        assert f"<small>fitted on {training}</small>" in text
+        legend = text.partition('<ul class="legend"')[2].partition("</ul>")[0]
+        names = re.findall(r"</svg>([^<]*)</li>", legend)
+        assert names == [f"Alpha ({training})", "Alpha (train split)", "Beta"]
+
     def test_no_name_brings_markup(self):
         strange = entry(
-            0.5, dataset=HOSTILE, version=OTHERS[0], trained_on=OTHERS[1], device=HOSTILE
+            0.5, dataset=HOSTILE, version=OTHERS[0], trained_on=[OTHERS[1]], device=HOSTILE
         )
         for part in (strange["metrics"], strange["curves"]):
             part["per_pattern"] = {HOSTILE: part["per_pattern"]["inner"]}

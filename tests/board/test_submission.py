@@ -231,6 +231,27 @@ class TestSubmit:
             "my_method/predictions/synthetic/test-seed1.parquet: not scored yet"
         ]
 
+    def test_scores_after_other_training_with_the_same_name_stay(self, here):
+        dataset = load_dataset("synthetic")
+
+        def run_after(training: str) -> str:
+            for split in ("val", "test"):
+                write_predictions(
+                    here / f"runs/other/synthetic/{split}-seed0-fit-wide.parquet",
+                    dataset.pairs(split).assign(**dict.fromkeys(dataset.patterns, 0.5)),
+                    dataset,
+                    split,
+                    method="my_method",
+                    trained_on=["synthetic@1.0.0", training],
+                )
+            return "runs/other"
+
+        assert len(self.submit(here, run_after("wide@1.0.0")).files) == 4
+        before = everything(here / "submissions")
+        with pytest.raises(SubmissionError, match=r"after synthetic@1\.0\.0 and wide@1\.1\.0 have"):
+            self.submit(here, run_after("wide@1.1.0"))
+        assert everything(here / "submissions") == before
+
     def test_two_at_the_same_moment_both_end_up_in_it(self, more, monkeypatch):
         here = more
         other = threading.Thread(target=self.submit, args=(here, "runs/more"))

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import shapely
+from samples import content_sha256
 
 from gpattern_bench import list_datasets, load_dataset
 from gpattern_bench.base.files import file_sha256
@@ -34,7 +35,7 @@ from gpattern_bench.errors import (
 from gpattern_bench.sources.recipe import Recipe
 from gpattern_bench.sources.registry import find_entry
 from gpattern_bench.tables import schema
-from gpattern_bench.tables.parquet import content_sha256, write_table
+from gpattern_bench.tables.parquet import write_table
 
 SPLITS = ("train", "val", "test")
 

@@ -32,6 +32,7 @@ from gpattern_bench.runs import ablation as ablations
 from gpattern_bench.runs.ablation import REPORTED, STUDIES, ablation_table, train_variants
 from gpattern_bench.runs.run import run_method
 from gpattern_bench.runs.saved_model import Model, load_model, predict_tables, save_model
+from gpattern_bench.runs.training import training_cells, val_cells
 
 pytestmark = pytest.mark.slow
 
@@ -40,8 +41,9 @@ TRAINING = replace(TRAININGS["small"], epochs=4, warmup=4)
 
 
 def simulated(folder, seed=7, **size) -> Dataset:
+    """A small dataset, named as the folder."""
     size = {"n_fovs": 12, "cells_per_fov": 2, "n_genes": 12, "mean_molecules": 80} | size
-    return dataset_of(folder, simulate(seed, **size))
+    return dataset_of(folder, simulate(seed, **size), name=folder.name)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,7 @@ def folder(fitted, dataset, tmp_path):
     """A model folder."""
     return save_model(
         fitted,
-        Model("gpsnet_coordinates", list(dataset.patterns), dataset.id, None, 0),
+        Model("gpsnet_coordinates", list(dataset.patterns), (dataset.id,), None, 0),
         tmp_path / "model",
     )
 
@@ -87,6 +89,22 @@ class Given(Cells):
 
 def scores_of(method, cells: list[Cell], genes) -> dict[str, np.ndarray]:
     return {cell.cell_id: values for cell, values in method.predict(Given(cells, genes))}
+
+
+class TestSeveralTrainingSets:
+    def test_have_one_vocabulary(self, dataset, tmp_path):
+        more = simulated(tmp_path / "more", seed=8, n_genes=16)
+        assert set(dataset.genes) < set(more.genes)
+        given = simulated(tmp_path / "given", seed=9, n_genes=14).iter_cells("test")
+        scores = []
+        for sources in ([dataset, more], [more, dataset], [dataset]):
+            method = GPSNetMethod(training=TRAINING, **TINY)
+            method.fit(training_cells(sources), 0, FitContext(val_cells(sources)))
+            genes = set().union(*(each.genes for each in sources))
+            assert method.network.config.genes == tuple(sorted(genes))
+            scores.append(predict_cells(method, given))
+        pd.testing.assert_frame_equal(scores[0], scores[1])
+        assert not scores[0].equals(scores[2])
 
 
 class TestScores:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from datetime import date
 from pathlib import Path
 
@@ -157,16 +158,38 @@ class TestFiles:
 
     def test_of_two_training_sets_do_not_replace_each_other(self, made, tmp_path):
         for source in ("real", "all_test"):
-            run_method("gene_prior", made["gold"], tmp_path, train_on=made[source])
+            run_method("gene_prior", made["gold"], tmp_path, train_on=[made[source]])
         assert len([name for name in listing(tmp_path) if name.endswith(".parquet")]) == 2
+
+    def test_of_another_version_of_the_training_set_stay(self, made, tmp_path):
+        folder = tmp_path / "newer"
+        shutil.copytree(made["real"].folder, folder)
+        manifest = json.loads((folder / "manifest.json").read_text())
+        (folder / "manifest.json").write_text(json.dumps(manifest | {"version": "2.0.0"}))
+        out = tmp_path / "out"
+        path = run_method("gene_prior", made["gold"], out, train_on=[made["real"]])[0]
+        before = path.read_bytes()
+        expected = r"after training on real@1\.2\.0; those after real@2\.0\.0 have the same name"
+        with pytest.raises(MethodError, match=expected):
+            run_method("gene_prior", made["gold"], out, train_on=[Dataset(folder)])
+        assert path.read_bytes() == before
 
     @pytest.mark.parametrize(
         ("protocol", "trained_on", "stem"),
         [
             ("fit", None, "test-seed3"),
             ("untrained", None, "test-seed3"),
-            ("transfer", "real@1.2.0", "test-seed3-transfer-real"),
-            ("simulation", "whole@1.2.0", "test-seed3-simulation-whole"),
+            ("transfer", ("real@1.2.0",), "test-seed3-transfer-real"),
+            ("simulation", ("whole@1.2.0",), "test-seed3-simulation-whole"),
+            ("simulation", ("a@1.0.0", "b@1.0.0"), "test-seed3-simulation-a-and-b"),
+            ("fit", ("a@1.0.0", "d@1.0.0"), "test-seed3-fit-a"),
+            ("fit", ("a@1.0.0", "b@1.0.0", "d@1.0.0"), "test-seed3-fit-a-and-b"),
+            ("transfer", ("d@1.0.0", "e@1.0.0"), "test-seed3-transfer-d-and-e"),
+            (
+                "transfer",
+                ("a@1.0.0", "b@1.0.0", "c@1.0.0"),
+                "test-seed3-transfer-a-and-2-more-3e37221d",
+            ),
             ("cv-cell", None, "test-seed3-cv-cell"),
         ],
     )
@@ -280,9 +303,9 @@ class TestProtocols:
         [
             ("gene_prior", "whole", {}, "fit", None),
             ("sprawl", "whole", {}, "untrained", None),
-            ("gene_prior", "gold", {"train_on": "real"}, "transfer", "real@1.2.0"),
-            ("gene_prior", "gold", {"train_on": "all_test"}, "transfer", "all_test@1.2.0"),
-            ("gene_prior", "real", {"train_on": "whole"}, "simulation", "whole@1.2.0"),
+            ("gene_prior", "gold", {"train_on": "real"}, "transfer", ["real@1.2.0"]),
+            ("gene_prior", "gold", {"train_on": "all_test"}, "transfer", ["all_test@1.2.0"]),
+            ("gene_prior", "real", {"train_on": "whole"}, "simulation", ["whole@1.2.0"]),
             ("gene_prior", "gold", {"cv": True}, "cv-cell", None),
         ],
     )
@@ -290,10 +313,11 @@ class TestProtocols:
         self, made, tmp_path, method, dataset, options, protocol, trained_on
     ):
         if "train_on" in options:
-            options = {"train_on": made[options["train_on"]]}
+            options = {"train_on": [made[name] for name in options["train_on"].split()]}
         path = run_method(method, made[dataset], tmp_path, **options)[-1]
         assert origin(path).protocol == protocol
-        assert (origin(path).trained_on, path.stem) == (trained_on, origin(path).stem())
+        named = origin(path).trained_on
+        assert (named and list(named), path.stem) == (trained_on, origin(path).stem())
         report = path.with_name(origin(path).stem("run") + ".json")
         found = json.loads(report.read_text())
         assert (found["protocol"], found["trained_on"]) == (protocol, trained_on)
@@ -306,7 +330,7 @@ class TestProtocols:
         assert seed == 4
 
     def test_transfer_sees_the_other_dataset_alone(self, made, tmp_path):
-        run_method("spy", made["gold"], tmp_path, train_on=made["all_test"])
+        run_method("spy", made["gold"], tmp_path, train_on=[made["all_test"]])
         [(seen, _)] = Spy.made[0].fits
         assert list(seen) == made["all_test"].cells()["cell_id"].tolist()
 
@@ -411,7 +435,7 @@ class TestRefused:
         self, made, tmp_path, method, dataset, options, expected
     ):
         if "train_on" in options:
-            options = options | {"train_on": made[options["train_on"]]}
+            options = options | {"train_on": [made[name] for name in options["train_on"].split()]}
         with pytest.raises(MethodError, match=expected):
             run_method(method, made[dataset], tmp_path / "out", **options)
         assert listing(tmp_path) == []
@@ -423,7 +447,7 @@ class TestRefused:
             [apply_rules(release, recipe)], tmp_path / "two", name="two", version="1", recipe=recipe
         )
         with pytest.raises(MethodError, match="it needs labels of the patterns cell_edge"):
-            run_method("gene_prior", made["gold"], tmp_path / "out", train_on=Dataset(folder))
+            run_method("gene_prior", made["gold"], tmp_path / "out", train_on=[Dataset(folder)])
         assert not (tmp_path / "out").exists()
 
     def test_nothing_but_a_train_split(self, tmp_path):

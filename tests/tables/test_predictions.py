@@ -83,6 +83,59 @@ class TestPieces:
         assert metadata.row_group(0).num_rows == predictions._ROWS
 
 
+class TestTrainedOn:
+    """Which training sets go with which protocol; scored is small@1.2.0."""
+
+    @pytest.mark.parametrize(
+        ("protocol", "named"),
+        [
+            ("fit", None),
+            ("fit", ["sim@1.0.0", "small@1.2.0"]),
+            ("simulation", ["sim@1.0.0"]),
+            ("simulation", ["more@2.0.0", "sim@1.0.0"]),
+            ("transfer", ["real@1.0.0", "small@1.2.0"]),
+            ("untrained", None),
+            ("cv-cell", None),
+        ],
+    )
+    def test_that_fits(self, ds, evaluator, scores, tmp_path, protocol, named):
+        backwards = named and named[::-1]  # sorted when it is written
+        path = write_predictions(
+            tmp_path / "a.parquet",
+            scores,
+            ds,
+            "test",
+            method="mine",
+            protocol=protocol,
+            trained_on=backwards,
+        )
+        assert evaluator.check(path).problems == []
+        stored = json.loads(pq.read_schema(path).metadata[KEY])["trained_on"]
+        assert stored == named
+        assert read_predictions(path)[1].trained_on == (named and tuple(named))
+
+    @pytest.mark.parametrize(
+        ("protocol", "named", "expected"),
+        [
+            ("fit", ["small@1.2.0"], "fit names small@1.2.0 with others"),
+            ("fit", ["sim@1.0.0"], "fit names small@1.2.0 with others"),
+            ("fit", [], "fit names small@1.2.0 with others"),
+            ("simulation", None, "name their training datasets"),
+            ("simulation", [], "name their training datasets"),
+            ("simulation", ["sim@1.0.0", "small@1.2.0"], "simulation without small@1.2.0"),
+            ("transfer", ["small@1.2.0"], "name their training datasets"),
+            ("untrained", ["sim@1.0.0"], "the other protocols name none"),
+            ("cv-cell", ["sim@1.0.0"], "the other protocols name none"),
+            ("simulation", ["sim@1.0.0", "more@2.0.0"], "sort the names, each once"),
+            ("simulation", ["sim@1.0.0", "sim@1.0.0"], "sort the names, each once"),
+            ("simulation", 3, "unreadable metadata"),
+        ],
+    )
+    def test_that_does_not(self, evaluator, good, protocol, named, expected):
+        of_metadata(lambda m: m | {"protocol": protocol, "trained_on": named})(good)
+        assert expected in complaints(evaluator, good)
+
+
 class TestRoundTrip:
     def test_scores_come_back(self, good, scores):
         table, _, problems = read_predictions(good)

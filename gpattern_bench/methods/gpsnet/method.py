@@ -92,11 +92,11 @@ class GPSNetMethod:
         """
         init, checkpoint = self._initial(context.init), context.checkpoint
         before = None
-        simulated = [part for part in train.parts if part.simulated]
-        if self._counted and init is None and 0 < len(simulated) < len(train.parts):
+        mixed = len({part.simulated for part in train.parts}) == 2
+        if self._counted and init is None and mixed:
             if checkpoint is not None:
                 before = checkpoint.with_name(f"{checkpoint.stem}-pretraining{checkpoint.suffix}")
-            init = self._train(join_cells(simulated), seed, checkpoint=before).network
+            init = self._train(train.only_simulated(), seed, checkpoint=before).network
         self._trained = self._train(train, seed, context.val, checkpoint, init)
         if before is not None:
             before.unlink(missing_ok=True)
