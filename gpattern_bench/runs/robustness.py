@@ -19,6 +19,7 @@ import shapely
 from numpy.typing import NDArray
 
 from gpattern_bench.base.files import plain, write_text
+from gpattern_bench.base.geometry import surrogate_outline
 from gpattern_bench.data.cells import Cell, Cells
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import GPatternBenchError, MethodError
@@ -33,6 +34,7 @@ from gpattern_bench.tables.predictions import Origin, Protocol, TrainedOn, count
 _log = logging.getLogger(__name__)
 
 __all__ = [
+    "ABSENCES",
     "MEANINGLESS",
     "PERTURBATIONS",
     "RobustnessReport",
@@ -120,6 +122,15 @@ def _jittered(cell: Cell, setting: Setting) -> Cell:
     return replace(cell, xy=cell.xy + setting.rng.normal(0.0, setting.pixel_um, cell.xy.shape))
 
 
+def _without_nucleus(cell: Cell, setting: Setting) -> Cell:  # noqa: ARG001 - as above
+    return replace(cell, nucleus=None)
+
+
+def _without_outlines(cell: Cell, setting: Setting) -> Cell:  # noqa: ARG001 - as above
+    outline = surrogate_outline(cell.xy)
+    return replace(cell, nucleus=None, boundary=cell.boundary if outline is None else outline)
+
+
 PERTURBATIONS: dict[str, Callable[[Cell, Setting], Cell]] = {
     "rotated": _rotated,
     "reflected": _reflected,
@@ -127,14 +138,21 @@ PERTURBATIONS: dict[str, Callable[[Cell, Setting], Cell]] = {
     "shuffled": _shuffled,
     "thinned": _thinned,
     "jittered": _jittered,
+    "without_nucleus": _without_nucleus,
+    "without_outlines": _without_outlines,
 }
 """By name: each cell about its centroid by a random angle, with its outlines; x to -x; the whole
 dataset moved in the slide by up to 10 mm along x and y, to float32 as tables hold it; molecules of
 each gene in another order; half of each cell's molecules, rounded up; each molecule moved by
-normal noise of one source pixel (standard deviation along x and y)."""
+normal noise of one source pixel (standard deviation along x and y); cells as if no nucleus had been
+segmented; as if nothing had been, so that the outline is that of the molecules
+(:func:`gpattern_bench.base.geometry.surrogate_outline`)."""
 
 MEANINGLESS = ("rotated", "reflected", "translated", "shuffled")
 """Those that say nothing about patterns."""
+
+ABSENCES = ("without_nucleus", "without_outlines")
+"""Those that take an input away; not part of the worst drop."""
 
 
 def perturbed(
@@ -210,7 +228,7 @@ class RobustnessReport:
     f1_macro, auc_macro : float
         Of all labelled pairs of the test split, unperturbed.
     f1_worst_drop : float
-        Over all perturbations.
+        Over all perturbations but :data:`ABSENCES`.
     largest_change : float
         Over :data:`MEANINGLESS` ones: 0 for a method that looks at nothing but the cell.
     perturbations : dict of str to Stability
@@ -355,8 +373,8 @@ def run_robustness(
         trained_on=trained_on,
         f1_macro=result["f1_macro"],
         auc_macro=result["auc_macro"],
-        f1_worst_drop=max(one.f1_drop for one in found.values()),
-        largest_change=max(found[name].largest_change for name in MEANINGLESS),
+        f1_worst_drop=max(one.f1_drop for key, one in found.items() if key not in ABSENCES),
+        largest_change=max(found[key].largest_change for key in MEANINGLESS),
         perturbations=found,
     )
     path = folder / f"{origin.stem('robustness')}.json"

@@ -245,8 +245,10 @@ def _with_initial(
         raise MethodError(
             f"--init {init} is a model of {model.method}; expected one of {method.about.name}"
         )
-    before = load_datasets(model.fitted_on or ())
-    if any(one.id == dataset.id for one in before) and "train" not in dataset.splits:
+    named, given = model.fitted_on or (), {one.id: one for one in (*train_on, dataset)}
+    before = [given[one] for one in named if one in given]
+    before += load_datasets([one for one in named if one not in given])
+    if dataset.id in named and "train" not in dataset.splits:
         raise MethodError(
             f"--init {init} was fitted on the labels of {dataset.id} that are scored here: start "
             "from another model"

@@ -17,6 +17,7 @@ from gpattern_bench.base.geometry import (
     polygonal,
     ray_radius,
     rings_of,
+    surrogate_outline,
 )
 from gpattern_bench.data.cells import Cell
 
@@ -284,3 +285,32 @@ def test_mean_ranks_agree_with_scipy():
     values = np.random.default_rng(3).integers(0, 20, 100)
     np.testing.assert_array_equal(mean_ranks(values), rankdata(values))
     assert mean_ranks(np.empty(0)).tolist() == []
+
+
+def test_a_surrogate_outline_surrounds_the_molecules_and_moves_with_them():
+    rng = np.random.Generator(np.random.Philox(0))
+    xy = rng.random((400, 2)) * [20, 8]
+    outline = surrogate_outline(xy)
+    assert shapely.covers(outline, shapely.points(xy)).all()
+    assert 150 < outline.area < 200
+    turn = np.array([[0.6, -0.8], [0.8, 0.6]])
+    moved = surrogate_outline(3 * xy @ turn.T + [100, -50])
+    expected = shapely.transform(outline, lambda at: 3 * at @ turn.T + [100, -50])
+    assert moved.symmetric_difference(expected).area < 0.01 * moved.area
+
+
+@pytest.mark.parametrize("xy", [[[0, 0]], [[0, 0], [1, 1]], [[0, 0], [1, 1], [3, 3]]])
+def test_molecules_on_a_line_have_no_surrogate_outline(xy):
+    assert surrogate_outline(np.array(xy, float)) is None
+
+
+def test_positions_between_the_outlines_by_hand():
+    rings = [Point(0, 0).buffer(r, quad_segs=64) for r in (10, 4)]
+    cell = CellGeometry(np.array([[9.0, 0], [0, 7], [2, 0], [11, 0]]), *rings)
+    assert cell.size == pytest.approx(10, rel=1e-3)
+    assert cell.depth == pytest.approx([0.1, 0.3, 0.8, -0.1], abs=2e-3)
+    assert cell.from_nucleus == pytest.approx([0.5, 0.3, -0.2, 0.7], abs=2e-3)
+    assert cell.between == pytest.approx([5 / 6, 0.5, -0.5, 7 / 8], abs=2e-3)
+    bare = CellGeometry(cell.xy, rings[0], None)
+    assert np.isnan(bare.between).all()
+    assert np.isnan(bare.from_nucleus).all()

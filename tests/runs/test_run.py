@@ -414,7 +414,12 @@ class TestRefused:
         [
             ("sprawl", "gold", {"cv": True}, "sprawl learns nothing from labels: leave out"),
             ("sprawl", "gold", {"train_on": "real"}, "learns nothing from labels"),
-            ("gene_prior", "gold", {"cv": True, "train_on": "real"}, "either --train-on or --cv"),
+            (
+                "gene_prior",
+                "gold",
+                {"cv": True, "train_on": "gold"},
+                "leave it out, --cv cell fits on its folds",
+            ),
             ("gene_prior", "whole", {"cv": True}, "has a train split: run gene_prior without --cv"),
             (
                 "gene_prior",

@@ -19,6 +19,7 @@ from gpattern_bench.curate.simulate.cells import simulate
 from gpattern_bench.data.dataset import Dataset, load_datasets
 from gpattern_bench.errors import MethodError, TableError, UnknownDatasetError
 from gpattern_bench.methods import get_method
+from gpattern_bench.methods.controls import GenePrior
 from gpattern_bench.methods.predict import predict_cells
 from gpattern_bench.predictions import read_predictions
 from gpattern_bench.runs.robustness import run_robustness
@@ -243,7 +244,79 @@ class TestProtocol:
         assert max(map(len, stems)) == len("test-seed0-simulation-a-and-2-more-01234567")
 
 
+class TestBesideFolds:
+    def test_each_fold_is_fitted_on_the_others_and_on_what_is_beside(self, made, tmp_path):
+        fitted = []
+
+        class Noting(GenePrior):
+            about = replace(GenePrior.about, name="noting")
+
+            def fit(self, train, seed):
+                fitted.append({cell.cell_id for cell in train})
+                super().fit(train, seed)
+
+        chosen = [made["sim"], made["other"]]
+        path = run_method(Noting(), made["gold"], tmp_path, train_on=chosen, cv=True)[-1]
+        assert path.stem == "test-seed0-cv-cell-other-and-sim"
+        origin = read_predictions(path)[1]
+        assert (origin.protocol, origin.trained_on) == ("cv-cell", ("other@1.2.0", "sim@1.2.0"))
+        beside = {cell.cell_id for cell in training_cells(chosen)}
+        own = {f"gold/{name}" for name in made["gold"].cells()["cell_id"]}
+        assert len(fitted) == 5
+        left_out = [own - ids for ids in fitted]
+        assert all(ids - own == beside for ids in fitted)
+        assert sorted(name for some in left_out for name in some) == sorted(own)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("brief_training")
+class TestStartingFromAModel:
+    SIM = "test-seed0-simulation-sim"
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def model(cls, made, tmp_path_factory):
+        """GPSNet, fitted on simulated cells."""
+        out = tmp_path_factory.mktemp("pre")
+        run_method("gpsnet", made["gold"], out, train_on=[made["sim"]])
+        return out / "gold" / "model-seed0-simulation-sim"
+
+    def test_gives_what_one_command_gives(self, made, model, tmp_path):
+        chosen = [made["sim"], made["other"]]
+        files = [
+            run_method("gpsnet", made["gold"], tmp_path / str(k), train_on=chosen, init=init)[-1]
+            for k, init in enumerate([None, model])
+        ]
+        assert files[0].read_bytes() == files[1].read_bytes()
+        assert files[0].stem == "test-seed0-transfer-other-and-sim"
+        assert not list(files[0].parent.glob("training*"))
+
+    def test_counts_its_training_data(self, made, model, tmp_path):
+        path = run_method("gpsnet", made["gold"], tmp_path, train_on=[made["other"]], init=model)[-1]
+        assert read_predictions(path)[1].trained_on == ("other@1.2.0", "sim@1.2.0")
+        path = run_method("gpsnet", made["real"], tmp_path, init=model)[-1]
+        origin = read_predictions(path)[1]
+        assert (origin.protocol, origin.trained_on) == ("fit", ("real@1.2.0", "sim@1.2.0"))
+
+    def test_refuses_one_that_has_seen_the_labels(self, made, model, tmp_path):
+        run_method("gpsnet", made["real"], tmp_path, train_on=[made["gold"]])
+        seen = tmp_path / "real" / "model-seed0-transfer-gold"
+        with pytest.raises(MethodError, match="was fitted on the labels of gold@1.2.0"):
+            run_method("gpsnet", made["gold"], tmp_path, cv=True, init=seen)
+        with pytest.raises(MethodError, match="bento cannot start from a model"):
+            run_method("bento", made["gold"], tmp_path, train_on=[made["sim"]], init=model)
+        with pytest.raises(MethodError, match="is a model of gpsnet; expected one of gpsnet_coord"):
+            run_method("gpsnet_coordinates", made["gold"], tmp_path, cv=True, init=model)
+
+
 class TestRefused:
+    def test_the_same_molecules_under_another_name(self, made, tmp_path):
+        other = another_version(made["real"], tmp_path / "copy")
+        manifest = json.loads((other.folder / "manifest.json").read_text()) | {"name": "copy"}
+        (other.folder / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(MethodError, match="has the molecules of the dataset to predict"):
+            run_method("gene_prior", made["real"], tmp_path, train_on=[Dataset(other.folder)])
+
     @pytest.mark.parametrize(
         ("dataset", "train_on", "expected"),
         [
