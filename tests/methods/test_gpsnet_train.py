@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 
 import accelerate
@@ -164,6 +165,21 @@ class TestBatches:
         )
         assert len(drawn) == 2000
         assert 0.36 < (drawn >= 40).mean() < 0.44
+
+    def test_datasets_weigh_as_the_root_of_their_cells_and_real_ones_as_asked(self, tiny):
+        cells = tiny.iter_cells("train")
+        n = len(list(cells))
+        assert LabelledTokens(cells, config_of(cells)).weights(0.4) is None
+        parts = [replace(cells._tables[0], simulated=k < 2) for k in range(3)]
+        parts[1] = replace(parts[1], keep=frozenset(c.cell_id for c in list(cells)[: n // 4]))
+        joined = Cells(parts, genes=cells.genes, patterns=cells.patterns, labels=True)
+        tokens = LabelledTokens(joined, config_of(cells))
+        bounds = np.cumsum([0, n, n // 4, n])
+        for real, expected in ((0.0, [0.4, 0.2, 0.4]), (0.1, [0.6, 0.3, 0.1])):
+            weights = tokens.weights(real)
+            sums = [weights[a:b].sum() for a, b in pairwise(bounds)]
+            assert sums == pytest.approx(expected)
+        assert joined.only_simulated().parts[-1]._tables == [parts[1]]
 
     def test_work_is_done_ahead_and_comes_in_order(self):
         begun, third = [], threading.Event()

@@ -250,8 +250,8 @@ class TrainingConfig:
         Share of the cells some of whose genes are made unknown, drawn anew in each epoch: a share
         of the genes between none and all.
     real : float
-        If above 0 and cells of real datasets stand beside simulated ones, the share of the cells
-        of a step that are real, drawn with replacement.
+        If above 0 and real datasets stand beside simulated ones, the share of the cells of a step
+        that are real.
     patience : int
         Stop after this many epochs without a lower val loss, and take the weights of the best
         epoch; 0: never.

@@ -58,7 +58,7 @@ class LabelledTokens:
     labelled : list of int
         (N,) labelled pairs of each.
     simulated : numpy.ndarray
-        (N,) bool: whether each is simulated.
+        (datasets,) bool: whether each is simulated.
     """
 
     def __init__(
@@ -69,13 +69,10 @@ class LabelledTokens:
         *,
         held_out: bool = False,
     ) -> None:
-        self.cells: list[Cell] = []
-        simulated: list[bool] = []
-        for part in cells.parts:
-            found = [c for c in part if c.labelled is not None and c.labelled.any()]
-            self.cells += found
-            simulated += [part.simulated] * len(found)
-        self.simulated = np.array(simulated, np.bool_)
+        parts = [[c for c in part if _is_labelled(c)] for part in cells.parts]
+        self.cells = [cell for part in parts for cell in part]
+        self.simulated = np.array([part.simulated for part in cells.parts])
+        self._part = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
         self.lengths = np.array([len(c.gene) for c in self.cells], np.int64)
         self.labelled = [0 if c.labelled is None else int(c.labelled.sum()) for c in self.cells]
         self._config = config
@@ -106,20 +103,19 @@ class LabelledTokens:
         return prepare(cell or whole, self._rows, self._config, scores)
 
     def weights(self, real: float) -> NDArray[np.float64] | None:
-        """Probability (N,) of each cell if a share `real` of those drawn is real.
+        """Probability (N,) of each cell, of several datasets; None for one: each once an epoch.
 
-        None if that is 0, or all cells are real or all simulated: each once an epoch.
+        A dataset weighs as the square root of its number of cells. If `real` is above 0 and there
+        are real and simulated datasets, the real ones weigh that share together.
         """
-        if not real or self.simulated.all() or not self.simulated.any():
+        if len(self.simulated) < 2:
             return None
-        share = np.where(self.simulated, 1 - real, real)
-        return np.asarray(share / np.where(self.simulated, *self._kinds))
-
-    @property
-    def _kinds(self) -> tuple[int, int]:
-        """Number of simulated and of real cells."""
-        simulated = int(self.simulated.sum())
-        return simulated, len(self.simulated) - simulated
+        sizes = np.bincount(self._part, minlength=len(self.simulated))
+        share = np.sqrt(sizes)
+        if real and 0 < self.simulated.sum() < len(self.simulated):
+            for kind, whole in ((self.simulated, 1 - real), (~self.simulated, real)):
+                share[kind] *= whole / share[kind].sum()
+        return np.asarray((share / share.sum() / np.maximum(sizes, 1))[self._part])
 
     def identity(self) -> str:
         """Hash the molecules, outlines and labels."""
@@ -130,6 +126,10 @@ class LabelledTokens:
             for values in (cell.xy, self._rows[cell.gene], cell.labels, cell.labelled):
                 digest.update(np.ascontiguousarray(values).tobytes())
         return digest.hexdigest()
+
+
+def _is_labelled(cell: Cell) -> bool:
+    return cell.labelled is not None and bool(cell.labelled.any())
 
 
 def epoch_batches(
