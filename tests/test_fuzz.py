@@ -16,6 +16,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -194,11 +195,11 @@ def changed(tree: Any, changes: list[tuple[str, int, Any]]) -> Any:
         spots = spots[: 1 + len(spots) // 8] if where % 2 else spots
         holder, key = spots[where // 2 % len(spots)]
         if kind == "put":
-            holder[key] = value
+            holder[key] = deepcopy(value)  # else a later change may put it into itself
         elif kind == "drop":
             del holder[key]
         elif kind == "double" and isinstance(holder, list):
-            holder.append(holder[key])
+            holder.append(deepcopy(holder[key]))
         elif isinstance(holder, dict):
             holder[str(value)[:9]] = holder.pop(key)
         if not tree:

@@ -137,7 +137,7 @@ def test_a_model_scores_as_the_run_that_left_it(
 def test_a_model_says_what_it_was_fitted_on_and_its_thresholds(ds: Dataset, runs: Path) -> None:
     folder = runs / "gene_prior/small"
     _, model = load_model(folder / "model-seed0")
-    assert model.fitted_on == "small@1.0.0"
+    assert model.fitted_on == ("small@1.0.0",)
     assert model.thresholds == val_thresholds(ds, folder / "val-seed0.parquet")
 
 
