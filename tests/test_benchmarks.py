@@ -121,6 +121,25 @@ def test_the_small_network_is_trained_scored_and_used():
     assert (found["prediction"]["cells"], found["prediction"]["pairs"]) == (40, 1_822)
 
 
+def test_gpsnet_and_its_rival_are_trained_alike_and_compared(tmp_path):
+    command = [sys.executable, str(BENCHMARK.with_name("gpsnet_real.py")), "--quick"]
+    command += ["--out", tmp_path, "--parts", "simulation", "absence", "ablation", "--jobs", "1"]
+    found = json.loads(run(command).stdout.splitlines()[-1])
+    rows = {row["method"]: row for row in found["simulation"]}
+    assert set(rows) == {"gpsnet", "boosted"}
+    assert rows["boosted"]["AUC"] > 80
+    low, high = (
+        float(part) for part in rows["gpsnet"]["AUC - boosted"][:-1].split("[")[1].split(",")
+    )
+    assert low < rows["gpsnet"]["AUC"] - rows["boosted"]["AUC"] < high
+    changed = {row["cells have"]: row["AUC"] for row in found["absence"]}
+    assert changed["both outlines"] == rows["gpsnet"]["AUC"]
+    assert len(set(changed.values())) == 4
+    assert [row["setting"] for row in found["ablation"]] == ["gpsnet"]
+    for method in rows:
+        assert (tmp_path / method / "synthetic" / "test-seed0.parquet").is_file()
+
+
 def test_the_whole_benchmark_goes_from_files_to_a_board(tmp_path):
     command = [sys.executable, str(BENCHMARK.with_name("full.py")), "--quick", "--tmp", tmp_path]
     done = run(command)

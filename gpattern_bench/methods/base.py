@@ -13,7 +13,16 @@ from numpy.typing import NDArray
 
 from gpattern_bench.data.cells import Cell, Cells
 
-__all__ = ["About", "FitContext", "Method", "Network", "Scores", "Untrained", "fit_in_context", "takes_context"]
+__all__ = [
+    "About",
+    "FitContext",
+    "Method",
+    "Network",
+    "Scores",
+    "Untrained",
+    "fit_in_context",
+    "takes_context",
+]
 
 Scores = Iterator[tuple[Cell, NDArray[np.float32]]]
 """Per cell, in any order: the cell and its scores (g, C), rows as ``cell.genes``."""

@@ -26,8 +26,8 @@ from gpattern_bench.base.launcher import process_index
 from gpattern_bench.base.progress import duration
 from gpattern_bench.base.version import __version__
 from gpattern_bench.data.cells import Cells
-from gpattern_bench.data.dataset import Dataset, load_datasets
-from gpattern_bench.errors import MethodError
+from gpattern_bench.data.dataset import Dataset, load_dataset
+from gpattern_bench.errors import MethodError, UnknownDatasetError
 from gpattern_bench.evaluate.calls import val_thresholds
 from gpattern_bench.methods import METHODS, get_method
 from gpattern_bench.methods.base import (
@@ -175,9 +175,7 @@ def run_method(
             raise MethodError(f"{clash}: name another --out")
     training = folder / f"{origins[0].stem('training')}.safetensors"
     if method.about.learns and protocol != "cv-cell":
-        seconds["fit"] = fit_method(
-            method, train_on or [dataset], seed, training, init=init
-        )
+        seconds["fit"] = fit_method(method, train_on or [dataset], seed, training, init=init)
     if process_index() > 0:
         return []  # the first of the processes that train together continues
     scores: dict[str, Iterable[_Scored]] = {}
@@ -246,15 +244,23 @@ def _with_initial(
             f"--init {init} is a model of {model.method}; expected one of {method.about.name}"
         )
     named, given = model.fitted_on or (), {one.id: one for one in (*train_on, dataset)}
-    before = [given[one] for one in named if one in given]
-    before += load_datasets([one for one in named if one not in given])
+    before = []
+    for one in named:
+        try:
+            before.append(given.get(one) or load_dataset(one))
+        except UnknownDatasetError as error:
+            raise MethodError(
+                f"--init {init} was fitted on {one}, which is not in the registry: name its folder "
+                "with --train-on, so that it counts as training data"
+            ) from error
     if dataset.id in named and "train" not in dataset.splits:
         raise MethodError(
             f"--init {init} was fitted on the labels of {dataset.id} that are scored here: start "
             "from another model"
         )
     own = [] if cv or train_on else [dataset]
-    return list({one.id: one for one in (*before, *train_on, *own)}.values())
+    sets = {one.id: one for one in (*before, *train_on, *own)}
+    return [] if list(sets) == [dataset.id] else list(sets.values())
 
 
 def fit_method(
@@ -374,7 +380,7 @@ def _named(method: str | Method) -> tuple[str, Callable[[], Method]]:
 def _folds(
     dataset: Dataset, split: str, seed: int, beside: Sequence[Dataset]
 ) -> Iterator[tuple[Cells, Cells]]:
-    """Yield training and held-out cells of each fold; the former with those of other datasets."""
+    """Yield training and held-out cells of each fold; other datasets stand beside the former."""
     names = np.array(dataset.cells(split)["cell_id"].tolist())
     if len(names) < FOLDS:
         raise MethodError(
@@ -385,8 +391,8 @@ def _folds(
     fold = np.argsort(np.argsort(draws, kind="stable"), kind="stable") % FOLDS
     for k in range(FOLDS):
         train, held_out = names[fold != k].tolist(), names[fold == k].tolist()
-        fold = training_cells(beside, (dataset, split, train))
-        yield fold, dataset.iter_cells(split, keep=held_out)
+        cells = training_cells(beside, (dataset, split, train))
+        yield cells, dataset.iter_cells(split, keep=held_out)
 
 
 def peak_rss_mib() -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from gpattern_bench.data.cells import Cells, CellTables
 from gpattern_bench.data.dataset import Dataset
@@ -47,9 +47,8 @@ def choose_protocol(
         if about.sees_labels and not dataset.has_labels:
             raise MethodError(f"{about.name} shows the labels, and {dataset.id} has no labels")
         return "untrained"
-    if train_on:
-        if problems := _problems(about, dataset, train_on, cv):
-            raise MethodError("; ".join(problems))
+    if problems := _problems(about, dataset, train_on, cv):
+        raise MethodError("; ".join(problems))
     if train_on and not cv:
         others = [source for source in train_on if source.id != dataset.id]
         if not all(source.manifest.is_simulated for source in others):
@@ -75,9 +74,7 @@ def choose_protocol(
     return "fit"
 
 
-def _problems(
-    about: About, dataset: Dataset, train_on: Sequence[Dataset], cv: bool
-) -> list[str]:
+def _problems(about: About, dataset: Dataset, train_on: Sequence[Dataset], cv: bool) -> list[str]:
     """Say why a method cannot be fitted on these datasets together, to predict `dataset`."""
     ids = [source.id for source in train_on]
     problems = []
@@ -89,7 +86,12 @@ def _problems(
         for name in dict.fromkeys(names)
         if names.count(name) > 1
     ]
-    if ids == [dataset.id]:
+    if cv and dataset.id in ids:
+        problems.append(
+            f"--train-on {dataset.id} is the dataset to predict: leave it out, --cv cell fits on "
+            "its folds"
+        )
+    elif ids == [dataset.id]:
         problems.append(
             f"--train-on {dataset.id} is the dataset to predict: leave it out to fit on its "
             "train split, or give --cv cell where it has none"
@@ -107,8 +109,8 @@ def _problems(
             )
         elif source.id != dataset.id and _content(source) == _content(dataset):
             problems.append(
-                f"--train-on {source.id} has the molecules of the dataset to predict, {dataset.id}: "
-                "leave it out"
+                f"--train-on {source.id} has the molecules of the dataset to predict, "
+                f"{dataset.id}: leave it out"
             )
         if not source.has_labels or source.patterns != dataset.patterns:
             problems.append(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -292,16 +293,23 @@ class TestStartingFromAModel:
         assert not list(files[0].parent.glob("training*"))
 
     def test_counts_its_training_data(self, made, model, tmp_path):
-        path = run_method("gpsnet", made["gold"], tmp_path, train_on=[made["other"]], init=model)[-1]
-        assert read_predictions(path)[1].trained_on == ("other@1.2.0", "sim@1.2.0")
-        path = run_method("gpsnet", made["real"], tmp_path, init=model)[-1]
+        chosen = [made["sim"], made["real"]]
+        path = run_method("gpsnet", made["real"], tmp_path, train_on=chosen, init=model)[-1]
         origin = read_predictions(path)[1]
         assert (origin.protocol, origin.trained_on) == ("fit", ("real@1.2.0", "sim@1.2.0"))
+        shutil.copytree(model, tmp_path / "other")
+        card = json.loads((model / "model.json").read_text()) | {"fitted_on": ["synthetic@1.0.0"]}
+        (tmp_path / "other" / "model.json").write_text(json.dumps(card))
+        path = run_method("gpsnet", made["real"], tmp_path, init=tmp_path / "other")[-1]
+        origin = read_predictions(path)[1]
+        assert (origin.protocol, origin.trained_on) == ("fit", ("real@1.2.0", "synthetic@1.0.0"))
+        with pytest.raises(MethodError, match="fitted on sim@1.2.0, which is not in the registry"):
+            run_method("gpsnet", made["real"], tmp_path, init=model)
 
     def test_refuses_one_that_has_seen_the_labels(self, made, model, tmp_path):
         run_method("gpsnet", made["real"], tmp_path, train_on=[made["gold"]])
         seen = tmp_path / "real" / "model-seed0-transfer-gold"
-        with pytest.raises(MethodError, match="was fitted on the labels of gold@1.2.0"):
+        with pytest.raises(MethodError, match=r"was fitted on the labels of gold@1\.2\.0"):
             run_method("gpsnet", made["gold"], tmp_path, cv=True, init=seen)
         with pytest.raises(MethodError, match="bento cannot start from a model"):
             run_method("bento", made["gold"], tmp_path, train_on=[made["sim"]], init=model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
@@ -357,4 +358,4 @@ def steps_for(cells: int) -> int:
     >>> steps_for(53), steps_for(3370)
     (240, 1916)
     """
-    return max(100, round(33 * cells**0.5))
+    return max(100, round(33 * math.sqrt(cells)))

@@ -334,7 +334,7 @@ class GPSNet(nn.Module):
 
 def _zeros(rows: int, width: int) -> nn.Embedding:
     """Embedding that begins at 0: the other weights do not depend on its number of rows."""
-    return nn.Embedding.from_pretrained(torch.zeros(rows, width), freeze=False)
+    return nn.Embedding(rows, width, _weight=torch.zeros(rows, width))
 
 
 def _means(x: Tensor, group: Tensor, groups: int) -> Tensor:
