@@ -29,6 +29,7 @@ METHODS = {
     "gpsnet": "gpattern_bench.methods.gpsnet.method:GPSNetMethod",
     "gpsnet_context": "gpattern_bench.methods.gpsnet.method:GPSNetContext",
     "gpsnet_coordinates": "gpattern_bench.methods.gpsnet.method:GPSNetCoordinates",
+    "gpsnet_ensemble": "gpattern_bench.methods.gpsnet.method:GPSNetEnsemble",
     "gpsnet_outlines": "gpattern_bench.methods.gpsnet.method:GPSNetOutlines",
     "locfish": "gpattern_bench.methods.locfish.method:Locfish",
     "locfish_2018": "gpattern_bench.methods.locfish.method:Locfish2018",

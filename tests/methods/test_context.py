@@ -69,8 +69,8 @@ def test_surroundings_are_those_of_other_genes():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["boosted_context", "gpsnet_context"])
-def test_methods_with_the_context_survive_saving(name, tmp_path, brief_training):
+@pytest.mark.parametrize("name", ["boosted_context", "gpsnet_context", "gpsnet_ensemble"])
+def test_methods_of_several_parts_survive_saving(name, tmp_path, brief_training):
     release = simulate(7, n_fovs=10, cells_per_fov=2, n_genes=8, mean_molecules=40)
     dataset = dataset_of(tmp_path / "tiny", release, name="tiny")
     method = get_method(name)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from samples import dataset_of
+from scipy.special import expit, logit
 
 from gpattern_bench.curate.simulate.cells import PATTERNS, simulate
 from gpattern_bench.data.cells import Cell, Cells
@@ -25,6 +26,7 @@ from gpattern_bench.methods.gpsnet.config import PRESETS, TRAININGS
 from gpattern_bench.methods.gpsnet.method import (
     CoordinateMLP,
     GPSNetCoordinates,
+    GPSNetEnsemble,
     GPSNetMethod,
 )
 from gpattern_bench.methods.predict import predict_cells
@@ -288,6 +290,28 @@ class TestFolder:
             next(GPSNetMethod().predict(dataset.iter_cells("test")))
         with pytest.raises(MethodError, match="not fitted"):
             GPSNetMethod().save(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("brief_training")
+class TestEnsemble:
+    def test_scores_are_the_mean_of_the_members_logits(self, dataset, tmp_path):
+        ensemble = GPSNetEnsemble()
+        checkpoint = tmp_path / "training.safetensors"
+        ensemble.fit(dataset.iter_cells("train"), 2, FitContext(checkpoint=checkpoint))
+        assert list(tmp_path.iterdir()) == []
+        alone = GPSNetMethod()
+        alone.fit(dataset.iter_cells("train"), 11)  # the second of seed 2
+        cells = dataset.iter_cells("test").without_labels()
+        found = [
+            {cell.cell_id: scores for cell, scores in method.predict(cells)}
+            for method in (ensemble, alone, *ensemble.members)
+        ]
+        for name, scores in found[0].items():
+            assert (found[1][name] == found[3][name]).all()
+            members = np.array([some[name] for some in found[2:]], float)
+            assert scores == pytest.approx(expit(logit(members).mean(axis=0)), abs=1e-6)
+            assert scores.dtype == np.float32
 
 
 class TestVariants:

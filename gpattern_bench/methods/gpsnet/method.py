@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from pydantic import TypeAdapter, ValidationError
+from scipy.special import expit, logit
 
 from gpattern_bench.base.files import plain, write_text
 from gpattern_bench.data.cells import Cell, Cells
@@ -28,13 +29,22 @@ from gpattern_bench.methods.gpsnet.model import GPSNet, Tokens, prepare, vocabul
 from gpattern_bench.methods.gpsnet.train import Trained, logits, train_network
 from gpattern_bench.methods.gpsnet.weights import fits, load_into, read_tensors, write_tensors
 
-__all__ = ["CoordinateMLP", "GPSNetContext", "GPSNetCoordinates", "GPSNetMethod", "GPSNetOutlines"]
+__all__ = [
+    "CoordinateMLP",
+    "GPSNetContext",
+    "GPSNetCoordinates",
+    "GPSNetEnsemble",
+    "GPSNetMethod",
+    "GPSNetOutlines",
+]
 
 _CONFIG, _TRAINING, _WEIGHTS = "config.json", "training.json", "model.safetensors"
 
 _BATCH = 8  # cells scored together
 _WINDOW = 64  # cells among which those of similar length are sought
 _NOTHING = FitContext()
+_MEMBERS = 5  # of an ensemble
+_SMALL = 1e-6
 _MOLECULES = 2**16  # of a window and of a batch: more only if one cell has more
 
 
@@ -249,6 +259,70 @@ def _cut(items: Iterator[tuple[Cell, Tokens]], most: int) -> Iterator[list[tuple
         molecules += len(item[1])
     if part:
         yield part
+
+
+class GPSNetEnsemble:
+    """Five networks of GPSNet, trained with seeds of their own; scores are the mean of logits."""
+
+    about: ClassVar = About(
+        name="gpsnet_ensemble",
+        label="GPSNet, ensemble of 5",
+        kind="model",
+        summary="The mean of the logits of five GPSNets that differ in their seed.",
+        reference=GPSNetMethod.about.reference,
+        inputs=GPSNetMethod.about.inputs,
+        learns=True,
+    )
+
+    def __init__(self) -> None:
+        self.members = [GPSNetMethod() for _ in range(_MEMBERS)]
+
+    @property
+    def batch(self) -> int:
+        """Cells scored together."""
+        return self.members[0].batch
+
+    @batch.setter
+    def batch(self, cells: int) -> None:
+        for member in self.members:
+            member.batch = cells
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights of all networks."""
+        return sum(member.parameters for member in self.members)
+
+    def fit(self, train: Cells, seed: int, context: FitContext = _NOTHING) -> None:
+        """Train each; those of seed s have the seeds 5 s to 5 s + 4 of :class:`GPSNetMethod`."""
+        done: list[Path] = []
+        for k, member in enumerate(self.members):
+            own = context
+            if context.checkpoint is not None:
+                path = context.checkpoint
+                done.append(path.with_name(f"{path.stem}-{k}{path.suffix}"))
+                own = replace(own, checkpoint=done[-1])
+            if context.init is not None:
+                own = replace(own, init=context.init / f"member-{k}")
+            member.fit(train, _MEMBERS * seed + k, own)
+        for path in done:
+            path.unlink(missing_ok=True)
+
+    def save(self, folder: Path) -> None:
+        """Write each into a folder of its own."""
+        for k, member in enumerate(self.members):
+            (folder / f"member-{k}").mkdir(exist_ok=True)
+            member.save(folder / f"member-{k}")
+
+    def load(self, folder: Path) -> None:
+        """Read what :meth:`save` wrote."""
+        for k, member in enumerate(self.members):
+            member.load(folder / f"member-{k}")
+
+    def predict(self, cells: Cells) -> Scores:
+        """Score cells with each network; see :meth:`GPSNetMethod.predict`."""
+        for found in zip(*(member.predict(cells) for member in self.members), strict=True):
+            logits = [logit(np.clip(scores, _SMALL, 1 - _SMALL)) for _, scores in found]
+            yield found[0][0], expit(np.mean(logits, axis=0)).astype(np.float32)
 
 
 class GPSNetContext(GPSNetMethod):
