@@ -37,13 +37,6 @@ __all__ = [
     "GPSNetMethod",
     "GPSNetOutlines",
 ]
-    "CoordinateMLP",
-    "GPSNetContext",
-    "GPSNetCoordinates",
-    "GPSNetEnsemble",
-    "GPSNetMethod",
-    "GPSNetOutlines",
-]
 
 _CONFIG, _TRAINING, _WEIGHTS = "config.json", "training.json", "model.safetensors"
 
