@@ -322,7 +322,7 @@ class GPSNetEnsemble:
         """Score cells with each network; see :meth:`GPSNetMethod.predict`."""
         for found in zip(*(member.predict(cells) for member in self.members), strict=True):
             logits = [logit(np.clip(scores, _SMALL, 1 - _SMALL)) for _, scores in found]
-            yield found[0][0], expit(np.mean(logits, axis=0)).astype(np.float32)
+            yield found[0][0], np.asarray(expit(np.mean(logits, axis=0)), np.float32)
 
 
 class GPSNetContext(GPSNetMethod):
