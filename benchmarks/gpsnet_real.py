@@ -39,6 +39,8 @@ from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
+from gpattern_bench.runs.saved_model import Model, save_model
+from gpattern_bench.runs.training import choose_protocol, training_cells, training_ids
 from timing import show
 
 from gpattern_bench import Evaluator, load_dataset
@@ -53,7 +55,6 @@ from gpattern_bench.methods.gpsnet.method import GPSNetMethod
 from gpattern_bench.methods.predict import predict_cells
 from gpattern_bench.predictions import counted
 from gpattern_bench.runs.run import fit_method, run_method, run_origins, write_run
-from gpattern_bench.runs.training import choose_protocol, training_cells, training_ids
 
 SIMULATED = ("synthetic", "synthetic_wide")
 GOLD = {"u2os_gold": "nih3t3_gold", "nih3t3_gold": "u2os_gold"}
@@ -215,7 +216,8 @@ def saved(
         method = get_method(name)
         sources = [load_dataset(one) for one in train_on]
         seconds = fit_method(method, sources, seed, folder / "training.safetensors", init=init)
-        method.save(folder)
+        card = Model(name, list(sources[0].patterns), training_ids(sources), None, seed)
+        save_model(method, card, folder)
         note.write_text(json.dumps(seconds))
     return folder, json.loads(note.read_text())
 
@@ -298,22 +300,22 @@ CHANGES = {
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "gpsnet": {},
-    "inputs: coordinates, as the paper": {"inputs": "coordinates", "fourier": 0},
-    "inputs: coordinates, Fourier": {"inputs": "coordinates", "fourier": 32},
-    "inputs: distances in um": {"inputs": "micrometres"},
-    "inputs: no Fourier": {"fourier": 0},
-    "attends to all molecules": {"attends_to": "all"},
     "attends to both": {"attends_to": "both"},
     "self-attention": {"self_attention": True},
     "no counts": {"counts": False},
-    "KNN block, K = 4": {"encoder_depth": 1, "neighbours": 4, "distance_bias": True},
+    "width 128": {"width": 128},
+    "decoder depth 4": {"decoder_depth": 4},
     "KNN block, K = 16": {"encoder_depth": 1, "neighbours": 16, "distance_bias": True},
+    "inputs: no Fourier": {"fourier": 0},
+    "decoder depth 1": {"decoder_depth": 1},
+    "width 32": {"width": 32},
+    "inputs: distances in um": {"inputs": "micrometres"},
+    "attends to all molecules": {"attends_to": "all"},
+    "inputs: coordinates, Fourier": {"inputs": "coordinates", "fourier": 32},
+    "inputs: coordinates, as the paper": {"inputs": "coordinates", "fourier": 0},
+    "KNN block, K = 4": {"encoder_depth": 1, "neighbours": 4, "distance_bias": True},
     "KNN block, K = 64": {"encoder_depth": 1, "neighbours": 64, "distance_bias": True},
     "2 KNN blocks, K = 16": {"encoder_depth": 2, "neighbours": 16, "distance_bias": True},
-    "decoder depth 1": {"decoder_depth": 1},
-    "decoder depth 4": {"decoder_depth": 4},
-    "width 32": {"width": 32},
-    "width 128": {"width": 128},
 }
 SOURCES = {
     "trained on synthetic only": ("synthetic",),
