@@ -114,6 +114,13 @@ def _macros(metrics: Mapping[str, Any], patterns: Mapping[str, Any]) -> Iterator
         accuracies and subset is not None and subset > min(accuracies) + _ROUNDING
     ):
         yield f"accuracy_subset is {subset}, above the accuracy of a pattern or not defined"
+    if "f1_val_macro" in metrics:
+        gap = _number(metrics["f1_macro"]) - _number(metrics["f1_val_macro"])
+        if not _equal(metrics.get("f1_gap_macro"), gap):
+            yield f"f1_gap_macro is {metrics.get('f1_gap_macro')}, expected {_shown(gap)}"
+    missing = {*_MACRO, "accuracy_subset", "f1_gap_macro"} & metrics.keys() - metrics["ci"].keys()
+    if missing:
+        yield f"no interval of {', '.join(sorted(missing))}"
     for key, ends in metrics["ci"].items():
         if not _inside(metrics.get(key), ends):
             yield f"{key} is {metrics.get(key)}, outside its interval {ends}"
@@ -130,7 +137,10 @@ def _of_pattern(values: Mapping[str, Any], n: int, entry: Entry, pattern: str) -
     for key, expected in (("prevalence", positives / n if n else nan), ("floor", floor)):
         if not _equal(values.get(key), expected):
             yield f"{key} is {values.get(key)}, expected {_shown(expected)}"
-    for key, ends in (values.get("ci") or {}).items():
+    ci = values.get("ci") or {}
+    if missing := {*_MACRO.values(), "precision", "recall"} & values.keys() - ci.keys():
+        yield f"no interval of {', '.join(sorted(missing))}"
+    for key, ends in ci.items():
         if not _inside(values.get(key), ends):
             yield f"{key} is {values.get(key)}, outside its interval {ends}"
     threshold, threshold_val = values.get("threshold"), values.get("threshold_val")
@@ -185,7 +195,7 @@ def _curves(score: Score, patterns: Mapping[str, Any], n: int) -> Iterator[str]:
             yield f"{pattern}: curves with values outside 0 to 1, or of another number of pairs"
     for one in curves["molecules"]:
         for metric in ("f1", "auc", "floor"):
-            of: Mapping[str, float | None] = one[metric]  # type: ignore[literal-required]
+            of: Mapping[str, float | None] = one[metric]
             shares = [value for value in of.values() if value is not None]
             if sorted(of) != sorted(patterns) or not all(0 <= v <= 1 for v in shares):
                 yield f"{metric} by molecules: other patterns, or values outside 0 to 1"

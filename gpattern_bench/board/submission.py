@@ -85,6 +85,7 @@ _Id = Annotated[
     Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*@[0-9]+\.[0-9]+\.[0-9]+$", max_length=130),
 ]
 _Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+_Split = Literal["test", "val"]
 _Date = Annotated[str, Field(pattern="^[0-9]{4}-[0-9]{2}-[0-9]{2}$")]
 _Device = Annotated[str, Field(max_length=200), AfterValidator(check_text)]
 
@@ -173,7 +174,7 @@ class Score(TypedDict):
     """
 
     predictions: Annotated[str, Field(pattern=f"^{_FILE}$", max_length=300)]
-    sha256: dict[Literal["test", "val"], _Sha256]
+    sha256: dict[_Split, _Sha256]
     dataset: _Name
     version: _Version
     split: _Name
@@ -350,10 +351,11 @@ class Submission:
         path = self.path(val)
         return path if path.is_file() else None
 
-    def _hashes(self, name: str) -> dict[str, str]:
+    def _hashes(self, name: str) -> dict[_Split, str]:
         """Hash a test prediction file and the val file of its run."""
-        hashes = {}
-        for what, each in (("test", name), ("val", _val_name(name))):
+        hashes: dict[_Split, str] = {}
+        files: tuple[tuple[_Split, str], ...] = (("test", name), ("val", _val_name(name)))
+        for what, each in files:
             path, listed = self.folder / each, self._listed.get(each)
             if path.is_file():
                 hashes[what] = file_sha256(path)

@@ -34,6 +34,7 @@ from gpattern_bench.board.submission import Submission, read_submissions
 from gpattern_bench.board.submit import listed_files, submit_run
 from gpattern_bench.board.verified import VERIFIED
 from gpattern_bench.cli import main
+from gpattern_bench.predictions import write_predictions
 from gpattern_bench.sources.registry import find_entry, registry
 from gpattern_bench.tables.parquet import table_sha256
 
@@ -343,6 +344,25 @@ class TestFalseNumbers:
 
     def test_the_results_of_the_repository_are_possible(self):
         assert impossible(read_submissions(REPOSITORY / "submissions")) == []
+
+    @pytest.mark.parametrize(
+        "scores",
+        ["0", "1", "0.5", "rng.random(n)", "rng.random(n) > 0.5", "truth", "1 - truth"],
+    )
+    def test_whatever_was_scored_is_possible(self, checkout, scores):
+        dataset, rng = load_dataset("synthetic"), np.random.default_rng(0)
+        for split in ("val", "test"):
+            labels = dataset.labels(split)
+            table = labels[["cell_id", "gene"]].astype(str)
+            for pattern in dataset.patterns:
+                names = {"n": len(labels), "truth": labels[pattern], "rng": rng}
+                table[pattern] = np.float32(eval(scores, names))
+            path = checkout.mine / TEST.replace("test-", f"{split}-")
+            write_predictions(path, table, dataset, split, method="my_method")
+        checkout.list_files()
+        [submission] = read_submissions(checkout.mine.parent)
+        submission.write_results(submission.rescored()[0])
+        assert problems_of(read_submissions(checkout.mine.parent)) == []
 
 
 class TestCounts:
