@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import shapely
-from numba import njit
 from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
+
+from gpattern_bench.base.compiled import njit
 
 __all__ = [
     "CellGeometry",

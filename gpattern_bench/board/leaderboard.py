@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64decode
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isnan, nan
 from typing import Any, NotRequired
@@ -62,7 +62,8 @@ class Row:
     """One method in one table, in the order of ``leaderboard.json``.
 
     Metrics are fractions, averaged over seeds, None = undefined. ``macro``, ``std`` (over seeds,
-    None for one) and ``ci`` go by macro metric, ``per_pattern`` by pattern, then metric.
+    None for one) and ``ci`` go by macro metric, ``per_pattern`` by pattern, then metric. `status`
+    is "measured" or "not verified" (:mod:`gpattern_bench.board.verified`).
     """
 
     rank: int | None = None
@@ -100,6 +101,16 @@ class Row:
     def is_control(self) -> bool:
         """Whether it is a control, which has no rank."""
         return self.kind == "control"
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether it has a rank: candidates whose scores can be trusted."""
+        return not self.is_control and self.is_verified
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether its scores are computed again by every check, or were by a maintainer."""
+        return self.status == "measured"
 
     @property
     def sees_labels(self) -> bool:
@@ -152,6 +163,7 @@ def build_board(
     submissions: Sequence[Submission],
     reported: Sequence[ReportedTable] = (),
     versions: str | None = None,
+    unverified: Collection[tuple[str, str]] = (),
 ) -> Board:
     """Put stored results into tables, one per dataset version and protocol.
 
@@ -165,6 +177,9 @@ def build_board(
     versions : str, optional
         Versions that reproduce the scores
         (:func:`gpattern_bench.board.publish.read_versions`).
+    unverified : collection of (str, str)
+        Method and file of results that have no rank
+        (:func:`gpattern_bench.board.verified.unverified`).
 
     Raises
     ------
@@ -182,7 +197,7 @@ def build_board(
         here = [(about, score) for about, score in scored if _version_of(score) == version]
         _check_same_labels(version, [score for _, score in here])
         protocols = sorted({score["protocol"] for _, score in here} - {"untrained"})
-        tables += [_table(here, protocol) for protocol in protocols or ["untrained"]]
+        tables += [_table(here, protocol, unverified) for protocol in protocols or ["untrained"]]
     return Board(versions, tables, list(reported))
 
 
@@ -200,7 +215,11 @@ def _check_same_labels(version: tuple[str, str], scores: Sequence[Score]) -> Non
         )
 
 
-def _table(scored: Sequence[tuple[Metadata, Score]], protocol: str) -> Table:
+def _table(
+    scored: Sequence[tuple[Metadata, Score]],
+    protocol: str,
+    unverified: Collection[tuple[str, str]],
+) -> Table:
     """Make the table of a protocol from all scores of a dataset version."""
     seeds: dict[tuple[str, tuple[str, ...]], tuple[Metadata, list[Score]]] = {}
     for about, score in scored:
@@ -220,15 +239,16 @@ def _table(scored: Sequence[tuple[Metadata, Score]], protocol: str) -> Table:
         n_clusters=metrics["n_clusters"],
         clusters=metrics["clusters"],
         rows=_ranked(
-            [_row(about, scores) for about, scores in entries],
+            [_row(about, scores, unverified) for about, scores in entries],
             [_replicates(scores) for _, scores in entries],
             first["degrees_of_freedom"],
         ),
     )
 
 
-def _row(about: Metadata, entries: Sequence[Score]) -> Row:
+def _row(about: Metadata, entries: Sequence[Score], unverified: Collection[tuple[str, str]]) -> Row:
     """Average a method's results over its seeds."""
+    typed = any((about.method, entry["predictions"]) in unverified for entry in entries)
     entries = sorted(entries, key=lambda entry: entry["seed"])
     metrics: list[Any] = [entry["metrics"] for entry in entries]
     patterns = list(metrics[0]["per_pattern"])
@@ -239,6 +259,7 @@ def _row(about: Metadata, entries: Sequence[Score]) -> Row:
         method=about.method,
         label=about.label,
         kind=about.kind,
+        status="not verified" if typed else "measured",
         submission_status=about.status,
         labels_used=None if about.trained_on is None else list(about.trained_on),
         inputs=list(about.inputs),
@@ -293,26 +314,28 @@ def _replicates(entries: Sequence[Score]) -> NDArray[np.float64]:
 def _ranked(
     rows: Sequence[Row], replicates: Sequence[NDArray[np.float64]], freedom: int
 ) -> list[Row]:
-    """Sort rows by F1, undefined ones last; add rank, tie group and lift over controls.
+    """Sort rows by F1, undefined ones and those not verified last; add rank, tie group and lift.
 
-    Tie groups and the best control leave out methods that see the labels.
+    Tie groups and the best control leave out methods that see the labels, and all of these leave
+    out rows that are not verified.
     """
     f1 = [_number(row.f1) for row in rows]
-    blind = [i for i, row in enumerate(rows) if not row.sees_labels]
+    blind = [i for i, row in enumerate(rows) if not row.sees_labels and row.is_verified]
     controls = [i for i in blind if rows[i].is_control and not isnan(f1[i])]
     best = max(controls, key=lambda i: f1[i], default=None)
     groups = tie_groups(
         {str(i): f1[i] for i in blind}, {str(i): replicates[i] for i in blind}, freedom
     )
 
-    def order(i: int) -> tuple[bool, float, str]:
-        return isnan(f1[i]), 0.0 if isnan(f1[i]) else -f1[i], rows[i].method
+    def order(i: int) -> tuple[bool, bool, float, str]:
+        f1_of = 0.0 if isnan(f1[i]) else -f1[i]
+        return not rows[i].is_verified, isnan(f1[i]), f1_of, rows[i].method
 
     rank = 0
     ranked = []
     for i in sorted(range(len(rows)), key=order):
         row = replace(rows[i], tie_group=groups.get(str(i)))
-        if not row.is_control:
+        if row.is_ranked:
             rank += 1
             row = replace(row, rank=rank)
             if best is not None and not isnan(f1[i]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import html
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
@@ -19,7 +19,7 @@ from gpattern_bench.board.leaderboard import (
     Table,
 )
 
-__all__ = ["Column", "markdown"]
+__all__ = ["Column", "escaped", "markdown"]
 
 _HEADER = """\
 # Leaderboard
@@ -80,7 +80,7 @@ def markdown(board: Board) -> str:
     if board.versions:
         sections.append(
             f"Scores are reproduced with the versions in `leaderboard/versions.txt`: "
-            f"{board.versions}.\n"
+            f"{escaped(board.versions)}.\n"
         )
     sections += [_section(table, board.reported) for table in board.tables]
     if board.reported:
@@ -100,12 +100,21 @@ def markdown(board: Board) -> str:
 
 def _section(table: Table, reported: Iterable[ReportedTable]) -> str:
     return (
-        f"## {table.dataset}@{table.version}: {PROTOCOLS[table.protocol]}\n\n"
+        f"## {escaped(f'{table.dataset}@{table.version}')}: {PROTOCOLS[table.protocol]}\n\n"
         f"Test split, {table.n:,} pairs, floor of F1 {percent(table.floor)}; labels "
         f"`{table.labels_sha256[:12]}`. Intervals rest on {table.n_clusters} clusters "
-        f"({table.clusters}). All rows are measured.\n\n"
+        f"({escaped(table.clusters)}). {_status(table.rows)}\n\n"
         + _table(_columns(table, reported), table.rows)
         + _lines(_footnotes(table.rows))
+    )
+
+
+def _status(rows: Sequence[Row]) -> str:
+    if all(row.is_verified for row in rows):
+        return "All rows are measured."
+    return (
+        "Rows that are *not verified* have no rank: the check cannot make this dataset, and no "
+        "maintainer's scoring of their files is on record (docs/trust.md)."
     )
 
 
@@ -148,22 +157,22 @@ def _columns(table: Table, reported: Iterable[ReportedTable]) -> list[Column[Row
         columns.append(Column("Robust", _worst_drop))
     return [
         *columns,
-        Column("Looks at", lambda row: ", ".join(row.inputs) or "nothing", "left"),
+        Column("Looks at", lambda row: escaped(", ".join(row.inputs)) or "nothing", "left"),
         Column("Seeds", lambda row: str(len(row.seeds))),
-        Column("Date", lambda row: row.date or "-"),
+        Column("Date", lambda row: escaped(row.date or "-")),
         Column("Status", lambda row: row.status, "left"),
     ]
 
 
 def _score_cell(rows: Iterable[Row], metric: str) -> Callable[[Row], str]:
     """Print a metric: the best candidate's value bold, the second best underlined."""
-    values = [row.macro[metric] for row in rows if not row.is_control]
+    values = [row.macro[metric] for row in rows if row.is_ranked]
     marks = best_two(percent(value) for value in values if value is not None)
 
     def cell(row: Row) -> str:
         value = row.macro[metric]
         text = percent(value)
-        mark = None if row.is_control else marks.get(text)
+        mark = marks.get(text) if row.is_ranked else None
         if row.std and row.std[metric] is not None:
             text += f" ± {percent(row.std[metric])}"
         text = text if mark is None else _EMPHASIS[mark].format(text)
@@ -202,26 +211,41 @@ def _rule_sign(row: Row, rows: Iterable[Row]) -> str:
 def _footnotes(rows: Sequence[Row]) -> Iterator[str]:
     for row in rows:
         if row.no_rule_for:
-            missing = ", ".join(row.no_rule_for)
+            missing = escaped(", ".join(row.no_rule_for))
             yield f"{_rule_sign(row, rows)} No rule for {missing}: scored 0 there."
         if row.flags:
-            yield f"⚠ {_escaped(row.label)}: {_escaped('; '.join(row.flags))}."
+            yield f"⚠ {escaped(row.label)}: {escaped('; '.join(row.flags))}."
 
 
 def _method(row: Row, rows: Iterable[Row]) -> str:
-    name = _escaped(row.label) + (" (control)" if row.is_control else "")
+    name = escaped(row.label) + (" (control)" if row.is_control else "")
     if row.submission_status == "superseded":
         name += " (superseded)"
     if "val" in (row.labels_used or ()):
         name += " (uses val)"
     if row.trained_on:
-        name += f" (fitted on {', '.join(row.trained_on)})"
+        name += f" (fitted on {escaped(', '.join(row.trained_on))})"
+    if not row.is_verified:
+        name += " (not verified)"
     if row.no_rule_for:
         name += f" {_rule_sign(row, rows)}"
     return name + (" ⚠" if row.flags else "")
 
 
-def _escaped(text: str) -> str:
-    """Escape text, so that it breaks no table and brings no markup."""
-    text = html.escape(" ".join(text.split()), quote=False)
-    return text.replace("\\", "\\\\").replace("|", "\\|")
+def escaped(text: str) -> str:
+    r"""Escape text for a line of Markdown: it becomes neither markup, link nor mention.
+
+    Every cell and heading that holds text of others goes through this; `reported.yaml` is
+    Markdown of the maintainers.
+
+    >>> print(escaped("[a|b](c) <i> *d* @e f_g d@1.0.0 www.h.i"))
+    \[a\|b\](c) &lt;i&gt; \*d\* @<!-- -->e f_g d@1.0.0 www\.h.i
+    """
+    text = " ".join(text.split())
+    # An underscore inside a word is none of emphasis.
+    text = re.sub(r"[\\`*\[\]|~#!$]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    # Addresses without brackets, and names of people, become links where they are not broken.
+    text = text.replace("://", r"\://")
+    text = re.sub(r"(?i)\b(www|mailto|xmpp)([.:])", r"\1\\\2", text)
+    return re.sub(r"@(?=[^\W\d])", "@<!-- -->", text)

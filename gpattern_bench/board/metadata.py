@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 
 from gpattern_bench.base.files import write_text
 from gpattern_bench.base.validation import shorten
+from gpattern_bench.board.labels import LONGEST, check_label, check_text
 from gpattern_bench.methods.base import About
 
 __all__ = [
@@ -28,7 +29,7 @@ __all__ = [
 
 METADATA, SCHEMA = "submission.yaml", "schema.json"
 _PLACEHOLDER = re.compile(r"\s*<[^<>]+>\s*")
-_STEM = r"(test|val)-seed(\d+)[A-Za-z0-9_.-]*"
+_STEM = r"(test|val)-seed([0-9]+)[A-Za-z0-9_.-]*"
 _FILE = rf"^predictions/[A-Za-z0-9_][A-Za-z0-9_.-]*/{_STEM}\.parquet$"
 
 
@@ -81,8 +82,19 @@ def _filled(text: str) -> str:
     return text
 
 
-_Text = Annotated[str, Field(min_length=1), AfterValidator(_filled)]
-_TrainedOn = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*(@[A-Za-z0-9_.-]+)?$")]
+_Text = Annotated[
+    str, Field(min_length=1, max_length=2000), AfterValidator(_filled), AfterValidator(check_text)
+]
+_Label = Annotated[
+    str,
+    Field(min_length=1, max_length=LONGEST),
+    AfterValidator(_filled),
+    AfterValidator(check_label),
+]
+_Name = Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$", max_length=60)]
+_TrainedOn = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*(@[A-Za-z0-9_.-]+)?$", max_length=60)
+]
 
 
 class _Frozen(BaseModel):
@@ -113,11 +125,12 @@ class Metadata(_Frozen):
     Its parameters, times, hardware and date are not here: the run measures them.
     """
 
-    method: str = Field(
-        pattern="^[a-z][a-z0-9_]*$",
+    method: _Name = Field(
         description="Name of the folder and of the method in the prediction files.",
     )
-    label: _Text = Field(description="Name on the board.")
+    label: _Label = Field(
+        description="Name on the board: letters of one script, digits, spaces and ,()+-_./&'."
+    )
     kind: Literal["control", "baseline", "model"] = Field(
         description="Controls cannot see positions (or see the labels); the rest is ranked."
     )
@@ -140,7 +153,7 @@ class Metadata(_Frozen):
         None, description="Data or weights from outside the benchmark that it uses; null: none."
     )
     deterministic: bool = Field(description="Whether the same seed gives the same scores.")
-    rules_for: tuple[str, ...] | None = Field(
+    rules_for: tuple[_Name, ...] | None = Field(
         None,
         description="Patterns that it has a rule for, where it lacks some; the board marks them.",
     )

@@ -120,10 +120,10 @@ def _section(table: Table, submissions: Sequence[Submission], drawn: dict[str, S
     scores = [_scores_of(row, table, submissions) for row in rows]
     lines = [_line_style(row, rows, drawn) for row in rows]
     curves = [(line, of[0]["curves"]) for line, of in zip(lines, scores, strict=True)]
-    candidates = [row for row in rows if not row.is_control]
+    candidates = [row for row in rows if row.is_ranked]
     patterns = list(rows[0].per_pattern)
     leaders = [row for row in candidates if row.f1 is not None]
-    controls = [row for row in rows if row.is_control and not row.sees_labels]
+    controls = [row for row in rows if row.is_control and row.is_verified and not row.sees_labels]
     timed = [
         (line, row.seconds, row.f1)
         for line, row in zip(lines, rows, strict=True)

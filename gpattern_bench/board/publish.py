@@ -13,10 +13,12 @@ from pydantic import TypeAdapter
 
 from gpattern_bench.base.files import write_text
 from gpattern_bench.board.duplicates import flag_duplicates
+from gpattern_bench.board.invariants import impossible
 from gpattern_bench.board.leaderboard import Board, ReportedTable, build_board
 from gpattern_bench.board.markdown import markdown
 from gpattern_bench.board.page import build_page
-from gpattern_bench.board.submission import Score, Submission, rescore, results_text
+from gpattern_bench.board.submission import Score, Skipped, Submission, rescore, results_text
+from gpattern_bench.board.verified import read_verified, unverified
 from gpattern_bench.errors import SubmissionError
 from gpattern_bench.sources.registry import registry
 
@@ -36,11 +38,11 @@ _SCORING = ("numpy", "numba", "scipy", "scikit-learn", "torch")  # packages that
 
 @dataclass(frozen=True)
 class NewResults:
-    """Results that differ from the stored ones, and how many files were scored and skipped."""
+    """Results that differ from the stored ones, the files scored (method, path) and those not."""
 
     changed: list[tuple[Submission, list[Score]]]
-    scored: int
-    skipped: int
+    scored: list[tuple[str, str]]
+    skipped: list[Skipped]
 
     def write(self) -> None:
         """Write the changed ``results.json``, except where a file is not listed as it is."""
@@ -62,28 +64,42 @@ def score_again(
     """
     again = rescore(submissions, jobs=jobs, cluster=cluster)
     scored = [(made, results) for made, (results, _) in zip(submissions, again, strict=True)]
-    skipped = sum(len(missing) for _, missing in again)
+    skipped = [each for _, missing in again for each in missing]
+    names = {each.name for each in skipped}
     return NewResults(
         changed=[
             (made, results)
             for made, results in zip(submissions, flag_duplicates(scored), strict=True)
             if results_text(results) != results_text(made.results)
         ],
-        scored=sum(len(made.test_files()) for made in submissions) - skipped,
+        scored=[
+            (made.metadata.method, name)
+            for made in submissions
+            for name in made.test_files()
+            if f"{made.folder.name}/{name}" not in names
+        ],
         skipped=skipped,
     )
 
 
 def problems_of(submissions: Sequence[Submission]) -> list[str]:
-    """Say why no board can be made: files not listed, results stale, labels not the registry's."""
+    """Say why no board can be made: files not listed, results stale, impossible or of other labels.
+
+    Needs no dataset and no network.
+    """
     problems = [text for submission in submissions for text in submission.unlisted()]
     problems += [text for submission in submissions for text in submission.stale()]
-    return problems + _unpinned_labels(submissions)
+    return problems + _unpinned_labels(submissions) + impossible(submissions)
 
 
 def board_of(submissions: Sequence[Submission], folder: Path) -> Board:
-    """Build the board, with the reported rows and the versions that its folder holds."""
-    return build_board(submissions, read_reported(folder), read_versions(folder))
+    """Build the board, with the reported rows, versions and records that its folder holds."""
+    return build_board(
+        submissions,
+        read_reported(folder),
+        read_versions(folder),
+        unverified(submissions, read_verified(folder)),
+    )
 
 
 def read_reported(folder: Path) -> list[ReportedTable]:

@@ -9,22 +9,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from gpattern_bench.base.files import file_sha256, plain, write_text
+from gpattern_bench.base.files import MANIFEST, file_sha256, plain, write_text
 from gpattern_bench.base.progress import Progress
 from gpattern_bench.base.validation import invalid_fields, shorten
 from gpattern_bench.base.workers import in_order, workers
+from gpattern_bench.board.labels import check_text, look_alikes
 from gpattern_bench.board.metadata import METADATA, Metadata, PredictionFile, parse_yaml
 from gpattern_bench.data.dataset import Dataset, load_dataset
 from gpattern_bench.errors import (
     ChecksumError,
     FetchError,
     SubmissionError,
+    TableError,
     UnknownDatasetError,
 )
 from gpattern_bench.evaluate.bootstrap import REPLICATES
@@ -33,7 +35,8 @@ from gpattern_bench.evaluate.evaluator import Evaluator
 from gpattern_bench.evaluate.strata import stratify
 from gpattern_bench.sources.cache import cache_root
 from gpattern_bench.sources.fetch import fetch
-from gpattern_bench.sources.registry import SourceFile
+from gpattern_bench.sources.registry import Entry, SourceFile, find_entry
+from gpattern_bench.tables.parquet import table_sha256
 from gpattern_bench.tables.predictions import (
     Checked,
     Origin,
@@ -50,6 +53,7 @@ __all__ = [
     "Metadata",
     "RobustnessSummary",
     "Score",
+    "Skipped",
     "Submission",
     "read_submissions",
     "rescore",
@@ -60,18 +64,34 @@ LARGEST = 20 << 20
 """Most bytes of a prediction file in the repository; larger ones belong at an address."""
 SUSPICIOUS_AUC = 0.999
 _RESULTS = "results.json"
-_FILE = r"predictions/[^/]+/(test|val)-seed\d+[^/]*\.parquet"
+_FILE = r"predictions/[A-Za-z0-9_][A-Za-z0-9_.-]*/(test|val)-seed[0-9]+[A-Za-z0-9_.-]*\.parquet"
 _OLD_RESULTS = "; if an older version wrote it, delete it and run leaderboard --rescore"
 
 MACROS = ("auc_macro", "acc_macro", "f1_macro", "f1_val_macro", "ap_macro", "accuracy_subset")
 """Macro metrics on the board."""
 OF_PATTERN = ("auc", "acc", "f1", "ap", "precision", "recall", "f1_val")
 """Metrics per pattern on the board."""
+_SHARES = (*OF_PATTERN, "acc_val", "floor", "prevalence", "threshold", "threshold_val")
 
-_Count = Annotated[int, Field(ge=0)]
+_Count = Annotated[int, Field(ge=0, le=2**53)]
 _Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 _Difference = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
 _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# Texts that a machine wrote: the board prints them, so they can hold nothing else.
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=100)]
+_Version = Annotated[str, Field(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+$", max_length=30)]
+_Id = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*@[0-9]+\.[0-9]+\.[0-9]+$", max_length=130),
+]
+_Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+_Split = Literal["test", "val"]
+_Date = Annotated[str, Field(pattern="^[0-9]{4}-[0-9]{2}-[0-9]{2}$")]
+_Device = Annotated[str, Field(max_length=200), AfterValidator(check_text)]
+
+
+def _check_ids(ids: TrainedOn) -> TrainedOn:
+    return TypeAdapter(tuple[_Id, ...] | None).validate_python(ids)
 
 
 class Metrics(TypedDict):
@@ -88,7 +108,7 @@ class Metrics(TypedDict):
     per_pattern: dict[str, dict[str, Any]]
     ci: dict[str, list[_Difference | None]]
     n_clusters: _Count
-    clusters: str
+    clusters: Literal["fov", "cell within fov"]
 
 
 class RobustnessSummary(TypedDict):
@@ -114,16 +134,32 @@ def _check_replicates(text: str) -> str:
 
 def _check_shares(metrics: Metrics) -> Metrics:
     """Check metrics that :class:`Metrics` does not name: of val, and per pattern."""
-    found: dict[str, Any] = {"f1_val_macro": metrics.get("f1_val_macro")}
+    found: dict[str, Any] = {key: metrics.get(key) for key in ("f1_val_macro", "acc_val_macro")}
+    ci: dict[str, Any] = {f"ci.{key}": ends for key, ends in metrics["ci"].items()}
     for pattern, values in metrics["per_pattern"].items():
-        found |= {f"per_pattern.{pattern}.{key}": values.get(key) for key in (*OF_PATTERN, "floor")}
+        found |= {f"per_pattern.{pattern}.{key}": values.get(key) for key in _SHARES}
+        of_pattern = values.get("ci", {})
+        if not isinstance(of_pattern, dict):
+            raise ValueError(  # noqa: TRY004 - pydantic tells values
+                f"per_pattern.{pattern}.ci: expected intervals by metric"
+            )
+        ci |= {f"per_pattern.{pattern}.ci.{key}": ends for key, ends in of_pattern.items()}
     for name, value in found.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if value is not None and not (number and 0 <= value <= 1):
+        if value is not None and not _is_number(value, 0):
             raise ValueError(f"{name}: expected a number from 0 to 1 or null, got {shorten(value)}")
-    if wrong := [key for key, ends in metrics["ci"].items() if len(ends) != 2]:
-        raise ValueError(f"ci.{wrong[0]}: expected two ends")
+    if not ((gap := metrics.get("f1_gap_macro")) is None or _is_number(gap, -1)):
+        raise ValueError(f"f1_gap_macro: expected a number from -1 to 1, got {shorten(gap)}")
+    for name, ends in ci.items():
+        if not isinstance(ends, list | tuple) or len(ends) != 2:
+            raise ValueError(f"{name}: expected two ends")
+        if not all(end is None or _is_number(end, -1) for end in ends):
+            raise ValueError(f"{name}: expected numbers from -1 to 1 or null, got {shorten(ends)}")
     return metrics
+
+
+def _is_number(value: object, lowest: int) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and lowest <= value <= 1  # type: ignore[operator]
 
 
 class Score(TypedDict):
@@ -137,26 +173,26 @@ class Score(TypedDict):
     of macro F1 (base64 of little-endian float32), decide ties. ``flags`` name what is suspicious.
     """
 
-    predictions: str
-    sha256: dict[str, str]
-    dataset: str
-    version: str
-    split: str
+    predictions: Annotated[str, Field(pattern=f"^{_FILE}$", max_length=300)]
+    sha256: dict[_Split, _Sha256]
+    dataset: _Name
+    version: _Version
+    split: _Name
     protocol: Protocol
     seed: _Count
-    labels_sha256: str
-    trained_on: TrainedOn
+    labels_sha256: _Sha256
+    trained_on: Annotated[TrainedOn, AfterValidator(_check_ids)]
     seconds: _Seconds | None
     fit_seconds: _Seconds | None
-    device: str | None
+    device: _Device | None
     parameters: _Count | None
-    date: str | None
+    date: _Date | None
     metrics: Annotated[Metrics, AfterValidator(_check_shares)]
     curves: Curves
     f1_replicates: Annotated[str, AfterValidator(_check_replicates)]
     degrees_of_freedom: _Count
     robustness: RobustnessSummary | None
-    flags: list[str]
+    flags: list[Annotated[str, Field(max_length=200), AfterValidator(check_text)]]
 
 
 @dataclass(frozen=True)
@@ -247,12 +283,12 @@ class Submission:
                 )
         return [f"{self.folder.name}/{text}" for text in problems]
 
-    def rescored(self) -> tuple[list[Score], list[str]]:
+    def rescored(self) -> tuple[list[Score], list[Skipped]]:
         """Score its test prediction files again: entries and skipped files (:func:`rescore`)."""
         [found] = rescore([self])
         return found
 
-    def _scorings(self) -> Iterator[_Scoring]:
+    def _scorings(self, datasets: dict[str, Dataset | None]) -> Iterator[_Scoring]:
         """Plan the scoring; everything is checked but the scores themselves."""
         stored = {entry["predictions"]: entry for entry in self.results}
         for name in self.test_files():
@@ -262,10 +298,10 @@ class Submission:
                 val = self._val(name)
             except ChecksumError:
                 raise
-            except FetchError:
+            except FetchError as error:
                 if known is None or known["sha256"] != self._hashes(name):
                     raise
-                yield _Scoring(name, known, None)
+                yield _Scoring(name, known, None, Skipped(self._named(name), str(error)))
                 continue
             origin = read_origin(path)
             if origin is None:
@@ -282,13 +318,28 @@ class Submission:
                     f"{origin.protocol}: expected split test and the name {named}"
                 )
                 raise SubmissionError(str(path), [problem])
-            dataset = _dataset_here(origin)
-            found = None if dataset is None else (name, path, val, origin, dataset)
-            yield _Scoring(name, known, found)
+            try:
+                entry = find_entry(f"{origin.dataset}@{origin.version}")
+            except UnknownDatasetError as error:
+                raise SubmissionError(
+                    str(path), [f"{error} Only registered datasets are scored"]
+                ) from error
+            if entry.id not in datasets:
+                datasets[entry.id] = _dataset_here(entry)
+            dataset = datasets[entry.id]
+            if dataset is None:
+                why = f"{entry.id} is not here; gpattern-bench download {entry.id} makes it"
+                skipped = Skipped(self._named(name), why, pinned=entry.is_pinned)
+                yield _Scoring(name, known, None, skipped)
+            else:
+                yield _Scoring(name, known, (name, path, val, origin, dataset), None)
 
     def write_results(self, results: Sequence[Score]) -> None:
         """Write ``results.json``."""
         write_text(self.folder / _RESULTS, results_text(results))
+
+    def _named(self, name: str) -> str:
+        return f"{self.folder.name}/{name}"
 
     @cached_property
     def _listed(self) -> dict[str, PredictionFile]:
@@ -300,10 +351,11 @@ class Submission:
         path = self.path(val)
         return path if path.is_file() else None
 
-    def _hashes(self, name: str) -> dict[str, str]:
+    def _hashes(self, name: str) -> dict[_Split, str]:
         """Hash a test prediction file and the val file of its run."""
-        hashes = {}
-        for what, each in (("test", name), ("val", _val_name(name))):
+        hashes: dict[_Split, str] = {}
+        files: tuple[tuple[_Split, str], ...] = (("test", name), ("val", _val_name(name)))
+        for what, each in files:
             path, listed = self.folder / each, self._listed.get(each)
             if path.is_file():
                 hashes[what] = file_sha256(path)
@@ -358,11 +410,34 @@ class _Scoring:
     name: str
     known: Score | None
     arguments: tuple[str, Path, Path | None, Origin, Dataset] | None
+    skipped: Skipped | None
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A prediction file that was not scored again, and why.
+
+    Attributes
+    ----------
+    name : str
+        Submission and path.
+    reason : str
+    pinned : bool
+        False where nobody can make the dataset from pinned files: that file cannot be expected to
+        be scored everywhere, and the board does not rank it unless a record says that it was.
+    """
+
+    name: str
+    reason: str
+    pinned: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
 
 
 def rescore(
     submissions: Sequence[Submission], *, jobs: int | None = None, cluster: str | None = None
-) -> list[tuple[list[Score], list[str]]]:
+) -> list[tuple[list[Score], list[Skipped]]]:
     """Score every test prediction file of several submissions again.
 
     Entries stay as stored, and their files are skipped, where the dataset is not here or an address
@@ -377,21 +452,25 @@ def rescore(
 
     Returns
     -------
-    list of (list of Score, list of str)
+    list of (list of Score, list of Skipped)
         Per submission its entries, and the files that were skipped.
 
     Raises
     ------
     SubmissionError
-        A prediction file is of another method, or its metadata gives it another name.
+        A prediction file is of another method or an unknown dataset, or its metadata gives it
+        another name.
     PredictionError
         A prediction file is invalid.
+    TableError
+        The labels or splits of a dataset here are not those that the registry pins.
     FetchError
         A file without stored scores cannot be fetched, or an address gives other bytes.
     """
     if cluster is not None or jobs not in (None, 1):  # a worker may have another current folder
         submissions = [replace(each, folder=each.folder.absolute()) for each in submissions]
-    plans = [list(submission._scorings()) for submission in submissions]
+    datasets: dict[str, Dataset | None] = {}
+    plans = [list(submission._scorings(datasets)) for submission in submissions]
     with workers(jobs, cluster) as backend:
         tasks = (
             (replace(submission, results=[]), *each.arguments)  # results are large, and not used
@@ -403,15 +482,10 @@ def rescore(
         scoring = Progress("scoring", total, unit="prediction files")
         scores = iter(list(scoring.over(in_order(backend, Submission._score, tasks))))
     found = []
-    for submission, plan in zip(submissions, plans, strict=True):
+    for plan in plans:
         results = [each.known if each.arguments is None else next(scores) for each in plan]
-        skipped = [each.name for each in plan if each.arguments is None]
-        found.append(
-            (
-                [score for score in results if score is not None],
-                [f"{submission.folder.name}/{name}" for name in skipped],
-            )
-        )
+        skipped = [each.skipped for each in plan if each.skipped is not None]
+        found.append(([score for score in results if score is not None], skipped))
     return found
 
 
@@ -421,7 +495,7 @@ def read_submissions(folder: Path) -> list[Submission]:
     Raises
     ------
     SubmissionError
-        With every problem of every ``submission.yaml``.
+        With every problem of every ``submission.yaml``, and labels that look alike.
     """
     submissions, problems = [], []
     if not folder.is_dir():
@@ -454,17 +528,38 @@ def read_submissions(folder: Path) -> list[Submission]:
                 f"{path.parent.name!r}"
             )
         submissions.append(Submission(path.parent, metadata, results))
+    problems += look_alikes((each.metadata.method, each.metadata.label) for each in submissions)
     if problems:
         raise SubmissionError(str(folder), problems)
     return submissions
 
 
-def _dataset_here(origin: Origin) -> Dataset | None:
-    """Load a prediction file's dataset; None if its files are not here."""
+def _dataset_here(entry: Entry) -> Dataset | None:
+    """Load a registered dataset; None if its files are not here.
+
+    What decides the scores is compared with the registry by its values: a manifest, or a folder
+    that somebody changed, is not believed.
+    """
     try:
-        return load_dataset(f"{origin.dataset}@{origin.version}", download=False)
-    except (FetchError, UnknownDatasetError):
+        dataset = load_dataset(entry.id, download=False)
+    except FetchError:
         return None
+    problems = []
+    for table in ("labels", "splits"):
+        files = {str(name): file for name, file in dataset.manifest.files.items()}
+        if f"{table}.parquet" not in files:
+            continue  # the evaluator says that there are no labels
+        stated = files[f"{table}.parquet"].content_sha256
+        pinned = entry.content_sha256.get(table, stated)
+        found = table_sha256(dataset.folder / f"{table}.parquet")
+        if not found == stated == pinned:
+            problems.append(
+                f"{table}.parquet: the registry pins {pinned[:12]}, {MANIFEST} says {stated[:12]}, "
+                f"its values have the hash {found[:12]}; remove the folder and make it again"
+            )
+    if problems:
+        raise TableError(f"{dataset.folder} ({entry.id})", problems)
+    return dataset
 
 
 def _curves(checked: Checked, evaluator: Evaluator) -> Curves:
@@ -480,9 +575,9 @@ class _Cost(TypedDict):
 
     seconds: _Seconds | None
     fit_seconds: _Seconds | None
-    device: str | None
+    device: _Device | None
     parameters: _Count | None
-    date: str | None
+    date: _Date | None
 
 
 def _cost(report: Path, split: str) -> _Cost:

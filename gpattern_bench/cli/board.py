@@ -32,18 +32,29 @@ def leaderboard(
     rescore: Annotated[
         bool, typer.Option("--rescore", help="Score the prediction files again first.")
     ] = False,
+    record: Annotated[
+        bool,
+        typer.Option("--record", help="Maintainers: record what was scored, in verified.json."),
+    ] = False,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Processes that score. Default: this one.")
     ] = None,
     cluster: Cluster = None,
 ) -> None:
-    """Write LEADERBOARD.md, leaderboard.json and index.html from the submissions' results."""
+    """Write LEADERBOARD.md, leaderboard.json and index.html from the submissions' results.
+
+    --check alone needs no dataset. --check --rescore needs every dataset whose files have
+    checksums, and fails if a file was not scored again.
+    """
     from gpattern_bench.board.metadata import schema_drift, write_schema
     from gpattern_bench.board.publish import board_of, drift, problems_of, score_again, write_board
     from gpattern_bench.board.submission import read_submissions
+    from gpattern_bench.board.verified import record_verified
 
     if (jobs is not None or cluster is not None) and not rescore:
         raise typer.BadParameter("--jobs and --cluster need --rescore")
+    if record and (check or not rescore):
+        raise typer.BadParameter("--record needs --rescore, and no --check")
     found = read_submissions(submissions)
     problems = []
     if rescore:
@@ -52,21 +63,29 @@ def leaderboard(
             problems = [
                 f"{made.folder.name}: scores differ from results.json" for made, _ in new.changed
             ]
+            problems += [f"not scored: {each}" for each in new.skipped if each.pinned]
         else:
             new.write()
             found = read_submissions(submissions)
-        typer.echo(
-            f"scored {new.scored} prediction files; {new.skipped} skipped, "
-            "the dataset or the file is not here"
-        )
+        typer.echo(f"scored {len(new.scored)} prediction files; {len(new.skipped)} skipped")
+        for each in new.skipped:
+            typer.echo(f"  skipped: {each}")
     problems += problems_of(found)
+    if record and not problems:
+        typer.echo(f"recorded {record_verified(found, new.scored, out)} results")
     board = board_of(found, out)
     if not problems and check:
         problems = drift(board, found, out) + schema_drift(submissions)
     if problems:
         for problem in problems:
             typer.echo(f"error: {problem}", err=True)
-        typer.echo("run `gpattern-bench leaderboard --rescore` and commit what changes", err=True)
+        typer.echo(
+            "make the datasets that are not here, then run `gpattern-bench leaderboard --rescore` "
+            "and commit what changes"
+            if any(problem.startswith("not scored: ") for problem in problems)
+            else "run `gpattern-bench leaderboard --rescore` and commit what changes",
+            err=True,
+        )
         raise typer.Exit(1)
     if check:
         typer.echo("the board is what the submissions give")

@@ -65,10 +65,10 @@ def info(name: Name, as_json: Json = False) -> None:
     """Show a dataset's entry or manifest; fetches nothing."""
     from gpattern_bench.base.files import MANIFEST
     from gpattern_bench.sources.cache import cache_root
-    from gpattern_bench.sources.registry import find_entry
+    from gpattern_bench.sources.registry import find_entry, is_registered
     from gpattern_bench.tables.manifest import read_manifest
 
-    if (Path(name) / MANIFEST).is_file():
+    if not is_registered(name) and (Path(name) / MANIFEST).is_file():
         facts = read_manifest(Path(name)).raw
         facts.pop("genes")
     else:
@@ -104,9 +104,9 @@ def download(
 def cite(name: Name) -> None:
     """Show what to cite for a dataset, its licence and where it comes from."""
     from gpattern_bench.base.files import MANIFEST
-    from gpattern_bench.sources.registry import find_entry
+    from gpattern_bench.sources.registry import find_entry, is_registered
 
-    if (Path(name) / MANIFEST).is_file():
+    if not is_registered(name) and (Path(name) / MANIFEST).is_file():
         raise GPatternBenchError(
             f"{name} is a folder of tables that was curated here: cite what its source asks for, "
             f"see `gpattern-bench info {name}`, and this package (CITATION.cff)"

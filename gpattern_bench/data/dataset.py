@@ -12,7 +12,7 @@ from gpattern_bench.base.files import MANIFEST
 from gpattern_bench.base.html import html_table
 from gpattern_bench.errors import GPatternBenchError, TableError, UnknownDatasetError
 from gpattern_bench.sources.cache import cache_root
-from gpattern_bench.sources.registry import find_entry, list_datasets
+from gpattern_bench.sources.registry import find_entry, is_registered
 from gpattern_bench.tables import schema
 from gpattern_bench.tables.manifest import read_manifest
 from gpattern_bench.tables.parquet import read_table, read_whole
@@ -39,7 +39,8 @@ def load_dataset(
     Parameters
     ----------
     name : str or pathlib.Path
-        ``"name"`` (its newest version), ``"name@version"``, or a folder of tables.
+        ``"name"`` (its newest version), ``"name@version"``, or a folder of tables. No folder
+        takes the place of a registered name: ``"./synthetic"`` is the folder.
     root : str or pathlib.Path, optional
         Cache folder; default ``GPATTERN_BENCH_DATA``, else the system's cache folder.
     download : bool
@@ -101,10 +102,9 @@ def load_datasets(names: Sequence[str | Path]) -> list[Dataset]:
 
 def _is_name(name: str | Path) -> bool:
     """Test whether it names a registered dataset, not a folder of tables."""
-    folder = Path(name).expanduser()
-    # A folder named like a dataset, but without a manifest, does not hide the dataset.
-    known = str(name).partition("@")[0] in list_datasets()
-    return not str(name) or not folder.is_dir() or (known and not (folder / MANIFEST).is_file())
+    # What lies in the current folder never changes what a registered name means.
+    known = isinstance(name, str) and is_registered(name)
+    return not str(name) or known or not Path(name).expanduser().is_dir()
 
 
 class Dataset:

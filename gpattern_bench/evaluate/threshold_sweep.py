@@ -14,9 +14,9 @@ from multiprocessing import parent_process
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from gpattern_bench.base.compiled import njit
 from gpattern_bench.base.threads import processors
 
 __all__ = ["LANES", "Sweep", "replicated_sweep", "rows_right", "sorted_keys", "sweep"]

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from gpattern_bench.base.compiled import njit
 from gpattern_bench.base.files import replacing
 from gpattern_bench.data.cells import Cell, Cells
 from gpattern_bench.errors import MethodError

@@ -24,7 +24,15 @@ from pydantic import (
 from gpattern_bench.errors import UnknownDatasetError
 from gpattern_bench.sources.recipe import Recipe
 
-__all__ = ["Entry", "FinishedTables", "SourceFile", "find_entry", "list_datasets", "registry"]
+__all__ = [
+    "Entry",
+    "FinishedTables",
+    "SourceFile",
+    "find_entry",
+    "is_registered",
+    "list_datasets",
+    "registry",
+]
 
 PUBLISHED = ("molecules", "cells", "genes", "molecules_per_cell", "patterns")
 """Columns of the paper's table 1, in its order."""
@@ -141,6 +149,9 @@ class Entry(_Frozen):
     counts : mapping of str to int
         Counts after curation (fovs, cells, genes, molecules, pairs, labelled_pairs), for people.
         Empty before the first curation.
+    test : mapping of str to int
+        Labelled pairs of the test split: all (``pairs``) and those of each pattern. Empty before
+        the first curation.
     content_sha256 : mapping of str to str
         Table -> hash of its values, which curation must reproduce.
     """
@@ -160,6 +171,7 @@ class Entry(_Frozen):
     recipe: Recipe
     published: _Counts = Field(default={}, validate_default=True)
     counts: _Counts
+    test: _Counts = Field(default={}, validate_default=True)
     content_sha256: _Hashes
 
     @field_validator("published")
@@ -173,6 +185,11 @@ class Entry(_Frozen):
     def id(self) -> str:
         """``name@version``."""
         return f"{self.name}@{self.version}"
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether anybody who makes it gets the same labels, or an error."""
+        return "labels" in self.content_sha256 and all(file.checksum for file in self.files)
 
     @property
     def files(self) -> tuple[SourceFile, ...]:
@@ -208,6 +225,15 @@ def list_datasets() -> list[str]:
     True
     """
     return list(dict.fromkeys(entry.name for entry in registry()))
+
+
+def is_registered(name: str) -> bool:
+    """Test whether it is a registered name, with or without a version (known or not).
+
+    >>> is_registered("synthetic@1.0.0"), is_registered("./synthetic"), is_registered("mine")
+    (True, False, False)
+    """
+    return "/" not in name and name.partition("@")[0] in list_datasets()
 
 
 def find_entry(name: str) -> Entry:

@@ -29,6 +29,7 @@ __all__ = [
     "read_table",
     "read_whole",
     "row_group_bounds",
+    "table_sha256",
     "used_codes",
     "write_table",
 ]
@@ -61,6 +62,24 @@ class ContentHash:
         for name, column in self._columns.items():
             total.update(f"{name}\0{column.hexdigest()}\n".encode())
         return total.hexdigest()
+
+
+def table_sha256(path: Path) -> str:
+    """Compute the content hash of a table in a file.
+
+    Raises
+    ------
+    TableError
+        The file cannot be read.
+    """
+    content = ContentHash()
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            for k in range(file.num_row_groups):
+                content.update(file.read_row_group(k))
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise TableError(str(path), [f"cannot be read ({error}); make it again"]) from error
+    return content.hexdigest()
 
 
 class _ColumnHash:

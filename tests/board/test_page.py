@@ -86,7 +86,8 @@ def entry(score: float, **values) -> dict:
 
 
 def submitted(method: str, *entries: dict, **values) -> Submission:
-    about = metadata_of(method, **({"label": method.title()} | values))
+    label = values.pop("label", method.title())  # any, as if the rules had let it pass
+    about = metadata_of(method, **values).model_copy(update={"label": label})
     return Submission(Path(method), about, list(entries))
 
 

@@ -487,10 +487,20 @@ class TestAddresses:
         httpserver.clear()
         httpserver.expect_request(f"/{TEST}").respond_with_data(b"", status=404)
         submission = mine(afar)
-        assert submission.rescored() == (submission.results, [f"my_method/{TEST}"])
+        results, [skipped] = submission.rescored()
+        assert results == submission.results
+        assert (skipped.name, skipped.pinned) == (f"my_method/{TEST}", True)
+        assert "HTTP 404" in skipped.reason
         (afar / "submissions/my_method/results.json").unlink()
         with pytest.raises(FetchError, match="HTTP 404"):
             mine(afar).rescored()
+
+    def test_no_answer_is_an_error_of_a_check_that_scores(self, afar, cli, httpserver):
+        httpserver.clear()
+        httpserver.expect_request(f"/{TEST}").respond_with_data(b"", status=404)
+        assert cli("leaderboard", "--check")[0] == 0
+        code, _, err = cli("leaderboard", "--check", "--rescore")
+        assert (code, f"not scored: my_method/{TEST}: could not fetch" in err) == (1, True)
 
     def test_another_hash_than_the_scored_one_is_found(self, afar, cli):
         files = [file.model_dump() for file in mine(afar).metadata.files]
@@ -595,7 +605,9 @@ class TestFlags:
     def other(self, here: Path, change, **values) -> None:
         """A second submission, with what `change` makes of the scores of my_method."""
         home = here / "submissions" / "other"
-        about = mine(here).metadata.model_copy(update={"method": "other", **values})
+        about = mine(here).metadata.model_copy(
+            update={"method": "other", "label": "Other", **values}
+        )
         dataset = load_dataset("synthetic")
         for split in dataset.splits[1:]:
             path = here / f"submissions/my_method/predictions/synthetic/{split}-seed0.parquet"
@@ -653,7 +665,8 @@ class TestWorkflow:
         return yaml.load(path.read_text("utf-8"), yaml.BaseLoader)  # `on` stays a word
 
     def test_runs_on_pull_requests_that_touch_submissions(self, workflow):
-        assert workflow["on"] == {"pull_request": {"paths": ["submissions/**"]}}
+        paths = ["submissions/**", "leaderboard/**"]
+        assert workflow["on"] == {"pull_request": {"paths": paths}}
 
     def test_can_only_read_and_has_no_secrets(self, workflow):
         text = (REPOSITORY / ".github" / "workflows" / "submission.yml").read_text("utf-8")
@@ -675,16 +688,18 @@ class TestWorkflow:
             if "pip install" in script:
                 assert "working-directory" not in step
                 installed = re.findall(r"pip install (?:--constraint base/\S+ )?(\S+)", script)
-                assert set(installed) == {"torch==2.13.0", "./base"}
+                assert set(installed) == {"torch==2.13.0", '"./base[spatial]"'}
+            elif "gpattern-bench" in script:
+                assert step["working-directory"] == "empty"
             else:
-                assert step["working-directory"] == "submitted"
-                assert "gpattern-bench" in script
+                assert script == "mkdir empty" or "cmp " in script
 
     def test_runs_the_commands_of_a_person(self, workflow):
         scripts = [step.get("run", "") for step in workflow["jobs"]["check"]["steps"]]
-        assert "gpattern-bench leaderboard --check" in scripts
-        assert "gpattern-bench leaderboard --check --rescore" in scripts
-        assert any("gpattern-bench validate --dataset synthetic" in script for script in scripts)
+        where = "--submissions ../submitted/submissions --out ../submitted/leaderboard"
+        assert f"gpattern-bench leaderboard --check {where}" in scripts
+        assert f"gpattern-bench leaderboard --check --rescore {where}" in scripts
+        assert any("gpattern-bench validate --dataset" in script for script in scripts)
 
     @pytest.mark.parametrize("name", ["submission.yml", "test.yml"])
     def test_actions_are_pinned(self, name):

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import shapely
 import tifffile
-from numba import njit
 from numpy.typing import NDArray
 
+from gpattern_bench.base.compiled import njit
 from gpattern_bench.curate.release import reading
 from gpattern_bench.errors import MissingExtraError, SourceError
 

@@ -25,9 +25,9 @@ import pyarrow as pa
 import pyarrow.csv
 import shapely
 import tifffile
-from numba import njit
 from numpy.typing import NDArray
 
+from gpattern_bench.base.compiled import njit
 from gpattern_bench.base.files import replacing
 from gpattern_bench.curate.release import Release
 from gpattern_bench.curate.simulate.cells import N_VERTICES, compartments, membrane_edge

@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-from numba import njit
 from numpy.typing import NDArray
 
+from gpattern_bench.base.compiled import njit
 from gpattern_bench.base.geometry import Rings
 from gpattern_bench.data.cells import Cell, Cells
 from gpattern_bench.errors import MethodError

@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from gpattern_bench.base.compiled import njit
 from gpattern_bench.base.geometry import mean_ranks
 from gpattern_bench.data.cells import Cell
 from gpattern_bench.methods.bento.method import BENTO_FEATURES, bento_features

@@ -11,10 +11,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 from scipy.special import betaln, erfc, softmax
 from scipy.stats import false_discovery_control
+
+from gpattern_bench.base.compiled import njit
 
 __all__ = [
     "GRID",

@@ -7,9 +7,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import shapely
-from numba import njit
 from numpy.typing import NDArray
 
+from gpattern_bench.base.compiled import njit
 from gpattern_bench.base.geometry import ray_radius
 from gpattern_bench.data.cells import Cell, Cells
 

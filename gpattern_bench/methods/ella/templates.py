@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 from scipy.special import softmax
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
+from gpattern_bench.base.compiled import njit
 from gpattern_bench.methods.ella.kernels import MODES
 
 __all__ = [

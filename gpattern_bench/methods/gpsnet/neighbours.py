@@ -9,8 +9,9 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from gpattern_bench.base.compiled import njit
 
 __all__ = ["TIE", "block_neighbours", "order_in_blocks"]
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 from scipy.spatial.distance import pdist
 
+from gpattern_bench.base.compiled import njit
 from gpattern_bench.base.geometry import mean_ranks
 from gpattern_bench.data.cells import Cell
 from gpattern_bench.methods.locfish.bigfish import UNIT_UM

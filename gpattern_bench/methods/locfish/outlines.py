@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import shapely
-from numba import njit
 from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
+from gpattern_bench.base.compiled import njit
 from gpattern_bench.base.geometry import CellGeometry, contains, outline_distance
 
 __all__ = ["OPENING_UM", "RINGS", "RING_UM", "Layout", "outline_layout"]

@@ -13,11 +13,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-from numba import njit
 from numpy.typing import NDArray
 from scipy.special import expit
 from scipy.stats import false_discovery_control, norm
 
+from gpattern_bench.base.compiled import njit
 from gpattern_bench.base.geometry import mean_ranks
 from gpattern_bench.data.cells import Cell, Cells
 from gpattern_bench.methods.base import About, Scores, Untrained

@@ -11,8 +11,9 @@ from hashlib import blake2b
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from gpattern_bench.base.compiled import njit
 
 __all__ = ["DRAW_VARIANCE", "ObservedDraws", "PairScores", "pair_scores"]
 
