@@ -66,6 +66,7 @@ _STYLE: dict[str, Any] = {
     "legend.frameon": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "text.parse_math": False,  # a gene may be named "$x$"
     "svg.hashsalt": "gpattern-bench",
     "pdf.fonttype": 42,
     "savefig.dpi": 200,

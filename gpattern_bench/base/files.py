@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from stat import S_ISDIR, S_ISLNK, S_ISREG
 from typing import Any
 
-__all__ = ["MANIFEST", "file_sha256", "plain", "replacing", "write_text"]
+__all__ = ["MANIFEST", "file_sha256", "irregular", "plain", "replacing", "write_text"]
 
 MANIFEST = "manifest.json"
 """Name of the file that says what a dataset's folder of tables is."""
@@ -20,6 +21,37 @@ def file_sha256(path: Path) -> str:
     """Hash a file: SHA-256, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def irregular(folder: Path, largest: Mapping[str, int]) -> list[str]:
+    """Say what in a stranger's folder must not be opened: all but regular files of bounded size.
+
+    A link may lead anywhere, to a device that never ends or to a file that is not the stranger's.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        Not followed if it is a link.
+    largest : mapping of str to int
+        Suffix -> most bytes of a file; other suffixes have no limit.
+    """
+    if folder.is_symlink():
+        return [f"{folder.name!a} is a link, expected a folder"]
+    problems = []
+    for here, folders, files in os.walk(folder, followlinks=False):
+        for name in sorted([*folders, *files]):
+            path = Path(here) / name
+            shown = ascii(path.relative_to(folder).as_posix())
+            stat = path.lstat()
+            if not name.isprintable():
+                problems.append(f"{shown}: a name with characters that cannot be printed")
+            elif S_ISLNK(stat.st_mode):
+                problems.append(f"{shown} is a link, expected a file; put the file itself there")
+            elif not (S_ISREG(stat.st_mode) or S_ISDIR(stat.st_mode)):
+                problems.append(f"{shown} is a device, pipe or socket, expected a file")
+            elif stat.st_size > (most := largest.get(path.suffix, stat.st_size)):
+                problems.append(f"{shown} has {stat.st_size:,} bytes, expected at most {most:,}")
+    return problems
 
 
 @contextmanager

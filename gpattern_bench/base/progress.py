@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
+from gpattern_bench.base.validation import printable
+
 __all__ = ["Lines", "Progress", "duration"]
 
 _log = logging.getLogger(__name__)
@@ -121,7 +123,7 @@ class Lines(logging.StreamHandler[Any]):
 
     def format(self, record: logging.LogRecord) -> str:
         """Prefix warnings and errors with their level."""
-        text = super().format(record)
+        text = printable(super().format(record))
         return text if record.levelno <= logging.INFO else f"{record.levelname}: {text}"
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-__all__ = ["invalid_fields", "invalid_text", "shorten"]
+__all__ = ["invalid_fields", "invalid_text", "printable", "shorten"]
 
 _SHORT = Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 3, 80, 80, 80
@@ -39,6 +39,22 @@ def invalid_fields(error: ValidationError) -> list[tuple[str, str]]:
 def invalid_text(error: ValidationError, most: int | None = None) -> str:
     """Join the first `most` (None: all) of :func:`invalid_fields`."""
     return "; ".join(f"{field}: {reason}" for field, reason in invalid_fields(error)[:most])
+
+
+def printable(text: str) -> str:
+    r"""Escape what a terminal would obey or hide, such as control characters; line breaks stay.
+
+    Examples
+    --------
+    >>> print(printable("naïve, two lines\nand \x1b[2J\u202e\udce9"))
+    naïve, two lines
+    and \x1b[2J\u202e\udce9
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 def shorten(value: Any) -> str:

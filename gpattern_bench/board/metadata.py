@@ -16,6 +16,7 @@ from gpattern_bench.board.labels import LONGEST, check_label, check_text
 from gpattern_bench.methods.base import About
 
 __all__ = [
+    "LARGEST_READ",
     "METADATA",
     "SCHEMA",
     "Metadata",
@@ -28,6 +29,8 @@ __all__ = [
 ]
 
 METADATA, SCHEMA = "submission.yaml", "schema.json"
+LARGEST_READ = {".yaml": 1 << 18, ".json": 64 << 20}
+"""Most bytes of a file in a submission, by suffix; ours have a hundredth."""
 _PLACEHOLDER = re.compile(r"\s*<[^<>]+>\s*")
 _STEM = r"(test|val)-seed([0-9]+)[A-Za-z0-9_.-]*"
 _FILE = rf"^predictions/[A-Za-z0-9_][A-Za-z0-9_.-]*/{_STEM}\.parquet$"
@@ -105,12 +108,12 @@ class PredictionFile(_Frozen):
     """A prediction file of a submission: what its bytes are and, if not beside it, where."""
 
     path: str = Field(pattern=_FILE, description="Below the submission's folder.")
-    bytes: int = Field(ge=1, description="Size.")
+    bytes: int = Field(ge=1, le=1 << 32, description="Size.")
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="Hash of the bytes.")
     url: str | None = Field(
         default=None,
-        pattern="^https?://",
-        description="Address that gives the file, where it is too large for the repository.",
+        pattern="^https://",
+        description="Public address that gives the file, where it is too large for the repository.",
     )
 
     @property
@@ -157,7 +160,7 @@ class Metadata(_Frozen):
         None,
         description="Patterns that it has a rule for, where it lacks some; the board marks them.",
     )
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+    seeds: tuple[Annotated[int, Field(ge=0, lt=1 << 63)], ...] = Field(
         (), description="Seeds of the prediction files; written by `submit`."
     )
     files: tuple[PredictionFile, ...] = Field(

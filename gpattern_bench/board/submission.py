@@ -15,12 +15,18 @@ import numpy as np
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from gpattern_bench.base.files import MANIFEST, file_sha256, plain, write_text
+from gpattern_bench.base.files import MANIFEST, file_sha256, irregular, plain, write_text
 from gpattern_bench.base.progress import Progress
 from gpattern_bench.base.validation import invalid_fields, shorten
 from gpattern_bench.base.workers import in_order, workers
 from gpattern_bench.board.labels import check_text, look_alikes
-from gpattern_bench.board.metadata import METADATA, Metadata, PredictionFile, parse_yaml
+from gpattern_bench.board.metadata import (
+    LARGEST_READ,
+    METADATA,
+    Metadata,
+    PredictionFile,
+    parse_yaml,
+)
 from gpattern_bench.data.dataset import Dataset, load_dataset
 from gpattern_bench.errors import (
     ChecksumError,
@@ -234,7 +240,7 @@ class Submission:
             bytes=listed.bytes,
             sha256=listed.sha256,
         )
-        return fetch(file, cache_root())
+        return fetch(file, cache_root(), public=True)
 
     def stale(self) -> list[str]:
         """Name prediction files that the stored results do not match."""
@@ -502,6 +508,12 @@ def read_submissions(folder: Path) -> list[Submission]:
         raise SubmissionError(str(folder), ["no such folder; name the folder of submissions"])
     for path in sorted(child / METADATA for child in folder.iterdir() if child.is_dir()):
         if path.parent.name.startswith(("_", ".")):
+            continue
+        if not path.parent.name.isprintable():
+            problems.append(f"{path.parent.name!a}: expected a folder named like the method")
+            continue
+        if found := irregular(path.parent, LARGEST_READ):
+            problems += [f"{path.parent}: {problem}" for problem in found]
             continue
         if not path.is_file():
             problems.append(f"{path.parent} has no file {METADATA}: copy one and change it")

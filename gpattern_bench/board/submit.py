@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 from pydantic import TypeAdapter, ValidationError
 
-from gpattern_bench.base.files import file_sha256, write_text
+from gpattern_bench.base.files import file_sha256, irregular, write_text
 from gpattern_bench.base.validation import invalid_fields, invalid_text
 from gpattern_bench.board.metadata import (
+    LARGEST_READ,
     METADATA,
     Metadata,
     PredictionFile,
@@ -77,6 +80,9 @@ def submit_run(run: Path, to: Path) -> Metadata:
             f"{run} has no prediction files <dataset>/test-seed<k>.parquet; name the folder that "
             "was given to `gpattern-bench run --out` or to run_method"
         )
+    _recover(to)
+    if found := irregular(to, LARGEST_READ):
+        raise SubmissionError(str(to), found)
     metadata, previous = _metadata(to, problems)
     reports: list[Path] = []
     datasets: dict[str, Dataset | str] = {}
@@ -219,14 +225,33 @@ def _check_companions(file: Path, origin: Origin, dataset: Dataset, problems: li
     ]
 
 
+def _recover(to: Path) -> None:
+    """Put a folder back in its place that a process had moved away when it was killed."""
+    if to.exists() or not list(_beside(to)):
+        return
+    with _alone(to):  # a living process may have moved it
+        for stale in _beside(to):
+            if not to.exists() and (stale / "old").is_dir():
+                (stale / "old").replace(to)
+
+
+def _beside(to: Path) -> Iterator[Path]:
+    """Folders in which processes prepare new content."""
+    return to.parent.glob(f".{escape(to.name)}-{'?' * 8}")
+
+
+def _alone(to: Path) -> FileLock:
+    return FileLock(to.parent / f".{to.name}.lock")
+
+
 def _replace_folder(sources: list[Path], to: Path, metadata: Metadata, previous: str) -> Metadata:
     """Make the new folder, then put it in the old one's place.
 
     One process at a time: two that start from the same folder would drop each other's files.
     """
     to.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(to.parent / f".{to.name}.lock"):
-        for stale in to.parent.glob(f".{to.name}-{'?' * 8}"):  # left by a killed process
+    with _alone(to):
+        for stale in _beside(to):  # left by a killed process
             if not (stale / "old").is_dir():  # else it may hold the only copy
                 shutil.rmtree(stale, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=f".{to.name}-", dir=to.parent) as beside:

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from gpattern_bench.base.validation import printable
 from gpattern_bench.cli.options import Cluster, app, examples
 
 _CONTROLS = ("prevalence", "gene_prior", "molecule_count", "oracle")
@@ -78,7 +79,7 @@ def leaderboard(
         problems = drift(board, found, out) + schema_drift(submissions)
     if problems:
         for problem in problems:
-            typer.echo(f"error: {problem}", err=True)
+            typer.echo(printable(f"error: {problem}"), err=True)
         typer.echo(
             "make the datasets that are not here, then run `gpattern-bench leaderboard --rescore` "
             "and commit what changes"

@@ -7,8 +7,9 @@ import logging
 import pickle
 import shutil
 import tempfile
-from collections.abc import Generator, Iterable, Mapping
-from contextlib import closing
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,9 @@ def build(entry: Entry, root: Path, *, download: bool = True) -> Path:
         raise TableError(
             str(folder), [f"the cache cannot be written ({error}); set {CACHE} to another folder"]
         ) from error
-    with FileLock(folder.parent / f".{entry.version}.lock"):
+    with _alone(folder):
         if (folder / MANIFEST).is_file():  # made by another process meanwhile
             return folder
-        for stale in folder.parent.glob(f".{folder.name}-*"):  # of killed runs
-            shutil.rmtree(stale, ignore_errors=True)
         sources = root / "sources"
         if entry.tables is not None:
             try:
@@ -85,7 +84,7 @@ def build(entry: Entry, root: Path, *, download: bool = True) -> Path:
             "citation": entry.citation,
             "published": dict(entry.published),
         }
-        return curate(
+        return _curate(
             entry.recipe,
             sources,
             folder,
@@ -128,7 +127,8 @@ def curate(
 ) -> Path:
     """Read a source release, apply the rules and write the tables, field of view by field of view.
 
-    The bytes do not depend on the number of workers. Workers of a cluster must see `sources` and
+    The bytes do not depend on the number of workers. One process at a time makes a folder; what a
+    killed one left beside it is removed. Workers of a cluster must see `sources` and
     the parent of `folder` under the same paths.
 
     Parameters and errors are those of :func:`read_release`, :func:`apply_rules`,
@@ -136,8 +136,50 @@ def curate(
     :func:`gpattern_bench.base.workers.workers`. With `labelled`, a release without labels is a
     SourceError.
     """
-    sources, folder = sources.absolute(), folder.absolute()
+    folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(folder) as lock:
+        try:
+            return _curate(
+                recipe,
+                sources.absolute(),
+                folder,
+                name=name,
+                version=version,
+                about=about,
+                pinned=pinned,
+                labelled=labelled,
+                jobs=jobs,
+                cluster=cluster,
+            )
+        finally:
+            with suppress(OSError):  # nothing stays in a folder that is not the cache
+                lock.unlink()
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[Path]:
+    """Keep other processes from making the same folder; remove what killed ones left."""
+    lock = folder.parent / f".{folder.name}.lock"
+    with FileLock(lock):
+        for stale in folder.parent.glob(f".{escape(folder.name)}-{'?' * 8}"):
+            shutil.rmtree(stale, ignore_errors=True)
+        yield lock
+
+
+def _curate(
+    recipe: Recipe,
+    sources: Path,
+    folder: Path,
+    *,
+    name: str,
+    version: str,
+    about: Mapping[str, Any] | None = None,
+    pinned: Mapping[str, str] | None = None,
+    labelled: bool = False,
+    jobs: int | None = None,
+    cluster: str | None = None,
+) -> Path:
     _log.info("%s: making its tables", name)
     with (
         workers(jobs, cluster) as pool,

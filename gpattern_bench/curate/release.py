@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from gpattern_bench.errors import GPatternBenchError, SourceError, TableError
+from gpattern_bench.tables.parquet import NOT_UTF8
 
 __all__ = [
     "Dropped",
@@ -119,6 +120,8 @@ def reading(path: Path, what: str) -> Iterator[None]:
         yield
     except GPatternBenchError:
         raise
+    except UnicodeEncodeError as error:
+        raise SourceError(f"{str(path)!a} cannot be read: {NOT_UTF8}") from error
     except Exception as error:  # damaged files raise what no library documents
         raise SourceError(f"{path} cannot be read as {what}: {error!r}") from error
 

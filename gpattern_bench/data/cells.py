@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from shapely.errors import ShapelyError
 from shapely.geometry.base import BaseGeometry
 
+from gpattern_bench.base.outlines import parse_wkb
 from gpattern_bench.errors import TableError
 from gpattern_bench.tables.parquet import codes_into, dictionary_codes, read_fovs, read_table
 
@@ -298,7 +299,7 @@ def _as_table_error(what: str) -> Iterator[None]:
 def _outlines(wkb: pd.Series[Any], origins: NDArray[np.float64], fov: str) -> NDArray[np.object_]:
     """Parse outlines, each in the frame of its cell; None stays."""
     with _as_table_error(f"{wkb.name} of field of view {fov}"):
-        shapes = np.asarray(shapely.from_wkb(wkb.to_numpy(object)), object)
+        shapes = parse_wkb(wkb.to_numpy(object))
     shifts = np.repeat(origins, shapely.get_num_coordinates(shapes), axis=0)
     moved: NDArray[np.object_] = shapely.transform(shapes, lambda xy: xy - shifts)
     return moved
@@ -317,7 +318,7 @@ def read_cells(
     frame: pd.DataFrame = read_table(folder / "cells.parquet", fovs, columns).to_pandas()
     for name in frame.columns.intersection(["cell_boundary", "nucleus_boundary"]):
         with _as_table_error(str(folder / "cells.parquet")):
-            frame[name] = shapely.from_wkb(frame[name].to_numpy(object))
+            frame[name] = parse_wkb(frame[name].to_numpy(object))
     return frame
 
 

@@ -296,6 +296,21 @@ class Dataset:
         if problems:
             raise TableError(f"{self.folder} ({self.id})", problems)
 
+    def check_labels(self) -> None:
+        """Compare labels and splits with their hashes, by value, once per process.
+
+        See :func:`gpattern_bench.tables.verify.check_labels`.
+
+        Raises
+        ------
+        TableError
+            The values are others than those curated, or there are no labels.
+        """
+        from gpattern_bench.tables.verify import check_labels
+
+        self._need_labels()
+        check_labels(self.folder, self.manifest)
+
     def _read(
         self, table: str, split: str | None, columns: Sequence[str] | None = None
     ) -> pa.Table:

@@ -147,7 +147,8 @@ def write_calls(scores: Path, thresholds: Mapping[str, float | None], path: Path
     )
     table = summarise_genes(called())
     genes = path.with_name(path.name.removesuffix(".parquet") + "-genes.csv")
-    write_text(genes, table.to_csv(index=False, float_format="%.6f"))
+    text = table.assign(gene=[_cell_text(gene) for gene in table["gene"]])
+    write_text(genes, text.to_csv(index=False, float_format="%.6f"))
     for pattern in thresholds:
         share = np.average(table[pattern], weights=table["cells"])
         if share > _NEARLY_ALL:
@@ -158,3 +159,8 @@ def write_calls(scores: Path, thresholds: Mapping[str, float | None], path: Path
                 path.name, pattern, 100 * share,
             )  # fmt: skip
     return [path, genes]
+
+
+def _cell_text(name: str) -> str:
+    """Quote a name that a spreadsheet would take for a formula and run: `'` in front."""
+    return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name

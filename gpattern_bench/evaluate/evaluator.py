@@ -117,7 +117,8 @@ class Evaluator:
     Raises
     ------
     TableError
-        The dataset has no labels.
+        The dataset has no labels, or others than those curated (compared by value, once per
+        process).
 
     Examples
     --------
@@ -139,6 +140,7 @@ class Evaluator:
             self.labels = frame
         else:
             self.dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
+            self.dataset.check_labels()
             self.patterns = self.dataset.patterns
             self.labels = self.dataset.labels(split)
 

@@ -35,6 +35,11 @@ __all__ = [
 
 LIMIT = 50_000
 """Most pairs to fit a forest on; of more, draw a seeded sample."""
+_MOST_TREES, _DEEPEST = 10_000, 1_000  # of a stored forest; ours have a tenth of that
+_MOST_BYTES = 1 << 30  # of the arrays in a file, unpacked
+_DAMAGED = (
+    EOFError, KeyError, MemoryError, TypeError, ValueError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 CHOICE = 10
 """Above ``CHOICE * limit`` labelled pairs, sample cells first, then pairs.
 
@@ -181,8 +186,14 @@ class Forest(NamedTuple):
         save_arrays(path, self._asdict())
 
     @classmethod
-    def load(cls, path: Path) -> Forest:
+    def load(cls, path: Path, *, shares: bool = True) -> Forest:
         """Read what :meth:`save` wrote.
+
+        Parameters
+        ----------
+        path : pathlib.Path
+        shares : bool
+            Whether the leaves hold shares of labels, in [0, 1]; boosted trees add to log-odds.
 
         Raises
         ------
@@ -190,7 +201,7 @@ class Forest(NamedTuple):
             The file holds no forest, or a damaged one.
         """
         forest = cls(**load_arrays(path, cls._fields, "forest"))
-        if flaw := forest._flaw():
+        if flaw := forest._flaw() or forest._flaw_of_trees() or forest._flaw_of_leaves(shares):
             raise MethodError(f"{path} holds a damaged forest: {flaw}; fit the method again")
         return forest
 
@@ -222,6 +233,34 @@ class Forest(NamedTuple):
                     f"{name}[{k}] is {getattr(self, name)[k]}, of {nodes} nodes and {leaves} "
                     "leaves; expected children after their node"
                 )
+        return ""
+
+    def _flaw_of_trees(self) -> str:
+        """Describe what makes the nodes no trees, or trees too many or deep; "" if nothing does."""
+        if len(self.root) > _MOST_TREES:
+            return f"{len(self.root):,} trees, expected at most {_MOST_TREES:,}"
+        inner = self.feature >= 0
+        below = np.concatenate([self.root, self.left[inner], self.right[inner]])
+        if (np.bincount(below, minlength=len(self.feature)) != 1).any():
+            return "some nodes are below none or several others"
+        level = self.root
+        for _ in range(_DEEPEST):
+            level = level[inner[level]]
+            if not len(level):
+                return ""
+            level = np.concatenate([self.left[level], self.right[level]])
+        return f"a tree is deeper than {_DEEPEST:,} nodes"
+
+    def _flaw_of_leaves(self, shares: bool) -> str:
+        """Describe the first value that no training gives; "" if there is none."""
+        if np.isnan(self.threshold).any():
+            return "some thresholds are NaN"
+        least, most = (0.0, 1.0) if shares else (-np.inf, np.inf)
+        wrong = ~((self.share >= least) & (self.share <= most) & np.isfinite(self.share))
+        if wrong.any():
+            row, column = np.argwhere(wrong)[0].tolist()
+            what = "a share from 0 to 1" if shares else "a finite number"
+            return f"share[{row}, {column}] is {self.share[row, column]}, expected {what}"
         return ""
 
 
@@ -319,10 +358,15 @@ def load_arrays(path: Path, names: Sequence[str], what: str) -> dict[str, NDArra
         The file is damaged or lacks an array; the message says that it holds no `what`.
     """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in names}
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError, ValueError) as error:
-        raise MethodError(f"{path} holds no {what} ({error}); fit the method again") from error
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+        if unpacked <= _MOST_BYTES:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in names}
+        problem: Any = f"it unpacks to {unpacked:,} bytes, expected at most {_MOST_BYTES:,}"
+    except _DAMAGED as error:
+        problem = error
+    raise MethodError(f"{path} holds no {what} ({problem}); fit the method again")
 
 
 def _float32(features: NDArray[np.floating[Any]]) -> NDArray[np.float32]:

@@ -8,15 +8,26 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
 from gpattern_bench.base.files import write_text
 from gpattern_bench.data.cells import Cells
 from gpattern_bench.errors import MethodError
+from gpattern_bench.methods._state import Share, read_state
 from gpattern_bench.methods.base import About, Scores, Untrained
 
 __all__ = ["GenePrior", "MoleculeCount", "Oracle", "Prevalence"]
 
 _STATE = "state.json"
+
+
+class _Shares(TypedDict):
+    share: list[Share]
+
+
+class _GeneShares(TypedDict):
+    unseen: list[Share]
+    share: dict[str, list[Share]]
 
 
 class Prevalence:
@@ -42,7 +53,7 @@ class Prevalence:
 
     def load(self, folder: Path) -> None:
         """Read the shares."""
-        self._share = json.loads((folder / _STATE).read_text(encoding="utf-8"))["share"]
+        self._share = read_state(folder / _STATE, _Shares)["share"]
 
     def predict(self, cells: Cells) -> Scores:
         """Score each pair with the training shares."""
@@ -80,7 +91,7 @@ class GenePrior:
 
     def load(self, folder: Path) -> None:
         """Read the shares."""
-        state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        state = read_state(folder / _STATE, _GeneShares)
         self._unseen, self._share = state["unseen"], state["share"]
 
     def predict(self, cells: Cells) -> Scores:

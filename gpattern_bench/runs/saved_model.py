@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
@@ -92,7 +94,7 @@ def predict_tables(method: Method, model: Model, dataset: Dataset, path: Path) -
     Raises
     ------
     MethodError
-        The dataset has other patterns than the model.
+        The dataset has other patterns than the model, or the model is damaged.
     """
     if tuple(model.patterns) != dataset.patterns:
         raise MethodError(
@@ -103,10 +105,34 @@ def predict_tables(method: Method, model: Model, dataset: Dataset, path: Path) -
     wanted = schema.predictions(dataset.patterns)
     pieces = (
         pa.Table.from_pandas(scores[wanted.names], schema=wanted, preserve_index=False)
-        for scores in predict_pieces(method, dataset.iter_cells())
+        for scores in _sound(predict_pieces(method, dataset.iter_cells()), model)
     )
     note = json.dumps({"dataset": dataset.id, "model": asdict(model)})
     return write_tables(pieces, path, {_NOTE: note})
+
+
+def _sound(pieces: Iterator[pd.DataFrame], model: Model) -> Iterator[pd.DataFrame]:
+    """Pass scores on while they are shares; files that were edited may give anything."""
+
+    def damaged(what: str) -> MethodError:
+        return MethodError(
+            f"the model of {model.method} gives no scores from 0 to 1 ({what}): its files are "
+            "damaged, or were edited. Copy the whole folder again, or fit it again"
+        )
+
+    while True:
+        try:
+            scores = next(pieces, None)
+        except GPatternBenchError:
+            raise
+        except Exception as error:  # damaged numbers break libraries in ways that none documents
+            raise damaged(repr(error)) from error
+        if scores is None:
+            return
+        values = scores[model.patterns].to_numpy()
+        if not ((values >= 0) & (values <= 1)).all():  # NaN is neither
+            raise damaged(f"but from {values.min():g} to {values.max():g}")
+        yield scores
 
 
 def is_model_output(path: Path) -> bool:

@@ -35,7 +35,7 @@ _CHUNK = 1 << 20
 _log = logging.getLogger(__name__)
 
 
-def fetch(file: SourceFile, sources: Path, *, download: bool = True) -> Path:
+def fetch(file: SourceFile, sources: Path, *, download: bool = True, public: bool = False) -> Path:
     """Return the path of a source file; fetch it first if needed.
 
     With ``GPATTERN_BENCH_MIRROR`` (a folder, a ``file:`` or an HTTP address), the mirror is the
@@ -60,6 +60,9 @@ def fetch(file: SourceFile, sources: Path, *, download: bool = True) -> Path:
         the file is there.
     download : bool
         False: do not fetch.
+    public : bool
+        The addresses are a stranger's: ask public servers only, over https, and say nothing of
+        other bytes than that they are others. A mirror is the user's own and asked as ever.
 
     Raises
     ------
@@ -82,7 +85,7 @@ def fetch(file: SourceFile, sources: Path, *, download: bool = True) -> Path:
         cached.target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(cached.lock):
             if cached.difference() is not None:  # not fetched by another process meanwhile
-                _obtain(cached)
+                _obtain(cached, public)
     except OSError as error:
         raise _unusable(cached, error) from error
     return cached.target
@@ -150,9 +153,10 @@ def provenance(file: SourceFile, sources: Path) -> dict[str, Any]:
     return facts | {"bytes": record.bytes, "sha256": record.sha256, "checksum": "first download"}
 
 
-def _obtain(cached: CachedFile) -> None:
+def _obtain(cached: CachedFile, public: bool) -> None:
     """Try every address; retry after temporary failures."""
     asked = _addresses(cached.file)
+    public = public and not os.environ.get(MIRROR)
     reasons: dict[str, str] = {}
     if _offline():
         reasons = {str(a): f"not asked, {OFFLINE} is set" for a in asked if _local(a) is None}
@@ -163,7 +167,7 @@ def _obtain(cached: CachedFile) -> None:
         for address in tuple(asked):
             _log.info("fetching %s from %s", cached.file.path, address)
             try:
-                _take(cached, address)
+                _take(cached, address, public)
             except NotFetched as failure:
                 reasons[str(address)] = str(failure)
                 if tries > 1:
@@ -188,21 +192,24 @@ def _obtain(cached: CachedFile) -> None:
     raise error(f"could not fetch {cached.file.path}{was}. Tried: {tried}.{then} {_remedy(cached)}")
 
 
-def _take(cached: CachedFile, address: str | Path) -> None:
+def _take(cached: CachedFile, address: str | Path, public: bool) -> None:
     """Fetch the file from one address and move it to its path."""
-    file, local, resumed = cached.file, _local(address), False
+    file, local, resumed = cached.file, None if public else _local(address), False
     if local is not None:
         _copy(local, cached.part)
     else:
         pinned = file.checksum is not None
-        resumed = http.download(str(address), cached.part, size=file.bytes, pinned=pinned)
+        resumed = http.download(
+            str(address), cached.part, size=file.bytes, pinned=pinned, public=public
+        )
     found = measure(cached.part, file)
     difference = cached.mismatch(cached.part, found)
     if difference:
         http.discard(cached.part)
         if not resumed:
-            raise NotFetched(difference, wrong_content=True)
-        _take(cached, address)  # bytes of an earlier call may be damaged
+            what = "other bytes than those listed" if public else difference
+            raise NotFetched(what, wrong_content=True)
+        _take(cached, address, public)  # bytes of an earlier call may be damaged
         return
     cached.part.chmod(0o644)
     with cached.part.open("rb") as part:

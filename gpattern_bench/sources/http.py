@@ -18,6 +18,7 @@ from urllib3.exceptions import HTTPError
 from gpattern_bench.base.files import write_text
 from gpattern_bench.base.progress import Progress
 from gpattern_bench.base.version import __version__
+from gpattern_bench.sources.public import NotPublicError, public_session
 
 __all__ = ["NotFetched", "discard", "download", "ensure_room", "is_html", "no_room"]
 
@@ -71,7 +72,14 @@ class _Source(BaseModel):
     total: int | None = None
 
 
-def download(url: str, part: Path, *, size: int | None = None, pinned: bool = False) -> bool:
+def download(
+    url: str,
+    part: Path,
+    *,
+    size: int | None = None,
+    pinned: bool = False,
+    public: bool = False,
+) -> bool:
     """Download a file to `part`, resuming an earlier attempt.
 
     Resumes from the same address if ETag or date (``If-Range``) confirm the same file; with a
@@ -86,6 +94,8 @@ def download(url: str, part: Path, *, size: int | None = None, pinned: bool = Fa
     size : int, optional
         Expected bytes.
     pinned : bool
+    public : bool
+        Ask public servers only, over https (:mod:`gpattern_bench.sources.public`).
 
     Returns
     -------
@@ -103,7 +113,7 @@ def download(url: str, part: Path, *, size: int | None = None, pinned: bool = Fa
     furthest = part.stat().st_size if resumed else 0
     while True:
         try:
-            _attempt(url, part, size, pinned)
+            _attempt(url, part, size, pinned, public)
         except NotFetched as failure:
             reached = part.stat().st_size if part.exists() else 0
             if not failure.temporary or reached < furthest + _PROGRESS:
@@ -153,7 +163,7 @@ def _resumable(part: Path, url: str, size: int | None, pinned: bool) -> _Source 
     return source if validated and source.url == url else None
 
 
-def _attempt(url: str, part: Path, size: int | None, pinned: bool) -> None:
+def _attempt(url: str, part: Path, size: int | None, pinned: bool, public: bool) -> None:
     source = _resumable(part, url, size, pinned)
     start = part.stat().st_size if source else 0
     if source and start == source.total:  # complete, but unchecked by the earlier call
@@ -165,9 +175,10 @@ def _attempt(url: str, part: Path, size: int | None, pinned: bool) -> None:
             headers["If-Range"] = validator
     changed = False
     try:
-        with requests.get(
-            url, headers=headers, stream=True, timeout=(CONNECT_S, READ_S)
-        ) as response:
+        with (
+            public_session() if public else requests.Session() as session,
+            session.get(url, headers=headers, stream=True, timeout=(CONNECT_S, READ_S)) as response,
+        ):
             found = _described(url, response)
             changed = source is not None and (
                 response.status_code == 416 or _has_changed(source, found, response, start, pinned)
@@ -182,13 +193,15 @@ def _attempt(url: str, part: Path, size: int | None, pinned: bool) -> None:
                     write_text(_sidecar(part), found.model_dump_json())
                 ensure_room(part.parent, (found.total or start) - start)
                 _receive(response, part, start, found.total, size)
+    except NotPublicError as error:
+        raise NotFetched(str(error)) from error
     except (requests.ConnectionError, requests.Timeout, HTTPError) as error:
         raise NotFetched(_reason(error), temporary=True) from error
     except (requests.RequestException, ValueError) as error:  # not an address
         raise NotFetched(_reason(error)) from error
     if changed:
         discard(part)
-        _attempt(url, part, size, pinned)
+        _attempt(url, part, size, pinned, public)
         return
     done, wanted = part.stat().st_size, found.total if found.total is not None else size
     if wanted is not None and done < wanted:

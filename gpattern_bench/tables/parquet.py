@@ -20,12 +20,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "NOT_UTF8",
     "ContentHash",
     "TableWriter",
     "codes_into",
     "dictionary_codes",
     "fov_row_groups",
+    "oversized",
     "read_fovs",
+    "read_groups",
     "read_table",
     "read_whole",
     "row_group_bounds",
@@ -35,6 +38,12 @@ __all__ = [
 ]
 
 _MAX_ROWS = 1_000_000
+_MOST_COLUMNS, _MOST_ROWS, _MOST_BYTES = 1000, 1 << 24, 1 << 32
+"""Of a row group, which is read as a whole; one of ours has about a million rows."""
+NOT_UTF8 = "its path is not UTF-8 text: rename the folder or file, or set LC_ALL to a UTF-8 locale"
+_VALUE_BYTES = 256  # of one value on average, far more than ids and numbers take
+_ALWAYS_BYTES = 1 << 26  # unpacked bytes allowed in any file
+_LONGEST_VALUE = 1 << 10  # of columns with a fixed number of bytes per value
 
 
 class ContentHash:
@@ -244,6 +253,56 @@ def _compact(table: pa.Table) -> pa.Table:
     return table
 
 
+def oversized(metadata: pq.FileMetaData, rows: int, columns: int) -> str:
+    """Say what a footer states that no file of so many rows and columns has; "" if nothing.
+
+    For files of strangers, before any of their values is read: a few kilobytes can hold a billion
+    rows, or unpack to gigabytes.
+
+    Parameters
+    ----------
+    metadata : pyarrow.parquet.FileMetaData
+    rows, columns : int
+        The most there may be.
+    """
+    for found, most, what in _sizes(metadata, rows, columns):
+        if found > most:
+            return f"it states {found:,} {what}, expected at most {most:,}; it is not read"
+    return ""
+
+
+def _sizes(metadata: pq.FileMetaData, rows: int, columns: int) -> Iterator[tuple[int, int, str]]:
+    """Yield the sizes that a footer states, each with its limit."""
+    n = metadata.num_columns
+    yield n, columns, "columns"
+    for i in range(n):
+        yield metadata.schema.column(i).length, _LONGEST_VALUE, "bytes per value of a column"
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    yield max(metadata.num_rows, sum(group.num_rows for group in groups)), rows, "rows"
+    most = rows * n * _VALUE_BYTES + _ALWAYS_BYTES
+    yield sum(group.total_byte_size for group in groups), most, "bytes when unpacked"
+    for group in groups:
+        for i in range(n):  # of lists, a row may hold any number
+            yield group.column(i).num_values, rows, "values in a column"
+
+
+def _oversized_group(metadata: pq.FileMetaData) -> str:
+    """Say which row group a table must not be asked for; "" if none."""
+    for i in range(metadata.num_row_groups):
+        group = metadata.row_group(i)
+        for found, most, what in (
+            (group.num_columns, _MOST_COLUMNS, "columns"),
+            (group.num_rows, _MOST_ROWS, "rows"),
+            (group.total_byte_size, _MOST_BYTES, "bytes when unpacked"),
+        ):
+            if found > most:
+                return (
+                    f"row group {i} states {found:,} {what}, expected at most {most:,}; the table "
+                    "is not read: write it with `curate`"
+                )
+    return ""
+
+
 def fov_row_groups(path: Path, fovs: Collection[str]) -> list[int]:
     """Find the row groups of some fields of view by their statistics."""
     with _reading(path):
@@ -251,6 +310,8 @@ def fov_row_groups(path: Path, fovs: Collection[str]) -> list[int]:
     if "fov" not in metadata.schema.names:
         raise TableError(str(path), ["no column fov; expected a table written by `curate`"])
     column = metadata.schema.names.index("fov")
+    if flaw := _oversized_group(metadata):
+        raise TableError(str(path), [flaw])
     found = []
     for i in range(metadata.num_row_groups):
         statistics = metadata.row_group(i).column(column).statistics
@@ -280,6 +341,21 @@ def read_fovs(
             yield file.read_row_group(i, columns=None if columns is None else list(columns))
 
 
+def read_groups(path: Path) -> Iterator[pa.Table]:
+    """Yield all row groups of a table, whatever they hold.
+
+    Raises
+    ------
+    TableError
+        The file is damaged.
+    """
+    with _reading(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        if flaw := _oversized_group(file.metadata):
+            raise TableError(str(path), [flaw])
+        for i in range(file.num_row_groups):
+            yield file.read_row_group(i)
+
+
 def read_table(path: Path, fovs: Collection[str], columns: Sequence[str] | None = None) -> pa.Table:
     """Read the row groups of some fields of view as one table."""
     pieces = list(read_fovs(path, fovs, columns))
@@ -302,6 +378,8 @@ def read_whole(path: Path) -> pa.Table:
     with _reading(path):
         # Not pq.read_table: it imports pandas.
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            if flaw := _oversized_group(file.metadata):
+                raise TableError(str(path), [flaw])
             table = file.read()
         table.validate(full=True)
         return table.unify_dictionaries()
@@ -312,6 +390,8 @@ def _reading(path: Path) -> Iterator[None]:
     """Raise TableError for a damaged or missing file."""
     try:
         yield
+    except UnicodeEncodeError as error:
+        raise TableError(ascii(path), [NOT_UTF8]) from error
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         problem = f"{path.name} cannot be read ({error}); remove the folder and make it again"
         raise TableError(str(path), [problem]) from error

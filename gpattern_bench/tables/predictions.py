@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -14,15 +14,16 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
 from gpattern_bench.base.files import replacing
-from gpattern_bench.base.validation import invalid_text
+from gpattern_bench.base.validation import invalid_text, shorten
 from gpattern_bench.base.version import __version__
 from gpattern_bench.errors import PredictionError
-from gpattern_bench.tables.parquet import codes_into
+from gpattern_bench.tables.parquet import NOT_UTF8, codes_into, oversized
 
 __all__ = [
     "FLOATS",
@@ -45,7 +46,11 @@ _KEY = b"gpattern_bench"
 _EXAMPLES = 5
 _ROWS = 1 << 20  # per row group, the default of pyarrow
 _METHOD = r"\w[\w.-]*"
-_LONGEST_FOOTER = 1 << 26  # bytes; 10^7 pairs take a few thousand
+_LONGEST_FOOTER = 1 << 24  # bytes; 10^7 pairs take a few thousand
+_LONGEST_TEXT = 1000  # bytes of a name
+_MOST_COLUMNS = 1000
+_MOST_ROWS = 1 << 27  # where nothing says how many pairs there are
+_MOST_TIMES, _MOST_MORE = 10, 10_000  # rows for each expected pair, and in any file
 _NUMPY_NAMES = {"halffloat": "float16", "float": "float32", "double": "float64"}
 
 FLOATS = (pa.float32(), pa.float64())
@@ -236,8 +241,16 @@ def name_clash(path: Path, origin: Origin) -> str | None:
     return f"{path} holds scores after training on {there}; those after {new} have the same name"
 
 
-def read_predictions(path: str | Path) -> tuple[pa.Table, Origin | None, list[str]]:
+def read_predictions(
+    path: str | Path, *, pairs: int | None = None
+) -> tuple[pa.Table, Origin | None, list[str]]:
     """Read a prediction file.
+
+    Parameters
+    ----------
+    path : str or pathlib.Path
+    pairs : int, optional
+        How many there should be; a file of many more is refused before it is read.
 
     Returns
     -------
@@ -250,7 +263,8 @@ def read_predictions(path: str | Path) -> tuple[pa.Table, Origin | None, list[st
     Raises
     ------
     PredictionError
-        The file is missing, truncated, damaged, or not Parquet; the message says which.
+        The file is missing, truncated, damaged, far too large, or not Parquet; the message says
+        which.
     """
     path = Path(path)
 
@@ -275,12 +289,40 @@ def read_predictions(path: str | Path) -> tuple[pa.Table, Origin | None, list[st
     if int.from_bytes(tail[:4], "little") > _LONGEST_FOOTER:  # Arrow would allocate it
         raise refused("the Parquet file is damaged (its footer is too long); copy it again")
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as opened:
-            table = opened.read()
+        rows = _MOST_ROWS if pairs is None else _MOST_TIMES * pairs + _MOST_MORE
+        metadata = pq.read_metadata(path)
+        if flaw := oversized(metadata, rows, _MOST_COLUMNS):
+            raise refused(flaw)
+        table = _read_columns(path, metadata.schema.to_arrow_schema(), refused)
         table.validate(full=True)
+    except UnicodeEncodeError as error:
+        raise refused(NOT_UTF8) from error
     except (OSError, ValueError, pa.ArrowException) as error:
         raise refused(f"the Parquet file is damaged ({error}); copy or write it again") from error
     return (table, *_origin(table.schema.metadata))
+
+
+def _read_columns(
+    path: Path, wanted: pa.Schema, refused: Callable[[str], PredictionError]
+) -> pa.Table:
+    """Read all columns; text comes as a dictionary first, for one long value may be in all rows."""
+    text = [name for name, kind in zip(wanted.names, wanted.types, strict=True) if _is_bytes(kind)]
+    with pq.ParquetFile(path, read_dictionary=text, page_checksum_verification=True) as opened:
+        table = opened.read()
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        for chunk in column.chunks if pa.types.is_dictionary(column.type) else ():
+            if _is_bytes(chunk.dictionary.type) and len(chunk.dictionary):
+                longest = pc.max(pc.binary_length(chunk.dictionary)).as_py() or 0
+                if longest > _LONGEST_TEXT:
+                    raise refused(
+                        f"column {shorten(name)} has a value of {longest:,} bytes; names of cells "
+                        f"and genes have at most {_LONGEST_TEXT:,}"
+                    )
+    return table.cast(wanted)
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return kind in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
 
 
 def _origin(metadata: Mapping[bytes, bytes] | None) -> tuple[Origin | None, list[str]]:
@@ -389,7 +431,7 @@ def read_checked(
 
     Parameters are those of :func:`check_predictions`, errors those of :func:`read_predictions`.
     """
-    table, origin, problems = read_predictions(path)
+    table, origin, problems = read_predictions(path, pairs=len(pairs))
     found = check_predictions(
         table, pairs, patterns, subject=str(path), origin=origin, expected=expected
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,9 @@ import pyarrow.parquet as pq
 import shapely
 
 from gpattern_bench.base.files import file_sha256
+from gpattern_bench.base.outlines import parse_wkb
 from gpattern_bench.errors import TableError
+from gpattern_bench.sources.registry import registry
 from gpattern_bench.tables import schema
 from gpattern_bench.tables.leaks import find_leaks
 from gpattern_bench.tables.manifest import Manifest, TableFile
@@ -21,11 +23,14 @@ from gpattern_bench.tables.parquet import (
     ContentHash,
     fov_row_groups,
     read_fovs,
+    read_groups,
     read_table,
     read_whole,
 )
 
-__all__ = ["find_problems"]
+__all__ = ["check_labels", "find_problems"]
+
+_found: set[tuple[object, ...]] = set()  # tables whose values were found right in this process
 
 _PAIR = ["cell_id", "gene"]
 
@@ -51,6 +56,45 @@ def find_problems(folder: Path, manifest: Manifest) -> list[str]:
         return problems or list(_value_problems(folder, manifest))
     except OSError as error:  # removed meanwhile
         return [f"{folder} cannot be read ({error}); make it again"]
+
+
+def check_labels(folder: Path, manifest: Manifest) -> None:
+    """Compare the values of labels and splits with their content hashes, once per process.
+
+    For a dataset of the registry, the registry's hashes count. A file that changes afterwards is
+    compared again.
+
+    Raises
+    ------
+    TableError
+        The values are others, or a table cannot be read.
+    """
+    pinned: Mapping[str, str] = next(
+        (entry.content_sha256 for entry in registry() if entry.id == manifest.id), {}
+    )
+    problems = []
+    for table in ("labels", "splits"):
+        path = folder / f"{table}.parquet"
+        expected = pinned.get(table, manifest.files[path.name].content_sha256)  # type: ignore[index]
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise TableError(str(folder), [f"{path.name} cannot be read ({error})"]) from error
+        known = (path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, expected)
+        if known in _found:
+            continue
+        content = ContentHash()
+        for piece in read_groups(path):
+            content.update(piece)
+        if content.hexdigest() == expected:
+            _found.add(known)
+        else:
+            problems.append(
+                f"{path.name}: expected content hash {expected}, got {content.hexdigest()}; the "
+                "values are not those that were curated: remove the folder and make it again"
+            )
+    if problems:
+        raise TableError(f"{folder} ({manifest.id})", problems)
 
 
 def _file_problems(path: Path, about: TableFile, patterns: Sequence[str]) -> Iterator[str]:
@@ -159,7 +203,7 @@ class _Totals:
 def _outline_problems(cells: pa.Table) -> Iterator[str]:
     for name in ("cell_boundary", "nucleus_boundary"):
         wkb = cells[name].drop_null().to_pandas().to_numpy(object)
-        shapes = shapely.from_wkb(wkb, on_invalid="ignore")
+        shapes = parse_wkb(wkb, on_invalid="ignore")
         bad = shapely.is_missing(shapes) | ~shapely.is_valid(shapes) | shapely.is_empty(shapes)
         if bad.any():
             yield f"cells.parquet: {name} has {bad.sum()} outlines that are invalid or empty"

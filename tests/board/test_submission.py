@@ -446,19 +446,23 @@ class TestListedFiles:
             read_submissions(here / "submissions")
 
 
+MIRRORED = "submissions/my_method"
+
+
 class TestAddresses:
     @pytest.fixture
     def afar(self, here, cli, httpserver: HTTPServer, monkeypatch) -> Path:
-        """The same submission with its files on a server, and an empty cache of them."""
+        """The same submission with its files at an address, which a mirror on loopback has."""
         monkeypatch.setattr("gpattern_bench.sources.http.BACKOFF_S", 0.01)
         monkeypatch.setattr("gpattern_bench.board.submission.cache_root", lambda: here / "cache")
+        monkeypatch.setenv("GPATTERN_BENCH_MIRROR", httpserver.url_for(""))
         home = here / "submissions" / "my_method"
         files = []
         for file in listed_files(home):
-            httpserver.expect_request(f"/{file.path}").respond_with_data(
+            httpserver.expect_request(f"/{MIRRORED}/{file.path}").respond_with_data(
                 (home / file.path).read_bytes()
             )
-            files.append(file.model_dump() | {"url": httpserver.url_for(f"/{file.path}")})
+            files.append(file.model_dump() | {"url": f"https://example.org/{file.path}"})
             (home / file.path).unlink()
         edit(here, files=files)
         assert cli("leaderboard")[0] == 0
@@ -479,13 +483,13 @@ class TestAddresses:
 
     def test_other_bytes_are_an_error(self, afar, httpserver):
         httpserver.clear()
-        httpserver.expect_request(f"/{TEST}").respond_with_data(b"PAR1 other PAR1")
+        httpserver.expect_request(f"/{MIRRORED}/{TEST}").respond_with_data(b"PAR1 other PAR1")
         with pytest.raises(ChecksumError, match="got 15"):
             mine(afar).rescored()
 
     def test_no_answer_is_an_error_if_it_was_never_scored(self, afar, httpserver):
         httpserver.clear()
-        httpserver.expect_request(f"/{TEST}").respond_with_data(b"", status=404)
+        httpserver.expect_request(f"/{MIRRORED}/{TEST}").respond_with_data(b"", status=404)
         submission = mine(afar)
         results, [skipped] = submission.rescored()
         assert results == submission.results

@@ -9,8 +9,9 @@ from typing import Any
 import h5py
 import numpy as np
 import pandas as pd
-import shapely
 
+from gpattern_bench.base.outlines import parse_wkt
+from gpattern_bench.curate.readers.hdf5 import open_hdf5, values
 from gpattern_bench.curate.release import Release, reading
 from gpattern_bench.errors import SourceError
 
@@ -45,7 +46,7 @@ def read_bento(path: Path, patterns: Sequence[str]) -> Release:
     """
     if not path.is_file():
         raise SourceError(f"no file at {path}: expected a Bento h5ad")
-    with reading(path, "a Bento h5ad"), h5py.File(path, "r") as file:
+    with reading(path, "a Bento h5ad"), open_hdf5(path) as file:
         expected = ("uns/points", "obs", "var")
         missing = [name for name in expected if not isinstance(file.get(name), h5py.Group)]
         if missing:
@@ -73,14 +74,10 @@ def _column(group: h5py.Group, name: str, path: Path) -> Any:
         )
     node = group[name]
     if isinstance(node, h5py.Group):  # since AnnData 0.7
-        return pd.Categorical.from_codes(node["codes"][:], _values(node["categories"]))
+        return pd.Categorical.from_codes(values(node["codes"]), values(node["categories"]))
     if "categories" in node.attrs:  # before 0.7: a reference to a group
-        return pd.Categorical.from_codes(node[:], _values(group[node.attrs["categories"]]))
-    return _values(node)
-
-
-def _values(node: h5py.Dataset) -> Any:
-    return node.asstr()[:] if h5py.check_string_dtype(node.dtype) else node[:]
+        return pd.Categorical.from_codes(values(node), values(group[node.attrs["categories"]]))
+    return values(node)
 
 
 def _text(group: h5py.Group, name: str, path: Path) -> Any:
@@ -93,7 +90,9 @@ def _cells(file: h5py.File, path: Path) -> pd.DataFrame:
     for column, source in (("cell_boundary", "cell_shape"), ("nucleus_boundary", "nucleus_shape")):
         wkt = _text(obs, source, path)
         with reading(path, f"outlines (WKT) in obs/{source}"):
-            cells[column] = shapely.from_wkt(np.where(np.isin(wkt, ("None", "nan", "")), None, wkt))
+            outlines = wkt.astype(object)
+            outlines[np.isin(wkt, ("None", "nan", ""))] = None
+            cells[column] = parse_wkt(outlines)
     if "batch" in obs:
         cells["fov"] = _text(obs, "batch", path)
     cells["touches_border"] = None
@@ -128,19 +127,19 @@ def _labels(
             "the layers of this file as patterns"
         )
     with reading(path, f"numbers, one per cell and gene, in the layers {', '.join(patterns)}"):
-        values = np.stack([layers[name][:] for name in patterns], axis=-1)
-        known = ~np.isnan(values)  # (cells, genes, patterns)
+        marks = np.stack([values(layers[name]) for name in patterns], axis=-1)
+        known = ~np.isnan(marks)  # (cells, genes, patterns)
     labelled = known.any(axis=-1)
-    odd = labelled & ~np.isin(values, (0, 1)).all(axis=-1)
+    odd = labelled & ~np.isin(marks, (0, 1)).all(axis=-1)
     if odd.any():
         row, column = np.argwhere(odd)[0]
         raise SourceError(
             f"{path}: expected 0 or 1 in the label layers, or NaN in all of them; cell "
-            f"{cells[row]}, gene {genes[column]} has {values[row, column].tolist()} "
+            f"{cells[row]}, gene {genes[column]} has {marks[row, column].tolist()} "
             f"({int(odd.sum())} such pairs)"
         )
     i, j = np.nonzero(labelled)
     frame = pd.DataFrame({"cell_id": cells.to_numpy()[i], "gene": genes[j]})
     for k, name in enumerate(patterns):
-        frame[name] = values[i, j, k].astype(bool)
+        frame[name] = marks[i, j, k].astype(bool)
     return frame

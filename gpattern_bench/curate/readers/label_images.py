@@ -22,6 +22,8 @@ __all__ = ["border_labels", "label_image", "outlines"]
 _STEP = np.array([[0, -1], [1, 0], [0, 1], [-1, 0]])
 _LEFT = np.array([[0, -1], [0, 0], [-1, 0], [-1, -1]])
 
+_MOST_PIXELS = 1 << 28  # an image of CosMx has 20 million
+
 
 def label_image(source: Path) -> NDArray[np.int32]:
     """Read a label image (h, w) from a tif of whole numbers below 2^31, of any type.
@@ -35,7 +37,15 @@ def label_image(source: Path) -> NDArray[np.int32]:
     """
     with reading(source, "a label image (tif)"):
         try:
-            image = np.asarray(tifffile.imread(source))
+            # not multi-file: the series of an OME-TIFF may lie in other files
+            with tifffile.TiffFile(source, _multifile=False) as file:
+                series = file.series[0]
+                if series.size > _MOST_PIXELS:
+                    raise SourceError(
+                        f"{source} states {series.size:,} pixels (shape {series.shape}), expected "
+                        f"at most {_MOST_PIXELS:,}; it is not read"
+                    )
+                image = np.asarray(series.asarray())
         except ValueError as error:
             if "imagecodecs" not in str(error):
                 raise

@@ -15,14 +15,17 @@ import pyarrow.compute as pc
 import shapely
 from numpy.typing import NDArray
 
+from gpattern_bench.base.outlines import parse_wkb
 from gpattern_bench.curate.readers.assign import CellFinder
 from gpattern_bench.curate.readers.columns import find_table, read_blocks
+from gpattern_bench.curate.readers.geoparquet import check_frame
 from gpattern_bench.curate.readers.group_by_fov import (
     group_by_fov,
     join_parts,
     molecules_in_cells,
     outlined_cells,
 )
+from gpattern_bench.curate.readers.hdf5 import open_hdf5, values
 from gpattern_bench.curate.release import Dropped, Piece, reading
 from gpattern_bench.errors import SourceError
 from gpattern_bench.tables.parquet import codes_into
@@ -135,6 +138,7 @@ def _in_middle_plane(cell: NDArray[np.int64], plane: NDArray[np.int64]) -> NDArr
 
 
 def _from_parquet(path: Path) -> pd.Series:
+    check_frame(path)
     columns = {"text": ("EntityID",), "numbers": ("ZIndex",), "raw": ("Geometry",)}
     entity, plane, solid = [], [], []
     for block in read_blocks(path, **columns):  # twice: geometries of all planes may be gigabytes
@@ -151,13 +155,13 @@ def _from_parquet(path: Path) -> pd.Series:
     for block in read_blocks(path, **columns):
         rows = used[at : at + len(block)]
         at += len(block)
-        parts.append(shapely.from_wkb(block["Geometry"].filter(pa.array(rows)).to_numpy()))
+        parts.append(parse_wkb(block["Geometry"].filter(pa.array(rows)).to_numpy()))
     joined = join_parts(np.concatenate(parts), cell[used], len(names))
     return pd.Series(joined, np.asarray(names, dtype=object).astype(str), dtype=object)
 
 
 def _from_hdf5(path: Path) -> Iterator[tuple[str, Any]]:
-    with h5py.File(path, "r") as file:
+    with open_hdf5(path) as file:
         for name, cell in file.get("featuredata", {}).items():
             planes = {
                 int(key.removeprefix("zIndex_")): rings
@@ -178,7 +182,7 @@ def _from_hdf5(path: Path) -> Iterator[tuple[str, Any]]:
 def _rings(plane: h5py.Group) -> list[NDArray[np.float64]]:
     """Read the polygons (v, 2) of a plane that have three or more finite vertices."""
     rings = [
-        np.asarray(part["coordinates"][:], dtype=np.float64).reshape(-1, 2)
+        np.asarray(values(part["coordinates"]), dtype=np.float64).reshape(-1, 2)
         for name, part in sorted(plane.items())
         if re.fullmatch(r"p_\d+", name)
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
 
+from gpattern_bench.base.outlines import parse_wkb
 from gpattern_bench.curate.readers.assign import tiles
+from gpattern_bench.curate.readers.geoparquet import check_frame
 from gpattern_bench.curate.readers.group_by_fov import centroids
 from gpattern_bench.curate.release import Release, reading
 from gpattern_bench.errors import MissingExtraError, SourceError
@@ -22,6 +25,14 @@ __all__ = ["read_spatialdata"]
 _POINTS = "points/transcripts"
 _CELLS, _NUCLEI = "shapes/cell_boundaries", "shapes/nucleus_boundaries"
 _OUTSIDE = ("", "-1", "UNASSIGNED")
+_ALWAYS = 1 << 30  # bytes of an array allowed at any compression
+_MOST_RATIO = 200  # above that, bytes of an array per byte of its files
+_ABOUT = (".zarray", ".zmetadata", "zarr.json")
+_CODECS = (
+    "blosc", "bytes", "bz2", "crc32", "crc32c", "delta", "fixedscaleoffset", "gzip", "json2",
+    "lz4", "lzma", "shuffle", "transpose", "vlen-bytes", "vlen-utf8", "zlib", "zstd",
+)  # fmt: skip
+"""What zarr may decode; its codec `pickle` would run code of the file."""
 
 
 def read_spatialdata(path: Path, *, fov_column: str | None = None, tile: float = 0.0) -> Release:
@@ -152,8 +163,10 @@ def _shapes(path: Path, element: str) -> pd.Series[Any]:
     """Read outlines, indexed by name: GeoParquet (newer) or ragged zarr arrays (format 0.1)."""
     parquet = path / element / "shapes.parquet"
     if parquet.is_file():
+        check_frame(parquet)
         frame = pq.read_table(parquet).to_pandas()
-        return pd.Series(shapely.from_wkb(frame["geometry"]), frame.index.astype(str), dtype=object)
+        outlines = parse_wkb(frame["geometry"].to_numpy(object))
+        return pd.Series(outlines, frame.index.astype(str), dtype=object)
     try:
         import zarr
     except ImportError as error:
@@ -161,6 +174,7 @@ def _shapes(path: Path, element: str) -> pd.Series[Any]:
             f"{path}: outlines of {element} are zarr arrays, zarr is not installed; install "
             "gpattern-bench[spatial]"
         ) from error
+    _check_arrays(path / element)
     group = zarr.open_group(str(path / element), mode="r")
     names = ["coords", "offset0", "offset1", "Index"]
     missing = [name for name in names if name not in group]
@@ -172,6 +186,38 @@ def _shapes(path: Path, element: str) -> pd.Series[Any]:
     if "offset2" in group:
         kind = shapely.GeometryType.MULTIPOLYGON
         names.insert(3, "offset2")
+    stored = sum(file.stat().st_size for file in (path / element).rglob("*") if file.is_file())
+    for name in names:
+        if group[name].nbytes > max(_ALWAYS, _MOST_RATIO * stored):
+            raise SourceError(
+                f"{path}: {element}/{name} states {group[name].nbytes:,} bytes in files of "
+                f"{stored:,}; no export does. It is not read"
+            )
     coordinates, *offsets, index = (np.asarray(group[name][:]) for name in names)
     outlines = shapely.from_ragged_array(kind, coordinates, tuple(offsets))
     return pd.Series(outlines, [str(name) for name in index.tolist()], dtype=object)
+
+
+def _check_arrays(folder: Path) -> None:
+    """Refuse arrays (zarr format 2 or 3) with codecs that a zarr of outlines does not need."""
+    for about in sorted(file for kind in _ABOUT for file in folder.rglob(kind)):
+        named = _codecs(json.loads(about.read_text(encoding="utf-8")))
+        if odd := sorted({str(name) for name in named if name not in _CODECS}):
+            raise SourceError(
+                f"{about}: codecs {', '.join(odd)}, expected some of {', '.join(_CODECS)}; "
+                "write the zarr again"
+            )
+
+
+def _codecs(known: Any) -> Iterator[Any]:
+    """Name every compressor, filter and codec in metadata, consolidated ones included."""
+    if isinstance(known, list):
+        for each in known:
+            yield from _codecs(each)
+    elif isinstance(known, dict):
+        for key, value in known.items():
+            if key in ("compressor", "filters", "codecs"):
+                steps = value if isinstance(value, list) else [value]
+                yield from (s.get("id", s.get("name")) for s in steps if s is not None)
+            else:
+                yield from _codecs(value)

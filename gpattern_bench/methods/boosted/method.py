@@ -15,10 +15,12 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
+from typing_extensions import TypedDict
 
 from gpattern_bench.base.files import write_text
 from gpattern_bench.data.cells import Cell, Cells
 from gpattern_bench.methods._forest import Forest, batch_scores, labelled_pairs
+from gpattern_bench.methods._state import Number, Share, read_state
 from gpattern_bench.methods.base import About, Scores
 from gpattern_bench.methods.boosted.features import PAIR_FEATURES, pair_features
 from gpattern_bench.methods.context import GeneScores, context_columns, context_fields
@@ -33,6 +35,17 @@ _ROUNDS = 150
 _STATE = "state.json"
 _SMALL = 1e-6
 _MISSING = -99.0  # for NaN, which extra trees of older scikit-learn refuse
+
+
+class _State(TypedDict):
+    baseline: list[Number]
+    curves: list[tuple[Number, Number]]
+    importance: dict[str, Number]
+
+
+class _GeneState(_State):
+    share: dict[str, list[Share]]
+    unseen: list[Share]
 
 
 class Boosted:
@@ -103,10 +116,10 @@ class Boosted:
 
     def load(self, folder: Path) -> None:
         """Read trees, calibration and importance."""
-        state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        state = read_state(folder / _STATE, _GeneState if self._by_gene else _State)
         self._trees = _Trees(
             Forest.load(folder / "random_trees.npz"),
-            Forest.load(folder / "boosted_trees.npz"),
+            Forest.load(folder / "boosted_trees.npz", shares=False),
             state["baseline"],
             state["importance"],
         )

@@ -16,10 +16,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import expit, logit, softmax
+from typing_extensions import TypedDict
 
 from gpattern_bench.base.files import write_text
 from gpattern_bench.data.cells import Cell, Cells
 from gpattern_bench.errors import MethodError
+from gpattern_bench.methods._state import Number, Share, read_state
 from gpattern_bench.methods.base import About, Scores
 from gpattern_bench.methods.ella.kernels import (
     GRID,
@@ -54,6 +56,16 @@ _NULL_SHARE = 0.01  # of the null in each cluster's template: tolerates a mispla
 _TILT = 0.5  # share of a group's kernels in its template; the rest is the null
 _MIN_MEAN_DENSITY = 0.01  # of a kernel over all RNA; usually near 1
 _STATE = "state.json"
+
+
+class _State(TypedDict):
+    registration: Registration
+    scores: Literal["posterior", "one-vs-null"]
+    classes: list[str]
+    correlation: Number
+    log_ratio: list[list[Number]]
+    unseen: list[Share]
+    prior: dict[str, list[Share]]
 
 
 class _Posterior:
@@ -97,10 +109,16 @@ class _Posterior:
 
     def load(self, folder: Path) -> None:
         """Read templates and priors."""
-        state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        state = read_state(folder / _STATE, _State)
         self.registration, self.scores = state["registration"], state["scores"]
         self.classes, self.correlation = tuple(state["classes"]), state["correlation"]
-        self.log_ratio = np.array(state["log_ratio"])
+        self.log_ratio = np.array(state["log_ratio"], np.float64).reshape(-1, len(GRID))
+        priors = {len(prior) for prior in (state["unseen"], *state["prior"].values())}
+        if len(self.log_ratio) != len(self.classes) or priors != {len(self.classes) + 1}:
+            raise MethodError(
+                f"{folder / _STATE} is damaged: {len(self.classes)} classes with "
+                f"{len(self.log_ratio)} templates and priors of {sorted(priors)}; fit it again"
+            )
         self.unseen, self.prior = state["unseen"], state["prior"]
 
     def predict(self, cells: Cells) -> Scores:

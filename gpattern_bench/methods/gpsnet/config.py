@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from gpattern_bench.base.validation import shorten
 from gpattern_bench.errors import MethodError
 
 __all__ = ["FINE_TUNING", "PRESETS", "TRAININGS", "Config", "TrainingConfig", "steps_for"]
@@ -70,6 +71,16 @@ _KNOWN = {
     "attends_to": ("all", "own", "both"),
 }
 _ADDED = (*_KNOWN, "self_attention", "counts", "distance_bias", "context")
+_MOST = {
+    "width": 1 << 14,
+    "heads": 1 << 10,
+    "encoder_depth": 256,
+    "decoder_depth": 256,
+    "mlp_ratio": 64,
+    "neighbours": 1 << 16,
+    "fourier": 1 << 14,
+}
+"""Twenty and more times the paper's: a damaged file must not ask for more than there is."""
 _JSON_KINDS = {"tuple[str, ...]": list, "str": str, "int": int, "bool": bool}
 
 
@@ -151,6 +162,11 @@ class Config:
             f"{name} is {getattr(self, name)}, expected {least} or more"
             for name, least in _LEAST.items()
             if getattr(self, name) < least
+        ]
+        problems += [
+            f"{name} is {shorten(getattr(self, name))}, expected {most} or less"
+            for name, most in _MOST.items()
+            if getattr(self, name) > most
         ]
         if not problems and self.width % self.heads:
             problems.append(f"{self.heads} heads do not divide the width of {self.width}")

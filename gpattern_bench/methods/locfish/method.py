@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from gpattern_bench.base.compiled import njit
 from gpattern_bench.data.cells import Cell, Cells
+from gpattern_bench.errors import MethodError
 from gpattern_bench.methods._forest import (
     Forest,
     forest_scores,
@@ -44,6 +45,7 @@ SAMPLE = 3000
 """Most pairs that t-SNE embeds; of more, draw a seeded sample."""
 
 _CLUSTERS = 8  # the paper's number for its pooled simulations
+_MOST_POINTS = 100_000  # in a stored file; each new pair is compared with all
 _PERPLEXITY = 30.0
 _NEIGHBOURS = 10  # training pairs that score a new pair
 
@@ -224,6 +226,11 @@ class LabelClusters(NamedTuple):
 
     def predict(self, features: _Floats) -> NDArray[np.float32]:
         """Score pairs (m, F): (m, C) in [0, 1]."""
+        if features.shape[1] != len(self.mean):  # compiled code looks at no shapes
+            raise MethodError(
+                f"the clusters are of {len(self.mean)} features, and there are "
+                f"{features.shape[1]}; fit the method again"
+            )
         near = _nearest(_z_scores(features, self.mean, self.scale), self.point, _NEIGHBOURS)
         return np.asarray(self.share[self.cluster[near]].mean(axis=1), np.float32)
 
@@ -240,7 +247,28 @@ class LabelClusters(NamedTuple):
         MethodError
             The file holds no clusters.
         """
-        return cls(**load_arrays(path, cls._fields, "clusters"))
+        found = cls(**load_arrays(path, cls._fields, "clusters"))
+        if flaw := found._flaw():
+            raise MethodError(f"{path} holds damaged clusters: {flaw}; fit the method again")
+        return found
+
+    def _flaw(self) -> str:
+        """Describe the first array that no training gives; "" if all are fine."""
+        n, width, k = len(self.point), self.mean.size, len(self.share)
+        expected: dict[str, tuple[str, tuple[int, ...], float, float]] = {
+            "mean": ("f", (width,), -np.inf, np.inf),
+            "scale": ("f", (width,), 0, np.inf),
+            "point": ("f", (n, width), -np.inf, np.inf),
+            "cluster": ("i", (n,), 0, k - 1),
+            "share": ("f", (k, self.share.size // max(k, 1)), 0, 1),
+        }
+        for name, (kind, shape, least, most) in expected.items():
+            array = getattr(self, name)
+            if array.dtype.kind != kind or array.shape != shape:
+                return f"{name} is {array.dtype} {array.shape}, expected {shape}"
+            if not (np.isfinite(array) & (array >= least) & (array <= most)).all():
+                return f"{name} has values that are not finite, or not from {least} to {most}"
+        return "" if 0 < n <= _MOST_POINTS else f"{n:,} points, expected 1 to {_MOST_POINTS:,}"
 
 
 def _z_scores(features: _Floats, mean: _Floats, scale: _Floats) -> NDArray[np.float32]:
