@@ -39,8 +39,6 @@ from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
-from gpattern_bench.runs.saved_model import Model, save_model
-from gpattern_bench.runs.training import choose_protocol, training_cells, training_ids
 from timing import show
 
 from gpattern_bench import Evaluator, load_dataset
@@ -55,6 +53,8 @@ from gpattern_bench.methods.gpsnet.method import GPSNetMethod
 from gpattern_bench.methods.predict import predict_cells
 from gpattern_bench.predictions import counted
 from gpattern_bench.runs.run import fit_method, run_method, run_origins, write_run
+from gpattern_bench.runs.saved_model import Model, save_model
+from gpattern_bench.runs.training import choose_protocol, training_cells, training_ids
 
 SIMULATED = ("synthetic", "synthetic_wide")
 GOLD = {"u2os_gold": "nih3t3_gold", "nih3t3_gold": "u2os_gold"}
