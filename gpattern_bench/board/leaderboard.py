@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64decode
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isnan, nan
 from typing import Any, NotRequired
@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
 from gpattern_bench.base.files import plain
+from gpattern_bench.board.challenge import Outcome
+from gpattern_bench.board.metadata import CONTROLS
 from gpattern_bench.board.submission import (
     MACROS,
     OF_PATTERN,
@@ -21,6 +23,7 @@ from gpattern_bench.board.submission import (
     Score,
     Submission,
 )
+from gpattern_bench.board.suspicions import falls_on_new_cells, near_labels
 from gpattern_bench.errors import SubmissionError
 from gpattern_bench.evaluate.bootstrap import interval, tie_groups
 from gpattern_bench.evaluate.metrics import exact_mean
@@ -63,6 +66,8 @@ class Row:
 
     Metrics are fractions, averaged over seeds, None = undefined. ``macro``, ``std`` (over seeds,
     None for one) and ``ci`` go by macro metric, ``per_pattern`` by pattern, then metric.
+    ``new_cells`` is the outcome on cells drawn after the submission
+    (:mod:`gpattern_bench.board.challenge`).
     """
 
     rank: int | None = None
@@ -74,6 +79,7 @@ class Row:
     kind: str
     status: str = "measured"
     submission_status: str
+    variant_of: list[str]
     labels_used: list[str] | None
     inputs: list[str]
     no_rule_for: list[str]
@@ -90,6 +96,7 @@ class Row:
     std: dict[str, float | None] | None
     ci: dict[str, list[float | None]]
     per_pattern: dict[str, dict[str, float | None]]
+    new_cells: Outcome | None = None
 
     @property
     def f1(self) -> float | None:
@@ -98,8 +105,13 @@ class Row:
 
     @property
     def is_control(self) -> bool:
-        """Whether it is a control, which has no rank."""
-        return self.kind == "control"
+        """Whether it is a control or sees the labels, and so has no rank."""
+        return self.kind == "control" or self.sees_labels
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether lift may be measured from it: a control of the package, blind to the labels."""
+        return self.method in CONTROLS and self.is_control and not self.sees_labels
 
     @property
     def sees_labels(self) -> bool:
@@ -112,7 +124,7 @@ class Row:
         for key, value in asdict(self).items():
             if key == "macro":
                 found |= value
-            elif key != "std" or value is not None:
+            elif value or key not in ("std", "variant_of", "new_cells"):
                 found[key] = value
         return found
 
@@ -152,6 +164,7 @@ def build_board(
     submissions: Sequence[Submission],
     reported: Sequence[ReportedTable] = (),
     versions: str | None = None,
+    outcomes: Sequence[Outcome] = (),
 ) -> Board:
     """Put stored results into tables, one per dataset version and protocol.
 
@@ -165,6 +178,8 @@ def build_board(
     versions : str, optional
         Versions that reproduce the scores
         (:func:`gpattern_bench.board.publish.read_versions`).
+    outcomes : sequence of Outcome
+        Of challenges (:func:`gpattern_bench.board.challenge.read_outcomes`).
 
     Raises
     ------
@@ -182,7 +197,10 @@ def build_board(
         here = [(about, score) for about, score in scored if _version_of(score) == version]
         _check_same_labels(version, [score for _, score in here])
         protocols = sorted({score["protocol"] for _, score in here} - {"untrained"})
-        tables += [_table(here, protocol) for protocol in protocols or ["untrained"]]
+        drawn = {
+            one["method"]: one for one in outcomes if (one["dataset"], one["version"]) == version
+        }
+        tables += [_table(here, protocol, drawn) for protocol in protocols or ["untrained"]]
     return Board(versions, tables, list(reported))
 
 
@@ -200,8 +218,10 @@ def _check_same_labels(version: tuple[str, str], scores: Sequence[Score]) -> Non
         )
 
 
-def _table(scored: Sequence[tuple[Metadata, Score]], protocol: str) -> Table:
-    """Make the table of a protocol from all scores of a dataset version."""
+def _table(
+    scored: Sequence[tuple[Metadata, Score]], protocol: str, outcomes: Mapping[str, Outcome]
+) -> Table:
+    """Make the table of a protocol from all scores of a dataset version, and their outcomes."""
     seeds: dict[tuple[str, tuple[str, ...]], tuple[Metadata, list[Score]]] = {}
     for about, score in scored:
         if score["protocol"] in (protocol, "untrained"):
@@ -220,14 +240,17 @@ def _table(scored: Sequence[tuple[Metadata, Score]], protocol: str) -> Table:
         n_clusters=metrics["n_clusters"],
         clusters=metrics["clusters"],
         rows=_ranked(
-            [_row(about, scores) for about, scores in entries],
+            [
+                _suspected(_row(about, scores, outcomes.get(about.method)), scored)
+                for about, scores in entries
+            ],
             [_replicates(scores) for _, scores in entries],
             first["degrees_of_freedom"],
         ),
     )
 
 
-def _row(about: Metadata, entries: Sequence[Score]) -> Row:
+def _row(about: Metadata, entries: Sequence[Score], outcome: Outcome | None) -> Row:
     """Average a method's results over its seeds."""
     entries = sorted(entries, key=lambda entry: entry["seed"])
     metrics: list[Any] = [entry["metrics"] for entry in entries]
@@ -240,6 +263,7 @@ def _row(about: Metadata, entries: Sequence[Score]) -> Row:
         label=about.label,
         kind=about.kind,
         submission_status=about.status,
+        variant_of=list(about.variant_of),
         labels_used=None if about.trained_on is None else list(about.trained_on),
         inputs=list(about.inputs),
         no_rule_for=[] if rules is None else [name for name in patterns if name not in rules],
@@ -268,7 +292,18 @@ def _row(about: Metadata, entries: Sequence[Score]) -> Row:
             }
             for pattern in patterns
         },
+        # The new cells are of the table's dataset: of a method fitted elsewhere they say nothing.
+        new_cells=outcome if entries[0]["trained_on"] is None else None,
     )
+
+
+def _suspected(row: Row, scored: Sequence[tuple[Metadata, Score]]) -> Row:
+    """Add the flags that need other results: all of the dataset version, or those on new cells."""
+    if row.sees_labels:
+        return row
+    flags = near_labels(row.method, row.macro, scored)
+    flags += falls_on_new_cells(row.ci.get("f1_macro"), row.new_cells)
+    return replace(row, flags=sorted({*row.flags, *flags}))
 
 
 def _mean(values: Iterable[float]) -> float | None:
@@ -295,11 +330,11 @@ def _ranked(
 ) -> list[Row]:
     """Sort rows by F1, undefined ones last; add rank, tie group and lift over controls.
 
-    Tie groups and the best control leave out methods that see the labels.
+    Tie groups leave out methods that see the labels; lift is over the package's own controls.
     """
     f1 = [_number(row.f1) for row in rows]
     blind = [i for i, row in enumerate(rows) if not row.sees_labels]
-    controls = [i for i in blind if rows[i].is_control and not isnan(f1[i])]
+    controls = [i for i in blind if rows[i].is_reference and not isnan(f1[i])]
     best = max(controls, key=lambda i: f1[i], default=None)
     groups = tie_groups(
         {str(i): f1[i] for i in blind}, {str(i): replicates[i] for i in blind}, freedom

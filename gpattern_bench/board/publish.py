@@ -12,10 +12,12 @@ import yaml
 from pydantic import TypeAdapter
 
 from gpattern_bench.base.files import write_text
+from gpattern_bench.board.challenge import read_outcomes
 from gpattern_bench.board.duplicates import flag_duplicates
 from gpattern_bench.board.leaderboard import Board, ReportedTable, build_board
 from gpattern_bench.board.markdown import markdown
 from gpattern_bench.board.page import build_page
+from gpattern_bench.board.rules import contradictions
 from gpattern_bench.board.submission import Score, Submission, rescore, results_text
 from gpattern_bench.errors import SubmissionError
 from gpattern_bench.sources.registry import registry
@@ -75,15 +77,19 @@ def score_again(
 
 
 def problems_of(submissions: Sequence[Submission]) -> list[str]:
-    """Say why no board can be made: files not listed, results stale, labels not the registry's."""
+    """Say why no board can be made.
+
+    Files that are not listed, stale results, labels that are not the registry's, contradictions.
+    """
     problems = [text for submission in submissions for text in submission.unlisted()]
     problems += [text for submission in submissions for text in submission.stale()]
-    return problems + _unpinned_labels(submissions)
+    return problems + _unpinned_labels(submissions) + contradictions(submissions)
 
 
 def board_of(submissions: Sequence[Submission], folder: Path) -> Board:
-    """Build the board, with the reported rows and the versions that its folder holds."""
-    return build_board(submissions, read_reported(folder), read_versions(folder))
+    """Build the board, with the reported rows, versions and outcomes that its folder holds."""
+    reported, versions = read_reported(folder), read_versions(folder)
+    return build_board(submissions, reported, versions, read_outcomes(folder))
 
 
 def read_reported(folder: Path) -> list[ReportedTable]:
