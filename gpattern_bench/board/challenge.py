@@ -83,8 +83,8 @@ class Outcome(TypedDict):
 
 
 def new_seed() -> int:
-    """Choose a seed that nobody can guess."""
-    return LEAST_SEED + secrets.randbelow((1 << 64) - LEAST_SEED)
+    """Choose a seed that nobody can guess, below 2**63: shells and tables hold it."""
+    return LEAST_SEED + secrets.randbelow((1 << 63) - LEAST_SEED)
 
 
 def draw_challenge(

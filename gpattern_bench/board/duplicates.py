@@ -81,8 +81,9 @@ def flag_duplicates(scored: Sequence[tuple[Submission, list[Score]]]) -> list[li
     the rank correlation (Spearman) of one pattern is above :data:`CORRELATION`, or the mean over
     patterns above :data:`CORRELATION_MEAN`; patterns where a score is constant do not count.
     Noise hides a copy from a standard deviation of a quarter of that of the ranks
-    (``benchmarks/copies.py``). Not compared: methods that see the labels, variants that their
-    authors declare (``variant_of``), and the package's methods with each other.
+    (``benchmarks/games.py``). Not compared: methods that see the labels, variants that their
+    authors declare (``variant_of``), and the package's methods with each other. The package's
+    methods are never flagged: nothing tells which of two others was first, so both are.
 
     Parameters
     ----------
@@ -112,8 +113,11 @@ def flag_duplicates(scored: Sequence[tuple[Submission, list[Score]]]) -> list[li
             entry.compared = True
         for (a, ranks_a), (b, ranks_b) in combinations(ranked, 2):
             if a.is_comparable(b) and (patterns := _alike(ranks_a, ranks_b)):
-                a.add(b.method, patterns)
-                b.add(a.method, patterns)
+                # A stranger's copy casts no doubt on a method of the package.
+                if a.method not in METHODS:
+                    a.add(b.method, patterns)
+                if b.method not in METHODS:
+                    b.add(a.method, patterns)
     return [[entry.flagged() for entry in each] for each in entries]
 
 

@@ -131,7 +131,7 @@ class TestDraw:
                 draw_challenge("synthetic", seed, tmp_path / "cells")
         seeds = {new_seed() for _ in range(100)}
         assert len(seeds) == 100
-        assert all(LEAST_SEED <= seed < 1 << 64 for seed in seeds)
+        assert all(LEAST_SEED <= seed < 1 << 63 for seed in seeds)
 
     def test_synthetic_wide(self, tmp_path):
         dataset = draw_challenge("synthetic_wide", SEED, tmp_path / "cells", labels=True)

@@ -313,9 +313,9 @@ class TestCopies:
             nuclear=0.5,
         )
         copy = self.put(tmp_path, "mine", copy, metrics=score["metrics"], protocol="untrained")
-        assert self.flags(gpsnet, copy)[-1] == [
-            "ranks the pairs of cytoplasmic, nuclear_edge as gpsnet does"
-        ]
+        *theirs, mine = self.flags(gpsnet, copy)
+        assert mine == ["ranks the pairs of cytoplasmic, nuclear_edge as gpsnet does"]
+        assert not any(theirs)  # of the package: no copy casts doubt on it
 
     @needs_stored
     @pytest.mark.slow
