@@ -47,7 +47,7 @@ def draw(
     "score",
     epilog=examples(
         "challenge score test-seed0.parquet --seed 1729382256910270464",
-        "challenge score --model model-seed0 --seed 1729382256910270464 --record leaderboard",
+        "challenge score --model model-seed0 --seed 1729382256910270464",
     ),
 )
 def score(

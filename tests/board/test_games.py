@@ -20,6 +20,8 @@ from gpattern_bench.board.page import build_page
 from gpattern_bench.board.publish import problems_of
 from gpattern_bench.board.rules import contradictions
 from gpattern_bench.board.submission import Score, Submission, read_submissions
+from gpattern_bench.board.submit import submit_run
+from gpattern_bench.errors import SubmissionError
 from gpattern_bench.predictions import write_predictions
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -216,6 +218,16 @@ class TestContradictions:
     )
     def test_what_fits_has_none(self, about, score):
         assert contradictions([submitted("m", result(**score), **about)]) == []
+
+    def test_submit_tells_before(self, tmp_path):
+        dataset = load_dataset("synthetic")
+        metadata_of("mine").write(tmp_path / "mine")
+        for split in ("val", "test"):
+            scores = dataset.pairs(split).assign(**dict.fromkeys(dataset.patterns, 0.5))
+            path = tmp_path / "run" / "synthetic" / f"{split}-seed0.parquet"
+            write_predictions(path, scores, dataset, split, method="mine", protocol="untrained")
+        with pytest.raises(SubmissionError, match="protocol untrained, and submission.yaml says"):
+            submit_run(tmp_path / "run", tmp_path / "mine")
 
     @needs_stored
     def test_the_repository_has_none(self, stored):
