@@ -226,7 +226,7 @@ class TestContradictions:
             scores = dataset.pairs(split).assign(**dict.fromkeys(dataset.patterns, 0.5))
             path = tmp_path / "run" / "synthetic" / f"{split}-seed0.parquet"
             write_predictions(path, scores, dataset, split, method="mine", protocol="untrained")
-        with pytest.raises(SubmissionError, match="protocol untrained, and submission.yaml says"):
+        with pytest.raises(SubmissionError, match="protocol untrained, and submission"):
             submit_run(tmp_path / "run", tmp_path / "mine")
 
     @needs_stored
