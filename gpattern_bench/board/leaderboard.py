@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64decode
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isnan, nan
 from typing import Any, NotRequired
@@ -197,10 +197,8 @@ def build_board(
         here = [(about, score) for about, score in scored if _version_of(score) == version]
         _check_same_labels(version, [score for _, score in here])
         protocols = sorted({score["protocol"] for _, score in here} - {"untrained"})
-        drawn = {
-            one["method"]: one for one in outcomes if (one["dataset"], one["version"]) == version
-        }
-        tables += [_table(here, protocol, drawn) for protocol in protocols or ["untrained"]]
+        made = [_table(here, protocol) for protocol in protocols or ["untrained"]]
+        tables += [_suspected(table, here, outcomes) for table in made]
     return Board(versions, tables, list(reported))
 
 
@@ -218,10 +216,8 @@ def _check_same_labels(version: tuple[str, str], scores: Sequence[Score]) -> Non
         )
 
 
-def _table(
-    scored: Sequence[tuple[Metadata, Score]], protocol: str, outcomes: Mapping[str, Outcome]
-) -> Table:
-    """Make the table of a protocol from all scores of a dataset version, and their outcomes."""
+def _table(scored: Sequence[tuple[Metadata, Score]], protocol: str) -> Table:
+    """Make the table of a protocol from all scores of a dataset version."""
     seeds: dict[tuple[str, tuple[str, ...]], tuple[Metadata, list[Score]]] = {}
     for about, score in scored:
         if score["protocol"] in (protocol, "untrained"):
@@ -240,17 +236,14 @@ def _table(
         n_clusters=metrics["n_clusters"],
         clusters=metrics["clusters"],
         rows=_ranked(
-            [
-                _suspected(_row(about, scores, outcomes.get(about.method)), scored)
-                for about, scores in entries
-            ],
+            [_row(about, scores) for about, scores in entries],
             [_replicates(scores) for _, scores in entries],
             first["degrees_of_freedom"],
         ),
     )
 
 
-def _row(about: Metadata, entries: Sequence[Score], outcome: Outcome | None) -> Row:
+def _row(about: Metadata, entries: Sequence[Score]) -> Row:
     """Average a method's results over its seeds."""
     entries = sorted(entries, key=lambda entry: entry["seed"])
     metrics: list[Any] = [entry["metrics"] for entry in entries]
@@ -292,18 +285,24 @@ def _row(about: Metadata, entries: Sequence[Score], outcome: Outcome | None) -> 
             }
             for pattern in patterns
         },
-        # The new cells are of the table's dataset: of a method fitted elsewhere they say nothing.
-        new_cells=outcome if entries[0]["trained_on"] is None else None,
     )
 
 
-def _suspected(row: Row, scored: Sequence[tuple[Metadata, Score]]) -> Row:
-    """Add the flags that need other results: all of the dataset version, or those on new cells."""
-    if row.sees_labels:
-        return row
-    flags = near_labels(row.method, row.macro, scored)
-    flags += falls_on_new_cells(row.ci.get("f1_macro"), row.new_cells)
-    return replace(row, flags=sorted({*row.flags, *flags}))
+def _suspected(
+    table: Table, scored: Sequence[tuple[Metadata, Score]], outcomes: Sequence[Outcome]
+) -> Table:
+    """Add outcomes on new cells, and the flags that rest on those or on all of `scored`."""
+    version = table.dataset, table.version
+    drawn = {o["method"]: o for o in outcomes if (o["dataset"], o["version"]) == version}
+    rows = []
+    for row in table.rows:
+        # New cells are of the table's dataset: of a method fitted elsewhere they say nothing.
+        new = drawn.get(row.method) if row.trained_on is None else None
+        flags = falls_on_new_cells(row.ci.get("f1_macro"), new)
+        if not row.sees_labels:
+            flags += near_labels(row.method, row.macro, scored)
+        rows.append(replace(row, new_cells=new, flags=sorted({*row.flags, *flags})))
+    return replace(table, rows=rows)
 
 
 def _mean(values: Iterable[float]) -> float | None:

@@ -89,7 +89,7 @@ def problems_of(submissions: Sequence[Submission]) -> list[str]:
 def board_of(submissions: Sequence[Submission], folder: Path) -> Board:
     """Build the board, with the reported rows, versions and outcomes that its folder holds."""
     reported, versions = read_reported(folder), read_versions(folder)
-    return build_board(submissions, reported, versions, read_outcomes(folder))
+    return build_board(submissions, reported, versions, outcomes=read_outcomes(folder))
 
 
 def read_reported(folder: Path) -> list[ReportedTable]:
