@@ -71,6 +71,22 @@ def test_releases_are_drawn_written_curated_and_loaded(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_ranking_games_are_measured():
+    found = json.loads(
+        run([sys.executable, BENCHMARK.with_name("games.py"), "--quick"]).stdout.splitlines()[-1]
+    )
+    [copy] = found["copies"]
+    assert copy["flagged"]
+    assert {row["compared with"] for row in found["nearest"]} >= {
+        "another method",
+        "a variant of it",
+    }
+    flipped, mixed = found["near_labels"]
+    assert flipped["auc_macro"] < 0.999 < flipped["auc_macro"] + 0.002
+    assert mixed["f1_macro"] < flipped["f1_macro"]
+    assert len(found["new_cells"]) == 1
+
+
 @pytest.fixture(scope="module")
 def costs():
     with pytest.MonkeyPatch.context() as patch:

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
 from gpattern_bench.base.files import plain
+from gpattern_bench.board.challenge import Outcome
+from gpattern_bench.board.metadata import CONTROLS
 from gpattern_bench.board.submission import (
     MACROS,
     OF_PATTERN,
@@ -21,6 +23,7 @@ from gpattern_bench.board.submission import (
     Score,
     Submission,
 )
+from gpattern_bench.board.suspicions import falls_on_new_cells, near_labels
 from gpattern_bench.errors import SubmissionError
 from gpattern_bench.evaluate.bootstrap import interval, tie_groups
 from gpattern_bench.evaluate.metrics import exact_mean
@@ -62,8 +65,10 @@ class Row:
     """One method in one table, in the order of ``leaderboard.json``.
 
     Metrics are fractions, averaged over seeds, None = undefined. ``macro``, ``std`` (over seeds,
-    None for one) and ``ci`` go by macro metric, ``per_pattern`` by pattern, then metric. `status`
-    is "measured" or "not verified" (:mod:`gpattern_bench.board.verified`).
+    None for one) and ``ci`` go by macro metric, ``per_pattern`` by pattern, then metric.
+    ``status`` is "measured" or "not verified" (:mod:`gpattern_bench.board.verified`);
+    ``new_cells`` the outcome on cells drawn after the submission
+    (:mod:`gpattern_bench.board.challenge`).
     """
 
     rank: int | None = None
@@ -75,6 +80,7 @@ class Row:
     kind: str
     status: str = "measured"
     submission_status: str
+    variant_of: list[str]
     labels_used: list[str] | None
     inputs: list[str]
     no_rule_for: list[str]
@@ -91,6 +97,7 @@ class Row:
     std: dict[str, float | None] | None
     ci: dict[str, list[float | None]]
     per_pattern: dict[str, dict[str, float | None]]
+    new_cells: Outcome | None = None
 
     @property
     def f1(self) -> float | None:
@@ -99,8 +106,13 @@ class Row:
 
     @property
     def is_control(self) -> bool:
-        """Whether it is a control, which has no rank."""
-        return self.kind == "control"
+        """Whether it is a control or sees the labels, and so has no rank."""
+        return self.kind == "control" or self.sees_labels
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether lift may be measured from it: a control of the package, blind to the labels."""
+        return self.method in CONTROLS and self.is_control and not self.sees_labels
 
     @property
     def is_ranked(self) -> bool:
@@ -123,7 +135,7 @@ class Row:
         for key, value in asdict(self).items():
             if key == "macro":
                 found |= value
-            elif key != "std" or value is not None:
+            elif value or key not in ("std", "variant_of", "new_cells"):
                 found[key] = value
         return found
 
@@ -164,6 +176,7 @@ def build_board(
     reported: Sequence[ReportedTable] = (),
     versions: str | None = None,
     unverified: Collection[tuple[str, str]] = (),
+    outcomes: Sequence[Outcome] = (),
 ) -> Board:
     """Put stored results into tables, one per dataset version and protocol.
 
@@ -180,6 +193,8 @@ def build_board(
     unverified : collection of (str, str)
         Method and file of results that have no rank
         (:func:`gpattern_bench.board.verified.unverified`).
+    outcomes : sequence of Outcome
+        Of challenges (:func:`gpattern_bench.board.challenge.read_outcomes`).
 
     Raises
     ------
@@ -197,7 +212,8 @@ def build_board(
         here = [(about, score) for about, score in scored if _version_of(score) == version]
         _check_same_labels(version, [score for _, score in here])
         protocols = sorted({score["protocol"] for _, score in here} - {"untrained"})
-        tables += [_table(here, protocol, unverified) for protocol in protocols or ["untrained"]]
+        made = [_table(here, protocol, unverified) for protocol in protocols or ["untrained"]]
+        tables += [_suspected(table, here, outcomes) for table in made]
     return Board(versions, tables, list(reported))
 
 
@@ -261,6 +277,7 @@ def _row(about: Metadata, entries: Sequence[Score], unverified: Collection[tuple
         kind=about.kind,
         status="not verified" if typed else "measured",
         submission_status=about.status,
+        variant_of=list(about.variant_of),
         labels_used=None if about.trained_on is None else list(about.trained_on),
         inputs=list(about.inputs),
         no_rule_for=[] if rules is None else [name for name in patterns if name not in rules],
@@ -292,6 +309,23 @@ def _row(about: Metadata, entries: Sequence[Score], unverified: Collection[tuple
     )
 
 
+def _suspected(
+    table: Table, scored: Sequence[tuple[Metadata, Score]], outcomes: Sequence[Outcome]
+) -> Table:
+    """Add outcomes on new cells, and the flags that rest on those or on all of `scored`."""
+    version = table.dataset, table.version
+    drawn = {o["method"]: o for o in outcomes if (o["dataset"], o["version"]) == version}
+    rows = []
+    for row in table.rows:
+        # New cells are of the table's dataset: of a method fitted elsewhere they say nothing.
+        new = drawn.get(row.method) if row.trained_on is None else None
+        flags = falls_on_new_cells(row.ci.get("f1_macro"), new)
+        if not row.sees_labels:
+            flags += near_labels(row.method, row.macro, scored)
+        rows.append(replace(row, new_cells=new, flags=sorted({*row.flags, *flags})))
+    return replace(table, rows=rows)
+
+
 def _mean(values: Iterable[float]) -> float | None:
     mean: float | None = plain(exact_mean(values))
     return mean
@@ -316,12 +350,12 @@ def _ranked(
 ) -> list[Row]:
     """Sort rows by F1, undefined ones and those not verified last; add rank, tie group and lift.
 
-    Tie groups and the best control leave out methods that see the labels, and all of these leave
-    out rows that are not verified.
+    Tie groups leave out methods that see the labels, lift is over the package's own controls, and
+    both leave out rows that are not verified.
     """
     f1 = [_number(row.f1) for row in rows]
     blind = [i for i, row in enumerate(rows) if not row.sees_labels and row.is_verified]
-    controls = [i for i in blind if rows[i].is_control and not isnan(f1[i])]
+    controls = [i for i in blind if rows[i].is_reference and not isnan(f1[i])]
     best = max(controls, key=lambda i: f1[i], default=None)
     groups = tie_groups(
         {str(i): f1[i] for i in blind}, {str(i): replicates[i] for i in blind}, freedom

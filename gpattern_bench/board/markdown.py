@@ -40,7 +40,8 @@ their dataset. Of the candidates the **best** and the <u>second best</u> of a co
 measured on the device that `leaderboard.json` names, as are the number of parameters and the date.
 *Paper* is the validation time, and the training time where there is one, that the paper gives for
 its own release. *Robust* is the worst drop of F1, in points, when cells are changed in ways that
-keep their labels. A person should look at what has a ⚠.
+keep their labels. A person should look at what has a ⚠. Labels of `synthetic` and of the gold sets
+are public: only people can see that a method was fitted to them (docs/trust.md).
 """
 _METRICS = {
     "auc_macro": "AUC",
@@ -155,6 +156,8 @@ def _columns(table: Table, reported: Iterable[ReportedTable]) -> list[Column[Row
     )
     if any(row.robustness for row in table.rows):
         columns.append(Column("Robust", _worst_drop))
+    if any(row.new_cells for row in table.rows):
+        columns.append(Column("F1, new cells", _on_new_cells))
     return [
         *columns,
         Column("Looks at", lambda row: escaped(", ".join(row.inputs)) or "nothing", "left"),
@@ -190,6 +193,12 @@ def _worst_drop(row: Row) -> str:
     return percent(row.robustness["f1_worst_drop"] if row.robustness else None, ".1f")
 
 
+def _on_new_cells(row: Row) -> str:
+    if row.new_cells is None:
+        return "-"
+    return percent(row.new_cells["f1_macro"]) + _brackets(row.new_cells["ci"]["f1_macro"])
+
+
 def _reported_times(dataset: str, reported: Iterable[ReportedTable]) -> dict[str, str]:
     """Collect the paper's times, by method, for datasets of the same kind."""
     return {
@@ -209,6 +218,8 @@ def _rule_sign(row: Row, rows: Iterable[Row]) -> str:
 
 
 def _footnotes(rows: Sequence[Row]) -> Iterator[str]:
+    if any(row.new_cells for row in rows):
+        yield "*F1, new cells*: of cells that were drawn after the submission (docs/trust.md)."
     for row in rows:
         if row.no_rule_for:
             missing = escaped(", ".join(row.no_rule_for))
@@ -223,6 +234,8 @@ def _method(row: Row, rows: Iterable[Row]) -> str:
         name += " (superseded)"
     if "val" in (row.labels_used or ()):
         name += " (uses val)"
+    if row.variant_of:
+        name += f" (variant of {', '.join(row.variant_of)})"
     if row.trained_on:
         name += f" (fitted on {escaped(', '.join(row.trained_on))})"
     if not row.is_verified:

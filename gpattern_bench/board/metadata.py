@@ -13,9 +13,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from gpattern_bench.base.files import write_text
 from gpattern_bench.base.validation import shorten
 from gpattern_bench.board.labels import LONGEST, check_label, check_text
+from gpattern_bench.methods import METHODS
 from gpattern_bench.methods.base import About
+from gpattern_bench.methods.controls import GenePrior, MoleculeCount, Oracle, Prevalence
 
 __all__ = [
+    "CONTROLS",
     "LARGEST_READ",
     "METADATA",
     "SCHEMA",
@@ -31,6 +34,11 @@ __all__ = [
 METADATA, SCHEMA = "submission.yaml", "schema.json"
 LARGEST_READ = {".yaml": 1 << 18, ".json": 64 << 20}
 """Most bytes of a file in a submission, by suffix; ours have a hundredth."""
+CONTROLS: dict[str, About] = {
+    control.about.name: control.about for control in (Prevalence, GenePrior, MoleculeCount, Oracle)
+}
+"""The package's controls. Only they are references on the board, and only `oracle` sees labels."""
+_AUTHORS = "The gpattern-bench developers"  # of the package's methods
 _PLACEHOLDER = re.compile(r"\s*<[^<>]+>\s*")
 _STEM = r"(test|val)-seed([0-9]+)[A-Za-z0-9_.-]*"
 _FILE = rf"^predictions/[A-Za-z0-9_][A-Za-z0-9_.-]*/{_STEM}\.parquet$"
@@ -135,10 +143,14 @@ class Metadata(_Frozen):
         description="Name on the board: letters of one script, digits, spaces and ,()+-_./&'."
     )
     kind: Literal["control", "baseline", "model"] = Field(
-        description="Controls cannot see positions (or see the labels); the rest is ranked."
+        description="Controls look at no coordinates and have no rank; the rest is ranked."
     )
     status: Literal["active", "superseded", "withdrawn"] = Field(
         "active", description="Superseded ones are marked on the board, withdrawn ones not shown."
+    )
+    variant_of: tuple[_Name, ...] = Field(
+        (),
+        description="Methods of the same authors that it is a variant or an ensemble of.",
     )
     summary: _Text = Field(description="What it does, in one sentence.")
     authors: tuple[_Text, ...] = Field(min_length=1, description="Who made it.")
@@ -174,7 +186,34 @@ class Metadata(_Frozen):
             raise ValueError("the labels of test are never trained on")
         if names == ():
             raise ValueError("expected what it was fitted on, or null if it learns nothing")
+        if names is not None and len(set(names)) < len(names):
+            raise ValueError("name each once")
         return names
+
+    @model_validator(mode="after")
+    def _kind_fits(self) -> Self:
+        if shipped := CONTROLS.get(self.method):
+            if (self.kind, self.inputs) != (shipped.kind, shipped.inputs):
+                raise ValueError(
+                    f"method: {self.method} is a control of the package, of kind {shipped.kind} "
+                    f"and with inputs [{', '.join(shipped.inputs)}]; give yours another name"
+                )
+        elif "labels" in self.inputs:
+            raise ValueError("inputs: only the package's oracle is shown labels; predict without")
+        elif (self.kind == "control") == ("coordinates" in self.inputs):
+            raise ValueError(
+                f"kind: {self.kind}, with inputs [{', '.join(self.inputs)}]: what looks at "
+                "coordinates is a baseline or a model, what does not is a control"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _names_are_free(self) -> Self:
+        if self.method not in METHODS and _AUTHORS in self.authors:
+            raise ValueError(f"authors: {_AUTHORS!r} are those of the package's methods")
+        if self.method in self.variant_of:
+            raise ValueError("variant_of: name other methods")
+        return self
 
     @model_validator(mode="after")
     def _files_agree(self) -> Self:
@@ -198,7 +237,7 @@ class Metadata(_Frozen):
                 "label": about.label,
                 "kind": about.kind,
                 "summary": about.summary,
-                "authors": ("The gpattern-bench developers",),
+                "authors": (_AUTHORS,),
                 "contact": "the issues of this repository",
                 "reference": about.reference,
                 "code": "gpattern_bench/methods",

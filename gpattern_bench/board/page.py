@@ -123,7 +123,7 @@ def _section(table: Table, submissions: Sequence[Submission], drawn: dict[str, S
     candidates = [row for row in rows if row.is_ranked]
     patterns = list(rows[0].per_pattern)
     leaders = [row for row in candidates if row.f1 is not None]
-    controls = [row for row in rows if row.is_control and row.is_verified and not row.sees_labels]
+    controls = [row for row in rows if row.is_reference and row.is_verified]
     timed = [
         (line, row.seconds, row.f1)
         for line, row in zip(lines, rows, strict=True)
@@ -152,7 +152,7 @@ def _section(table: Table, submissions: Sequence[Submission], drawn: dict[str, S
         },
         has={
             key: any(getattr(row, key) is not None for row in rows)
-            for key in ("parameters", "fit_seconds", "date", "robustness")
+            for key in ("parameters", "fit_seconds", "date", "robustness", "new_cells")
         },
         devices=sorted({row.device for row in rows if row.device}),
         curves=[_pattern_charts(pattern, curves) for pattern in patterns],

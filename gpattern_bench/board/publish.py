@@ -12,11 +12,13 @@ import yaml
 from pydantic import TypeAdapter
 
 from gpattern_bench.base.files import write_text
+from gpattern_bench.board.challenge import read_outcomes
 from gpattern_bench.board.duplicates import flag_duplicates
 from gpattern_bench.board.invariants import impossible
 from gpattern_bench.board.leaderboard import Board, ReportedTable, build_board
 from gpattern_bench.board.markdown import markdown
 from gpattern_bench.board.page import build_page
+from gpattern_bench.board.rules import contradictions
 from gpattern_bench.board.submission import Score, Skipped, Submission, rescore, results_text
 from gpattern_bench.board.verified import read_verified, unverified
 from gpattern_bench.errors import SubmissionError
@@ -83,22 +85,25 @@ def score_again(
 
 
 def problems_of(submissions: Sequence[Submission]) -> list[str]:
-    """Say why no board can be made: files not listed, results stale, impossible or of other labels.
+    """Say why no board can be made.
 
-    Needs no dataset and no network.
+    Files that are not listed, results that are stale, impossible or of other labels than the
+    registry's, contradictions. Needs no dataset and no network.
     """
     problems = [text for submission in submissions for text in submission.unlisted()]
     problems += [text for submission in submissions for text in submission.stale()]
-    return problems + _unpinned_labels(submissions) + impossible(submissions)
+    problems += _unpinned_labels(submissions) + impossible(submissions)
+    return problems + contradictions(submissions)
 
 
 def board_of(submissions: Sequence[Submission], folder: Path) -> Board:
-    """Build the board, with the reported rows, versions and records that its folder holds."""
+    """Build the board, with what its folder holds: reported rows, versions, records, outcomes."""
     return build_board(
         submissions,
         read_reported(folder),
         read_versions(folder),
         unverified(submissions, read_verified(folder)),
+        outcomes=read_outcomes(folder),
     )
 
 

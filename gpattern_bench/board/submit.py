@@ -23,6 +23,7 @@ from gpattern_bench.board.metadata import (
     parse_yaml,
     placeholders,
 )
+from gpattern_bench.board.rules import file_contradictions
 from gpattern_bench.data.dataset import Dataset, load_dataset
 from gpattern_bench.errors import GPatternBenchError, PredictionError, SubmissionError
 from gpattern_bench.methods import METHODS, get_method
@@ -93,6 +94,8 @@ def submit_run(run: Path, to: Path) -> Metadata:
             problems.append(f"{clash}; remove it to put them there")
         if origin is None or origin.split != "test":
             continue
+        if metadata is not None:
+            problems += [f"{file}: {text}" for text in file_contradictions(metadata, origin)]
         dataset = datasets[f"{origin.dataset}@{origin.version}"]
         if isinstance(dataset, Dataset):
             _check_companions(file, origin, dataset, problems)

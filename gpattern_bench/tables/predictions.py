@@ -39,6 +39,7 @@ __all__ = [
     "read_checked",
     "read_origin",
     "read_predictions",
+    "training_problems",
     "write_tables",
 ]
 
@@ -497,11 +498,11 @@ def _origin_problems(origin: Origin, expected: Mapping[str, str]) -> list[str]:
         allowed = ", ".join(get_args(Protocol))
         problems.append(f"protocol = {origin.protocol!r}; allowed: {allowed}")
     else:
-        problems += _training_problems(origin)
+        problems += training_problems(origin)
     return problems
 
 
-def _training_problems(origin: Origin) -> list[str]:
+def training_problems(origin: Origin) -> list[str]:
     """Say where the protocol and the training datasets do not fit each other."""
     named = origin.trained_on
     shown = None if named is None else list(named)

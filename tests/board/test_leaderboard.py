@@ -208,19 +208,19 @@ class TestRows:
             [
                 submitted(entry(score=0.4), method="a"),
                 submitted(entry(score=0.6), method="b"),
-                submitted(entry(score=0.5), method="c", kind="control", inputs=["gene"]),
-                submitted(entry(score=1.0), method="d", kind="control", inputs=["labels"]),
+                submitted(entry(score=0.5), method="gene_prior", kind="control", inputs=["gene"]),
+                submitted(entry(score=1.0), method="oracle", kind="control", inputs=["labels"]),
             ]
         )
         rows = board.to_json()["tables"][0]["rows"]
         assert [(row["method"], row["rank"]) for row in rows] == [
-            ("d", None),
+            ("oracle", None),
             ("b", 1),
-            ("c", None),
+            ("gene_prior", None),
             ("a", 2),
         ]
         lifts = {row["method"]: row["lift_f1"] for row in rows}
-        assert (lifts["c"], lifts["d"]) == (None, None)
+        assert (lifts["gene_prior"], lifts["oracle"]) == (None, None)
         assert lifts["b"] == pytest.approx(0.1)  # over the control that cannot see the labels
 
     def test_rows_without_a_defined_f1_come_last(self):
@@ -301,7 +301,8 @@ class TestMarks:
     def test_best_and_second_best_candidates_of_each_metric(self):
         scores = {"a": 0.9, "b": 0.7, "c": 0.5, "d": 1.0}
         found = [submitted(entry(m, score=s), method=m) for m, s in scores.items()]
-        found[3] = submitted(entry("d", score=1.0), method="d", kind="control", inputs=["labels"])
+        labels = {"kind": "control", "inputs": ["labels"]}
+        found[3] = submitted(entry("oracle", score=1.0), method="oracle", **labels)
         for metric in ("AUC", "ACC"):
             expected = ["100.00", "**90.00**", "<u>70.00</u>", "50.00"]
             assert self.cells(metric, *found) == expected

@@ -30,7 +30,7 @@ from gpattern_bench.predictions import write_predictions
 COMMANDS = ["list", "info", "cite", "datasheet", "download", "export", "verify", "curate"]
 COMMANDS += ["simulate", "run", "run-all", "validate", "evaluate"]
 COMMANDS += ["compare", "calls", "predict", "submit", "leaderboard", "ablation", "demo"]
-COMMANDS += ["features", "robustness", "plot"]
+COMMANDS += ["features", "robustness", "plot", "challenge"]
 
 
 class Outcome:

@@ -202,6 +202,7 @@ def simulate(
     cells_per_fov: int = 4,
     n_genes: int = 48,
     mean_molecules: float = 500.0,
+    gene_seed: int | None = None,
 ) -> Release:
     """Draw a release of cells whose patterns are known.
 
@@ -218,6 +219,9 @@ def simulate(
         Size of the release; at least 1 each.
     mean_molecules : float
         Expected molecules of an average cell.
+    gene_seed : int, optional
+        Of what is true of a gene in every cell; default: `seed`. Two releases of one `gene_seed`
+        are other cells of the same genes.
 
     Returns
     -------
@@ -242,7 +246,8 @@ def simulate(
     ['F001-01', 'F001-02', 'F001-03', 'F002-01', 'F002-02', 'F002-03']
     """
     kind = _ADHERENT
-    genes = _draw_genes(_generator(seed, 0), kind, n_genes, mean_molecules)
+    of_genes = _generator(seed if gene_seed is None else gene_seed, 0)
+    genes = _draw_genes(of_genes, kind, n_genes, mean_molecules)
     grid = _grid(kind, cells_per_fov)
     fields = []
     for k in range(n_fovs):
