@@ -25,11 +25,11 @@ from gpattern_bench.runs.run import run_method
 
 SUBMISSIONS = Path(__file__).resolve().parents[1] / "submissions"
 NOISE = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.5)
-METHODS = ("gpsnet", "boosted_gene", "bento", "sprawl")
+METHODS = ("gpsnet_coordinates", "boosted_gene", "bento", "sprawl")
 NEW = ("gene_prior", "bento", "locfish", "ella_robust")
 VARIANTS = (
     {"boosted", "boosted_gene"},
-    {"coordinate_mlp", "gpsnet", "gpsnet_outlines"},
+    {"coordinate_mlp", "gpsnet", "gpsnet_coordinates", "gpsnet_outlines"},
     {"ella", "ella_robust"},
     {"locfish", "locfish_2018", "locfish_unsupervised"},
 )

@@ -252,7 +252,7 @@ def result():
         per_pattern = {"p": dict.fromkeys(("auc", "acc", "f1", "ap", "precision", "recall"), 0.5)}
         per_pattern["p"]["floor"] = 0.2
         curve = {"roc": [[0, 0], [1, 1]], "pr": [[1, 0.5]], "reliability": [[0.5, 0.5, 10]]}
-        drawn = np.full(100, f1, "<f4")
+        drawn = np.full(1000, f1, "<f4")
         return {
             "predictions": "predictions/d/test-seed0.parquet",
             "sha256": {},
