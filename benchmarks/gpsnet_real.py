@@ -314,8 +314,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "inputs: coordinates, Fourier": {"inputs": "coordinates", "fourier": 32},
     "inputs: coordinates, as the paper": {"inputs": "coordinates", "fourier": 0},
     "KNN block, K = 4": {"encoder_depth": 1, "neighbours": 4, "distance_bias": True},
-    "KNN block, K = 64": {"encoder_depth": 1, "neighbours": 64, "distance_bias": True},
-    "2 KNN blocks, K = 16": {"encoder_depth": 2, "neighbours": 16, "distance_bias": True},
 }
 SOURCES = {
     "trained on synthetic only": ("synthetic",),

@@ -178,7 +178,11 @@ class TestContradictions:
                 "protocol fit, and nih3t3_gold@1.0.0 is no simulation",
             ),
             ({}, {"protocol": "cv-cell"}, "synthetic@1.0.0 has a train split"),
-            ({}, {"protocol": "cv-cell", "trained_on": ("synthetic@1.0.0",)}, "untrained names none"),
+            (
+                {},
+                {"protocol": "cv-cell", "trained_on": ("synthetic@1.0.0",)},
+                "untrained names none",
+            ),
             ({"rules_for": ["inner"]}, {}, "no rule for outer, and its scores differ"),
             ({"variant_of": ["nobody"]}, {}, "there is no method nobody"),
             ({"variant_of": ["other"]}, {}, "other is by other authors"),
