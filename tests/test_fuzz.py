@@ -1011,10 +1011,12 @@ class TestModels:
         with copied(models / name) as folder:
             [path] = [file for file in folder.glob("*.json") if file.name != "model.json"]
             path.write_text("null")
-            with pytest.raises(MethodError, match=r"holds no readable model.*not subscriptable"):
+            with pytest.raises(MethodError, match="is damaged"):
                 load_model(folder)
             path.write_text(DEEP)
-            with pytest.raises(MethodError, match=r"holds no readable model.*RecursionError"):
+            with pytest.raises(
+                MethodError, match="holds no readable model.*RecursionError|is damaged"
+            ):
                 load_model(folder)
 
     @pytest.mark.parametrize("key", ["width", "fourier", "encoder_depth", "decoder_depth"])
@@ -1024,7 +1026,7 @@ class TestModels:
         load_model(folder)
         path = folder / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {key: 2**40}))
-        with pytest.raises(MethodError, match="too few for the network"):
+        with pytest.raises(MethodError, match=r"too few for the network|expected \d+ or less"):
             load_model(folder)
 
     @bounded(20)

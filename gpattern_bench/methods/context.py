@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 import shapely
-from numba import njit
 from numpy.typing import NDArray
 
+from gpattern_bench.base.compiled import njit
 from gpattern_bench.base.geometry import contains, outline_distance
 from gpattern_bench.data.cells import Cell, Cells
 

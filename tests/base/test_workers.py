@@ -14,10 +14,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import tifffile
-from samples import metadata_of
 
 from gpattern_bench import load_dataset
 from gpattern_bench.base.workers import in_order, workers
+from gpattern_bench.board.metadata import Metadata
 from gpattern_bench.board.submission import read_submissions, rescore, results_text
 from gpattern_bench.board.submit import listed_files
 from gpattern_bench.cli import main
@@ -234,8 +234,10 @@ def submitted(tmp_path_factory) -> Path:
         for split in splits:
             scores = predict_cells(method, dataset.iter_cells(split), bar=False)
             path = folder / name / "predictions" / "synthetic" / f"{split}-seed0.parquet"
-            write_predictions(path, scores, dataset, split, method=name)
-        metadata_of(name, seeds=[0], files=listed_files(folder / name, {})).write(folder / name)
+            protocol = "fit" if method.about.learns else "untrained"
+            write_predictions(path, scores, dataset, split, method=name, protocol=protocol)
+        metadata = Metadata.of(method.about).with_files(tuple(listed_files(folder / name)))
+        metadata.write(folder / name)
     return folder
 
 

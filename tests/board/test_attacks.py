@@ -41,7 +41,7 @@ from gpattern_bench.tables.parquet import table_sha256
 REPOSITORY = Path(__file__).resolve().parents[2]
 TEST = "predictions/synthetic/test-seed0.parquet"
 FULL = "predictions/nih3t3/test-seed0.parquet"  # of a release without checksums
-KEPT = ("reported.yaml", "verified.json", "versions.txt")
+KEPT = ("reported.yaml", "verified.json", "versions.txt", "challenge.json")
 
 pytestmark = pytest.mark.skipif(
     not (REPOSITORY / "submissions").is_dir(), reason="the package is tested without its board"
@@ -247,7 +247,7 @@ def another_protocol(it: Checkout) -> None:
 
 def result_of_another_method(it: Checkout) -> None:
     """All invariants hold: only scoring the file again finds it."""
-    other = REPOSITORY / "submissions" / "gpsnet" / "results.json"
+    other = REPOSITORY / "submissions" / "gpsnet_coordinates" / "results.json"
     [best] = [r for r in json.loads(other.read_text("utf-8")) if r["predictions"] == TEST]
 
     def change(results):

@@ -253,10 +253,10 @@ class TestResume:
         assert results(begun) == of(single, "bento")
 
     def test_shards_of_another_content_are_not_taken(self, dataset, begun, tmp_path):
-        # Its manifest tells of other labels; all that names files, and their sizes, are the same.
+        # Its manifest tells of other molecules; all names of files, and their sizes, are the same.
         folder = Path(shutil.copytree(dataset.folder, tmp_path / "other"))
         manifest = json.loads((folder / "manifest.json").read_text())
-        manifest["files"]["labels.parquet"]["content_sha256"] = "0" * 64
+        manifest["files"]["molecules.parquet"]["content_sha256"] = "0" * 64
         (folder / "manifest.json").write_text(json.dumps(manifest))
         [outcome] = run_all(["bento"], Dataset(folder), begun, seed=3, jobs=1)
         assert (outcome.outcome, outcome.kept) == ("done", 0)

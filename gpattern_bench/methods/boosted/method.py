@@ -10,10 +10,11 @@ import json
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 from scipy.special import expit, logit
 from typing_extensions import TypedDict
 
@@ -46,6 +47,15 @@ class _State(TypedDict):
 class _GeneState(_State):
     share: dict[str, list[Share]]
     unseen: list[Share]
+
+
+class _Context(TypedDict):
+    patterns: list[str]
+    genes: dict[str, list[Annotated[int, Field(ge=0)]]]
+
+
+class _ContextState(_State):
+    context: _Context
 
 
 class Boosted:
@@ -116,7 +126,8 @@ class Boosted:
 
     def load(self, folder: Path) -> None:
         """Read trees, calibration and importance."""
-        state = read_state(folder / _STATE, _GeneState if self._by_gene else _State)
+        kind = _GeneState if self._by_gene else _ContextState if self._in_context else _State
+        state = read_state(folder / _STATE, kind)
         self._trees = _Trees(
             Forest.load(folder / "random_trees.npz"),
             Forest.load(folder / "boosted_trees.npz", shares=False),
