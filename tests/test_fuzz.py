@@ -1015,7 +1015,7 @@ class TestModels:
                 load_model(folder)
             path.write_text(DEEP)
             with pytest.raises(
-                MethodError, match="holds no readable model.*RecursionError|is damaged"
+                MethodError, match=r"holds no readable model.*RecursionError|is damaged"
             ):
                 load_model(folder)
 
