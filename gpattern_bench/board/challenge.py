@@ -19,6 +19,7 @@ from typing_extensions import TypedDict
 
 from gpattern_bench.base.files import file_sha256, plain, write_text
 from gpattern_bench.base.validation import invalid_fields
+from gpattern_bench.board.metadata import Sha256
 from gpattern_bench.curate.release import Release
 from gpattern_bench.curate.rules import apply_rules
 from gpattern_bench.curate.simulate.cells import simulate
@@ -54,7 +55,6 @@ _MACROS = ("auc_macro", "acc_macro", "f1_macro", "ap_macro", "accuracy_subset")
 
 Simulation = Literal["synthetic", "synthetic_wide"]
 _Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-_Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class Outcome(TypedDict):
@@ -71,8 +71,8 @@ class Outcome(TypedDict):
     version: str
     method: str
     seed: Annotated[int, Field(ge=LEAST_SEED, lt=1 << 64)]
-    labels_sha256: _Sha256
-    predictions_sha256: _Sha256 | None
+    labels_sha256: Sha256
+    predictions_sha256: Sha256 | None
     n: Annotated[int, Field(ge=1)]
     auc_macro: _Share
     acc_macro: _Share

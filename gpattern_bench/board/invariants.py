@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from gpattern_bench.board.submission import Score, Submission
+from gpattern_bench.board.submission import Score, Submission, origin_of
 from gpattern_bench.errors import UnknownDatasetError
 from gpattern_bench.evaluate.bootstrap import interval
 from gpattern_bench.evaluate.metrics import exact_mean
 from gpattern_bench.sources.registry import Entry, find_entry
-from gpattern_bench.tables.predictions import Origin
 
 __all__ = ["impossible"]
 
@@ -66,15 +65,7 @@ def impossible(submissions: Sequence[Submission]) -> list[str]:
 
 
 def _problems(submission: Submission, score: Score) -> Iterator[str]:
-    origin = Origin(
-        score["dataset"],
-        score["version"],
-        score["split"],
-        submission.metadata.method,
-        score["seed"],
-        score["protocol"],
-        score["trained_on"],
-    )
+    origin = origin_of(submission.metadata.method, score)
     named = f"predictions/{origin.dataset}/{origin.stem('test')}.parquet"
     if score["predictions"] != named or score["split"] != "test":
         yield f"its dataset, seed, protocol and training give it the name {named}"

@@ -24,6 +24,7 @@ __all__ = [
     "SCHEMA",
     "Metadata",
     "PredictionFile",
+    "Sha256",
     "parse_yaml",
     "placeholders",
     "schema_drift",
@@ -102,6 +103,7 @@ _Label = Annotated[
     AfterValidator(_filled),
     AfterValidator(check_label),
 ]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 _Name = Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$", max_length=60)]
 _TrainedOn = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*(@[A-Za-z0-9_.-]+)?$", max_length=60)
@@ -117,7 +119,7 @@ class PredictionFile(_Frozen):
 
     path: str = Field(pattern=_FILE, description="Below the submission's folder.")
     bytes: int = Field(ge=1, le=1 << 32, description="Size.")
-    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="Hash of the bytes.")
+    sha256: Sha256 = Field(description="Hash of the bytes.")
     url: str | None = Field(
         default=None,
         pattern="^https://",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from gpattern_bench.board.metadata import METADATA
-from gpattern_bench.board.submission import Metadata, Score, Submission
+from gpattern_bench.board.submission import Metadata, Score, Submission, origin_of
 from gpattern_bench.sources.registry import Entry, registry
 from gpattern_bench.tables.predictions import Origin, training_problems
 
@@ -28,7 +28,7 @@ def contradictions(submissions: Sequence[Submission]) -> list[str]:
         about, name = submission.metadata, submission.folder.name
         fitted = set()
         for score in submission.results:
-            origin = _origin(about, score)
+            origin = origin_of(about.method, score)
             found = training_problems(origin) + file_contradictions(about, origin)
             found += [
                 f"{METADATA} says that it has no rule for {pattern}, and its scores differ"
@@ -119,18 +119,6 @@ def _unruled(about: Metadata, score: Score) -> list[str]:
         and pattern not in about.rules_for
         and values.get("auc") not in (None, 0.5)
     ]
-
-
-def _origin(about: Metadata, score: Score) -> Origin:
-    return Origin(
-        score["dataset"],
-        score["version"],
-        score["split"],
-        about.method,
-        score["seed"],
-        score["protocol"],
-        score["trained_on"],
-    )
 
 
 def _name(dataset: str) -> str:

@@ -25,6 +25,7 @@ from gpattern_bench.board.metadata import (
     METADATA,
     Metadata,
     PredictionFile,
+    Sha256,
     parse_yaml,
 )
 from gpattern_bench.data.dataset import Dataset, load_dataset
@@ -61,6 +62,7 @@ __all__ = [
     "Score",
     "Skipped",
     "Submission",
+    "origin_of",
     "read_submissions",
     "rescore",
     "results_text",
@@ -90,7 +92,6 @@ _Id = Annotated[
     str,
     Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*@[0-9]+\.[0-9]+\.[0-9]+$", max_length=130),
 ]
-_Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 _Split = Literal["test", "val"]
 _Date = Annotated[str, Field(pattern="^[0-9]{4}-[0-9]{2}-[0-9]{2}$")]
 _Device = Annotated[str, Field(max_length=200), AfterValidator(check_text)]
@@ -180,13 +181,13 @@ class Score(TypedDict):
     """
 
     predictions: Annotated[str, Field(pattern=f"^{_FILE}$", max_length=300)]
-    sha256: dict[_Split, _Sha256]
+    sha256: dict[_Split, Sha256]
     dataset: _Name
     version: _Version
     split: _Name
     protocol: Protocol
     seed: _Count
-    labels_sha256: _Sha256
+    labels_sha256: Sha256
     trained_on: Annotated[TrainedOn, AfterValidator(_check_ids)]
     seconds: _Seconds | None
     fit_seconds: _Seconds | None
@@ -439,6 +440,19 @@ class Skipped:
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason}"
+
+
+def origin_of(method: str, score: Score) -> Origin:
+    """Return the origin that a stored result gives its prediction file."""
+    return Origin(
+        score["dataset"],
+        score["version"],
+        score["split"],
+        method,
+        score["seed"],
+        score["protocol"],
+        score["trained_on"],
+    )
 
 
 def rescore(

@@ -13,12 +13,12 @@ import json
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from gpattern_bench.base.files import write_text
 from gpattern_bench.base.version import __version__
+from gpattern_bench.board.metadata import Sha256
 from gpattern_bench.board.submission import Score, Submission, results_text
 from gpattern_bench.errors import SubmissionError, UnknownDatasetError
 from gpattern_bench.sources.registry import find_entry
@@ -26,8 +26,6 @@ from gpattern_bench.sources.registry import find_entry
 __all__ = ["VERIFIED", "read_verified", "record_verified", "unverified"]
 
 VERIFIED = "verified.json"
-
-_Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class _Record(BaseModel):
@@ -38,9 +36,9 @@ class _Record(BaseModel):
     method: str
     predictions: str
     dataset: str
-    sha256: dict[str, _Sha256]
-    labels_sha256: _Sha256
-    result_sha256: _Sha256
+    sha256: dict[str, Sha256]
+    labels_sha256: Sha256
+    result_sha256: Sha256
     date: str = Field(pattern="^[0-9]{4}-[0-9]{2}-[0-9]{2}$")
     package_version: str
 

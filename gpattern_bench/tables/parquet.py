@@ -73,22 +73,28 @@ class ContentHash:
         return total.hexdigest()
 
 
+_hashes: dict[tuple[object, ...], str] = {}  # of files, by what changes when they do
+
+
 def table_sha256(path: Path) -> str:
-    """Compute the content hash of a table in a file.
+    """Compute the content hash of a table in a file; once per process, unless the file changes.
 
     Raises
     ------
     TableError
         The file cannot be read.
     """
-    content = ContentHash()
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            for k in range(file.num_row_groups):
-                content.update(file.read_row_group(k))
-    except (OSError, ValueError, pa.ArrowException) as error:
+        stat = path.stat()
+    except OSError as error:
         raise TableError(str(path), [f"cannot be read ({error}); make it again"]) from error
-    return content.hexdigest()
+    key = (path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    if key not in _hashes:
+        content = ContentHash()
+        for table in read_groups(path):
+            content.update(table)
+        _hashes[key] = content.hexdigest()
+    return _hashes[key]
 
 
 class _ColumnHash:

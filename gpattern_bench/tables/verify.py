@@ -23,14 +23,12 @@ from gpattern_bench.tables.parquet import (
     ContentHash,
     fov_row_groups,
     read_fovs,
-    read_groups,
     read_table,
     read_whole,
+    table_sha256,
 )
 
 __all__ = ["check_labels", "find_problems"]
-
-_found: set[tuple[object, ...]] = set()  # tables whose values were found right in this process
 
 _PAIR = ["cell_id", "gene"]
 
@@ -76,22 +74,10 @@ def check_labels(folder: Path, manifest: Manifest) -> None:
     for table in ("labels", "splits"):
         path = folder / f"{table}.parquet"
         expected = pinned.get(table, manifest.files[path.name].content_sha256)  # type: ignore[index]
-        try:
-            stat = path.stat()
-        except OSError as error:
-            raise TableError(str(folder), [f"{path.name} cannot be read ({error})"]) from error
-        known = (path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, expected)
-        if known in _found:
-            continue
-        content = ContentHash()
-        for piece in read_groups(path):
-            content.update(piece)
-        if content.hexdigest() == expected:
-            _found.add(known)
-        else:
+        if (found := table_sha256(path)) != expected:
             problems.append(
-                f"{path.name}: expected content hash {expected}, got {content.hexdigest()}; the "
-                "values are not those that were curated: remove the folder and make it again"
+                f"{path.name}: expected content hash {expected}, got {found}; the values are not "
+                "those that were curated: remove the folder and make it again"
             )
     if problems:
         raise TableError(f"{folder} ({manifest.id})", problems)
