@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,6 +67,33 @@ def in_halves(items: list[pytest.Item]) -> list[pytest.Item]:
     for module in fast:
         min(halves, key=len).extend(module)
     return halves[0] + halves[1]
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run `gpattern-bench ...` in this process: exit code, stdout and stderr."""
+    from gpattern_bench.cli import main
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["gpattern-bench", *map(str, words)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        return int(caught.value.code or 0), *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def cli(command: Callable[..., tuple[int, str, str]]) -> Callable[..., tuple[int, str]]:
+    """The same, without stdout."""
+
+    def run(*words: object) -> tuple[int, str]:
+        code, _, err = command(*words)
+        return code, err
+
+    return run
 
 
 @pytest.fixture(scope="session")

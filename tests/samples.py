@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,64 @@ def metadata_of(method: str, **values) -> Metadata:
         "deterministic": True,
     }
     return Metadata.model_validate(base | values)
+
+
+def stored_result(
+    score: float | None = 0.5,
+    *,
+    of_pattern: float = 0.5,
+    floor: float = 0.5,
+    half: float = 0.1,
+    patterns: tuple[str, ...] = ("inner", "outer"),
+    **values,
+) -> dict:
+    """An entry of `results.json` with this score as every macro metric, and intervals about it."""
+    at = score or 0.0
+    of = dict.fromkeys(("auc", "acc", "f1", "ap", "precision", "recall"), of_pattern)
+    by_bin = dict.fromkeys(patterns) | {patterns[0]: 0.5}
+    curve = {"roc": [[0, 0], [1, 1]], "pr": [[1, 0.5]], "reliability": [[0.5, 0.5, 10]]}
+    macros = ("auc_macro", "acc_macro", "f1_macro", "ap_macro", "accuracy_subset")
+    drawn = np.linspace(-0.1, 0.1, 100) + at
+    base = {
+        "predictions": "predictions/d/test-seed0.parquet",
+        "sha256": {},
+        "dataset": "d",
+        "version": "1.0.0",
+        "split": "test",
+        "protocol": "fit",
+        "seed": 0,
+        "labels_sha256": "a" * 64,
+        "trained_on": None,
+        "seconds": None,
+        "fit_seconds": None,
+        "device": None,
+        "parameters": None,
+        "date": None,
+        "metrics": {
+            **dict.fromkeys(macros, score),
+            "n": 10,
+            "per_pattern": dict.fromkeys(patterns, of | {"floor": floor}),
+            "ci": {"f1_macro": [at - half, at + half]},
+            "n_clusters": 10,
+            "clusters": "fov",
+        },
+        "curves": {
+            "per_pattern": dict.fromkeys(patterns, curve),
+            "molecules": [
+                {"molecules": "1", "n": 10, "f1": by_bin, "auc": by_bin, "floor": by_bin}
+            ],
+        },
+        "f1_replicates": replicates(drawn),
+        "degrees_of_freedom": 9,
+        "robustness": None,
+        "flags": [],
+    }
+    return base | values
+
+
+def replicates(drawn: np.ndarray) -> str:
+    """Replicates of macro F1 as `results.json` holds them."""
+    return b64encode(drawn.astype("<f4").tobytes()).decode()
 
 
 def content_sha256(tables: pa.Table | list[pa.Table]) -> str:

@@ -32,7 +32,6 @@ from gpattern_bench.base.outlines import parse_wkb, parse_wkt
 from gpattern_bench.board.metadata import PredictionFile
 from gpattern_bench.board.submission import read_submissions
 from gpattern_bench.board.submit import submit_run
-from gpattern_bench.cli import main
 from gpattern_bench.curate.build import curate
 from gpattern_bench.curate.readers.bento import read_bento
 from gpattern_bench.curate.readers.label_images import label_image
@@ -76,19 +75,6 @@ def ds(tmp_path_factory) -> Dataset:
 def valid(ds, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("valid") / "test-seed0.parquet"
     return write_predictions(path, random_scores(ds), ds, "test", method="mine")
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
-    """Run `gpattern-bench ...` in this process: exit code and stderr."""
-
-    def run(*args: object) -> tuple[int, str]:
-        monkeypatch.setattr("sys.argv", ["gpattern-bench", *map(str, args)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        return int(caught.value.code or 0), capsys.readouterr().err
-
-    return run
 
 
 # Prediction files

@@ -20,7 +20,6 @@ from gpattern_bench.base.workers import in_order, workers
 from gpattern_bench.board.metadata import Metadata
 from gpattern_bench.board.submission import read_submissions, rescore, results_text
 from gpattern_bench.board.submit import listed_files
-from gpattern_bench.cli import main
 from gpattern_bench.curate.build import curate
 from gpattern_bench.curate.simulate import cells as simulate
 from gpattern_bench.curate.simulate.cells import simulate_like
@@ -210,14 +209,12 @@ class TestCuration:
             )
         assert list(tmp_path.iterdir()) == []
 
-    def test_the_command(self, flat, single, tmp_path, where, monkeypatch, capsys):
+    def test_the_command(self, flat, single, tmp_path, where, cli):
         words = ["curate", "cosmx", flat, "--unit-um", 0.18, "--controls", "NegPrb", "--name", "c"]
         words += ["--out", tmp_path / "out"]
         words += ["--jobs", 2] if where["jobs"] else ["--cluster", where["cluster"]]
-        monkeypatch.setattr("sys.argv", ["gpattern-bench", *map(str, words)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        assert caught.value.code in (0, None), capsys.readouterr().err
+        code, err = cli(*words)
+        assert code == 0, err
         assert everything(tmp_path / "out") == single
 
 
@@ -266,25 +263,21 @@ class TestRescoring:
         assert "molecule_count" in texts[0]
         assert texts[0] == texts[1]
 
-    def test_the_command(self, submitted, where, tmp_path, monkeypatch, capsys):
+    def test_the_command(self, submitted, where, tmp_path, monkeypatch, cli):
         several = ["--jobs", "2"] if where["jobs"] else ["--cluster", where["cluster"]]
         made = []
         for name, words in (("single", []), ("several", several)):
             shutil.copytree(submitted, tmp_path / name)
             monkeypatch.chdir(tmp_path)
             options = ["--submissions", name, "--out", f"{name}-board", "--rescore", *words]
-            monkeypatch.setattr("sys.argv", ["gpattern-bench", "leaderboard", *options])
-            with pytest.raises(SystemExit) as caught:
-                main()
-            assert caught.value.code in (0, None), capsys.readouterr().err
+            code, err = cli("leaderboard", *options)
+            assert code == 0, err
             files = sorted((tmp_path / name).rglob("results.json"))
             made.append([path.read_bytes() for path in files])
         assert len(made[0]) == 3
         assert made[0] == made[1]
 
-    def test_workers_without_rescoring_are_wrong_usage(self, monkeypatch, capsys):
-        monkeypatch.setattr("sys.argv", ["gpattern-bench", "leaderboard", "--jobs", "2"])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        assert caught.value.code == 2
-        assert "--rescore" in capsys.readouterr().err
+    def test_workers_without_rescoring_are_wrong_usage(self, cli):
+        code, err = cli("leaderboard", "--jobs", "2")
+        assert code == 2
+        assert "--rescore" in err

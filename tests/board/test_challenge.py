@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from base64 import b64encode
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from samples import metadata_of
+from samples import metadata_of, replicates, stored_result
 
 from gpattern_bench import Evaluator, load_dataset
 from gpattern_bench.board import challenge
@@ -29,7 +28,6 @@ from gpattern_bench.board.markdown import markdown
 from gpattern_bench.board.page import build_page
 from gpattern_bench.board.publish import board_of
 from gpattern_bench.board.submission import Submission
-from gpattern_bench.cli import main
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import GPatternBenchError, PredictionError, SubmissionError
 from gpattern_bench.predictions import write_predictions
@@ -66,19 +64,6 @@ def drawn(few_cells, tmp_path_factory) -> Drawn:
     )
     run_method("gene_prior", load_dataset("synthetic"), folder / "runs")
     return Drawn(cells, labels, predictions, folder / "runs" / "synthetic" / "model-seed0")
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys):
-    """Run the command line: exit code, stdout and stderr."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["gpattern-bench", *map(str, words)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        return int(caught.value.code or 0), *capsys.readouterr()
-
-    return run
 
 
 class TestDraw:
@@ -178,9 +163,9 @@ def outcome(method: str, score: float = 0.7, **values) -> Outcome:
 
 
 class TestCommands:
-    def test_draw_and_score(self, cli, tmp_path, monkeypatch):
+    def test_draw_and_score(self, command, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        code, out, _ = cli("challenge", "draw", "--out", "c", "--seed", SEED)
+        code, out, _ = command("challenge", "draw", "--out", "c", "--seed", SEED)
         assert code == 0
         assert f"the seed: {SEED}" in out
         assert Dataset(tmp_path / "c" / "labels").has_labels
@@ -188,18 +173,18 @@ class TestCommands:
         scores = cells.pairs("test").assign(**dict.fromkeys(cells.patterns, 0.5))
         write_predictions("mine.parquet", scores, cells, "test", method="mine")
         words = ("challenge", "score", "mine.parquet", "--seed", SEED, "--record", "board")
-        code, out, err = cli(*words)
+        code, out, err = command(*words)
         assert (code, "| mine " in out, "added to board/challenge.json" in err) == (0, True, True)
-        code, out, _ = cli(*words, "--json")
+        code, out, _ = command(*words, "--json")
         assert (code, json.loads(out)) == (0, json.loads(Path("board", CHALLENGE).read_text()))
 
-    def test_wrong_usage(self, cli, drawn, tmp_path, monkeypatch):
+    def test_wrong_usage(self, command, drawn, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        assert cli("challenge", "draw", "--out", "c", "--seed", 7)[0] == 2
+        assert command("challenge", "draw", "--out", "c", "--seed", 7)[0] == 2
         assert not Path("c").exists()
-        code, _, err = cli("challenge", "score", "--seed", SEED)
+        code, _, err = command("challenge", "score", "--seed", SEED)
         assert (code, "give prediction files, or --model" in err) == (2, True)
-        code, _, err = cli("challenge", "score", drawn.predictions, "--seed", SEED + 1)
+        code, _, err = command("challenge", "score", drawn.predictions, "--seed", SEED + 1)
         assert (code, "expected" in err) == (2, True)
 
 
@@ -249,50 +234,9 @@ def result():
     """Make a stored result of one pattern with this F1."""
 
     def make(f1: float) -> dict:
-        per_pattern = {"p": dict.fromkeys(("auc", "acc", "f1", "ap", "precision", "recall"), 0.5)}
-        per_pattern["p"]["floor"] = 0.2
-        curve = {"roc": [[0, 0], [1, 1]], "pr": [[1, 0.5]], "reliability": [[0.5, 0.5, 10]]}
-        drawn = np.full(1000, f1, "<f4")
-        return {
-            "predictions": "predictions/d/test-seed0.parquet",
-            "sha256": {},
-            "dataset": "d",
-            "version": "1.0.0",
-            "split": "test",
-            "protocol": "fit",
-            "seed": 0,
-            "labels_sha256": "a" * 64,
-            "trained_on": None,
-            "seconds": None,
-            "fit_seconds": None,
-            "device": None,
-            "parameters": None,
-            "date": None,
-            "metrics": {
-                **dict.fromkeys(("auc_macro", "acc_macro", "ap_macro", "accuracy_subset"), 0.5),
-                "f1_macro": f1,
-                "n": 10,
-                "per_pattern": per_pattern,
-                "ci": {"f1_macro": [f1 - 0.05, f1 + 0.05]},
-                "n_clusters": 10,
-                "clusters": "fov",
-            },
-            "curves": {
-                "per_pattern": {"p": curve},
-                "molecules": [
-                    {
-                        "molecules": "1",
-                        "n": 10,
-                        "f1": {"p": 0.5},
-                        "auc": {"p": 0.5},
-                        "floor": {"p": 0.2},
-                    }
-                ],
-            },
-            "f1_replicates": b64encode(drawn.tobytes()).decode(),
-            "degrees_of_freedom": 9,
-            "robustness": None,
-            "flags": [],
-        }
+        drawn = np.full(1000, f1)
+        found = stored_result(floor=0.2, patterns=("p",), f1_replicates=replicates(drawn))
+        found["metrics"] |= {"f1_macro": f1, "ci": {"f1_macro": [f1 - 0.05, f1 + 0.05]}}
+        return found
 
     return make

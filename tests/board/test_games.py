@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from base64 import b64encode
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from samples import metadata_of
+from samples import metadata_of, stored_result
 from scipy.stats import rankdata
 
 from gpattern_bench import load_dataset
@@ -41,41 +40,8 @@ def stored() -> list[Submission]:
 
 def result(score: float = 0.5, **values) -> Score:
     """A stored result of `synthetic` with two patterns."""
-    per_pattern = dict.fromkeys(("auc", "acc", "f1", "ap", "precision", "recall", "floor"), 0.6)
-    metrics = dict.fromkeys(METRICS, score) | {"n": 10, "n_clusters": 10, "clusters": "fov"}
-    metrics |= {"per_pattern": {"inner": per_pattern, "outer": per_pattern}}
-    metrics |= {"ci": {"f1_macro": [score - 0.1, score + 0.1]}}
-    curve = {"roc": [[0, 0], [1, 1]], "pr": [[1, 0.5]], "reliability": [[0.5, 0.5, 10]]}
-    by_bin = {"inner": 0.5, "outer": None}
-    drawn = np.linspace(-0.1, 0.1, 100) + score
-    base = {
-        "predictions": TEST,
-        "sha256": {},
-        "dataset": "synthetic",
-        "version": "1.0.0",
-        "split": "test",
-        "protocol": "fit",
-        "seed": 0,
-        "labels_sha256": "a" * 64,
-        "trained_on": None,
-        "seconds": None,
-        "fit_seconds": None,
-        "device": None,
-        "parameters": None,
-        "date": None,
-        "metrics": metrics,
-        "curves": {
-            "per_pattern": {"inner": curve, "outer": curve},
-            "molecules": [
-                {"molecules": "1", "n": 10, "f1": by_bin, "auc": by_bin, "floor": by_bin}
-            ],
-        },
-        "f1_replicates": b64encode(drawn.astype("<f4").tobytes()).decode(),
-        "degrees_of_freedom": 9,
-        "robustness": None,
-        "flags": [],
-    }
-    return base | values
+    values = {"predictions": TEST, "dataset": "synthetic"} | values
+    return stored_result(score, of_pattern=0.6, floor=0.6, **values)
 
 
 def submitted(method: str, *results: Score, folder: Path = Path(), **values) -> Submission:

@@ -7,6 +7,7 @@ import locale
 import re
 import shutil
 from base64 import b64decode, b64encode
+from functools import partial
 from math import inf, nan
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from samples import metadata_of
+from samples import metadata_of, stored_result
 
 from gpattern_bench import load_dataset
 from gpattern_bench.base.files import plain
@@ -26,7 +27,6 @@ from gpattern_bench.board.page import build_page
 from gpattern_bench.board.publish import drift, read_reported, read_versions, write_board
 from gpattern_bench.board.submission import Metadata, Submission, read_submissions
 from gpattern_bench.board.submit import submit_run
-from gpattern_bench.cli import main
 from gpattern_bench.errors import SubmissionError
 from gpattern_bench.methods import METHODS, get_method
 from gpattern_bench.predictions import write_predictions
@@ -67,16 +67,9 @@ def here(made, tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def leaderboard(monkeypatch, capsys):
+def leaderboard(cli):
     """Run `gpattern-bench leaderboard ...`: exit code and stderr."""
-
-    def run(*options: str) -> tuple[int, str]:
-        monkeypatch.setattr("sys.argv", ["gpattern-bench", "leaderboard", *options])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        return int(caught.value.code or 0), capsys.readouterr().err
-
-    return run
+    return partial(cli, "leaderboard")
 
 
 def submissions(folder: Path) -> list[Submission]:
@@ -85,41 +78,10 @@ def submissions(folder: Path) -> list[Submission]:
 
 def entry(method: str = "m", **values) -> dict:
     """A stored result with two patterns."""
-    per_pattern = dict.fromkeys(("auc", "acc", "f1", "ap", "precision", "recall", "floor"), 0.5)
-    metrics = {**dict.fromkeys(METRICS, values.pop("score", 0.5)), "n": 10}
-    metrics["per_pattern"] = {"inner": per_pattern, "outer": per_pattern}
-    metrics |= {"ci": {"f1_macro": [0.4, 0.6]}, "n_clusters": 10, "clusters": "fov"}
-    curve = {"roc": [[0, 0], [1, 1]], "pr": [[1, 0.5]], "reliability": [[0.5, 0.5, 10]]}
-    by_bin = {"inner": 0.5, "outer": None}
-    drawn = np.linspace(-0.1, 0.1, 100) + (metrics["f1_macro"] or 0)
-    base = {
-        "predictions": f"predictions/d/{method}.parquet",
-        "sha256": {},
-        "dataset": "d",
-        "version": "1.0.0",
-        "split": "test",
-        "protocol": "fit",
-        "seed": 0,
-        "labels_sha256": "a" * 64,
-        "trained_on": None,
-        "seconds": 1.0,
-        "fit_seconds": None,
-        "device": "CPU",
-        "parameters": None,
-        "date": None,
-        "metrics": metrics,
-        "curves": {
-            "per_pattern": {"inner": curve, "outer": curve},
-            "molecules": [
-                {"molecules": "1", "n": 10, "f1": by_bin, "auc": by_bin, "floor": by_bin}
-            ],
-        },
-        "f1_replicates": b64encode(drawn.astype("<f4").tobytes()).decode(),
-        "degrees_of_freedom": 9,
-        "robustness": None,
-        "flags": [],
-    }
-    return base | values
+    base = {"predictions": f"predictions/d/{method}.parquet", "seconds": 1.0, "device": "CPU"}
+    found = stored_result(values.pop("score", 0.5), **base | values)
+    found["metrics"]["ci"] = {"f1_macro": [0.4, 0.6]}
+    return found
 
 
 def about(method: str = "m", **values) -> Metadata:

@@ -6,14 +6,13 @@ import json
 import locale
 import re
 import shutil
-from base64 import b64encode
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
-from samples import PATIENCE_S, metadata_of
+from samples import PATIENCE_S, metadata_of, replicates, stored_result
 
 from gpattern_bench import load_dataset
 from gpattern_bench.board.charts import _spread, styles
@@ -34,39 +33,18 @@ CHOSEN = "u2os_gold"
 
 def entry(score: float, **values) -> dict:
     """A stored result of a dataset with two patterns."""
-    of_pattern = dict.fromkeys(("auc", "acc", "f1", "ap", "precision", "recall"), score)
-    of_pattern["floor"] = 0.4  # of the labels, the same for all
     curve = {
         "roc": [[0, 0], [0.5, score], [1, 1]],
         "pr": [[0.5, score], [1, 0.5]],
         "reliability": [[0.1, 0.2, 10], [0.9, score, 3]],
     }
     both, floors = {"inner": score, "outer": None}, {"inner": 0.4, "outer": None}
-    return {
+    drawn = score + np.random.default_rng(int(1000 * score)).normal(0, 0.02, 1000)
+    own = {
         "predictions": f"predictions/{CHOSEN}/test-seed{values.get('seed', 0)}.parquet",
-        "sha256": {},
         "dataset": CHOSEN,
-        "version": "1.0.0",
-        "split": "test",
-        "protocol": "fit",
-        "seed": 0,
-        "labels_sha256": "a" * 64,
-        "trained_on": None,
         "seconds": 100 * score,
-        "fit_seconds": None,
         "device": "CPU",
-        "parameters": None,
-        "date": None,
-        "metrics": {
-            **dict.fromkeys(
-                ("auc_macro", "acc_macro", "f1_macro", "ap_macro", "accuracy_subset"), score
-            ),
-            "n": 10,
-            "per_pattern": {"inner": of_pattern, "outer": of_pattern},
-            "ci": {"f1_macro": [score - 0.05, score + 0.05]},
-            "n_clusters": 10,
-            "clusters": "fov",
-        },
         "curves": {
             "per_pattern": {"inner": curve, "outer": curve},
             "molecules": [
@@ -74,15 +52,10 @@ def entry(score: float, **values) -> dict:
                 for name in ("1", "2-4")
             ],
         },
-        "f1_replicates": b64encode(
-            (score + np.random.default_rng(int(1000 * score)).normal(0, 0.02, 1000))
-            .astype("<f4")
-            .tobytes()
-        ).decode(),
-        "degrees_of_freedom": 9,
-        "robustness": None,
-        "flags": [],
-    } | values
+        "f1_replicates": replicates(drawn),
+    }
+    floor = 0.4  # of the labels, the same for all
+    return stored_result(score, of_pattern=score, floor=floor, half=0.05, **own | values)
 
 
 def submitted(method: str, *entries: dict, **values) -> Submission:

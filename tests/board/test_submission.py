@@ -26,7 +26,6 @@ from gpattern_bench.board.duplicates import flag_duplicates
 from gpattern_bench.board.metadata import Metadata, placeholders, schema_text
 from gpattern_bench.board.submission import LARGEST, Submission, read_submissions
 from gpattern_bench.board.submit import listed_files, submit_run
-from gpattern_bench.cli import main
 from gpattern_bench.errors import ChecksumError, FetchError, SubmissionError
 from gpattern_bench.predictions import write_predictions
 from gpattern_bench.runs.run import run_method
@@ -121,19 +120,6 @@ def here(made, tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def cli(monkeypatch, capsys):
-    """Run the command line: exit code, stdout and stderr."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["gpattern-bench", *map(str, words)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        return int(caught.value.code or 0), *capsys.readouterr()
-
-    return run
-
-
 def everything(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
@@ -189,10 +175,10 @@ class TestTemplate:
         text = (SUBMISSIONS / "_template" / "submission.yaml").read_text("utf-8")
         assert set(placeholders(yaml.safe_load(text)).values()) == set(FILLED)
 
-    def test_unfilled_is_an_error_that_names_them(self, here, cli):
+    def test_unfilled_is_an_error_that_names_them(self, here, command):
         shutil.copy("submissions/_template/submission.yaml", "submissions/my_method")
         before = everything(here)
-        code, _, err = cli("submit", "runs/my_method", "--to", "submissions/my_method")
+        code, _, err = command("submit", "runs/my_method", "--to", "submissions/my_method")
         assert code == 2
         assert "8 problems" in err
         for expected in ("label: replace <My method> with yours", "authors.0: replace <First"):
@@ -287,11 +273,11 @@ class TestSubmit:
         self.submit(here)
         assert [folder.exists() for folder in (half, other, only_copy)] == [False, True, True]
 
-    def test_of_a_method_that_ships_writes_its_metadata(self, here, cli):
+    def test_of_a_method_that_ships_writes_its_metadata(self, here, command):
         from gpattern_bench.methods import get_method
 
-        code, *_ = cli("run", "sprawl", "--dataset", "synthetic", "--out", "runs/sprawl")
-        code, out, _ = cli("submit", "runs/sprawl", "--to", "submissions/sprawl")
+        code, *_ = command("run", "sprawl", "--dataset", "synthetic", "--out", "runs/sprawl")
+        code, out, _ = command("submit", "runs/sprawl", "--to", "submissions/sprawl")
         assert (code, "leaderboard --rescore" in out) == (0, True)
         found = {s.metadata.method: s for s in read_submissions(here / "submissions")}["sprawl"]
         assert found.metadata.with_files(()) == Metadata.of(get_method("sprawl").about)
@@ -390,33 +376,33 @@ class TestSubmit:
 
 
 class TestListedFiles:
-    def test_one_changed_byte_is_found(self, here, cli):
+    def test_one_changed_byte_is_found(self, here, command):
         path = here / "submissions" / "my_method" / TEST
         content = bytearray(path.read_bytes())
         content[1000] ^= 1
         path.write_bytes(content)
-        code, _, err = cli("leaderboard", "--check")
+        code, _, err = command("leaderboard", "--check")
         assert code == 1
         assert f"my_method/{TEST}: submission.yaml lists" in err
 
-    def test_rescoring_does_not_bless_it(self, here, cli):
+    def test_rescoring_does_not_bless_it(self, here, command):
         dataset = load_dataset("synthetic")
         scores = dataset.pairs("test").assign(**dict.fromkeys(dataset.patterns, 0.5))
         path = here / "submissions" / "my_method" / TEST
         write_predictions(path, scores, dataset, "test", method="my_method")
         before = everything(here)
-        code, _, err = cli("leaderboard", "--rescore")
+        code, _, err = command("leaderboard", "--rescore")
         assert (code, "submission.yaml lists" in err) == (1, True)
         assert everything(here) == before
 
-    def test_one_that_is_not_listed_is_found(self, here, cli):
+    def test_one_that_is_not_listed_is_found(self, here, command):
         edit(here, files=[], seeds=[])
-        code, _, err = cli("leaderboard", "--check")
+        code, _, err = command("leaderboard", "--check")
         assert (code, err.count("does not list it; run gpattern-bench submit")) == (1, 2)
 
-    def test_one_that_is_gone_is_found(self, here, cli):
+    def test_one_that_is_gone_is_found(self, here, command):
         (here / "submissions" / "my_method" / VAL).unlink()
-        code, _, err = cli("leaderboard", "--check")
+        code, _, err = command("leaderboard", "--check")
         assert (code, f"{VAL}: is missing, and submission.yaml lists it" in err) == (1, True)
 
     def test_too_large_ones_are_to_be_published_elsewhere(self, here, monkeypatch):
@@ -451,7 +437,7 @@ MIRRORED = "submissions/my_method"
 
 class TestAddresses:
     @pytest.fixture
-    def afar(self, here, cli, httpserver: HTTPServer, monkeypatch) -> Path:
+    def afar(self, here, command, httpserver: HTTPServer, monkeypatch) -> Path:
         """The same submission with its files at an address, which a mirror on loopback has."""
         monkeypatch.setattr("gpattern_bench.sources.http.BACKOFF_S", 0.01)
         monkeypatch.setattr("gpattern_bench.board.submission.cache_root", lambda: here / "cache")
@@ -465,19 +451,19 @@ class TestAddresses:
             files.append(file.model_dump() | {"url": f"https://example.org/{file.path}"})
             (home / file.path).unlink()
         edit(here, files=files)
-        assert cli("leaderboard")[0] == 0
+        assert command("leaderboard")[0] == 0
         return here
 
-    def test_need_no_network_to_be_checked(self, afar, cli, httpserver):
-        assert cli("leaderboard", "--check")[0] == 0
+    def test_need_no_network_to_be_checked(self, afar, command, httpserver):
+        assert command("leaderboard", "--check")[0] == 0
         assert httpserver.log == []
 
-    def test_are_fetched_checked_and_kept_to_be_scored(self, afar, cli, httpserver):
+    def test_are_fetched_checked_and_kept_to_be_scored(self, afar, command, httpserver):
         stored = (afar / "submissions/my_method/results.json").read_bytes()
         (afar / "submissions/my_method/results.json").unlink()
-        assert cli("leaderboard", "--rescore")[0] == 0
+        assert command("leaderboard", "--rescore")[0] == 0
         assert (afar / "submissions/my_method/results.json").read_bytes() == stored
-        assert cli("leaderboard", "--check", "--rescore")[0] == 0
+        assert command("leaderboard", "--check", "--rescore")[0] == 0
         assert len(httpserver.log) == 2  # once each
         assert (afar / "cache/submissions/my_method" / TEST).is_file()
 
@@ -499,17 +485,17 @@ class TestAddresses:
         with pytest.raises(FetchError, match="HTTP 404"):
             mine(afar).rescored()
 
-    def test_no_answer_is_an_error_of_a_check_that_scores(self, afar, cli, httpserver):
+    def test_no_answer_is_an_error_of_a_check_that_scores(self, afar, command, httpserver):
         httpserver.clear()
         httpserver.expect_request(f"/{TEST}").respond_with_data(b"", status=404)
-        assert cli("leaderboard", "--check")[0] == 0
-        code, _, err = cli("leaderboard", "--check", "--rescore")
+        assert command("leaderboard", "--check")[0] == 0
+        code, _, err = command("leaderboard", "--check", "--rescore")
         assert (code, f"not scored: my_method/{TEST}: could not fetch" in err) == (1, True)
 
-    def test_another_hash_than_the_scored_one_is_found(self, afar, cli):
+    def test_another_hash_than_the_scored_one_is_found(self, afar, command):
         files = [file.model_dump() for file in mine(afar).metadata.files]
         edit(afar, files=[files[0] | {"sha256": "0" * 64}, files[1]])
-        code, _, err = cli("leaderboard", "--check")
+        code, _, err = command("leaderboard", "--check")
         assert (code, f"my_method/{TEST}: changed since it was scored" in err) == (1, True)
 
     def test_submitting_the_same_again_keeps_them_there(self, afar):
@@ -558,12 +544,12 @@ class TestMetadata:
         assert all("description" in value for value in schema["properties"].values())
 
     @pytest.mark.parametrize("change", [lambda p: p.unlink(), lambda p: p.write_text("{}")])
-    def test_another_schema_is_drift(self, here, cli, change):
+    def test_another_schema_is_drift(self, here, command, change):
         change(here / "submissions" / "schema.json")
-        code, _, err = cli("leaderboard", "--check")
+        code, _, err = command("leaderboard", "--check")
         assert (code, "schema.json is" in err) == (1, True)
-        cli("leaderboard")
-        assert cli("leaderboard", "--check")[0] == 0
+        command("leaderboard")
+        assert command("leaderboard", "--check")[0] == 0
 
     def test_every_submission_of_the_repository_lists_its_files(self):
         for submission in read_submissions(SUBMISSIONS):
@@ -647,16 +633,16 @@ class TestFlags:
         [score] = mine(here).rescored()[0]
         assert score["flags"] == ["AUC above 99.9 %"]
 
-    def test_are_on_the_board(self, here, cli):
+    def test_are_on_the_board(self, here, command):
         self.other(here, lambda s: s**3, label="Copy")
-        cli("leaderboard", "--rescore")
+        command("leaderboard", "--rescore")
         board = json.loads((here / "leaderboard" / "leaderboard.json").read_text("utf-8"))
         rows = {row["method"]: row for row in board["tables"][0]["rows"]}
         assert rows["other"]["flags"] == ["ranks the pairs as my_method does"]
         text = (here / "leaderboard" / "LEADERBOARD.md").read_text("utf-8")
         assert "| Copy ⚠ " in text
         assert "⚠ Copy: ranks the pairs as my_method does." in text
-        assert cli("leaderboard", "--check", "--rescore")[0] == 0
+        assert command("leaderboard", "--check", "--rescore")[0] == 0
 
 
 class TestWorkflow:

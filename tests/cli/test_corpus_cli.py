@@ -23,25 +23,11 @@ from gpattern_bench.board.metadata import write_schema
 from gpattern_bench.board.publish import write_board
 from gpattern_bench.board.submission import Metadata, read_submissions
 from gpattern_bench.board.submit import listed_files
-from gpattern_bench.cli import main
 from gpattern_bench.curate.simulate.cells import simulate
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.predictions import write_predictions
 
 GIB = 2**30
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys):
-    """Run `gpattern-bench ...` in this process: exit code and stderr."""
-
-    def run(*args: object) -> tuple[int, str]:
-        monkeypatch.setattr("sys.argv", ["gpattern-bench", *map(str, args)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        return int(caught.value.code or 0), capsys.readouterr().err
-
-    return run
 
 
 def refused(outcome: tuple[int, str], code: int, expected: str) -> None:

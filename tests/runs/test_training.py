@@ -14,7 +14,6 @@ import pytest
 import shapely
 from samples import dataset_of, small_dataset
 
-from gpattern_bench.cli import main
 from gpattern_bench.curate.release import Release
 from gpattern_bench.curate.simulate.cells import simulate
 from gpattern_bench.data.dataset import Dataset, load_datasets
@@ -380,18 +379,6 @@ class TestRefused:
 
 
 class TestCommands:
-    @pytest.fixture
-    def cli(self, monkeypatch, capsys):
-        """Run `gpattern-bench ...` in this process: exit code and stderr."""
-
-        def run(*args: object) -> tuple[int, str]:
-            monkeypatch.setattr("sys.argv", ["gpattern-bench", *map(str, args)])
-            with pytest.raises(SystemExit) as caught:
-                main()
-            return int(caught.value.code or 0), capsys.readouterr().err
-
-        return run
-
     def test_repeat_the_option(self, cli, made, tmp_path):
         more = ["--train-on", made["sim"].folder, "--train-on", made["wide"].folder]
         where = ["--dataset", made["gold"].folder, "--out", tmp_path]
