@@ -13,6 +13,8 @@ fields of view (or cells) of the evaluator, averaged over seeds replicate by rep
 - *tissue*: both directions between the two fields of `cosmx_lung_mini`, no nuclei, with and without
   the context of other genes
 - *absence*: the models of *simulation*, on cells without their nuclei, and without any outline
+- *speed*: processor time of a training of *simulation*, of scoring CosMx-like cells in batches of
+  eight and one by one, and memory; for all 100,149 cells of the release, scaled
 - *ablation*: GPSNet with one thing changed, a shorter training, scored on `synthetic` val and on
   the held-out settings of `synthetic_wide`
 
@@ -39,7 +41,10 @@ from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
-from timing import show
+import torch
+from costs import Size, curating, draw
+from timing import fresh, resident, show
+from timing import told as told_memory
 
 from gpattern_bench import Evaluator, load_dataset
 from gpattern_bench.base.geometry import surrogate_outline
@@ -62,6 +67,7 @@ TISSUE = ("cosmx_lung_mini", "cosmx_lung_mini_exchanged")
 RIVALS = ("boosted", "locfish_2018", "bento")
 SEEDS = 5
 ABLATION_STEPS = 600
+TISSUE_CELLS = 3000
 
 
 @dataclass(frozen=True)
@@ -295,6 +301,47 @@ CHANGES = {
 }
 
 
+# What it costs
+
+
+def speed(out: Path, seeds: int, jobs: int, quick: bool) -> list[dict[str, Any]]:
+    """Processor time and memory of training and scoring, one thread in a fresh process."""
+    del out, seeds, jobs
+    return [{"what": what, **cost} for what, cost in fresh(spent, quick).items()]
+
+
+def spent(quick: bool) -> dict[str, dict[str, Any]]:
+    """Train on the simulated cells, then score tissue with a network of its patterns."""
+    torch.set_num_threads(1)
+    sources = [load_dataset(name) for name in (SIMULATED[:1] if quick else SIMULATED)]
+    brief = replace(TRAININGS["gpsnet"], steps=2)
+    method = GPSNetMethod(training=brief if quick else None)
+    began = process_time()
+    method.fit(training_cells(sources), 0)
+    found = {"training": {"cells": len(training_cells(sources)), "cpu_s": process_time() - began}}
+    size = Size(fovs=4, cells=40 if quick else TISSUE_CELLS, molecules_per_cell=303, genes=960)
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        draw(size, home)
+        curating(home, home / "tables")()
+        tissue = Dataset(home / "tables")
+        method = GPSNetMethod(training=brief)
+        method.fit(tissue.iter_cells(keep=tissue.cells()["cell_id"][:20].tolist()), 0)
+        for batch in (8, 1):
+            method.batch = batch
+            began = process_time()
+            pairs = [len(scores) for _, scores in method.predict(tissue.iter_cells())]
+            seconds = process_time() - began
+            found[f"scoring, batches of {batch}"] = {
+                "cells": len(pairs),
+                "pairs": sum(pairs),
+                "cpu_s": seconds,
+                "cpu_s_100149_cells": seconds / len(pairs) * 100_149,
+                "peak_gib": told_memory(resident()[1] / 2**30),
+            }
+    return found
+
+
 # What each choice is worth
 
 
@@ -377,9 +424,10 @@ class Every:
         self.simulated = cells.simulated
 
     @property
-    def parts(self) -> tuple[Any, ...]:
-        """These cells."""
-        return (self,)
+    def parts(self) -> tuple[Every, ...]:
+        """Those of each dataset, as of all cells: datasets keep their weights."""
+        parts = self.cells.parts
+        return (self,) if len(parts) == 1 else tuple(Every(part, self.part) for part in parts)
 
     def __iter__(self) -> Iterator[Cell]:
         return (cell for k, cell in enumerate(self.cells) if k % self.part == 0)
@@ -412,6 +460,7 @@ PARTS = {
     "out of fold": out_of_fold,
     "tissue": tissue,
     "absence": absence,
+    "speed": speed,
     "ablation": ablation,
 }
 

@@ -139,7 +139,8 @@ def test_the_small_network_is_trained_scored_and_used():
 
 def test_gpsnet_and_its_rival_are_trained_alike_and_compared(tmp_path):
     command = [sys.executable, str(BENCHMARK.with_name("gpsnet_real.py")), "--quick"]
-    command += ["--out", tmp_path, "--parts", "simulation", "absence", "ablation", "--jobs", "1"]
+    command += ["--out", tmp_path, "--jobs", "1"]
+    command += ["--parts", "simulation", "absence", "speed", "ablation"]
     found = json.loads(run(command).stdout.splitlines()[-1])
     rows = {row["method"]: row for row in found["simulation"]}
     assert set(rows) == {"gpsnet", "boosted"}
@@ -152,6 +153,7 @@ def test_gpsnet_and_its_rival_are_trained_alike_and_compared(tmp_path):
     assert changed["both outlines"] == rows["gpsnet"]["AUC"]
     assert len(set(changed.values())) == 4
     assert [row["setting"] for row in found["ablation"]] == ["gpsnet"]
+    assert [row["cells"] for row in found["speed"]] == [320, 40, 40]
     for method in rows:
         assert (tmp_path / method / "synthetic" / "test-seed0.parquet").is_file()
 
