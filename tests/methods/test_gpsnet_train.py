@@ -180,6 +180,10 @@ class TestBatches:
             sums = [weights[a:b].sum() for a, b in pairwise(bounds)]
             assert sums == pytest.approx(expected)
         assert joined.only_simulated().parts[-1]._tables == [parts[1]]
+        parts[2] = replace(parts[2], keep=frozenset())  # no real cell after all
+        joined = Cells(parts, genes=cells.genes, patterns=cells.patterns, labels=True)
+        weights = LabelledTokens(joined, config_of(cells)).weights(0.4)
+        assert [weights[:n].sum(), weights[n:].sum()] == pytest.approx([2 / 3, 1 / 3])
 
     def test_work_is_done_ahead_and_comes_in_order(self):
         begun, third = [], threading.Event()

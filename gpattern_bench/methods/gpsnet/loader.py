@@ -112,7 +112,7 @@ class LabelledTokens:
             return None
         sizes = np.bincount(self._part, minlength=len(self.simulated))
         share = np.sqrt(sizes)
-        if real and 0 < self.simulated.sum() < len(self.simulated):
+        if real and len(set(self.simulated[sizes > 0])) == 2:
             for kind, whole in ((self.simulated, 1 - real), (~self.simulated, real)):
                 share[kind] *= whole / share[kind].sum()
         return np.asarray((share / share.sum() / np.maximum(sizes, 1))[self._part])

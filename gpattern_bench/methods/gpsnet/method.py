@@ -90,7 +90,7 @@ class GPSNetMethod:
         self.preset = preset
         self.training = training or TRAININGS[preset]
         self.batch = _BATCH
-        self._counted = preset == "gpsnet" and training is None  # in steps, by the cells
+        self._scheduled = preset == "gpsnet" and training is None  # steps and stages by the cells
         self._changes = self.own_changes | changes
         self._trained: Trained | None = None
 
@@ -103,7 +103,7 @@ class GPSNetMethod:
         init, checkpoint = self._initial(context.init), context.checkpoint
         before = None
         mixed = len({part.simulated for part in train.parts}) == 2
-        if self._counted and init is None and mixed:
+        if self._scheduled and init is None and mixed:
             if checkpoint is not None:
                 before = checkpoint.with_name(f"{checkpoint.stem}-pretraining{checkpoint.suffix}")
             init = self._train(train.only_simulated(), seed, checkpoint=before).network
@@ -120,9 +120,9 @@ class GPSNetMethod:
         init: GPSNet | None = None,
     ) -> Trained:
         config = Config.preset(self.preset, train.genes, train.patterns, **self._changes)
-        if self._counted and init is None:
+        if self._scheduled and init is None:
             self.training = replace(TRAININGS[self.preset], steps=steps_for(len(train)))
-        elif self._counted:
+        elif self._scheduled:
             self.training = FINE_TUNING
         return train_network(
             config, self.training, train, seed, val=val, checkpoint=checkpoint, init=init
