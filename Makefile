@@ -7,15 +7,19 @@ TORCH := torch==2.13.0
 # That of `make test-lowest`. The floor in pyproject.toml has a CPU build only at PyTorch's own index.
 TORCH_LOWEST ?= $(TORCH)
 
-.PHONY: demo test check test-lowest lint docs clean
+.PHONY: demo test suite check test-lowest lint docs clean
 
 demo: .venv/installed
 	$(BIN)/gpattern-bench demo
 
-# One thread for each of the two: those of OpenMP spin while they wait for one another.
-test: .venv/installed-dev lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+# The style is checked beside the tests, so that no processor waits.
+test: .venv/installed-dev
+	$(MAKE) --no-print-directory -j 2 lint suite
 	$(BIN)/gpattern-bench leaderboard --check
+
+# One thread for each of the two: those of OpenMP spin while they wait for one another.
+suite: .venv/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # While you work: all but the slow tests.
 check: .venv/installed-dev lint

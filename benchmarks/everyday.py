@@ -92,7 +92,7 @@ def main() -> None:
         os.environ["GPATTERN_BENCH_DATA"] = str(Path(folder) / "data")
         for home in homes.values():  # tables made, all compiled
             spent([*COMMAND, *COMMANDS["evaluate"]], home, folder)
-            if "busy" in options.parts:
+            if "busy" in options.parts and not options.quick:
                 spent([*COMMAND, *busy[next(iter(busy))], "--out", "warm"], home, folder)
         parts = {
             "startup": lambda: startup(homes, repeats, folder),

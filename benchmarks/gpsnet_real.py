@@ -52,6 +52,7 @@ from gpattern_bench.data.cells import Cell
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.evaluate.bootstrap import interval, is_biased
 from gpattern_bench.methods import get_method
+from gpattern_bench.methods.boosted import method as boosted
 from gpattern_bench.methods.gpsnet import method as gpsnet
 from gpattern_bench.methods.gpsnet.config import TRAININGS
 from gpattern_bench.methods.gpsnet.method import GPSNetMethod
@@ -184,6 +185,7 @@ def made(row: Row, seed: int, out: Path, quick: bool) -> Path:
     """Run a row with a seed, unless that is done; return the test file."""
     if quick:
         gpsnet.steps_for = lambda cells: 2 + 0 * cells
+        boosted._TREES, boosted._ROUNDS = 20, 15
     dataset, sources = load_dataset(row.dataset), [load_dataset(name) for name in row.train_on]
     folder = out / row.method
     method = get_method(row.method)

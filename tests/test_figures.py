@@ -262,6 +262,7 @@ class TestFiles:
             found.append([out.read_bytes() for out in outs])
         assert found[0] == found[1]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", ["splits", "patterns", "ablation", "training"])
     def test_the_same_bytes_twice_whatever_the_users_settings(
         self, dataset, ablation, model, tmp_path, kind

@@ -130,6 +130,7 @@ def test_u2os_outlines_and_pairs(u2os: Dataset) -> None:
     assert sum(n >= 5 for n in pairs["count_all"].to_pylist()) == 1_830
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COUNTS)
 def test_molecules_lie_inside_their_own_outline(mirror: Path, name: str) -> None:
     inside = [

@@ -138,6 +138,7 @@ def test_a_prediction_file_that_unpacks_to_far_more_is_refused(ds, valid, tmp_pa
     assert path.stat().st_size < 1 << 20
 
 
+@pytest.mark.slow
 def test_a_prediction_file_is_refused_in_bounded_memory(ds, valid, tmp_path):
     """Twenty gigabytes in a few kilobytes, with four to read them in."""
     path = Path(shutil.copy(valid, tmp_path))

@@ -37,6 +37,7 @@ class TestImport:
         loaded = loaded_by("import gpattern_bench.cli")
         assert not loaded & {*HEAVY, "numpy", "shapely", "pydantic", "yaml"}
 
+    @pytest.mark.slow
     def test_of_the_loaders_loads_no_torch(self):
         assert "torch" not in loaded_by("from gpattern_bench import load_dataset, Evaluator")
 
@@ -49,6 +50,7 @@ class TestImport:
         curation = {name for name in loaded if name.startswith("gpattern_bench.curate.")}
         assert curation <= {"gpattern_bench.sources.recipe"}  # data only
 
+    @pytest.mark.slow
     def test_an_evaluator_compiles_nothing_before_it_scores(self):
         gpattern_bench.load_dataset("synthetic")
         loaded = loaded_by("import gpattern_bench; gpattern_bench.Evaluator('synthetic')")
@@ -60,6 +62,7 @@ class TestImport:
         run = f"from gpattern_bench.cli import app; app({arguments}, standalone_mode=False)"
         assert not loaded_by(run) & {"numpy", "pandas", "pyarrow", "shapely", "requests"}
 
+    @pytest.mark.slow
     def test_of_methods_loads_no_method(self):
         assert "scipy.special" not in loaded_by("import gpattern_bench.methods")
 

@@ -28,6 +28,7 @@ def imported(path: Path) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_no_module_of_tests_is_imported():
     others = {path.stem for path in TESTS.rglob("test_*.py")} | {"conftest"}
     assert len(others) > 50

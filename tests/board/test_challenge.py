@@ -33,6 +33,8 @@ from gpattern_bench.errors import GPatternBenchError, PredictionError, Submissio
 from gpattern_bench.predictions import write_predictions
 from gpattern_bench.runs.run import run_method
 
+pytestmark = pytest.mark.slow
+
 SEED = 0x1234_5678_9ABC_DEF0
 
 

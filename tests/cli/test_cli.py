@@ -336,6 +336,7 @@ class TestInfo:
 
 
 class TestVerify:
+    @pytest.mark.slow
     def test_fine_is_0(self, cli):
         outcome = cli("verify", "synthetic")
         assert (outcome.code, outcome.err) == (0, "")
@@ -659,6 +660,7 @@ class TestCalls:
 
 
 class TestPredict:
+    @pytest.mark.slow
     def test_scores_calls_and_genes(self, cli, tables, tmp_path):
         assert cli("run", "gene_prior", "--dataset", tables, "--out", tmp_path / "run").code == 0
         model = tmp_path / "run" / "synthetic" / "model-seed0"

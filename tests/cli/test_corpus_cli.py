@@ -27,6 +27,8 @@ from gpattern_bench.curate.simulate.cells import simulate
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.predictions import write_predictions
 
+pytestmark = pytest.mark.slow
+
 GIB = 2**30
 
 

@@ -1047,6 +1047,7 @@ def test_failure_half_way_leaves_nothing(tmp_path, error):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_full_disk_is_an_error_in_words_and_the_old_version_stays(tmp_path):
     # A limit on the size of files is the nearest to a full disk that any user can set.
     script = f"""
@@ -1160,6 +1161,7 @@ N_LABELLED = {"nih3t3_gold": 164, "u2os_gold": 192}
 N_NUCLEI = {"nih3t3_gold": 15, "u2os_gold": 13, "u2os_sample": 15}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
 def test_real_set_has_the_known_counts(real, name):
     about = manifest(real[name])
@@ -1193,6 +1195,7 @@ def test_real_set_has_only_the_columns_of_the_schema(real, name):
         assert pq.read_schema(folder / "labels.parquet").equals(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
 def test_molecules_of_real_sets_lie_inside_their_cells(real, name):
     cells = geopandas.read_parquet(real[name] / "cells.parquet").set_index("cell_id")
@@ -1220,6 +1223,7 @@ def test_real_set_is_not_made_twice(real, shared):
     assert (folder / "manifest.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_values_other_than_the_registry_pins_are_not_written(mirror, tmp_path):
     entry = find_entry("nih3t3_gold")
     pinned = {**entry.content_sha256, "labels": "0" * 64}

@@ -27,6 +27,8 @@ from gpattern_bench.curate.simulate.cells import (
 from gpattern_bench.curate.simulate.releases import _paint, write_bento_h5ad, write_cosmx
 from gpattern_bench.errors import SourceError
 
+pytestmark = pytest.mark.slow
+
 HEIGHT, PIXEL = 3648, 0.18
 UNIT = 0.103
 CELLS = replace(_SIZES["nih3t3"], n_fovs=11, n_cells=60, n_genes=40, mean_molecules=300.0)
@@ -265,7 +267,6 @@ def test_cosmx_comes_back(flat, drawn, tmp_path):
     check_cosmx([piece() for piece in read_cosmx(flat, tmp_path)], drawn)
 
 
-@pytest.mark.slow
 def test_cosmx_archive(flat, drawn, tmp_path):
     path = write_cosmx(iter(drawn), tmp_path / "one", archive=True)
     assert path == tmp_path / "one" / "Lung5_Rep1+SMI+Flat+data.tar.gz"

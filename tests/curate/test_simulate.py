@@ -151,6 +151,7 @@ def test_molecules_are_ordered(release):
     assert all(a < b for a, b in pairwise(rows))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_geometry(seed):
     release = simulate(seed)
@@ -400,6 +401,7 @@ def test_a_full_slide_stays_exact():
         assert (coordinates == coordinates.astype(np.float32)).all()
 
 
+@pytest.mark.slow
 def test_tissue_labels_follow_the_majority(tissue):
     """By shapely: where each molecule lies, and which compartments hold half of a pair."""
     agree = []

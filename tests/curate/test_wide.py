@@ -29,6 +29,8 @@ from gpattern_bench.errors import SourceError
 from gpattern_bench.sources.recipe import Recipe
 from gpattern_bench.sources.registry import find_entry
 
+pytestmark = pytest.mark.slow
+
 COLUMNS = list(PATTERNS)
 RECIPE = find_entry("synthetic_wide").recipe
 ALL = pytest.mark.parametrize(

@@ -75,6 +75,7 @@ def check(y_true, y_score):
     return got
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("scores", ["distinct", "tied", "constant"])
 @pytest.mark.parametrize("prevalence", [0, "one", 0.02, 0.5, 1])
@@ -129,6 +130,7 @@ def test_negatives_only(case):
     check(*case)
 
 
+@pytest.mark.slow
 @given(cases(), st.randoms(use_true_random=False))
 def test_row_order_changes_nothing(case, random):
     y_true, y_score = case

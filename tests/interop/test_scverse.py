@@ -23,6 +23,8 @@ from gpattern_bench.interop.scverse import to_anndata, to_spatialdata
 from gpattern_bench.predictions import write_predictions
 from gpattern_bench.sources.recipe import Recipe
 
+pytestmark = pytest.mark.slow
+
 
 def imported(name):
     """A library of the extra, or the test is skipped; what it warns about itself is not ours."""
@@ -245,7 +247,6 @@ def test_the_library_finds_the_cells_of_the_table_and_of_a_region(spatialdata, s
     assert 0 < len(part.points["transcripts"]) == inside.sum() < len(x)
 
 
-@pytest.mark.slow
 def test_the_zarr_is_curated_to_the_same_tables(spatialdata, synthetic, tmp_path):
     read_again(spatialdata, synthetic, tmp_path)
     recipe = Recipe(

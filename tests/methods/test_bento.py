@@ -186,6 +186,7 @@ class TestAgainstUpstream:
             compared += len(found)
         assert compared == len(expected) == 2008
 
+    @pytest.mark.slow
     def test_the_published_forest_gives_the_published_labels(self, sample, shared):
         genes, cells, _ = sample
         expected = pd.read_parquet(shared / "reference" / "bento_proba.parquet")
@@ -325,6 +326,7 @@ def small(tmp_path_factory) -> Dataset:
 
 
 class TestMethod:
+    @pytest.mark.slow
     def test_scores_are_those_of_a_forest_on_the_labelled_pairs(self, small):
         method = Bento()
         method.fit(small.iter_cells("train"), seed=3)

@@ -422,6 +422,7 @@ class TestMethods:
         for name in states[0]:
             np.testing.assert_equal(states[0][name], states[1][name])
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("cls", BOTH)
     def test_a_saved_model_scores_the_same_and_is_the_same_bytes(self, cls, four, tmp_path):
         method = fitted(cls, four.iter_cells("train"), 5, registration="grid")

@@ -117,6 +117,7 @@ def on_outlines(bigfish) -> pd.DataFrame:
 
 
 class TestAgainstBigfish:
+    @pytest.mark.slow
     def test_on_pixels_all_41_are_bigfishs_own(self, bigfish):
         reference, cells = bigfish
         ours = table(cells, lambda cell: bigfish_features(cell, pixels=True), BIGFISH_FEATURES)

@@ -59,6 +59,7 @@ def exact_p(median, m, n):
 
 
 class TestP:
+    @pytest.mark.slow
     @pytest.mark.parametrize("n", range(2, 11))
     def test_is_twice_the_share_of_all_draws_of_ranks_also_between_two_ranks(self, n):
         for m in range(1, n + 1):
@@ -163,6 +164,7 @@ class TestNull:
             got, expected = (np.append(x[frequent], x[~frequent].sum()) for x in (got, expected))
         assert chisquare(got, expected).pvalue > 1e-4
 
+    @pytest.mark.slow
     @METRICS
     @pytest.mark.parametrize("m", [2, 5, 12, 40])
     def test_is_that_of_permuting_all_molecules(self, metric, m):
@@ -181,6 +183,7 @@ class TestNull:
         table = np.bincount(3 * kind[:-1] + kind[1:], minlength=9).reshape(3, 3)
         assert chi2_contingency(table).pvalue > 1e-3
 
+    @pytest.mark.slow
     @METRICS
     def test_ranks_are_those_of_a_sort_less_what_is_equal_to_rounding(self, metric):
         sums = null_sums(metric, np.random.default_rng(0).normal(size=(9, 2)), 3, 1000)
@@ -472,6 +475,7 @@ class TestAgainstUpstream:
     def test_the_variance_is_upstreams(self, joined):
         np.testing.assert_allclose(joined["variance"], DRAW_VARIANCE, rtol=1e-14)
 
+    @pytest.mark.slow
     def test_the_expected_value_is_that_of_400_draws_of_the_prototype(self, shared):
         path = shared / "reference" / "sprawl_fidelity_u2os.parquet"
         rows = pd.read_parquet(path).dropna(subset="pit")

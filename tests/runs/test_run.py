@@ -122,6 +122,7 @@ MODEL_FILES = {
 
 
 class TestFiles:
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["prevalence", "gene_prior", "sprawl", "oracle"])
     def test_are_val_and_test_and_the_report(self, made, tmp_path, name):
         files = run_method(name, made["whole"], tmp_path)

@@ -28,6 +28,8 @@ from gpattern_bench.runs.saved_model import load_model
 from gpattern_bench.runs.training import training_cells, val_cells
 from gpattern_bench.tables.predictions import Origin
 
+pytestmark = pytest.mark.usefixtures("brief_training")
+
 IDS = ("fov", "cell_id")
 SIZE = {"n_fovs": 6, "cells_per_fov": 3, "mean_molecules": 60}
 

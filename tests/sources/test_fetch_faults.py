@@ -1011,6 +1011,7 @@ def test_file_larger_than_any_disk_is_refused_before_it_is_downloaded(server, ca
 # Progress
 
 
+@pytest.mark.slow
 def test_progress_is_shown_on_a_terminal(server, cache):
     master, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (24, 80))
