@@ -1,8 +1,9 @@
-"""Small exports as instruments write them: CosMx, Xenium and MERSCOPE."""
+"""Small exports as instruments and SpatialData write them."""
 
 from __future__ import annotations
 
 import gzip
+import json
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +157,42 @@ def write_merscope(folder, molecules, outlines, hdf5=False):
 
 FLAT = [(name, z, shape) for name, shape in CELLS.items() for z in range(3)]
 DETECTED = [("G1", 1, 1), ("G2", 2, 2), ("G1", 11, 1), ("G2", 1, 31), ("G1", 5, 20)]
+
+
+# SpatialData
+
+
+def ngff(axes="xy", system="global", **step):
+    """A transformation of these axes as SpatialData writes it; the identity without `step`."""
+    named = [{"name": axis, "type": "space", "unit": "unit"} for axis in axes]
+    ends = {"input": {"name": axes, "axes": named}, "output": {"name": system, "axes": named}}
+    return {**(step or {"type": "identity"}), **ends}
+
+
+def write_spatialdata(folder, points, shapes, *, steps=None, keys=None):
+    """A SpatialData without zarr arrays, which another package would have to read.
+
+    `points`: columns of `points/transcripts`. `shapes`: element -> outlines by cell, a table of
+    `shapes.parquet`, or a GeoDataFrame. `steps`: element -> its transformations.
+    """
+    keys = {"feature_key": "gene", "instance_key": "cell"} if keys is None else keys
+    tables = {"points/transcripts": points if isinstance(points, pa.Table) else pa.table(points)}
+    for name, outlines in shapes.items():
+        if isinstance(outlines, dict):
+            wkb = shapely.to_wkb(np.array(list(outlines.values()), object))
+            outlines = pa.Table.from_pandas(pd.DataFrame({"geometry": wkb}, list(outlines)))
+        tables[f"shapes/{name}"] = outlines
+    for element, table in tables.items():
+        (folder / element).mkdir(parents=True)
+        attributes = {"coordinateTransformations": (steps or {}).get(element, [ngff()])}
+        if element == "points/transcripts":
+            attributes["spatialdata_attrs"] = keys
+        (folder / element / ".zattrs").write_text(json.dumps(attributes))
+        if element == "points/transcripts":
+            (folder / element / "points.parquet").mkdir()
+            pq.write_table(table, folder / element / "points.parquet/part.0.parquet")
+        elif isinstance(table, pa.Table):
+            pq.write_table(table, folder / element / "shapes.parquet")
+        else:
+            table.to_parquet(folder / element / "shapes.parquet")
+    return folder

@@ -47,6 +47,24 @@ _PARAMETERS: dict[str, Any] = {
         str | None, typer.Option("--name", help="Name of the dataset; default: the folder's.")
     ],
     "min_qv": Annotated[float, typer.Option(help="Drop molecules of a lower quality.")],
+    "points": Annotated[
+        str | None, typer.Option(help="Element of the molecules; default: transcripts.")
+    ],
+    "cells": Annotated[
+        str | None, typer.Option(help="Element of the cells; default: cell_boundaries.")
+    ],
+    "nuclei": Annotated[
+        str | None,
+        typer.Option(
+            help="Element of the nuclei; default: nucleus_boundaries or, with --cells, none."
+        ),
+    ],
+    "gene_column": Annotated[
+        str | None, typer.Option(help="Column of the points: gene; default: their feature_key.")
+    ],
+    "cell_column": Annotated[
+        str | None, typer.Option(help="Column of the points: cell; default: their instance_key.")
+    ],
     "fov_column": Annotated[
         str | None, typer.Option(help="Column of the points that names the FOV; none = tiles.")
     ],
@@ -112,6 +130,11 @@ _add(
     "sample.zarr --unit-um 0.108",
     "Curate a SpatialData zarr: points, shapes and, optionally, a csv of labels.",
     unit_um=_REQUIRED,
+    points=None,
+    cells=None,
+    nuclei=None,
+    gene_column=None,
+    cell_column=None,
     fov_column=None,
     tile_um=500.0,
     labels=None,

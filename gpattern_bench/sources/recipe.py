@@ -35,6 +35,9 @@ class Recipe(BaseModel):
         FOV -> split; replaces the random split.
     seed : int
         Seed of the simulation and of the split.
+    points, cells, nuclei, gene_column, cell_column : str or None
+        SpatialData only: elements, and columns of the points; None: the usual ones
+        (:func:`gpattern_bench.curate.readers.spatialdata.read_spatialdata`).
     fov_column : str or None
         SpatialData only: points column with the field of view; None: tiles.
     tile_um : float
@@ -61,6 +64,11 @@ class Recipe(BaseModel):
     split: Literal["fov", "test", "named"] = "fov"
     splits: dict[str, Literal["train", "val", "test"]] = {}
     seed: int = 0
+    points: str | None = None
+    cells: str | None = None
+    nuclei: str | None = None
+    gene_column: str | None = None
+    cell_column: str | None = None
     fov_column: str | None = None
     tile_um: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     min_qv: float = 20.0

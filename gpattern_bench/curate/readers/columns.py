@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,11 +14,12 @@ import pyarrow.parquet as pq
 from gpattern_bench.curate.release import reading
 from gpattern_bench.errors import SourceError
 
-__all__ = ["find_table", "read_blocks"]
+__all__ = ["as_text", "find_table", "read_blocks"]
 
 _ROWS = 1 << 20  # of Parquet
 _BYTES = 1 << 24  # of csv; Arrow reads up to 32 blocks ahead
 _TEXT = pa.dictionary(pa.int32(), pa.string())
+_PLAIN = {"string_view": pa.string(), "binary_view": pa.binary()}
 
 
 def find_table(folder: Path, names: Sequence[str]) -> Path:
@@ -74,7 +76,7 @@ def read_blocks(
         used = [name for name in wanted if name in present]
         for block in (_parquet if path.suffix == ".parquet" else _csv)(path, used, text):
             columns = [
-                _as_text(block[name])
+                as_text(block[name])
                 if name in text
                 else _as_number(block[name])
                 if name in numbers
@@ -111,17 +113,34 @@ def _csv(path: Path, used: list[str], text: Sequence[str]) -> Iterator[pa.Table]
             yield pa.Table.from_batches([batch])
 
 
-def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Convert names of any type to dictionary-encoded text; empty text becomes null.
+
+    Whole numbers stored as floats, as pandas does where some are missing, have no decimals.
+    """
     if not pa.types.is_dictionary(column.type):
-        column = column.dictionary_encode()
+        column = _plain(column).dictionary_encode()
     chunks = []
     for chunk in column.chunks:
-        values = _empty_is_null(chunk.dictionary.cast(pa.string()))
+        values = _empty_is_null(_texts(chunk.dictionary))
         codes = chunk.indices.cast(pa.int32())
         if values.null_count:  # older pyarrow sees nulls only in the codes
             codes = pc.if_else(values.is_null().take(codes), pa.scalar(None, pa.int32()), codes)
         chunks.append(pa.DictionaryArray.from_arrays(codes, values))
     return pa.chunked_array(chunks, _TEXT)
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Convert view types, which few functions of Arrow take."""
+    return column.cast(_PLAIN[str(column.type)]) if str(column.type) in _PLAIN else column
+
+
+def _texts(values: pa.Array) -> pa.Array:
+    if pa.types.is_floating(values.type):
+        values = pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
+        with suppress(pa.ArrowInvalid):  # not whole, or too large
+            values = values.cast(pa.int64())
+    return values.cast(pa.string())
 
 
 def _empty_is_null(values: pa.Array) -> pa.Array:
