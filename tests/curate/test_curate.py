@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pydantic
 import pytest
+import scipy.sparse
 import shapely
 import zarr
 from samples import content_sha256
@@ -594,6 +595,106 @@ def test_bento_file_is_read_in_both_encodings(tmp_path, old):
         "nuclear": [True, False],
         "cytoplasmic": [False, True],
     }
+
+
+def write_with_anndata(path: Path, kinds: dict[str, str]) -> Path:
+    """The same file with columns of other types, by AnnData's own writer; `kinds`: pandas types."""
+    anndata = pytest.importorskip("anndata", reason="not installed (extra: spatial)")
+    write_bento(path)
+    shapes = [shape.wkt for shape in SQUARE.values()]
+    obs = {"cell_shape": shapes, "nucleus_shape": [box(40, 40, 60, 60).wkt, None]}
+    frames = {
+        "obs": pd.DataFrame(obs, pd.Index(SQUARE, name="cell")),
+        "var": pd.DataFrame(index=pd.Index(["A", "B", "notarget001"], name="gene")),
+        "uns/points": pd.DataFrame({**POINTS, "x": [10, 20, 30, 210, 999]}),
+    }
+    with (
+        h5py.File(path, "r+") as file,
+        anndata.settings.override(allow_write_nullable_strings=True),
+    ):
+        for element, frame in frames.items():
+            del file[element]
+            frame = frame.astype({name: kinds[name] for name in set(kinds) & set(frame)})
+            if "index" in kinds:
+                frame.index = frame.index.astype(kinds["index"])
+            anndata.io.write_elem(file, element, frame)
+    return path
+
+
+NULLABLE = {
+    **dict.fromkeys(("gene", "cell", "cell_shape", "nucleus_shape", "index"), "string"),
+    "batch": "Int64",
+    "x": "Int64",
+}
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [NULLABLE, {name: kind if kind == "Int64" else "category" for name, kind in NULLABLE.items()}],
+    ids=["nullable", "categorical"],
+)
+def test_columns_are_read_in_any_encoding_of_anndata(tmp_path, kinds):
+    kinds = {name: kind for name, kind in kinds.items() if (name, kind) != ("index", "category")}
+    expected = read_bento(write_bento(tmp_path / "old.h5ad"), PATTERNS)
+    read = read_bento(write_with_anndata(tmp_path / "new.h5ad", kinds), PATTERNS)
+    for found, known in ((read.molecules, expected.molecules), (read.cells, expected.cells)):
+        pd.testing.assert_frame_equal(found.astype(str), known.astype(str))
+    assert read.molecules["cell_id"].isna().tolist() == [False, False, False, False, True]
+    assert read.cells["nucleus_boundary"].isna().tolist() == [False, True]
+
+
+def test_what_is_missing_in_a_nullable_column_is_no_name(tmp_path):
+    path = write_with_anndata(tmp_path / "new.h5ad", NULLABLE)
+    with h5py.File(path, "r+") as file:
+        file["uns/points/cell/mask"][1] = True
+        file["uns/points/gene/mask"][2] = True
+    made = apply_rules(read_bento(path, PATTERNS), RECIPE)
+    assert made.dropped["molecules"] == {
+        "outside every cell": 2,
+        "gene not in var": 1,
+    }
+
+
+def test_an_unknown_encoding_is_named(tmp_path):
+    path = write_with_anndata(tmp_path / "new.h5ad", NULLABLE)
+    with h5py.File(path, "r+") as file:
+        file["uns/points/cell"].attrs["encoding-type"] = "awkward-array"
+    with pytest.raises(SourceError, match="/uns/points/cell is stored as awkward-array, expected"):
+        read_bento(path, PATTERNS)
+
+
+def write_sparse(file: h5py.File, name: str, values: Any, kind: str) -> None:
+    matrix = (scipy.sparse.csr_matrix if kind == "csr_matrix" else scipy.sparse.csc_matrix)(values)
+    group = file.create_group(name)
+    group.attrs["encoding-type"], group.attrs["shape"] = kind, matrix.shape
+    for part in ("data", "indices", "indptr"):
+        group[part] = getattr(matrix, part)
+
+
+@pytest.mark.parametrize("kind", ["csr_matrix", "csc_matrix"])
+def test_sparse_layers_are_labels_too(tmp_path, kind):
+    path = write_bento(tmp_path / "bento.h5ad")
+    with h5py.File(path, "r+") as file:
+        for name in PATTERNS:
+            write_sparse(file, f"layers/{name}", LAYERS[name], kind)
+    expected = read_bento(write_bento(tmp_path / "dense.h5ad", layers=LAYERS), PATTERNS)
+    pd.testing.assert_frame_equal(read_bento(path, PATTERNS).labels, expected.labels)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"), [("indices", 99), ("indptr", 99), ("shape", (1 << 20, 1 << 20))]
+)
+def test_a_sparse_layer_that_points_outside_is_refused(tmp_path, part, value):
+    path = write_bento(tmp_path / "bento.h5ad", layers=LAYERS)
+    with h5py.File(path, "r+") as file:
+        del file["layers/nuclear"]
+        write_sparse(file, "layers/nuclear", LAYERS["nuclear"], "csr_matrix")
+        if part == "shape":
+            file["layers/nuclear"].attrs["shape"] = value
+        else:
+            file[f"layers/nuclear/{part}"][1] = value
+    with pytest.raises(SourceError, match="cannot be read as numbers, one per cell and gene"):
+        read_bento(path, PATTERNS)
 
 
 def test_bento_file_becomes_tables_without_its_unused_categories(tmp_path):
