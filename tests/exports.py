@@ -61,6 +61,7 @@ def write_cosmx(
     listed: pd.DataFrame | None = None,
     images: dict[int, Any] = IMAGES,
     compartments: dict[int, Any] | None = None,
+    polygons: pd.DataFrame | None = None,
 ) -> Path:
     inner = folder / "S1" / "S1-Flat_files_and_images"
     for name, of_fov in (("CellLabels", images), ("CompartmentLabels", compartments or {})):
@@ -72,7 +73,35 @@ def write_cosmx(
     (inner / "S1_tx_file.csv").write_text(text)
     if listed is not None:
         listed.to_csv(inner / "S1_fov_positions_file.csv", index=False)
+    if polygons is not None:
+        polygons.to_csv(inner / "S1-polygons.csv.gz", index=False)
     return folder
+
+
+def atomx(down: bool = True) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Molecules, vertices and positions as AtoMx exports them; `down`: local y counts rows.
+
+    Two fields of view, the second without a third cell: 100 molecules in each, and 5 outside.
+    """
+    rng, molecules, vertices = np.random.default_rng(0), [], []
+    for fov, cell in ((1, 1), (1, 2), (1, 3), (12, 1), (12, 2)):
+        shape = box(100 * cell, 50, 100 * cell + 60, 90)
+        local = [100 * cell, 50] + rng.uniform(0, 1, (105, 2)) * [60, 40]
+        local[100:] += [0, 200]
+        named = np.where(np.arange(105) < 100, cell, 0)
+        molecules += [(fov, c, x, y) for c, (x, y) in zip(named, local, strict=True)]
+        ring = shapely.get_coordinates(shape)[:-1]
+        vertices += [(fov, cell, x, y) for x, y in ring]  # not closed
+    columns = ["fov", "cell_ID", "x_local_px", "y_local_px"]
+    frames = [pd.DataFrame(rows, columns=columns) for rows in (molecules, vertices)]
+    places = {1: (5000.0, 106000.0), 12: (9000.0, 106000.0)}
+    for frame in frames:
+        place = np.array([places[fov] for fov in frame["fov"]])
+        frame["x_global_px"] = place[:, 0] + frame["x_local_px"]
+        frame["y_global_px"] = place[:, 1] + frame["y_local_px"] * (-1 if down else 1)
+    frames[0] = frames[0].assign(z=3, target="KRT8", CellComp="Cytoplasm")
+    listed = positions(places).rename(columns={"fov": "FOV"})
+    return frames[0], frames[1].rename(columns={"cell_ID": "cellID"}), listed
 
 
 # Xenium

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -70,6 +71,14 @@ _PARAMETERS: dict[str, Any] = {
     ],
     "tile_um": Annotated[
         float, typer.Option(min=0, help="Side of the tiles that serve as FOVs; 0 = one FOV.")
+    ],
+    "crops": Annotated[
+        list[str] | None,
+        typer.Option(
+            "--crop",
+            metavar="FOV=COLUMN,ROW",
+            help="The FOV's label image is a crop that begins at this pixel of the whole image.",
+        ),
     ],
     "labels": Annotated[
         Path | None, typer.Option(help="csv of labels: cell, gene and 0/1 per pattern.")
@@ -150,6 +159,7 @@ _add(
     "Curate CosMx flat files, a folder or the tar.gz; labels come from CellComp, if there. A pixel "
     "is 0.18 um in the lung release of 2022, 0.12028 um in newer ones.",
     unit_um=_REQUIRED,
+    crops=None,
     controls="NegPrb|Negative|SystemControl|FalseCode",
     split="fov",
     patternless="drop",
@@ -186,6 +196,7 @@ def _curate(
     patterns: str = THREE_PATTERNS,
     labels: Path | None = None,
     labels_where: list[str] | None = None,
+    crops: list[str] | None = None,
     **rules: Any,
 ) -> None:
     from pydantic import ValidationError
@@ -193,10 +204,8 @@ def _curate(
     from gpattern_bench.curate.build import curate as make
     from gpattern_bench.sources.recipe import Recipe
 
-    pairs = [text.partition("=") for text in labels_where or ()]
-    for text, equals, _ in pairs:
-        if not equals:
-            raise typer.BadParameter(f"--labels-where: expected COLUMN=VALUE, got {text!r}")
+    where = _pairs("--labels-where", "COLUMN=VALUE", "(.*?)=(.*)", labels_where)
+    corners = _pairs("--crop", "FOV=COLUMN,ROW", r"(.+)=(\d+,\d+)", crops)
     source = source.absolute()
     try:
         recipe = Recipe.model_validate(
@@ -205,7 +214,8 @@ def _curate(
                 "path": source.name,
                 "patterns": tuple(patterns.split(",")),
                 "labels": None if labels is None else str(labels.absolute()),
-                "labels_where": {column: value for column, _, value in pairs},
+                "labels_where": where,
+                "crops": {fov: tuple(corner.split(",")) for fov, corner in corners.items()},
             }
             | rules
         )
@@ -223,3 +233,14 @@ def _curate(
         cluster=cluster,
     )
     tell(out)
+
+
+def _pairs(option: str, form: str, pattern: str, texts: list[str] | None) -> dict[str, str]:
+    """Split the values of an option into keys and values."""
+    pairs = {}
+    for text in texts or ():
+        found = re.fullmatch(pattern, text)
+        if found is None:
+            raise typer.BadParameter(f"{option}: expected {form}, got {text!r}")
+        pairs[found[1]] = found[2]
+    return pairs
