@@ -506,6 +506,31 @@ def test_csv_that_is_empty_is_refused(tmp_path):
         labels_csv(tmp_path, "")
 
 
+def test_csv_in_another_encoding_is_one_short_error(tmp_path):
+    rows = "".join(f"1,Gé{k},0,1\n" for k in range(50_000))
+    text = f"cell,gene,nuclear,cytoplasmic\n{rows}"
+    (tmp_path / "labels.csv").write_bytes(text.encode("cp1252"))
+    with pytest.raises(SourceError, match=r"it is not UTF-8 text \(byte 0xe9\); save it") as caught:
+        read_labels_csv(tmp_path / "labels.csv", PATTERNS, {})
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"cell,gene,nuclear,cytoplasmic\n{'x' * 10**6},A,2,1\n",
+        f"cell,gene,nuclear,cytoplasmic\n{'x' * 10**6},A,0,1\n{'x' * 10**6},A,1,1\n",
+        f"cell,gene,{','.join(map(str, range(2_000)))}\n",
+    ],
+    ids=["value", "cell", "columns"],
+)
+def test_an_error_never_prints_the_file(tmp_path, text):
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(SourceError) as caught:
+        read_labels_csv(tmp_path / "labels.csv", PATTERNS, {})
+    assert len(str(caught.value)) < 2_200
+
+
 def test_csv_where_no_row_is_meant_says_so(tmp_path):
     with pytest.raises(SourceError, match=r"dataset.*nobody"):
         labels_csv(tmp_path, CSV, {"dataset": "nobody"})

@@ -252,7 +252,7 @@ class _Sample:
             xy = np.stack([rows[name].to_numpy() for name in pair], axis=1)
             if local and fov in self.positions:
                 x, y = self.positions[fov]
-                xy, frame["x"], frame["y"] = xy + [x, y], frame["x"] + x, frame["y"] + y
+                xy, frame["x"], frame["y"] = xy + np.array([x, y]), frame["x"] + x, frame["y"] + y
             elif local and len(frame):
                 raise _no_position(molecules.source, fov)
             elif pair is LOCAL:

@@ -22,7 +22,7 @@ from gpattern_bench.tables.parquet import codes_into
 
 __all__ = ["read_xenium"]
 
-_ENDINGS = (".parquet", ".csv.gz")
+_ENDINGS = (".parquet", ".csv.gz", ".csv")
 _OUTSIDE = ("UNASSIGNED", "-1")
 _COLUMNS = {
     "feature_name": "gene",
@@ -35,7 +35,7 @@ _STEMS = ("transcripts", "cell_boundaries", "nucleus_boundaries")
 
 
 def read_xenium(path: Path, scratch: Path, *, tile: float, min_qv: float = 20.0) -> Iterator[Piece]:
-    """Read ``transcripts``, ``cell_boundaries`` and ``nucleus_boundaries`` (Parquet or csv.gz).
+    """Read ``transcripts``, ``cell_boundaries`` and ``nucleus_boundaries`` (Parquet or csv).
 
     Drops and counts molecules of quality below `min_qv`, of control targets (``is_gene``, in newer
     exports), outside cells, or in cells without an outline. Polygons of one cell with several
@@ -123,7 +123,7 @@ def _molecules(
         path,
         text=("cell_id", "feature_name", "fov_name"),
         numbers=("x_location", "y_location", "z_location", "qv"),
-        raw=("is_gene",),
+        flags=("is_gene",),
         optional=("fov_name", "is_gene"),
     ):
         cell = codes_into(index, block["cell_id"])
@@ -134,6 +134,6 @@ def _molecules(
             "cell without an outline": cell < 0,
         }
         if "is_gene" in block.column_names:
-            gene = np.asarray(block["is_gene"].cast(pa.bool_()).fill_null(False))
+            gene = np.asarray(block["is_gene"].fill_null(False))
             reasons["control target"] = ~gene
         yield molecules_in_cells(block, cell, reasons, _COLUMNS, dropped)
