@@ -91,8 +91,10 @@ _PARAMETERS: dict[str, Any] = {
         str, typer.Option(help="Regular expression for control targets to drop.")
     ],
     "split": Annotated[
-        Literal["fov", "test"],
-        typer.Option(help="80:10:10 by whole FOVs, or everything in test."),
+        Literal["auto", "fov", "test"],
+        typer.Option(
+            help="80:10:10 by whole FOVs, or everything in test; auto: by FOVs if there are labels."
+        ),
     ],
     "patternless": Annotated[
         Literal["keep", "drop"], typer.Option(help="Labelled pairs without a pattern.")
@@ -131,7 +133,7 @@ _add(
     unit_um=_REQUIRED,
     patterns=FOUR_PATTERNS,
     controls="notarget|blank",
-    split="fov",
+    split="auto",
     patternless="drop",
 )
 _add(
@@ -150,7 +152,7 @@ _add(
     labels_where=None,
     patterns=FOUR_PATTERNS,
     controls="notarget|blank",
-    split="fov",
+    split="auto",
     patternless="drop",
 )
 _add(
@@ -161,7 +163,7 @@ _add(
     unit_um=_REQUIRED,
     crops=None,
     controls="NegPrb|Negative|SystemControl|FalseCode",
-    split="fov",
+    split="auto",
     patternless="drop",
 )
 _add(

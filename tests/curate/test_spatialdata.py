@@ -13,7 +13,10 @@ from shapely import MultiPolygon, Point, affinity, box
 
 from gpattern_bench.curate.readers.frames import plane_maps, relative_map
 from gpattern_bench.curate.readers.spatialdata import read_spatialdata
+from gpattern_bench.curate.rules import apply_rules
+from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import SourceError
+from gpattern_bench.sources.recipe import Recipe
 
 POINTS = {
     name: list(values)
@@ -331,8 +334,55 @@ def test_the_options_name_elements_and_columns(tmp_path, command):
     (path / "points/transcripts").rename(path / "points/spots")
     words = ["--points", "spots", "--cells", "polygons", "--nuclei", "nuclei", "--gene-column",
              "gene", "--cell-column", "assignment"]  # fmt: skip
-    given = ["curate", "spatialdata", path, "--unit-um", 1, "--split", "test"]
+    given = ["curate", "spatialdata", path, "--unit-um", 1]
     code, out, err = command(*given, *words, "--out", tmp_path / "made")
     assert (code, "3 cells, 2 genes" in out) == (0, True), err
     recipe = json.loads((tmp_path / "made/manifest.json").read_text())["curation"]
     assert (recipe["points"], recipe["cell_column"]) == ("spots", "assignment")
+
+
+# Fields of view and splits ------------------------------------------------------------------------
+
+FOVS = {name: [*values, *values[:1]] for name, values in POINTS.items()} | {
+    "fov": ["f1", "f1", "f2", "f3", ""],
+    "cell": [*POINTS["cell"], None],
+}
+CSV = "cell,gene,nuclear,nuclear_edge,cytoplasmic,cell_edge\n" + "".join(
+    f"{cell},{gene},1,0,0,0\n" for cell, gene, *_ in INSIDE
+)
+
+
+@pytest.mark.parametrize(
+    ("options", "splits"),
+    [
+        ([], {"test"}),  # one field of view
+        (["--fov-column", "fov"], {"test"}),
+        (["--fov-column", "fov", "--labels"], {"train", "val", "test"}),
+        (["--fov-column", "fov", "--split", "fov"], {"train", "val", "test"}),
+        (["--fov-column", "fov", "--labels", "--split", "test"], {"test"}),
+    ],
+)
+def test_without_labels_all_cells_are_in_test(tmp_path, command, options, splits):
+    path = write_spatialdata(tmp_path / "s.zarr", FOVS, {"cell_boundaries": CELLS})
+    (tmp_path / "labels.csv").write_text(CSV)
+    words = [w for o in options for w in ([o, tmp_path / "labels.csv"] if o == "--labels" else [o])]
+    out = tmp_path / "made"
+    code, _, err = command("curate", "spatialdata", path, "--unit-um", 1, *words, "--out", out)
+    assert code == 0, err
+    assert set(Dataset(out).splits) == splits
+
+
+def test_labels_of_one_field_of_view_need_a_choice(tmp_path, command):
+    path = write_spatialdata(tmp_path / "s.zarr", FOVS, {"cell_boundaries": CELLS})
+    (tmp_path / "labels.csv").write_text(CSV)
+    words = ["--unit-um", 1, "--labels", tmp_path / "labels.csv", "--out", tmp_path / "made"]
+    code, _, err = command("curate", "spatialdata", path, *words)
+    assert (code, "put every cell into test instead (--split test)" in err) == (2, True)
+
+
+@pytest.mark.parametrize("blank", ["", " ", None])
+def test_a_blank_field_of_view_is_none(tmp_path, blank):
+    points = POINTS | {"fov": pa.array(["f1", "f1", blank, "f3"])}
+    release = read(tmp_path, points, fov_column="fov")
+    with pytest.raises(SourceError, match="1 cells have no field of view, the first is b"):
+        apply_rules(release, Recipe(format="spatialdata", patterns=("nuclear",)))
