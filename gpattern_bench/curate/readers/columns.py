@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from gpattern_bench.base.validation import shorten
 from gpattern_bench.curate.release import reading
 from gpattern_bench.errors import SourceError
+from gpattern_bench.tables.parquet import without_views
 
 __all__ = ["as_text", "find_table", "read_blocks"]
 
@@ -29,7 +30,6 @@ _FLAGS = {
     **dict.fromkeys(("true", "t", "yes", "y", "1"), True),
     **dict.fromkeys(("false", "f", "no", "n", "0"), False),
 }
-_PLAIN = {"string_view": pa.string(), "binary_view": pa.binary()}
 
 
 def find_table(folder: Path, names: Sequence[str]) -> Path:
@@ -166,8 +166,7 @@ def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Convert view types, which few functions of Arrow take."""
-    return column.cast(_PLAIN[str(column.type)]) if str(column.type) in _PLAIN else column
+    return column.cast(without_views(column.type))
 
 
 def _texts(values: pa.Array) -> pa.Array:
