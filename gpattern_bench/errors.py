@@ -21,8 +21,25 @@ __all__ = [
 ]
 
 
+_MOST = 2_000  # characters; more is a part of a file, not a message
+
+
 class GPatternBenchError(Exception):
-    """Base class: the text says what, where, expected, got, and the remedy."""
+    """Base class: the text says what, where, expected, got, and the remedy.
+
+    Of a text longer than a page, such as one with all names of a wide table, the middle is left
+    out.
+    """
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(_without_middle(text))
+
+
+def _without_middle(text: str) -> str:
+    if len(text) <= _MOST:
+        return text
+    half = _MOST // 2
+    return f"{text[:half]} ... ({len(text) - 2 * half:,} characters) ... {text[-half:]}"
 
 
 class UnknownDatasetError(GPatternBenchError):
@@ -62,10 +79,10 @@ class _ProblemsError(GPatternBenchError):
 
     def __init__(self, subject: str, problems: Sequence[str]) -> None:
         self.subject = subject
-        self.problems = tuple(problems)
+        self.problems = tuple(_without_middle(text) for text in problems)
         count = f"{len(self.problems)} problem{'s' if len(self.problems) != 1 else ''}"
         lines = "\n".join(f"  {i}. {text}" for i, text in enumerate(self.problems, 1))
-        super().__init__(f"{subject}: {count}\n{lines}")
+        Exception.__init__(self, f"{subject}: {count}\n{lines}")
 
     def __reduce__(self) -> tuple[type[_ProblemsError], tuple[str, tuple[str, ...]]]:
         return type(self), (self.subject, self.problems)  # as a worker sends it

@@ -1,8 +1,9 @@
-"""Small exports as instruments write them: CosMx, Xenium and MERSCOPE."""
+"""Small exports as instruments and SpatialData write them."""
 
 from __future__ import annotations
 
 import gzip
+import json
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def write_cosmx(
     listed: pd.DataFrame | None = None,
     images: dict[int, Any] = IMAGES,
     compartments: dict[int, Any] | None = None,
+    polygons: pd.DataFrame | None = None,
 ) -> Path:
     inner = folder / "S1" / "S1-Flat_files_and_images"
     for name, of_fov in (("CellLabels", images), ("CompartmentLabels", compartments or {})):
@@ -71,7 +73,35 @@ def write_cosmx(
     (inner / "S1_tx_file.csv").write_text(text)
     if listed is not None:
         listed.to_csv(inner / "S1_fov_positions_file.csv", index=False)
+    if polygons is not None:
+        polygons.to_csv(inner / "S1-polygons.csv.gz", index=False)
     return folder
+
+
+def atomx(down: bool = True) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Molecules, vertices and positions as AtoMx exports them; `down`: local y counts rows.
+
+    Two fields of view, the second without a third cell: 100 molecules in each, and 5 outside.
+    """
+    rng, molecules, vertices = np.random.default_rng(0), [], []
+    for fov, cell in ((1, 1), (1, 2), (1, 3), (12, 1), (12, 2)):
+        shape = box(100 * cell, 50, 100 * cell + 60, 90)
+        local = [100 * cell, 50] + rng.uniform(0, 1, (105, 2)) * [60, 40]
+        local[100:] += [0, 200]
+        named = np.where(np.arange(105) < 100, cell, 0)
+        molecules += [(fov, c, x, y) for c, (x, y) in zip(named, local, strict=True)]
+        ring = shapely.get_coordinates(shape)[:-1]
+        vertices += [(fov, cell, x, y) for x, y in ring]  # not closed
+    columns = ["fov", "cell_ID", "x_local_px", "y_local_px"]
+    frames = [pd.DataFrame(rows, columns=columns) for rows in (molecules, vertices)]
+    places = {1: (5000.0, 106000.0), 12: (9000.0, 106000.0)}
+    for frame in frames:
+        place = np.array([places[fov] for fov in frame["fov"]])
+        frame["x_global_px"] = place[:, 0] + frame["x_local_px"]
+        frame["y_global_px"] = place[:, 1] + frame["y_local_px"] * (-1 if down else 1)
+    frames[0] = frames[0].assign(z=3, target="KRT8", CellComp="Cytoplasm")
+    listed = positions(places).rename(columns={"fov": "FOV"})
+    return frames[0], frames[1].rename(columns={"cell_ID": "cellID"}), listed
 
 
 # Xenium
@@ -156,3 +186,42 @@ def write_merscope(folder, molecules, outlines, hdf5=False):
 
 FLAT = [(name, z, shape) for name, shape in CELLS.items() for z in range(3)]
 DETECTED = [("G1", 1, 1), ("G2", 2, 2), ("G1", 11, 1), ("G2", 1, 31), ("G1", 5, 20)]
+
+
+# SpatialData
+
+
+def ngff(axes="xy", system="global", **step):
+    """A transformation of these axes as SpatialData writes it; the identity without `step`."""
+    named = [{"name": axis, "type": "space", "unit": "unit"} for axis in axes]
+    ends = {"input": {"name": axes, "axes": named}, "output": {"name": system, "axes": named}}
+    return {**(step or {"type": "identity"}), **ends}
+
+
+def write_spatialdata(folder, points, shapes, *, steps=None, keys=None):
+    """A SpatialData without zarr arrays, which another package would have to read.
+
+    `points`: columns of `points/transcripts`. `shapes`: element -> outlines by cell, a table of
+    `shapes.parquet`, or a GeoDataFrame. `steps`: element -> its transformations.
+    """
+    keys = {"feature_key": "gene", "instance_key": "cell"} if keys is None else keys
+    tables = {"points/transcripts": points if isinstance(points, pa.Table) else pa.table(points)}
+    for name, outlines in shapes.items():
+        if isinstance(outlines, dict):
+            wkb = shapely.to_wkb(np.array(list(outlines.values()), object))
+            outlines = pa.Table.from_pandas(pd.DataFrame({"geometry": wkb}, list(outlines)))
+        tables[f"shapes/{name}"] = outlines
+    for element, table in tables.items():
+        (folder / element).mkdir(parents=True)
+        attributes = {"coordinateTransformations": (steps or {}).get(element, [ngff()])}
+        if element == "points/transcripts":
+            attributes["spatialdata_attrs"] = keys
+        (folder / element / ".zattrs").write_text(json.dumps(attributes))
+        if element == "points/transcripts":
+            (folder / element / "points.parquet").mkdir()
+            pq.write_table(table, folder / element / "points.parquet/part.0.parquet")
+        elif isinstance(table, pa.Table):
+            pq.write_table(table, folder / element / "shapes.parquet")
+        else:
+            table.to_parquet(folder / element / "shapes.parquet")
+    return folder

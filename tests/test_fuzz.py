@@ -27,7 +27,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import shapely
 import yaml
 from exports import (
     CELLS,
@@ -43,6 +42,7 @@ from exports import (
     vertices,
     write_cosmx,
     write_merscope,
+    write_spatialdata,
     write_xenium,
 )
 from hypothesis import HealthCheck, given, settings
@@ -649,29 +649,13 @@ def releases(tmp_path_factory) -> Path:
     write_xenium(home / "xenium-csv" / "outs", *xenium, ending=".csv.gz")
     write_merscope(home / "merscope" / "region", detected(DETECTED), FLAT)
     write_merscope(home / "merscope-hdf5" / "region", detected(DETECTED), FLAT, hdf5=True)
-    write_spatialdata(home / "spatialdata" / "s.zarr")
+    molecules = dict(zip(["cell", "gene", "x", "y"], zip(*INSIDE, strict=True), strict=True))
+    write_spatialdata(home / "spatialdata" / "s.zarr", molecules, {"cell_boundaries": CELLS})
     rows = [f"{cell},{gene},{','.join('01' * 2)}\n" for cell, gene, *_ in INSIDE]
     (home / "spatialdata" / "labels.csv").write_text(
         ",".join(["cell", "gene", *PATTERNS]) + "\n" + "".join(rows)
     )
     return home
-
-
-def write_spatialdata(folder: Path) -> None:
-    """Molecules and outlines without zarr arrays, which another package would have to read."""
-    points, shapes = folder / "points" / "transcripts", folder / "shapes" / "cell_boundaries"
-    (points / "points.parquet").mkdir(parents=True)
-    shapes.mkdir(parents=True)
-    keys = {"feature_key": "gene", "instance_key": "cell"}
-    steps = [{"type": "identity", "output": {"name": "global"}}]
-    attributes = {"spatialdata_attrs": keys, "coordinateTransformations": steps}
-    for element in (points, shapes):
-        (element / ".zattrs").write_text(json.dumps(attributes))
-    columns = dict(zip(["cell", "gene", "x", "y"], zip(*INSIDE, strict=True), strict=True))
-    part = pa.table({name: list(values) for name, values in columns.items()})
-    pq.write_table(part, points / "points.parquet" / "part.0.parquet")
-    outlines = pd.DataFrame({"geometry": shapely.to_wkb(list(CELLS.values()))}, index=list(CELLS))
-    pq.write_table(pa.Table.from_pandas(outlines), shapes / "shapes.parquet")
 
 
 SOURCES = {

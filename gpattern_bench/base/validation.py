@@ -57,10 +57,10 @@ def printable(text: str) -> str:
     )
 
 
-def shorten(value: Any) -> str:
+def shorten(value: Any, most: int = 80) -> str:
     """Give the beginning of a value's text, however large or deep the value is."""
     try:
         nested = isinstance(value, dict | list | tuple | set)
-        return (_SHORT.repr(value) if nested else str(value))[:80]
+        return (_SHORT.repr(value) if nested else str(value))[:most]
     except (ValueError, RecursionError):
         return f"<{type(value).__name__} too large to show>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -47,11 +48,37 @@ _PARAMETERS: dict[str, Any] = {
         str | None, typer.Option("--name", help="Name of the dataset; default: the folder's.")
     ],
     "min_qv": Annotated[float, typer.Option(help="Drop molecules of a lower quality.")],
+    "points": Annotated[
+        str | None, typer.Option(help="Element of the molecules; default: transcripts.")
+    ],
+    "cells": Annotated[
+        str | None, typer.Option(help="Element of the cells; default: cell_boundaries.")
+    ],
+    "nuclei": Annotated[
+        str | None,
+        typer.Option(
+            help="Element of the nuclei; default: nucleus_boundaries or, with --cells, none."
+        ),
+    ],
+    "gene_column": Annotated[
+        str | None, typer.Option(help="Column of the points: gene; default: their feature_key.")
+    ],
+    "cell_column": Annotated[
+        str | None, typer.Option(help="Column of the points: cell; default: their instance_key.")
+    ],
     "fov_column": Annotated[
         str | None, typer.Option(help="Column of the points that names the FOV; none = tiles.")
     ],
     "tile_um": Annotated[
         float, typer.Option(min=0, help="Side of the tiles that serve as FOVs; 0 = one FOV.")
+    ],
+    "crops": Annotated[
+        list[str] | None,
+        typer.Option(
+            "--crop",
+            metavar="FOV=COLUMN,ROW",
+            help="The FOV's label image is a crop that begins at this pixel of the whole image.",
+        ),
     ],
     "labels": Annotated[
         Path | None, typer.Option(help="csv of labels: cell, gene and 0/1 per pattern.")
@@ -64,8 +91,10 @@ _PARAMETERS: dict[str, Any] = {
         str, typer.Option(help="Regular expression for control targets to drop.")
     ],
     "split": Annotated[
-        Literal["fov", "test"],
-        typer.Option(help="80:10:10 by whole FOVs, or everything in test."),
+        Literal["auto", "fov", "test"],
+        typer.Option(
+            help="80:10:10 by whole FOVs, or everything in test; auto: by FOVs if there are labels."
+        ),
     ],
     "patternless": Annotated[
         Literal["keep", "drop"], typer.Option(help="Labelled pairs without a pattern.")
@@ -104,7 +133,7 @@ _add(
     unit_um=_REQUIRED,
     patterns=FOUR_PATTERNS,
     controls="notarget|blank",
-    split="fov",
+    split="auto",
     patternless="drop",
 )
 _add(
@@ -112,13 +141,18 @@ _add(
     "sample.zarr --unit-um 0.108",
     "Curate a SpatialData zarr: points, shapes and, optionally, a csv of labels.",
     unit_um=_REQUIRED,
+    points=None,
+    cells=None,
+    nuclei=None,
+    gene_column=None,
+    cell_column=None,
     fov_column=None,
     tile_um=500.0,
     labels=None,
     labels_where=None,
     patterns=FOUR_PATTERNS,
     controls="notarget|blank",
-    split="fov",
+    split="auto",
     patternless="drop",
 )
 _add(
@@ -127,8 +161,9 @@ _add(
     "Curate CosMx flat files, a folder or the tar.gz; labels come from CellComp, if there. A pixel "
     "is 0.18 um in the lung release of 2022, 0.12028 um in newer ones.",
     unit_um=_REQUIRED,
+    crops=None,
     controls="NegPrb|Negative|SystemControl|FalseCode",
-    split="fov",
+    split="auto",
     patternless="drop",
 )
 _add(
@@ -163,6 +198,7 @@ def _curate(
     patterns: str = THREE_PATTERNS,
     labels: Path | None = None,
     labels_where: list[str] | None = None,
+    crops: list[str] | None = None,
     **rules: Any,
 ) -> None:
     from pydantic import ValidationError
@@ -170,10 +206,8 @@ def _curate(
     from gpattern_bench.curate.build import curate as make
     from gpattern_bench.sources.recipe import Recipe
 
-    pairs = [text.partition("=") for text in labels_where or ()]
-    for text, equals, _ in pairs:
-        if not equals:
-            raise typer.BadParameter(f"--labels-where: expected COLUMN=VALUE, got {text!r}")
+    where = _pairs("--labels-where", "COLUMN=VALUE", "(.*?)=(.*)", labels_where)
+    corners = _pairs("--crop", "FOV=COLUMN,ROW", r"(.+)=(\d+,\d+)", crops)
     source = source.absolute()
     try:
         recipe = Recipe.model_validate(
@@ -182,7 +216,8 @@ def _curate(
                 "path": source.name,
                 "patterns": tuple(patterns.split(",")),
                 "labels": None if labels is None else str(labels.absolute()),
-                "labels_where": {column: value for column, _, value in pairs},
+                "labels_where": where,
+                "crops": {fov: tuple(corner.split(",")) for fov, corner in corners.items()},
             }
             | rules
         )
@@ -200,3 +235,14 @@ def _curate(
         cluster=cluster,
     )
     tell(out)
+
+
+def _pairs(option: str, form: str, pattern: str, texts: list[str] | None) -> dict[str, str]:
+    """Split the values of an option into keys and values."""
+    pairs = {}
+    for text in texts or ():
+        found = re.fullmatch(pattern, text)
+        if found is None:
+            raise typer.BadParameter(f"{option}: expected {form}, got {text!r}")
+        pairs[found[1]] = found[2]
+    return pairs

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from gpattern_bench.base.validation import shorten
 from gpattern_bench.errors import GPatternBenchError, SourceError, TableError
 from gpattern_bench.tables.parquet import NOT_UTF8
 
@@ -122,8 +123,16 @@ def reading(path: Path, what: str) -> Iterator[None]:
         raise
     except UnicodeEncodeError as error:
         raise SourceError(f"{str(path)!a} cannot be read: {NOT_UTF8}") from error
+    except UnicodeDecodeError as error:  # its text holds all that was decoded
+        byte = error.object[error.start]
+        raise SourceError(
+            f"{path} cannot be read as {what}: it is not UTF-8 text (byte {byte:#04x}); save it as "
+            "UTF-8"
+        ) from error
     except Exception as error:  # damaged files raise what no library documents
-        raise SourceError(f"{path} cannot be read as {what}: {error!r}") from error
+        raise SourceError(
+            f"{path} cannot be read as {what}: {shorten(repr(error), 600)}"
+        ) from error
 
 
 @contextmanager

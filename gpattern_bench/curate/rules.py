@@ -113,7 +113,7 @@ def apply_rules(release: Release, recipe: Recipe) -> Tables:
     Raises
     ------
     SourceError
-        A cell id or a labelled pair occurs twice.
+        A cell id or a labelled pair occurs twice, or a cell has no field of view.
     """
     tables = ("molecules", "cells", "labels")
     dropped: Dropped = {table: dict(release.dropped.get(table, {})) for table in tables}
@@ -123,6 +123,12 @@ def apply_rules(release: Release, recipe: Recipe) -> Tables:
     kept = keep_rows({"without molecules": count == 0}, dropped["cells"])
     molecules = _sorted(replace(molecules, cell=(np.cumsum(kept) - 1)[molecules.cell]))
     cells, count = cells[kept].reset_index(drop=True), count[kept]
+    if (unnamed := cells["fov"].str.strip() == "").any():
+        raise SourceError(
+            f"{int(unnamed.sum())} cells have no field of view, the first is "
+            f"{cells['cell_id'][unnamed].iloc[0]}: that of their molecules is empty; name it for "
+            "all, or leave the column out"
+        )
     key = molecules.cell * len(molecules.genes) + molecules.gene
     first = np.flatnonzero(np.diff(key, prepend=-1))  # sorted: a pair is a run
     keys, n_molecules = key[first], np.diff(first, append=len(key))

@@ -259,7 +259,7 @@ def _split(done: _Written, recipe: Recipe) -> dict[str, str]:
                 f"release has {', '.join(fovs.index)}; give each of these one split"
             )
         return dict(recipe.splits)
-    if recipe.split == "test":
+    if recipe.split == "test" or (recipe.split == "auto" and "labels" not in done.writers):
         return dict.fromkeys(fovs.index, "test")
     if recipe.split == "named":
         named = {fov: fov.partition("-")[0] for fov in fovs.index}

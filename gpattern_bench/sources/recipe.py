@@ -28,13 +28,17 @@ class Recipe(BaseModel):
         (blanks, negative probes), whose molecules and labels are dropped.
     patternless : {"keep", "drop"}
         Keep labelled pairs without any pattern as rows of False, or drop them.
-    split : {"fov", "test", "named"}
-        Split whole fields of view 80:10:10, put every cell into test, or put each field of view
-        into the split that its name begins with: ``train-``, ``val-`` or ``test-``.
+    split : {"fov", "test", "auto", "named"}
+        Split whole fields of view 80:10:10, put every cell into test, the first if there are
+        labels and else the second, or put each field of view into the split that its name begins
+        with: ``train-``, ``val-`` or ``test-``.
     splits : dict of str to str
         FOV -> split; replaces the random split.
     seed : int
         Seed of the simulation and of the split.
+    points, cells, nuclei, gene_column, cell_column : str or None
+        SpatialData only: elements, and columns of the points; None: the usual ones
+        (:func:`gpattern_bench.curate.readers.spatialdata.read_spatialdata`).
     fov_column : str or None
         SpatialData only: points column with the field of view; None: tiles.
     tile_um : float
@@ -58,9 +62,14 @@ class Recipe(BaseModel):
     unit_um: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     controls: str = "notarget|blank"
     patternless: Literal["keep", "drop"] = "drop"
-    split: Literal["fov", "test", "named"] = "fov"
+    split: Literal["fov", "test", "auto", "named"] = "fov"
     splits: dict[str, Literal["train", "val", "test"]] = {}
     seed: int = 0
+    points: str | None = None
+    cells: str | None = None
+    nuclei: str | None = None
+    gene_column: str | None = None
+    cell_column: str | None = None
     fov_column: str | None = None
     tile_um: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     min_qv: float = 20.0

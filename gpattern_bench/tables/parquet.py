@@ -34,6 +34,7 @@ __all__ = [
     "row_group_bounds",
     "table_sha256",
     "used_codes",
+    "without_views",
     "write_table",
 ]
 
@@ -222,6 +223,11 @@ def used_codes(codes: NDArray[np.integer], n: int) -> tuple[NDArray[np.int64], N
     present = np.zeros(n, dtype=bool)
     present[codes] = True
     return np.flatnonzero(present), (np.cumsum(present) - 1)[codes]
+
+
+def without_views(kind: pa.DataType) -> pa.DataType:
+    """Return a type of the same values that is no view: few functions take those of Polars."""
+    return {"string_view": pa.string(), "binary_view": pa.binary()}.get(str(kind), kind)
 
 
 def codes_into(index: pd.Index, column: pa.ChunkedArray) -> np.ndarray:

@@ -23,7 +23,7 @@ from gpattern_bench.base.files import replacing
 from gpattern_bench.base.validation import invalid_text, shorten
 from gpattern_bench.base.version import __version__
 from gpattern_bench.errors import PredictionError
-from gpattern_bench.tables.parquet import NOT_UTF8, codes_into, oversized
+from gpattern_bench.tables.parquet import NOT_UTF8, codes_into, oversized, without_views
 
 __all__ = [
     "FLOATS",
@@ -294,7 +294,9 @@ def read_predictions(
         metadata = pq.read_metadata(path)
         if flaw := oversized(metadata, rows, _MOST_COLUMNS):
             raise refused(flaw)
-        table = _read_columns(path, metadata.schema.to_arrow_schema(), refused)
+        stored = metadata.schema.to_arrow_schema()
+        wanted = [field.with_type(without_views(field.type)) for field in stored]
+        table = _read_columns(path, pa.schema(wanted, stored.metadata), refused)
         table.validate(full=True)
     except UnicodeEncodeError as error:
         raise refused(NOT_UTF8) from error

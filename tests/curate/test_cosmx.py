@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import logging
 import resource
 import tarfile
@@ -13,7 +14,7 @@ import pandas as pd
 import pytest
 import shapely
 import tifffile
-from exports import IMAGE, IMAGES, PLACES, H, W, make_molecules, positions, write_cosmx
+from exports import IMAGE, IMAGES, PLACES, H, W, atomx, make_molecules, positions, write_cosmx
 
 from gpattern_bench.curate.readers.cosmx import read_cosmx
 from gpattern_bench.curate.release import Release
@@ -565,11 +566,107 @@ def test_what_is_missing_is_named(folder, scratch):
     with pytest.raises(SourceError, match="nothing at"):
         read(folder, scratch)
     path = write_cosmx(folder, images={})
-    with pytest.raises(SourceError, match=r"has no CellLabels_F###\.tif"):
+    with pytest.raises(SourceError, match=r"has no CellLabels_F###\.tif and no \*-polygons\.csv"):
         read(path, scratch)
     next(path.rglob("*_tx_file.csv")).unlink()
     with pytest.raises(SourceError, match=r"has no \*_tx_file\.csv"):
         read(path, scratch)
+
+
+def check_atomx(pieces: list[Release]) -> None:
+    """Five cells, each with its hundred molecules, all of which lie inside."""
+    cells = pd.concat([piece.cells for piece in pieces]).set_index("cell_id")
+    assert sorted(cells.index) == ["1-1", "1-12", "2-1", "2-12", "3-1"]
+    assert (cells["fov"] == cells.index.str.split("-").str[1]).all()
+    assert set(shapely.area(cells["cell_boundary"].to_numpy(object))) == {60 * 40}
+    molecules = joined(pieces)
+    assert molecules["cell_id"].value_counts().to_dict() == dict.fromkeys(cells.index, 100)
+    outline = cells["cell_boundary"].reindex(molecules["cell_id"]).to_numpy(object)
+    assert shapely.intersects(outline, shapely.points(molecules[["x", "y"]])).all()
+    assert sum(piece.dropped["molecules"]["outside every cell"] for piece in pieces) == 25
+    assert set(cells["nucleus_boundary"]) == set(cells["touches_border"]) == {None}
+
+
+@pytest.mark.parametrize("down", [True, False])
+@pytest.mark.parametrize("lacking", [(), ("molecules",), ("polygons",), ("molecules", "polygons")])
+def test_cells_of_atomx_come_from_polygons(folder, scratch, down, lacking):
+    """Also where the molecules or the polygons have no global coordinates."""
+    molecules, polygons, listed = atomx(down)
+    gone = ["x_global_px", "y_global_px"]
+    if "molecules" in lacking:
+        molecules = molecules.drop(columns=gone)
+    if "polygons" in lacking:
+        polygons = polygons.drop(columns=gone)
+    path = write_cosmx(folder, molecules, images={}, listed=listed, polygons=polygons)
+    check_atomx(read(path, scratch))
+
+
+def test_polygons_are_read_from_an_archive_and_in_any_order(folder, scratch):
+    molecules, polygons, listed = atomx()
+    ids = {"fov": "FOV", "cellID": "cell_ID"}
+    mixed = pd.concat([part for _, part in polygons.groupby(["cellID", "fov"], sort=False)][::-1])
+    path = write_cosmx(
+        folder, molecules, images={}, listed=listed, polygons=mixed.rename(columns=ids)
+    )
+    with tarfile.open(folder.parent / "S1.tar.gz", "w:gz") as archive:
+        archive.add(path, "S1")
+    check_atomx(read(folder.parent / "S1.tar.gz", scratch))
+
+
+def test_a_label_image_counts_before_polygons(folder, scratch):
+    expected = read(write_cosmx(folder / "images", make_molecules()), scratch)
+    _, polygons, _ = atomx()
+    path = write_cosmx(folder / "both", make_molecules(), polygons=polygons[polygons["fov"] == 1])
+    assert_same(read(path, scratch), expected)
+
+
+def test_a_fov_without_an_image_has_the_cells_of_its_polygons(folder, scratch):
+    molecules, images = make_molecules(), {1: IMAGE, 10: IMAGE}
+    ring = pd.DataFrame({"x_local_px": [9, 20, 20, 9], "y_local_px": [0, 0, 6, 6]})
+    x, y = PLACES[2]
+    ring = ring.assign(x_global_px=ring["x_local_px"] + x, y_global_px=ring["y_local_px"] + y)
+    path = write_cosmx(folder, molecules, images=images, polygons=ring.assign(fov=2, cellID=2))
+    found = {piece.cells["fov"].iloc[0]: piece for piece in read(path, scratch)}
+    assert found["2"].cells["cell_id"].tolist() == ["2-2"]
+    assert found["1"].cells["cell_id"].tolist() == ["1-1", "2-1", "7-1"]
+
+
+@pytest.mark.parametrize(
+    ("of_molecules", "of_polygons", "listed", "says"),
+    [
+        ("local", "global", False, "FOV 1 have no coordinates in common"),
+        ("global", "local", False, "FOV 1 have no coordinates in common"),
+        ("local", "both", False, "FOV 1 has no position"),
+        ("both", "none", True, "polygons.csv.gz is not a csv of CosMx outlines: expected the col"),
+    ],
+)
+def test_polygons_in_other_coordinates_are_refused(
+    folder, scratch, of_molecules, of_polygons, listed, says
+):
+    def only(frame: pd.DataFrame, kept: str) -> pd.DataFrame:
+        return frame[[n for n in frame if "_px" not in n or kept == "both" or f"_{kept}_" in n]]
+
+    molecules, polygons, places = atomx()
+    path = write_cosmx(
+        folder,
+        only(molecules, of_molecules),
+        images={},
+        listed=places if listed else None,
+        polygons=only(polygons, of_polygons),
+    )
+    with pytest.raises(SourceError, match=says):
+        read(path, scratch)
+
+
+@pytest.mark.real
+def test_the_place_of_a_crop_is_an_option(shared, tmp_path, command):
+    given = ["curate", "cosmx", shared / "cosmx_lung12", "--unit-um", 0.18, "--split", "test"]
+    out = tmp_path / "made"
+    code, _, err = command(*given, "--crop", "2=4800,0", "--crop", "3=0,0", "--out", out)
+    assert code == 0, err
+    assert json.loads((out / "manifest.json").read_text())["counts"]["molecules"] == 18_783
+    code, _, err = command(*given, "--crop", "2=4800", "--out", tmp_path / "not")
+    assert (code, "expected FOV=COLUMN,ROW, got '2=4800'" in " ".join(err.split())) == (2, True)
 
 
 def test_crops_of_an_unknown_field_of_view(folder, scratch):

@@ -4,6 +4,7 @@ The real molecules are a Xenium crop (as SpatialData) and a part of a MERSCOPE s
 native folders are written from them after the documented columns.
 """
 
+import csv
 import gzip
 from pathlib import Path
 
@@ -394,6 +395,129 @@ def test_an_export_without_rows_is_refused(tmp_path):
     nameless = cells.assign(cell_id=[None, *cells["cell_id"][1:]])
     with pytest.raises(SourceError, match="1 vertices have no cell_id"):
         pieces("xenium", write_xenium(tmp_path / "nameless", transcripts(INSIDE), nameless))
+
+
+# csv ----------------------------------------------------------------------------------------------
+
+GENE = [True, False, True, True]
+
+
+def as_csv(table, kind):
+    """The bytes of a csv as one of many programs writes it."""
+    if kind == "semicolon, decimal comma":
+        return table.to_csv(index=False, sep=";", decimal=",").encode()
+    if kind == "tab":
+        return table.to_csv(index=False, sep="\t").encode()
+    if kind == "quoted, CRLF, with a mark":
+        quoted = table.to_csv(index=False, quoting=csv.QUOTE_ALL, lineterminator="\r\n")
+        return quoted.encode("utf-8-sig")
+    return table.to_csv(index=False).encode()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    "kind", ["comma", "semicolon, decimal comma", "tab", "quoted, CRLF, with a mark"]
+)
+def test_a_csv_of_any_kind_is_read(tmp_path, kind, packed):
+    rows = [(cell, gene, x + 0.5, y + 0.25) for cell, gene, x, y in INSIDE]
+    tables = {
+        "transcripts": transcripts(rows, is_gene=GENE),
+        "cell_boundaries": vertices(CELLS.items()),
+    }
+    expected = pieces("xenium", write_xenium(tmp_path / "parquet", *tables.values()))
+    (tmp_path / "csv").mkdir()
+    for name, table in tables.items():
+        file = tmp_path / "csv" / f"{name}.csv{'.gz' * packed}"
+        file.write_bytes((gzip.compress if packed else bytes)(as_csv(table, kind)))
+    found = pieces("xenium", tmp_path / "csv")
+    same(found, expected)
+    molecules, _, dropped = whole(found)
+    assert molecules["x"].tolist() == [1.5, 11.5, 1.5]
+    assert dropped["molecules"] == {"control target": 1}
+
+
+@pytest.mark.parametrize("kind", ["comma", "semicolon, decimal comma", "quoted, CRLF, with a mark"])
+def test_detected_transcripts_of_any_kind_are_read(tmp_path, kind):
+    folder = write_merscope(tmp_path / "r", detected(DETECTED), FLAT)
+    expected = pieces("merscope", folder)
+    (folder / "detected_transcripts.csv").write_bytes(as_csv(detected(DETECTED), kind))
+    same(pieces("merscope", folder), expected)
+
+
+def test_detected_transcripts_may_be_parquet(tmp_path):
+    folder = write_merscope(tmp_path / "r", detected(DETECTED), FLAT)
+    expected = pieces("merscope", folder)
+    (folder / "detected_transcripts.csv").unlink()
+    detected(DETECTED).to_parquet(folder / "detected_transcripts.parquet")
+    same(pieces("merscope", folder), expected)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        GENE,
+        ["True", "False", "True", "True"],
+        ["true", "false", "true", "true"],
+        ["1", "0", "1", "1"],
+        pa.array([1, 0, 1, 1], pa.uint8()),
+        pa.array([1.0, 0.0, 1.0, 1.0]),
+        pa.array(["T", "F", "T", "T"]).dictionary_encode(),
+    ],
+)
+def test_yes_and_no_in_any_type(tmp_path, flags):
+    folder = write_xenium(tmp_path / "r", transcripts(INSIDE), vertices(CELLS.items()))
+    table = pq.read_table(folder / "transcripts.parquet").append_column(
+        "is_gene", flags if isinstance(flags, pa.Array) else pa.array(flags)
+    )
+    pq.write_table(table, folder / "transcripts.parquet")
+    molecules, _, dropped = whole(pieces("xenium", folder))
+    assert (len(molecules), dropped["molecules"]) == (3, {"control target": 1})
+
+
+def test_what_is_neither_yes_nor_no_is_refused(tmp_path):
+    table = transcripts(INSIDE, is_gene=["True", "maybe", "True", "True"])
+    folder = write_xenium(tmp_path / "r", table, vertices(CELLS.items()), ending=".csv.gz")
+    with pytest.raises(SourceError, match="'maybe' is neither true nor false"):
+        pieces("xenium", folder)
+
+
+def test_views_of_text_and_bytes_are_read(tmp_path):
+    rows = detected(DETECTED, cell_id=list("aabcz"))
+    folder = write_merscope(tmp_path / "r", rows, FLAT)
+    expected = pieces("merscope", folder)
+
+    def with_types(table, kinds):
+        for name, kind in kinds.items():
+            at = table.column_names.index(name)
+            table = table.set_column(at, name, table[name].cast(kind))
+        return table
+
+    path = folder / "cell_boundaries.parquet"
+    views = {"EntityID": pa.string_view(), "Geometry": pa.binary_view()}
+    pq.write_table(with_types(pq.read_table(path), views), path)
+    (folder / "detected_transcripts.csv").unlink()
+    views = {"gene": pa.string_view(), "cell_id": pa.large_string()}
+    views = with_types(pa.Table.from_pandas(rows), views)
+    pq.write_table(views, folder / "detected_transcripts.parquet")
+    same(pieces("merscope", folder), expected)
+
+
+def test_a_column_twice_is_refused(tmp_path):
+    folder = write_merscope(tmp_path / "r", detected(DETECTED), FLAT)
+    text = "gene,global_x,global_y,gene\nG1,1,1,G2\n"
+    (folder / "detected_transcripts.csv").write_text(text)
+    with pytest.raises(SourceError, match="has the columns gene twice"):
+        pieces("merscope", folder)
+
+
+def test_a_csv_in_another_encoding_is_one_short_error(tmp_path):
+    rows = "".join(f"Gé{k},1,1\n" for k in range(50_000))
+    folder = write_merscope(tmp_path / "r", detected(DETECTED), FLAT)
+    text = f"gene,global_x,global_y\n{rows}"
+    (folder / "detected_transcripts.csv").write_bytes(text.encode("cp1252"))
+    with pytest.raises(SourceError, match=r"transcripts\.csv cannot be read") as caught:
+        pieces("merscope", folder)
+    assert len(str(caught.value)) < 1_000
 
 
 # MERSCOPE -----------------------------------------------------------------------------------------

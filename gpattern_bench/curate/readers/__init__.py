@@ -62,7 +62,16 @@ def read_release(recipe: Recipe, sources: Path, scratch: Path) -> Iterator[Piece
     elif recipe.format == "spatialdata":
         from gpattern_bench.curate.readers.spatialdata import read_spatialdata
 
-        release = read_spatialdata(path, fov_column=recipe.fov_column, tile=tile)
+        release = read_spatialdata(
+            path,
+            points=recipe.points,
+            cells=recipe.cells,
+            nuclei=recipe.nuclei,
+            gene_column=recipe.gene_column,
+            cell_column=recipe.cell_column,
+            fov_column=recipe.fov_column,
+            tile=tile,
+        )
     else:
         assert_never(recipe.format)
     if recipe.labels is not None:

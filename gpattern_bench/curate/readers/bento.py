@@ -1,4 +1,4 @@
-"""Read the h5ad files that Bento publishes (old AnnData encoding, molecules in ``uns/points``)."""
+"""Read h5ad files as Bento writes them (molecules in ``uns/points``), in any AnnData encoding."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import numpy as np
 import pandas as pd
 
 from gpattern_bench.base.outlines import parse_wkt
-from gpattern_bench.curate.readers.hdf5 import open_hdf5, values
+from gpattern_bench.base.validation import shorten
+from gpattern_bench.curate.readers.hdf5 import dense, open_hdf5, values
 from gpattern_bench.curate.release import Release, reading
 from gpattern_bench.errors import SourceError
 
 __all__ = ["read_bento"]
 
-_OUTSIDE = "-1"
+_OUTSIDE = ("", "-1")
 
 
 def read_bento(path: Path, patterns: Sequence[str]) -> Release:
@@ -25,7 +26,8 @@ def read_bento(path: Path, patterns: Sequence[str]) -> Release:
 
     Cells are the rows of ``obs`` with outlines as WKT (``None``: no nucleus); the field of view is
     the ``batch``. Layers named like the patterns hold 0/1 per (cell, gene), NaN for unlabelled
-    pairs; other layers (features, probabilities) are not read.
+    pairs (what a sparse layer leaves out is 0); other layers (features, probabilities) are not
+    read.
 
     Parameters
     ----------
@@ -67,21 +69,33 @@ def read_bento(path: Path, patterns: Sequence[str]) -> Release:
 
 
 def _column(group: h5py.Group, name: str, path: Path) -> Any:
-    """Read a column of an AnnData data frame: an array, or a Categorical in either encoding."""
+    """Read a column of an AnnData data frame, in any of its encodings; null is None or NaN."""
     if name not in group:
         raise SourceError(
             f"{path}: {group.name} lacks the column {name}; it has {', '.join(sorted(group))}"
         )
     node = group[name]
-    if isinstance(node, h5py.Group):  # since AnnData 0.7
-        return pd.Categorical.from_codes(values(node["codes"]), values(node["categories"]))
-    if "categories" in node.attrs:  # before 0.7: a reference to a group
+    if "categories" in node.attrs:  # before AnnData 0.7: a reference to a group
         return pd.Categorical.from_codes(values(node), values(group[node.attrs["categories"]]))
-    return values(node)
+    if isinstance(node, h5py.Dataset):
+        return values(node)
+    if "codes" in node:
+        return pd.Categorical.from_codes(values(node["codes"]), _column(node, "categories", path))
+    kind = str(node.attrs.get("encoding-type"))
+    if not kind.startswith("nullable-"):
+        raise SourceError(
+            f"{path}: {node.name} is stored as {shorten(kind)}, expected an array, categorical or "
+            "nullable array of text, numbers or bool; write it with anndata again"
+        )
+    column = values(node["values"]).astype(object)
+    column[values(node["mask"])] = None
+    return column
 
 
 def _text(group: h5py.Group, name: str, path: Path) -> Any:
-    return np.asarray(_column(group, name, path)).astype(str)
+    """Read a column as text; what is missing is empty."""
+    column = pd.Series(_column(group, name, path))
+    return column.astype(object).where(column.notna(), "").to_numpy().astype(str)
 
 
 def _cells(file: h5py.File, path: Path) -> pd.DataFrame:
@@ -91,7 +105,7 @@ def _cells(file: h5py.File, path: Path) -> pd.DataFrame:
         wkt = _text(obs, source, path)
         with reading(path, f"outlines (WKT) in obs/{source}"):
             outlines = wkt.astype(object)
-            outlines[np.isin(wkt, ("None", "nan", ""))] = None
+            outlines[np.isin(wkt, ("None", "nan", "<NA>", ""))] = None
             cells[column] = parse_wkt(outlines)
     if "batch" in obs:
         cells["fov"] = _text(obs, "batch", path)
@@ -107,7 +121,7 @@ def _molecules(file: h5py.File, path: Path, genes: Any) -> tuple[pd.DataFrame, d
     with reading(path, "molecules in uns/points, numbers in x and y, columns of one length"):
         xy = {axis: np.asarray(_column(points, axis, path), np.float64) for axis in ("x", "y")}
         frame = pd.DataFrame({"fov": fov, "cell_id": cell, "gene": gene, **xy})
-    inside = [name for name in cell.categories if name != _OUTSIDE]
+    inside = [name for name in cell.categories if name not in _OUTSIDE]
     frame["cell_id"] = frame["cell_id"].cat.set_categories(inside)  # outside becomes null
     foreign = (frame["cell_id"].notna() & ~frame["gene"].isin(genes)).to_numpy()
     return frame[~foreign], {"gene not in var": int(foreign.sum())}
@@ -127,7 +141,8 @@ def _labels(
             "the layers of this file as patterns"
         )
     with reading(path, f"numbers, one per cell and gene, in the layers {', '.join(patterns)}"):
-        marks = np.stack([values(layers[name]) for name in patterns], axis=-1)
+        shape = (len(cells), len(genes))
+        marks = np.stack([dense(layers[name], shape) for name in patterns], axis=-1)
         known = ~np.isnan(marks)  # (cells, genes, patterns)
     labelled = known.any(axis=-1)
     odd = labelled & ~np.isin(marks, (0, 1)).all(axis=-1)

@@ -1,4 +1,4 @@
-"""Read CosMx flat files: a csv of molecules, label images of cells and compartments."""
+"""Read CosMx flat files: a csv of molecules, and label images or polygons of cells."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ from gpattern_bench.curate.readers.cosmx_csv import (
     PATTERNS,
     TEXT,
     CosmxMolecules,
+    read_polygons,
     read_positions,
 )
+from gpattern_bench.curate.readers.group_by_fov import outlines_of_vertices
 from gpattern_bench.curate.readers.label_images import border_labels, label_image, outlines
 from gpattern_bench.curate.readers.spill import Spill
 from gpattern_bench.curate.release import Piece, Release, reading, writing
@@ -35,6 +37,7 @@ _log = logging.getLogger(__name__)
 
 _MOLECULES = re.compile(r"(?:.*_)?tx_file\.csv(?:\.gz)?", re.IGNORECASE)
 _POSITIONS = re.compile(r"(?:.*_)?fov_positions_file\.csv(?:\.gz)?", re.IGNORECASE)
+_POLYGONS = re.compile(r"(?:.*[-_])?polygons\.csv(?:\.gz)?", re.IGNORECASE)
 _IMAGE = re.compile(r"(CellLabels|CompartmentLabels)_F(\d+)\.tiff?", re.IGNORECASE)
 
 _NO_ROWS = pa.schema(
@@ -57,13 +60,14 @@ def read_cosmx(
     """Read the flat files of one CosMx sample, field of view by field of view.
 
     Finds files by name in any subfolder: ``*_tx_file.csv``, ``*_fov_positions_file.csv`` (also
-    gzipped), ``CellLabels_F###.tif`` and, optionally, ``CompartmentLabels_F###.tif``. Reads an
-    archive once, as a stream.
+    gzipped), ``CellLabels_F###.tif`` and, optionally, ``CompartmentLabels_F###.tif``, or
+    ``*-polygons.csv``, as AtoMx exports it. Reads an archive once, as a stream.
 
     Molecules keep the global coordinates of the release; ``cell_ID`` 0 is outside every cell,
     whatever the compartment. Cells are named ``<cell_ID>-<fov>``; outlines follow the pixels of
-    the label image, nuclei the pixels with 1 in the compartment image. ``z`` numbers planes and is
-    not read.
+    the label image, nuclei the pixels with 1 in the compartment image. A field of view without a
+    label image has its outlines from the polygons, and no nuclei. ``z`` numbers planes and is not
+    read.
 
     A pair has the pattern ``nuclear``, ``membrane`` or ``cytoplasmic`` if at least half of its
     molecules have that ``CellComp``; two patterns may tie. Only labels use ``CellComp``.
@@ -101,7 +105,7 @@ def read_cosmx(
     of them must lie in the pixels of their cells.
     """
     sample = _Sample(path, scratch, crops or {})
-    with sample.spill:
+    with sample.spill, sample.vertices:
         for source, file in _files(path):
             sample.add(source, file)
         yield from sample.pieces()
@@ -125,7 +129,7 @@ def _files(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
 
 
 def _is_read(source: Path) -> bool:
-    kinds = (_MOLECULES, _POSITIONS, _IMAGE)
+    kinds = (_MOLECULES, _POSITIONS, _POLYGONS, _IMAGE)
     return any(kind.fullmatch(source.name) for kind in kinds) and not source.name.startswith(".")
 
 
@@ -138,6 +142,8 @@ class _Sample:
     def __init__(self, path: Path, scratch: Path, crops: Mapping[str, tuple[int, int]]) -> None:
         self.path, self.scratch, self.crops = path, scratch, crops
         self.spill = Spill(scratch / "cosmx-molecules.arrow")
+        self.vertices = Spill(scratch / "cosmx-vertices.arrow")
+        self.of_vertices: set[str] = set()  # columns
         self.molecules: CosmxMolecules | None = None
         self.positions: dict[str, tuple[float, float]] = {}
         self.cells: dict[str, Path] = {}  # FOV -> label image
@@ -158,6 +164,9 @@ class _Sample:
         elif _POSITIONS.fullmatch(source.name):
             self._require_first("positions of the fields of view", source)
             self.positions = read_positions(file, source)
+        elif _POLYGONS.fullmatch(source.name):
+            self._require_first("polygons", source)
+            self.of_vertices = read_polygons(file, source, self.vertices)
         else:
             self._require_first("molecules", source)
             self.molecules = CosmxMolecules(file, source, self.spill)
@@ -168,11 +177,14 @@ class _Sample:
             raise SourceError(f"{what}: in both {first} and {source}; curate one sample at a time")
 
     def pieces(self) -> Iterator[Piece]:
-        if self.molecules is None or not self.cells:
-            lacking = "CellLabels_F###.tif" if self.molecules else "*_tx_file.csv"
+        if self.molecules is None or not (self.cells or self.of_vertices):
+            lacking = "*_tx_file.csv"
+            if self.molecules:
+                lacking = "CellLabels_F###.tif and no *-polygons.csv"
             raise SourceError(
-                f"{self.path} has no {lacking}; CosMx flat files are a csv of molecules and a "
-                "label image of the cells for each field of view, in one folder or archive"
+                f"{self.path} has no {lacking}; CosMx flat files are a csv of molecules and, of "
+                "the cells, a csv of polygons or a label image for each field of view, in one "
+                "folder or archive"
             )
         foreign = sorted(set(self.crops) - set(self.cells))
         if foreign:
@@ -181,34 +193,38 @@ class _Sample:
                 "FOVs of this sample"
             )
         inside = set(self.spill.fovs)
-        bare = sorted(inside - set(self.cells))
+        outlined = set(self.cells) | set(self.vertices.fovs)
+        bare = sorted(inside - outlined)
         if bare:
             _log.warning("%s has no CellLabels of FOV %s; its cells are dropped", self.path, bare)
         self.molecules.infer_direction(self.positions)
         self.spill.close()
+        self.vertices.close()
         without_fov = self.molecules.without_fov
-        for fov in sorted(inside | set(self.cells) | set(self.molecules.outside)):
+        for fov in sorted(inside | outlined | set(self.molecules.outside)):
             yield partial(self._piece, fov, self.molecules, without_fov)
             without_fov = 0  # counted once
 
     def _piece(self, fov: str, molecules: CosmxMolecules, without_fov: int) -> Release:
         rows = self.spill.rows(fov) if fov in self.spill.fovs else _NO_ROWS
-        image, nuclei = self._images(fov)
-        column, row = self.crops.get(fov, (0, 0))
-        height = _HEIGHT if fov in self.crops else len(image)
-        position = molecules.position(fov, height) or self.positions.get(fov)
         dropped = {
             "molecules": {
                 "outside every cell": molecules.outside[fov],
                 "without a field of view": without_fov,
             }
         }
+        if fov not in self.cells and fov in self.vertices.fovs:
+            frame = _molecule_frame(fov, rows)
+            cells = self._polygons(fov, molecules, frame)
+            labels = _labels(frame, rows) if "cellcomp" in molecules.columns else None
+            return Release(frame, cells, labels, dropped)
+        image, nuclei = self._images(fov)
+        column, row = self.crops.get(fov, (0, 0))
+        height = _HEIGHT if fov in self.crops else len(image)
+        position = molecules.position(fov, height) or self.positions.get(fov)
         if position is None:
             if len(rows):
-                raise SourceError(
-                    f"{molecules.source}: FOV {fov} has no position; expected the columns "
-                    f"{', '.join((*GLOBAL, *LOCAL))}, or its row in *_fov_positions_file.csv"
-                )
+                raise _no_position(molecules.source, fov)
             dropped["cells"] = {"without molecules": len(np.unique(image[image > 0]))}
             image, nuclei, position = image[:0], None, (0.0, 0.0)
         corner = (position[0] + column - 0.5, position[1] + height - row + 0.5)
@@ -221,10 +237,44 @@ class _Sample:
             raise SourceError(
                 f"{self.cells[fov]} does not match {molecules.source}: only {share:.1%} of the "
                 f"molecules in cells of FOV {fov} lie in the pixels of their cells; check that it "
-                "shows this field of view and, for a crop, give its position (crops)"
+                "shows this field of view; for a crop, give its place (--crop FOV=COLUMN,ROW)"
             )
         labels = _labels(frame, rows) if "cellcomp" in molecules.columns else None
         return Release(frame, cells, labels, dropped)
+
+    def _polygons(self, fov: str, molecules: CosmxMolecules, frame: pd.DataFrame) -> pd.DataFrame:
+        """Outline the cells of a field of view; place `frame` if its coordinates are local."""
+        rows = self.vertices.rows(fov)
+        local = not molecules.columns.issuperset(GLOBAL)
+        pair = LOCAL if local or not self.of_vertices.issuperset(GLOBAL) else GLOBAL
+        xy: NDArray[np.float64] | None = None
+        if self.of_vertices.issuperset(pair):
+            xy = np.stack([rows[name].to_numpy() for name in pair], axis=1)
+            if local and fov in self.positions:
+                x, y = self.positions[fov]
+                xy, frame["x"], frame["y"] = xy + np.array([x, y]), frame["x"] + x, frame["y"] + y
+            elif local and len(frame):
+                raise _no_position(molecules.source, fov)
+            elif pair is LOCAL:
+                xy = molecules.to_global(fov, xy)
+        if xy is None and len(frame):
+            raise SourceError(
+                f"{molecules.source} and the polygons of FOV {fov} have no coordinates in common; "
+                f"expected {', '.join(GLOBAL)} or {', '.join(LOCAL)} in both"
+            )
+        ids, cell = np.unique(rows["cell_id"].to_numpy(), return_inverse=True)
+        outline = np.full(len(ids), None, object)
+        if xy is not None:
+            outline = outlines_of_vertices(xy, cell, np.zeros_like(cell), len(ids))
+        return pd.DataFrame(
+            {
+                "fov": fov,
+                "cell_id": _names(ids, fov),
+                "cell_boundary": outline,
+                "nucleus_boundary": None,
+                "touches_border": None,  # the size of the image is unknown
+            }
+        )
 
     def _images(self, fov: str) -> tuple[NDArray[np.int32], NDArray[np.int32] | None]:
         """Read the labels of the cells, and of the nuclei if there is a compartment image."""
@@ -240,6 +290,13 @@ class _Sample:
                 f"{self.cells[fov]} has {cells.shape}; both must show the same field of view"
             )
         return cells, np.where(compartments == _NUCLEUS, cells, 0)
+
+
+def _no_position(source: Path, fov: str) -> SourceError:
+    return SourceError(
+        f"{source}: FOV {fov} has no position; expected the columns "
+        f"{', '.join((*GLOBAL, *LOCAL))}, or its row in *_fov_positions_file.csv"
+    )
 
 
 def _molecule_frame(fov: str, rows: pa.Table) -> pd.DataFrame:

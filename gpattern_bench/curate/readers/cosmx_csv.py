@@ -1,4 +1,4 @@
-"""Read the csv files of CosMx: molecules, streamed to disk by field of view, and positions."""
+"""Read the csv files of CosMx: molecules and vertices, streamed to disk by field of view."""
 
 from __future__ import annotations
 
@@ -20,7 +20,15 @@ from gpattern_bench.curate.readers.spill import Spill
 from gpattern_bench.curate.release import reading
 from gpattern_bench.errors import SourceError
 
-__all__ = ["GLOBAL", "LOCAL", "PATTERNS", "TEXT", "CosmxMolecules", "read_positions"]
+__all__ = [
+    "GLOBAL",
+    "LOCAL",
+    "PATTERNS",
+    "TEXT",
+    "CosmxMolecules",
+    "read_polygons",
+    "read_positions",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +44,7 @@ _TYPES = {
     "target": TEXT,
     "cellcomp": TEXT,
 }
+_ALIASES = {"cellid": "cell_id"}  # in polygons
 _TOLERANCE = 2.0  # pixels: newer exports round local coordinates
 _BLOCK = 8 << 20  # bytes parsed at a time
 
@@ -96,6 +105,14 @@ class CosmxMolecules:
         x, up, down = self._offsets[fov].mean(axis=1).tolist()
         return (x, down - height) if self._downward else (x, up)
 
+    def to_global(self, fov: str, local: NDArray[np.float64]) -> NDArray[np.float64] | None:
+        """Map local coordinates (n, 2) of a FOV to global ones; None: unknown."""
+        if fov not in self._offsets:
+            return None
+        x, up, down = self._offsets[fov].mean(axis=1).tolist()
+        turn, place = ([1, -1], [x, down]) if self._downward else ([1, 1], [x, up])
+        return np.asarray(local * turn + place)
+
     def infer_direction(self, positions: Mapping[str, tuple[float, float]]) -> None:
         """Infer the direction of local y from all rows; warn if `positions` differ."""
         odd = sorted(self._compartments - {*PATTERNS.values(), *_NO_PATTERN})
@@ -134,9 +151,8 @@ class CosmxMolecules:
             self.outside[str(fov)] += int(count)
         rows = rows.filter(in_cell)
         xy = GLOBAL if self.columns.issuperset(GLOBAL) else LOCAL
-        fov = rows["fov"].combine_chunks().dictionary_encode()
         columns: dict[str, Any] = {
-            "fov": pa.DictionaryArray.from_arrays(fov.indices, fov.dictionary.cast(pa.string())),
+            "fov": _as_text(rows["fov"]),
             "cell_id": rows["cell_id"],
             "x": rows[xy[0]],
             "y": rows[xy[1]],
@@ -166,6 +182,7 @@ def _read_csv(file: BinaryIO, source: Path, what: str) -> tuple[set[str], Iterat
     with reading(source, f"a csv of {what}"):
         header = file.readline(_BLOCK).decode("utf-8-sig")
         names = [name.strip().lower() for name in next(csv.reader([header]), [])]
+        names = [_ALIASES.get(name, name) for name in names]
     columns = [name for name in names if name in _TYPES]
     if len(set(columns)) < len(columns):
         raise SourceError(
@@ -201,6 +218,37 @@ def _batches(
                     f"{source}: a quote in the column {name} does not end in its row; close it"
                 )
         yield pa.table(batch)
+
+
+def _as_text(fov: pa.ChunkedArray) -> pa.DictionaryArray:
+    codes = fov.combine_chunks().dictionary_encode()
+    return pa.DictionaryArray.from_arrays(codes.indices, codes.dictionary.cast(pa.string()))
+
+
+def read_polygons(file: BinaryIO, source: Path, spill: Spill) -> set[str]:
+    """Read the vertices of cells, in their order, into the spill; return the columns there.
+
+    The spill gets ``fov``, ``cell_id`` and all of `GLOBAL` and `LOCAL` that the csv has.
+
+    Raises
+    ------
+    SourceError
+        Broken rows, or other columns or types.
+    """
+    columns, batches = _read_csv(file, source, "outlines")
+    pairs = [pair for pair in (GLOBAL, LOCAL) if columns.issuperset(pair)]
+    if not columns.issuperset(("fov", "cell_id")) or not pairs:
+        raise SourceError(
+            f"{source} is not a csv of CosMx outlines: expected the columns fov, cellID and "
+            f"{', '.join(GLOBAL)} or {', '.join(LOCAL)}; of these columns it has only "
+            f"{', '.join(sorted(columns)) or 'none'}"
+        )
+    kept = ["cell_id", *(name for pair in pairs for name in pair)]
+    for rows in batches:
+        rows = rows.filter(pc.greater(pc.fill_null(rows["cell_id"], 0), 0))
+        rows = rows.filter(pc.is_valid(rows["fov"]))
+        spill.append(rows.select(kept).append_column("fov", _as_text(rows["fov"])))
+    return set(kept)
 
 
 def read_positions(file: BinaryIO, source: Path) -> dict[str, tuple[float, float]]:

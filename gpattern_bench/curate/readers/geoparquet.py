@@ -1,4 +1,4 @@
-"""Check what a GeoParquet file says of its outlines."""
+"""Read outlines from GeoParquet: what the file says of them, and their encodings."""
 
 from __future__ import annotations
 
@@ -6,39 +6,110 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import shapely
+from numpy.typing import NDArray
 
+from gpattern_bench.base.outlines import parse_wkb
+from gpattern_bench.base.validation import shorten
 from gpattern_bench.curate.release import reading
 from gpattern_bench.errors import SourceError
 
-__all__ = ["check_frame"]
+__all__ = ["check_frame", "read_geometries"]
+
+_NATIVE = {
+    "point": (shapely.GeometryType.POINT, 0),
+    "polygon": (shapely.GeometryType.POLYGON, 2),
+    "multipolygon": (shapely.GeometryType.MULTIPOLYGON, 3),
+}
+"""GeoArrow's encodings: the kind of geometry, and how many lists lie around its coordinates."""
 
 
-def check_frame(path: Path) -> None:
-    """Refuse outlines on the globe: coordinates here are lengths in the plane of the slide.
-
-    A file without GeoParquet metadata, or without a reference system in them (``crs``), is fine.
+def read_geometries(path: Path) -> NDArray[np.object_]:
+    """Read the geometries (n,) of a GeoParquet file, stored as WKB or as GeoArrow; None if null.
 
     Raises
     ------
     SourceError
-        A column has a coordinate reference system, or is not stored as WKB; or the file is damaged.
+        As :func:`check_frame`; or a geometry is damaged.
+    """
+    check_frame(path, native=True)
+    with reading(path, "GeoParquet"):
+        schema = pq.read_schema(path)
+        geo = json.loads((schema.metadata or {}).get(b"geo", b"{}"))
+        name = geo.get("primary_column", "geometry")
+        extension = (schema.field(name).metadata or {}).get(b"ARROW:extension:name", b"WKB")
+        about = geo.get("columns", {}).get(name, {})
+        encoding = about.get("encoding", extension.decode()).lower().removeprefix("geoarrow.")
+        chunks = [
+            parse_wkb(_plain(chunk).to_numpy(zero_copy_only=False))
+            if encoding == "wkb"
+            else _parse_native(_plain(chunk), encoding)
+            for chunk in pq.read_table(path, columns=[name])[name].chunks
+        ]
+        return np.concatenate([np.empty(0, object), *chunks])
+
+
+def check_frame(path: Path, *, native: bool = False) -> None:
+    """Refuse outlines on the globe: coordinates here are lengths in the plane of the slide.
+
+    A file without GeoParquet metadata, or without a reference system in them (``crs``), is fine.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+    native : bool
+        Outlines may also be stored as GeoArrow.
+
+    Raises
+    ------
+    SourceError
+        A column has a coordinate reference system, or another encoding; or the file is damaged.
     """
     with reading(path, "GeoParquet"):
         geo = (pq.read_schema(path).metadata or {}).get(b"geo")
         columns = {} if geo is None else json.loads(geo)["columns"]
-        flaws = {name: flaw for name, about in columns.items() if (flaw := _flaw(about))}
+        known = ("WKB", *_NATIVE) if native else ("WKB",)
+        flaws = {name: flaw for name, about in columns.items() if (flaw := _flaw(about, known))}
     for name, flaw in flaws.items():
-        raise SourceError(f"{path}: {name} {flaw}")
+        raise SourceError(f"{path}: {shorten(name)} {flaw}")
 
 
-def _flaw(about: dict[str, Any]) -> str:
-    if (encoding := about.get("encoding", "WKB")) != "WKB":
-        return f"is stored as {encoding!r}, expected WKB; write it again"
+def _plain(chunk: pa.Array) -> pa.Array:
+    return chunk.storage if isinstance(chunk, pa.ExtensionArray) else chunk
+
+
+def _parse_native(chunk: pa.Array, encoding: str) -> NDArray[np.object_]:
+    """Parse GeoArrow's nested lists; coordinates are structs, or lists of two or more numbers."""
+    kind, depth = _NATIVE[encoding]
+    geometries = np.full(len(chunk), None, object)
+    there = np.asarray(chunk.is_valid())
+    values, offsets = chunk.filter(pa.array(there)), []
+    for _ in range(depth):
+        lengths = pc.list_value_length(values).to_numpy()
+        offsets.append(np.concatenate([[0], np.cumsum(lengths)]))
+        values = values.flatten()
+    if pa.types.is_struct(values.type):
+        xy = np.stack([pc.struct_field(values, axis).to_numpy() for axis in "xy"], axis=1)
+    else:
+        xy = values.flatten().to_numpy().reshape(len(values), -1)[:, :2]
+    xy = np.ascontiguousarray(xy, np.float64)
+    geometries[there] = shapely.from_ragged_array(kind, xy, tuple(offsets[::-1]) or None)
+    return geometries
+
+
+def _flaw(about: dict[str, Any], encodings: tuple[str, ...]) -> str:
+    if (encoding := about.get("encoding", "WKB")) not in encodings:
+        return (
+            f"is stored as {shorten(encoding)!r}, expected {', '.join(encodings)}; write it again"
+        )
     crs = about.get("crs")
     if crs is None:
         return ""
-    named = crs.get("name", crs.get("id")) if isinstance(crs, dict) else crs
+    named = shorten(crs.get("name", crs.get("id")) if isinstance(crs, dict) else crs)
     return (
         f"has the coordinate reference system {named!r}, expected none: outlines are in the plane "
         "of the slide, in the unit of the molecules. Write the file again with crs=None"

@@ -18,7 +18,14 @@ from gpattern_bench.curate.readers.spill import Spill
 from gpattern_bench.curate.release import Dropped, Piece, Release, keep_rows
 from gpattern_bench.errors import SourceError
 
-__all__ = ["centroids", "group_by_fov", "join_parts", "molecules_in_cells", "outlined_cells"]
+__all__ = [
+    "centroids",
+    "group_by_fov",
+    "join_parts",
+    "molecules_in_cells",
+    "outlined_cells",
+    "outlines_of_vertices",
+]
 
 
 def outlined_cells(
@@ -137,6 +144,25 @@ def join_parts(parts: NDArray[np.object_], owner: NDArray[np.int64], n: int) -> 
         parts, of_part = shapely.get_parts(parts[~single], return_index=True)
         joined[several] = shapely.multipolygons(parts, indices=index[of_part])
     return joined
+
+
+def outlines_of_vertices(
+    xy: NDArray[np.float64], cell: NDArray[np.int64], part: NDArray[np.int64], n: int
+) -> NDArray[np.object_]:
+    """Outline each cell (n,) by its vertices: a Polygon, a MultiPolygon, or None.
+
+    Consecutive vertices (v, 2) of one cell and one part form a polygon, closed or not; those with a
+    coordinate that is not finite, and those with less than three vertices, are left out.
+    """
+    begin = np.flatnonzero(np.r_[True, (np.diff(cell) != 0) | (np.diff(part) != 0)][: len(cell)])
+    size = np.diff(np.r_[begin, len(cell)])
+    closed = (xy[begin] == xy[begin + size - 1]).all(axis=1)
+    finite = np.logical_and.reduceat(np.isfinite(xy).all(axis=1), begin)
+    usable = finite & (size - closed >= 3)  # fewer vertices have no area
+    ring = np.repeat(np.cumsum(usable) - 1, size)
+    vertex = np.repeat(usable, size)
+    parts = shapely.polygons(shapely.linearrings(xy[vertex], indices=ring[vertex]))
+    return join_parts(np.asarray(parts), cell[begin][usable], n)
 
 
 def centroids(shapes: NDArray[np.object_]) -> NDArray[np.float64]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from gpattern_bench.base.validation import shorten
 from gpattern_bench.curate.release import reading
 from gpattern_bench.errors import SourceError
 
@@ -70,7 +71,7 @@ def read_labels_csv(
         row = kept.index[wrong][0]
         raise SourceError(
             f"{path}, data row {row + 1}: expected a cell, a gene and 0 or 1 for each pattern, got "
-            f"{kept.loc[row].to_dict()} ({int(wrong.sum())} such rows)"
+            f"{shorten(str(kept.loc[row].to_dict()), 300)} ({int(wrong.sum())} such rows)"
         )
     kept[list(patterns)] = values.astype(bool)
     unique = kept.drop_duplicates()
@@ -79,7 +80,7 @@ def read_labels_csv(
         pair = clash.iloc[0]
         raise SourceError(
             f"{path}: {len(clash)} pairs have rows that differ, the first is cell "
-            f"{pair['cell_id']}, gene {pair['gene']}; keep one row per pair"
+            f"{shorten(pair['cell_id'])}, gene {shorten(pair['gene'])}; keep one row per pair"
         )
     dropped = {
         "row of another dataset": int((~used).sum()),

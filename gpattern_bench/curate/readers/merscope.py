@@ -32,7 +32,7 @@ from gpattern_bench.tables.parquet import codes_into
 
 __all__ = ["read_merscope"]
 
-_TRANSCRIPTS = ("detected_transcripts.csv", "detected_transcripts.csv.gz")
+_TRANSCRIPTS = tuple(f"detected_transcripts.{ending}" for ending in ("csv", "csv.gz", "parquet"))
 _BOUNDARIES = ("cell_boundaries.parquet", "cellpose_micron_space.parquet")
 _OUTSIDE = "-1"
 _COLUMNS = {"gene": "gene", "global_x": "x", "global_y": "y", "fov": "fov"}

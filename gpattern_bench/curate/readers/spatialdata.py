@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,26 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
+from numpy.typing import NDArray
 
-from gpattern_bench.base.outlines import parse_wkb
+from gpattern_bench.base.validation import shorten
 from gpattern_bench.curate.readers.assign import tiles
-from gpattern_bench.curate.readers.geoparquet import check_frame
-from gpattern_bench.curate.readers.group_by_fov import centroids
+from gpattern_bench.curate.readers.columns import as_text
+from gpattern_bench.curate.readers.frames import plane_maps, relative_map
+from gpattern_bench.curate.readers.geoparquet import read_geometries
+from gpattern_bench.curate.readers.group_by_fov import centroids, join_parts
 from gpattern_bench.curate.release import Release, reading
 from gpattern_bench.errors import MissingExtraError, SourceError
 
 __all__ = ["read_spatialdata"]
 
-_POINTS = "points/transcripts"
-_CELLS, _NUCLEI = "shapes/cell_boundaries", "shapes/nucleus_boundaries"
+_log = logging.getLogger(__name__)
+
+_POINTS, _CELLS, _NUCLEI = "transcripts", "cell_boundaries", "nucleus_boundaries"
 _OUTSIDE = ("", "-1", "UNASSIGNED")
+_IDS = ("cell_id", "cell", "cell_ID", "EntityID")
+"""Columns of shapes that hold the ids of cells, where the index does not."""
+_SAME = 1e-6  # of the largest coordinate: outlines moved by less stay as they are
 _ALWAYS = 1 << 30  # bytes of an array allowed at any compression
 _MOST_RATIO = 200  # above that, bytes of an array per byte of its files
 _ABOUT = (".zarray", ".zmetadata", "zarr.json")
@@ -35,18 +43,38 @@ _CODECS = (
 """What zarr may decode; its codec `pickle` would run code of the file."""
 
 
-def read_spatialdata(path: Path, *, fov_column: str | None = None, tile: float = 0.0) -> Release:
-    """Read ``points/transcripts``, ``shapes/cell_boundaries`` and ``shapes/nucleus_boundaries``.
+def read_spatialdata(
+    path: Path,
+    *,
+    points: str | None = None,
+    cells: str | None = None,
+    nuclei: str | None = None,
+    gene_column: str | None = None,
+    cell_column: str | None = None,
+    fov_column: str | None = None,
+    tile: float = 0.0,
+) -> Release:
+    """Read molecules from a points element, and outlines of cells and nuclei from shapes.
 
-    The points element names the columns of gene and cell as its feature and instance key; an empty
-    cell means outside every cell. Columns of a molecule's compartment (``nucleus_boundaries``,
-    ``overlaps_nucleus``) are not read. Coordinates are intrinsic, so points and outlines must have
-    the same transformation to the global frame.
+    An empty cell of a molecule means outside every cell. Columns of its compartment
+    (``nucleus_boundaries``, ``overlaps_nucleus``) are not read.
+
+    The id of an outline is, of these, the first there is: the shapes' column named as the points'
+    column of cells, their index, a column ``cell_id``, ``cell``, ``cell_ID`` or ``EntityID``.
+    Outlines of one id are one nucleus of several parts; for cells, an error.
+
+    Coordinates are the x and y of the points, as stored. Outlines in another frame are mapped
+    there through a coordinate system that both have (:mod:`.frames`), "global" first.
 
     Parameters
     ----------
     path : pathlib.Path
         The zarr folder (zarr format 2 or 3; shapes as ragged arrays or, newer, as GeoParquet).
+    points, cells, nuclei : str, optional
+        Elements of molecules and outlines. Default: ``transcripts``, ``cell_boundaries`` and, if
+        `cells` is not given, ``nucleus_boundaries``, which may be missing.
+    gene_column, cell_column : str, optional
+        Columns of the points. Default: their ``feature_key`` and ``instance_key``.
     fov_column : str or None
         Column of the points with the field of view; None: tiles.
     tile : float
@@ -56,50 +84,85 @@ def read_spatialdata(path: Path, *, fov_column: str | None = None, tile: float =
     Returns
     -------
     Release
-        In the intrinsic unit of the elements.
+        In the unit of the points.
 
     Raises
     ------
     SourceError
-        An element, key or column is missing, or transformations differ.
+        An element, key or column is missing, or elements share no coordinate system; the text
+        lists what is there.
     MissingExtraError
         Outlines are zarr arrays and zarr is not installed.
     """
     if not path.is_dir():
         raise SourceError(f"no folder at {path}: expected a SpatialData zarr")
     with reading(path, "a SpatialData zarr"):
-        return _read(path, fov_column, tile)
+        elements = _elements(path, points, cells, nuclei)
+        keys = _attributes(path, elements[0]).get("spatialdata_attrs", {})
+        gene, cell = gene_column or keys.get("feature_key"), cell_column or keys.get("instance_key")
+        return _read(path, elements, gene, cell, fov_column, tile)
 
 
-def _read(path: Path, fov_column: str | None, tile: float) -> Release:
-    attributes = _attributes(path, _POINTS)
-    shapes = {name: _shapes(path, name) for name in (_CELLS, _NUCLEI) if (path / name).is_dir()}
-    if _CELLS not in shapes:
-        raise SourceError(f"{path} has no element {_CELLS}; add the outlines of the cells")
-    for name, outlines in shapes.items():
-        if _transformations(_attributes(path, name)) != _transformations(attributes):
-            raise SourceError(
-                f"{path}: {name} and {_POINTS} have different coordinate transformations; bring "
-                "them into one frame (spatialdata.transform) and write the zarr again"
-            )
-        repeated = outlines.index[outlines.index.duplicated()]
-        if len(repeated):
-            raise SourceError(f"{path}: {name} has {repeated[0]} more than once; keep one outline")
-    molecules = _molecules(path, attributes, fov_column)
-    placed = molecules.dropna(subset=["cell_id", "fov"]).drop_duplicates("cell_id")
-    fov = placed.set_index("cell_id")["fov"].astype(str)
-    cells = shapes[_CELLS].rename("cell_boundary").rename_axis("cell_id").reset_index()
+def _read(
+    path: Path,
+    elements: tuple[str, str, str | None],
+    gene: str | None,
+    cell: str | None,
+    fov_column: str | None,
+    tile: float,
+) -> Release:
+    points, of_cells, of_nuclei = elements
+    outlines = _outlines(path, of_cells, points, cell)
+    repeated = outlines.index[outlines.index.duplicated()]
+    if len(repeated):
+        raise SourceError(f"{path}: {of_cells} has {repeated[0]} more than once; keep one outline")
+    molecules = _molecules(path, points, gene, cell, fov_column)
+    cells = outlines.rename("cell_boundary").rename_axis("cell_id").reset_index()
     if fov_column is None:
         xy = centroids(cells["cell_boundary"].to_numpy())
         placeable = np.isfinite(xy).all(axis=1)  # the rules drop a cell without an outline
         cells["fov"] = ""
         cells.loc[placeable, "fov"] = tiles(xy[placeable], tile)
     else:
-        cells["fov"] = cells["cell_id"].map(fov).fillna("")  # "" only without molecules
-    nuclei = shapes.get(_NUCLEI, pd.Series(dtype=object))
+        placed = molecules.dropna(subset=["cell_id", "fov"]).drop_duplicates("cell_id")
+        fov = placed.set_index("cell_id")["fov"].astype(str)
+        cells["fov"] = cells["cell_id"].map(fov).fillna("")  # the rules refuse "" with molecules
+    nuclei = pd.Series(dtype=object)
+    if of_nuclei is not None:
+        nuclei = _outlines(path, of_nuclei, points, cell)
+        owner, ids = pd.factorize(nuclei.index)
+        nuclei = pd.Series(join_parts(nuclei.to_numpy(object), owner, len(ids)), ids)
     cells["nucleus_boundary"] = nuclei.reindex(cells["cell_id"]).where(pd.notna, None).to_numpy()
     cells["touches_border"] = None
     return Release(molecules, cells)
+
+
+def _elements(
+    path: Path, points: str | None, cells: str | None, nuclei: str | None
+) -> tuple[str, str, str | None]:
+    """Find the elements of molecules, cells and nuclei; None: no nuclei."""
+    there = [
+        f"{kind}/{element.name}"
+        for kind in ("points", "shapes")
+        for element in sorted((path / kind).glob("*"))
+        if element.is_dir()
+    ]
+
+    def find(option: str, element: str) -> str:
+        if element not in there:
+            raise SourceError(
+                f"{path} has no element {element}: expected a SpatialData zarr; it has "
+                f"{', '.join(there) or 'no points and no shapes'}. Name the element (--{option})"
+            )
+        return element
+
+    if nuclei is None and cells is None and f"shapes/{_NUCLEI}" in there:
+        nuclei = _NUCLEI
+    return (
+        find("points", f"points/{points or _POINTS}"),
+        find("cells", f"shapes/{cells or _CELLS}"),
+        None if nuclei is None else find("nuclei", f"shapes/{nuclei}"),
+    )
 
 
 def _attributes(path: Path, element: str) -> dict[str, Any]:
@@ -116,42 +179,36 @@ def _attributes(path: Path, element: str) -> dict[str, Any]:
         ) from error
 
 
-def _transformations(attributes: dict[str, Any]) -> Any:
-    """List an element's transformations: target and values, without the names of its axes."""
-
-    def values(step: Any) -> Any:
-        if isinstance(step, list):
-            return [values(item) for item in step]
-        if not isinstance(step, dict):
-            return step
-        return {key: values(step[key]) for key in step if key not in ("input", "output", "axes")}
-
-    steps = attributes.get("coordinateTransformations", [])
-    return [(step.get("output", {}).get("name", "global"), values(step)) for step in steps]
-
-
-def _molecules(path: Path, attributes: dict[str, Any], fov_column: str | None) -> pd.DataFrame:
-    keys = attributes.get("spatialdata_attrs", {})
-    gene, cell = keys.get("feature_key"), keys.get("instance_key")
+def _molecules(
+    path: Path, points: str, gene: str | None, cell: str | None, fov_column: str | None
+) -> pd.DataFrame:
+    dataset = pq.ParquetDataset(path / points / "points.parquet")
+    present = dataset.schema.names
+    unnamed = [
+        f"{key} (--{option}-column)"
+        for key, option, name in (("feature_key", "gene", gene), ("instance_key", "cell", cell))
+        if not name
+    ]
     if not gene or not cell:
         raise SourceError(
-            f"{path}: {_POINTS} names no feature_key and instance_key (got {keys}); set them to "
-            "the columns of gene and cell"
+            f"{path}: {points} names no {' and no '.join(unnamed)}; name the column. It has "
+            f"{', '.join(present)}"
         )
     wanted = [name for name in ("x", "y", gene, cell, fov_column) if name is not None]
-    dataset = pq.ParquetDataset(path / _POINTS / "points.parquet")
-    missing = [name for name in wanted if name not in dataset.schema.names]
+    missing = [name for name in wanted if name not in present]
     if missing:
         raise SourceError(
-            f"{path}: {_POINTS} lacks the columns {', '.join(missing)}; it has "
-            f"{', '.join(dataset.schema.names)}"
+            f"{path}: {points} lacks the columns {', '.join(missing)}; it has {', '.join(present)}"
         )
-    z = ["z"] if "z" in dataset.schema.names else []
+    z = ["z"] if "z" in present else []
     table = dataset.read(columns=wanted + z, use_pandas_metadata=False)
-    text = {name: pd.Categorical(table[name].cast(pa.string()).to_pandas()) for name in wanted[2:]}
+    text = {
+        name: pd.Categorical(as_text(table[name]).cast(pa.string()).to_pandas())
+        for name in wanted[2:]
+    }
     fov = text[fov_column] if fov_column else pd.Categorical(["0"] * len(table))
     frame = pd.DataFrame({"fov": fov, "cell_id": text[cell], "gene": text[gene]})
-    with reading(path, f"numbers in x and y of {_POINTS}"):
+    with reading(path, f"numbers in x and y of {points}"):
         for axis in ("x", "y", *z):
             frame[axis] = table[axis].to_numpy().astype(np.float64)
     inside = [name for name in text[cell].categories if name not in _OUTSIDE]
@@ -159,14 +216,71 @@ def _molecules(path: Path, attributes: dict[str, Any], fov_column: str | None) -
     return frame
 
 
-def _shapes(path: Path, element: str) -> pd.Series[Any]:
-    """Read outlines, indexed by name: GeoParquet (newer) or ragged zarr arrays (format 0.1)."""
-    parquet = path / element / "shapes.parquet"
-    if parquet.is_file():
-        check_frame(parquet)
-        frame = pq.read_table(parquet).to_pandas()
-        outlines = parse_wkb(frame["geometry"].to_numpy(object))
-        return pd.Series(outlines, frame.index.astype(str), dtype=object)
+def _outlines(path: Path, element: str, points: str, cell: str | None) -> pd.Series[Any]:
+    """Read outlines, indexed by the id of the cell, in the frame of the points."""
+    file = path / element / "shapes.parquet"
+    if file.is_file():
+        shapes, ids = read_geometries(file), _ids(file, cell)
+    else:
+        shapes, ids = _ragged(path, element)
+    dots = shapely.get_type_id(shapes) == shapely.GeometryType.POINT
+    if dots.any():
+        raise SourceError(
+            f"{path}: {element} has {int(dots.sum())} circles or points, expected polygons; "
+            "name an element with outlines (--cells, --nuclei)"
+        )
+    try:
+        frame = plane_maps(_attributes(path, points))
+        matrix = relative_map(plane_maps(_attributes(path, element)), frame)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise SourceError(
+            f"{path}: {points} and {element} cannot be brought into one frame: {shorten(error)}; "
+            "set their transformations (spatialdata.transform) and write the zarr again"
+        ) from error
+    return pd.Series(_moved(shapes, matrix, element, points), ids, dtype=object)
+
+
+def _moved(
+    shapes: NDArray[np.object_], matrix: NDArray[np.float64], element: str, points: str
+) -> NDArray[np.object_]:
+    """Map outlines into the frame of the points, if that moves them."""
+    left, bottom, right, top = shapely.total_bounds(shapes)
+    corners = np.array([[x, y, 1.0] for x in (left, right) for y in (bottom, top)])
+    with np.errstate(invalid="ignore"):
+        moves = np.abs((corners @ matrix.T - corners)[:, :2]).max()
+        if not moves > _SAME * np.abs(corners).max():
+            return shapes
+    _log.info("%s: outlines mapped into the frame of %s", element, points)
+    return np.asarray(
+        shapely.transform(shapes, lambda xy: xy @ matrix[:2, :2].T + matrix[:2, 2]), object
+    )
+
+
+def _ids(file: Path, cell: str | None) -> list[str]:
+    """Read the ids of GeoParquet's rows: from a column or the index, never the row's number."""
+    with reading(file, "GeoParquet"):
+        schema = pq.read_schema(file)
+        index = json.loads((schema.metadata or {}).get(b"pandas", b"{}")).get("index_columns", [])
+        stored = [name for name in index if isinstance(name, str)]
+        candidates = [cell, *(stored if len(stored) == 1 else ()), *_IDS]
+        name = next((name for name in candidates if name in schema.names), None)
+        if name is not None:
+            found: list[Any] = as_text(pq.read_table(file, columns=[name])[name]).to_pylist()
+        elif len(index) == 1 and isinstance(index[0], dict):  # a RangeIndex, which is not stored
+            rows = pq.read_metadata(file).num_rows
+            found = [str(index[0]["start"] + k * index[0]["step"]) for k in range(rows)]
+        else:
+            raise SourceError(
+                f"{file} has no index and no column of the cells' ids: expected one named as the "
+                f"points' column ({cell}), or {', '.join(_IDS)}; it has {', '.join(schema.names)}"
+            )
+    if None in found:
+        raise SourceError(f"{file}: {found.count(None)} outlines have no id ({name}); name them")
+    return found
+
+
+def _ragged(path: Path, element: str) -> tuple[NDArray[np.object_], list[str]]:
+    """Read outlines and their ids from ragged zarr arrays (format 0.1)."""
     try:
         import zarr
     except ImportError as error:
@@ -178,6 +292,11 @@ def _shapes(path: Path, element: str) -> pd.Series[Any]:
     group = zarr.open_group(str(path / element), mode="r")
     names = ["coords", "offset0", "offset1", "Index"]
     missing = [name for name in names if name not in group]
+    if "radius" in group:
+        raise SourceError(
+            f"{path}: {element} has circles, expected polygons; name an element with outlines "
+            "(--cells, --nuclei)"
+        )
     if missing:
         raise SourceError(
             f"{path}: {element} lacks the arrays {', '.join(missing)}; write the zarr again"
@@ -194,8 +313,8 @@ def _shapes(path: Path, element: str) -> pd.Series[Any]:
                 f"{stored:,}; no export does. It is not read"
             )
     coordinates, *offsets, index = (np.asarray(group[name][:]) for name in names)
-    outlines = shapely.from_ragged_array(kind, coordinates, tuple(offsets))
-    return pd.Series(outlines, [str(name) for name in index.tolist()], dtype=object)
+    shapes = shapely.from_ragged_array(kind, coordinates, tuple(offsets))
+    return np.asarray(shapes, object), [str(name) for name in index.tolist()]
 
 
 def _check_arrays(folder: Path) -> None:

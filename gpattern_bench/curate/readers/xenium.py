@@ -8,14 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import shapely
 
 from gpattern_bench.curate.readers.columns import find_table, read_blocks
 from gpattern_bench.curate.readers.group_by_fov import (
     group_by_fov,
-    join_parts,
     molecules_in_cells,
     outlined_cells,
+    outlines_of_vertices,
 )
 from gpattern_bench.curate.release import Dropped, Piece, reading
 from gpattern_bench.errors import SourceError
@@ -23,7 +22,7 @@ from gpattern_bench.tables.parquet import codes_into
 
 __all__ = ["read_xenium"]
 
-_ENDINGS = (".parquet", ".csv.gz")
+_ENDINGS = (".parquet", ".csv.gz", ".csv")
 _OUTSIDE = ("UNASSIGNED", "-1")
 _COLUMNS = {
     "feature_name": "gene",
@@ -36,7 +35,7 @@ _STEMS = ("transcripts", "cell_boundaries", "nucleus_boundaries")
 
 
 def read_xenium(path: Path, scratch: Path, *, tile: float, min_qv: float = 20.0) -> Iterator[Piece]:
-    """Read ``transcripts``, ``cell_boundaries`` and ``nucleus_boundaries`` (Parquet or csv.gz).
+    """Read ``transcripts``, ``cell_boundaries`` and ``nucleus_boundaries`` (Parquet or csv).
 
     Drops and counts molecules of quality below `min_qv`, of control targets (``is_gene``, in newer
     exports), outside cells, or in cells without an outline. Polygons of one cell with several
@@ -112,16 +111,7 @@ def _outlines(path: Path) -> pd.Series:
     if "label_id" in table.column_names:
         label = pd.factorize(table["label_id"].to_pandas())[0]
     xy = np.stack([table[axis].to_numpy() for axis in ("vertex_x", "vertex_y")], axis=1)
-    xy = xy.astype(np.float64)
-    begin = np.flatnonzero(np.r_[True, (np.diff(cell) != 0) | (np.diff(label) != 0)])
-    size = np.diff(np.r_[begin, len(cell)])
-    closed = (xy[begin] == xy[begin + size - 1]).all(axis=1)
-    finite = np.logical_and.reduceat(np.isfinite(xy).all(axis=1), begin)
-    usable = finite & (size - closed >= 3)  # fewer vertices have no area
-    ring = np.repeat(np.cumsum(usable) - 1, size)
-    vertex = np.repeat(usable, size)
-    parts = shapely.polygons(shapely.linearrings(xy[vertex], indices=ring[vertex]))
-    joined = join_parts(np.asarray(parts), cell[begin][usable], len(names))
+    joined = outlines_of_vertices(xy.astype(np.float64), cell, label, len(names))
     return pd.Series(joined, np.asarray(names, dtype=object).astype(str), dtype=object)
 
 
@@ -133,7 +123,7 @@ def _molecules(
         path,
         text=("cell_id", "feature_name", "fov_name"),
         numbers=("x_location", "y_location", "z_location", "qv"),
-        raw=("is_gene",),
+        flags=("is_gene",),
         optional=("fov_name", "is_gene"),
     ):
         cell = codes_into(index, block["cell_id"])
@@ -144,6 +134,6 @@ def _molecules(
             "cell without an outline": cell < 0,
         }
         if "is_gene" in block.column_names:
-            gene = np.asarray(block["is_gene"].cast(pa.bool_()).fill_null(False))
+            gene = np.asarray(block["is_gene"].fill_null(False))
             reasons["control target"] = ~gene
         yield molecules_in_cells(block, cell, reasons, _COLUMNS, dropped)
