@@ -43,6 +43,7 @@ from gpattern_bench.errors import SourceError
 from gpattern_bench.sources.recipe import Recipe
 from gpattern_bench.tables import schema
 from gpattern_bench.tables.parquet import used_codes
+from gpattern_bench.tables.placement import count_inside, find_overlaps
 
 __all__ = ["DIAMETER_UM", "Tables", "apply_rules", "unit_warnings"]
 
@@ -68,6 +69,10 @@ class Tables:
         Table -> reason -> dropped rows.
     diameters : numpy.ndarray
         (cells,) um, of disks with the cells' areas.
+    inside : numpy.ndarray
+        (cells,) molecules in their cell (:func:`gpattern_bench.tables.placement.count_inside`).
+    overlaps : numpy.ndarray
+        (cells,) bool: the outline overlaps another cell of the field of view.
     """
 
     molecules: pa.Table
@@ -75,6 +80,8 @@ class Tables:
     labels: pa.Table | None
     dropped: Dropped
     diameters: NDArray[np.float64]
+    inside: NDArray[np.int64]
+    overlaps: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -115,8 +122,9 @@ def apply_rules(release: Release, recipe: Recipe) -> Tables:
     SourceError
         A cell id or a labelled pair occurs twice.
     """
-    tables = ("molecules", "cells", "labels")
-    dropped: Dropped = {table: dict(release.dropped.get(table, {})) for table in tables}
+    dropped: Dropped = {
+        table: dict(release.dropped.get(table, {})) for table in ("molecules", "cells", "labels")
+    }
     cells = _outlines(release.cells, recipe, dropped["cells"])
     molecules, raw = _molecules(release.molecules, cells, recipe, dropped["molecules"])
     count = np.bincount(molecules.cell, minlength=len(cells))
@@ -133,15 +141,17 @@ def apply_rules(release: Release, recipe: Recipe) -> Tables:
         labels = _labels_table(labels, pairs, n_molecules, cells["fov"], recipe)
     area = shapely.area(cells["cell_boundary"].to_numpy())
     n_genes = np.bincount(keys // max(len(molecules.genes), 1), minlength=len(cells))
+    tables = _molecules_table(molecules, cells), _cells_table(cells, count, n_genes)
     return Tables(
-        molecules=_molecules_table(molecules, cells),
-        cells=_cells_table(cells, count, n_genes),
+        *tables,
         labels=labels,
         dropped={
             table: {reason: rows for reason, rows in reasons.items() if rows}
             for table, reasons in dropped.items()
         },
         diameters=np.asarray(2 * np.sqrt(area / np.pi)),
+        inside=count_inside(*tables),
+        overlaps=find_overlaps(tables[1]),
     )
 
 

@@ -23,7 +23,7 @@ from shapely import MultiPolygon, Polygon, box
 
 from gpattern_bench.base.files import file_sha256
 from gpattern_bench.curate import rules, write
-from gpattern_bench.curate.build import build
+from gpattern_bench.curate.build import build, curate
 from gpattern_bench.curate.readers import read_release
 from gpattern_bench.curate.readers.bento import read_bento
 from gpattern_bench.curate.readers.label_csv import read_labels_csv
@@ -955,6 +955,60 @@ def test_recipe_reads_a_source_and_its_labels(tmp_path):
         "cells": {},
         "labels": {"row of another dataset": 1, "duplicate row": 1},
     }
+
+
+# Molecules in their cells
+
+
+@pytest.mark.parametrize("form", ["bento-h5ad", "spatialdata"])
+def test_ids_of_another_segmentation_are_refused(tmp_path, form):
+    """Cells that exchanged their ids: an error with the share, and nothing is left."""
+    rng = np.random.Generator(np.random.Philox(1))
+    at = rng.uniform(5, 95, (40, 2))
+    cell = ["1-0"] * 20 + ["2-0"] * 20
+    columns = {
+        "x": (at[:, 0] + np.repeat([200, 0], 20)).tolist(),
+        "y": at[:, 1].tolist(),
+        "batch": ["0"] * 40,
+    }
+    if form == "bento-h5ad":
+        path = write_bento(
+            tmp_path / "r", **columns, cell=cell, gene=["A"] * 40, nucleus=["-1"] * 40
+        )
+    else:
+        path = write_spatialdata(
+            tmp_path / "r",
+            **columns,
+            cell_boundaries=cell,
+            nucleus_boundaries=None,
+            target=["A"] * 40,
+        )
+    asked = recipe(format=form, path="r")
+    with pytest.raises(SourceError, match=r"r: only 0\.0% of the 40 molecules lie in their cells"):
+        curate(asked, tmp_path, tmp_path / "made", name="r", version="1.0.0")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_molecules_near_their_outline_count_as_inside():
+    """1 um is 10 px here; a hole is outside, and so is what lies in another cell."""
+    ring = Polygon(SQUARE["1-0"].exterior, [box(30, 30, 70, 70).exterior])
+    rows = [("1-0", "A", 109.0, 50.0), ("1-0", "A", 111.0, 50.0), ("1-0", "A", 50.0, 50.0)]
+    rows += [("1-0", "A", 35.0, 50.0), ("1-0", "A", 250.0, 50.0), ("2-0", "A", 250.0, 50.0)]
+    made = tables(molecules=molecules(rows), cells=cells({**SQUARE, "1-0": ring}), labels=None)
+    assert made.inside.tolist() == [2, 1]
+    assert made.overlaps.tolist() == [False, False]
+
+
+@pytest.mark.parametrize(("left", "overlap"), [(100, False), (96, False), (94, True), (20, True)])
+def test_cells_that_overlap_are_counted(tmp_path, left, overlap):
+    """Neighbours may share an edge, and up to 5 % of the smaller one's area."""
+    outlines = {"1-0": box(0, 0, 100, 100), "2-0": box(left, 0, left + 100, 100)}
+    rows = [("1-0", "A", 10.0, 50.0), ("2-0", "A", left + 90.0, 50.0)]
+    made = tables(molecules=molecules(rows), cells=cells(outlines), labels=None)
+    assert made.overlaps.tolist() == [overlap] * 2
+    placement = manifest(write_to(tmp_path / "set", made))["placement"]
+    assert placement["overlapping_cells"] == 2 * overlap
+    assert (placement["molecules"], placement["inside"], placement["worst"]) == (2, 2, {})
 
 
 # Writing

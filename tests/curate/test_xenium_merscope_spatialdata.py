@@ -667,3 +667,63 @@ def test_a_wrong_unit_is_warned_about(platform, tmp_path, caplog):
     folder = curate(recipe, tmp_path, tmp_path / "made", name="own", version="0.0.0")
     assert "3 of 3 cells have a diameter outside 3-200 um" in caplog.text
     assert Dataset(folder).manifest.warnings
+
+
+def grid(n, seed=0):
+    """Twelve square cells of 15 um, and `n` molecules (cell, gene, x, y) in each."""
+    rng = np.random.Generator(np.random.Philox(seed))
+    outlines = {
+        f"c{i:02}": box(x := 20 * (i % 4), y := 20 * (i // 4), x + 15, y + 15) for i in range(12)
+    }
+    rows = [
+        (name, "G", shape.bounds[0] + dx, shape.bounds[1] + dy)
+        for name, shape in outlines.items()
+        for dx, dy in rng.uniform(0.5, 14.5, (n, 2)).tolist()
+    ]
+    return outlines, rows
+
+
+def write_grid(platform, folder, outlines, rows):
+    if platform == "xenium":
+        return write_xenium(folder, transcripts(rows), vertices(outlines.items()))
+    table = detected([row[1:] for row in rows], cell_id=[row[0] for row in rows])
+    return write_merscope(folder, table, [(name, 0, shape) for name, shape in outlines.items()])
+
+
+def made_from(platform, folder):
+    recipe = Recipe(format=platform, path=folder.name, patterns=FOUR, split="test", tile_um=25)
+    return curate(recipe, folder.parent, folder.parent / "made", name="own", version="0.0.0")
+
+
+@pytest.mark.parametrize("platform", ["xenium", "merscope"])
+def test_ids_of_another_segmentation_are_refused_and_leave_nothing(platform, tmp_path):
+    """The outlines were segmented anew: the same ids, other cells. Every tile has few molecules."""
+    outlines, rows = grid(n=5)
+    renamed = dict(zip(np.roll(list(outlines), 1), outlines.values(), strict=True))
+    folder = write_grid(platform, tmp_path / "r", renamed, rows)
+    found = (
+        r"r: only 0\.0% of the 60 molecules lie .*at least 50%; fewest in the cells c00 \(0 of 5\)"
+    )
+    with pytest.raises(SourceError, match=found):
+        made_from(platform, folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["r"]
+
+
+@pytest.mark.parametrize("platform", ["xenium", "merscope"])
+def test_some_wrong_ids_are_warned_about_with_the_worst_cells(platform, tmp_path, caplog):
+    outlines, rows = grid(n=20)
+    outlines["c03"], outlines["c07"] = outlines["c07"], outlines["c03"]
+    dataset = Dataset(made_from(platform, write_grid(platform, tmp_path / "r", outlines, rows)))
+    share = "only 83.3% of the 240 molecules lie in their cells"
+    assert share in caplog.text
+    [warning] = dataset.manifest.warnings
+    assert "fewest in the cells c03 (0 of 20), c07 (0 of 20)." in warning
+    assert dataset.verify() == dataset.manifest.placement
+    assert dataset.manifest.placement.share == 200 / 240
+
+
+def test_few_molecules_warn_and_do_not_refuse(tmp_path, caplog):
+    outlines, rows = grid(n=1)
+    renamed = dict(zip(np.roll(list(outlines), 1), outlines.values(), strict=True))
+    made_from("xenium", write_grid("xenium", tmp_path / "r", renamed, rows))
+    assert "only 0.0% of the 12 molecules" in caplog.text
