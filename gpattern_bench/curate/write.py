@@ -276,8 +276,8 @@ def _split(done: _Written, recipe: Recipe) -> dict[str, str]:
     if "labels" in done.writers and not done.writers["labels"].rows:
         raise SourceError(
             "none of the labelled pairs is left after curation; dropped by reason: "
-            f"{dict(done.dropped['labels'])}. Check that labels and molecules use the same cell ids and gene "
-            "names"
+            f"{dict(done.dropped['labels'])}. Check that labels and molecules use the same cell "
+            "ids and gene names"
         )
     fovs = done.fovs
     repeated = fovs.index[fovs.index.duplicated()]

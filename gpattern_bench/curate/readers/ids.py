@@ -1,0 +1,56 @@
+"""Read ids as the export meant them: text, whole numbers, or whole numbers stored as floats."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pyarrow as pa
+
+from gpattern_bench.errors import SourceError
+
+__all__ = ["MISSING", "plain_ids"]
+
+MISSING = ("", "nan", "NaN", "None", "<NA>")
+"""Texts that libraries write for a missing id; no cell and no field of view has such a name."""
+
+_FLOAT = re.compile(r"[+-]?(\d+)\.0*")
+_ROUNDED = re.compile(r"[+-]?\d+(\.\d+)?[eE]\+\d+")
+_EXACT = 15  # digits that a float64 holds
+
+
+def plain_ids(column: pa.ChunkedArray, where: Path, name: str) -> pa.ChunkedArray:
+    """Return ids as plain text: ``12.0`` becomes ``12``, missing ones null.
+
+    Parameters
+    ----------
+    column : pyarrow.ChunkedArray
+        Dictionary-encoded text.
+    where, name : pathlib.Path, str
+        File and column, for messages.
+
+    Raises
+    ------
+    SourceError
+        Ids are floats that have lost their last digits.
+    """
+    chunks = []
+    for chunk in column.chunks:
+        texts = [_plain(text, where, name) for text in chunk.dictionary.to_pylist()]
+        plain = pa.array(texts, pa.string()).dictionary_encode()
+        chunks.append(
+            pa.DictionaryArray.from_arrays(plain.indices.take(chunk.indices), plain.dictionary)
+        )
+    return pa.chunked_array(chunks, pa.dictionary(pa.int32(), pa.string()))
+
+
+def _plain(text: str | None, where: Path, name: str) -> str | None:
+    if text is None or text.strip() in MISSING:
+        return None
+    whole = _FLOAT.fullmatch(text)
+    if _ROUNDED.fullmatch(text) or (whole and len(whole[1]) > _EXACT):
+        raise SourceError(
+            f"{where}: {name} has {text}, a number that has lost its last digits, so different "
+            "cells may have the same; store ids as text or as whole numbers"
+        )
+    return text.partition(".")[0] if whole else text
