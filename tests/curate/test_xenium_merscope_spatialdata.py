@@ -491,10 +491,10 @@ def test_csv_blocks_of_any_size_give_the_same_pieces(brain, tmp_path, monkeypatc
 @pytest.mark.parametrize("hdf5", [False, True])
 def test_outlines_without_area_in_any_plane_are_no_cells(tmp_path, hdf5):
     line = Polygon([(0, 0), (1, 1), (2, 2)])
-    folder = write_merscope(tmp_path / "r", detected(DETECTED), [("a", 3, line)], hdf5)
+    folder = write_merscope(tmp_path / "r", detected(DETECTED), [("z", 3, line)], hdf5)
     with pytest.raises(SourceError, match=r"no molecule lies in a cell .*'without an outline': 1"):
         pieces("merscope", folder)
-    folder = write_merscope(tmp_path / "s", detected(DETECTED), [("a", 3, line), *FLAT], hdf5)
+    folder = write_merscope(tmp_path / "s", detected(DETECTED), [("z", 3, line), *FLAT], hdf5)
     assert whole(pieces("merscope", folder))[2]["cells"] == {"without an outline": 1}
 
 

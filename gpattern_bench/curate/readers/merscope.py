@@ -63,7 +63,9 @@ class _Planes:
     def largest(self) -> NDArray[np.object_]:
         """Outline (cells,) in the plane of the largest area, of equal ones the lowest; or None."""
         found = np.full(len(self.names), None, dtype=object)
-        order = np.lexsort((self.plane, -_areas(self.outline), self.cell))
+        areas = _areas(self.outline)
+        solid = np.flatnonzero(areas > 0)
+        order = solid[np.lexsort((self.plane[solid], -areas[solid], self.cell[solid]))]
         cell, first = np.unique(self.cell[order], return_index=True)
         found[cell] = self.outline[order[first]]
         return found
