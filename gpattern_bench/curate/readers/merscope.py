@@ -53,7 +53,10 @@ _OWN_SHARE = 0.5  # of a nucleus' area in its cell
 
 @dataclass(frozen=True)
 class _Planes:
-    """Outlines (n,) of cells or nuclei, one per cell and z-plane; `cell` is an index of `names`."""
+    """Outlines (n,) of cells or nuclei, one per cell and z-plane, all with an area.
+
+    `cell` is an index of `names`.
+    """
 
     names: list[str]
     cell: NDArray[np.int64]
@@ -63,9 +66,7 @@ class _Planes:
     def largest(self) -> NDArray[np.object_]:
         """Outline (cells,) in the plane of the largest area, of equal ones the lowest; or None."""
         found = np.full(len(self.names), None, dtype=object)
-        areas = _areas(self.outline)
-        solid = np.flatnonzero(areas > 0)
-        order = solid[np.lexsort((self.plane[solid], -areas[solid], self.cell[solid]))]
+        order = np.lexsort((self.plane, -_areas(self.outline), self.cell))
         cell, first = np.unique(self.cell[order], return_index=True)
         found[cell] = self.outline[order[first]]
         return found
@@ -385,7 +386,7 @@ def _of_cells(
 
 
 def _from_hdf5(path: Path) -> Iterator[tuple[str, dict[int, Any]]]:
-    """Yield each cell and the outlines of its planes."""
+    """Yield each cell and the outlines of its planes that have an area."""
     with open_hdf5(path) as file:
         for name, cell in file.get("featuredata", {}).items():
             planes = {}
@@ -393,7 +394,9 @@ def _from_hdf5(path: Path) -> Iterator[tuple[str, dict[int, Any]]]:
                 if re.fullmatch(r"zIndex_\d+", key) and (rings := _rings(group)):
                     parts = shapely.polygons([shapely.linearrings(ring) for ring in rings])
                     owner = np.zeros(len(rings), dtype=np.int64)
-                    planes[int(key.removeprefix("zIndex_"))] = join_parts(parts, owner, 1)[0]
+                    outline = join_parts(parts, owner, 1)
+                    if _areas(outline)[0] > 0:
+                        planes[int(key.removeprefix("zIndex_"))] = outline[0]
             yield name, planes
 
 
