@@ -17,6 +17,7 @@ from gpattern_bench.cli.options import (
     examples,
     tell,
 )
+from gpattern_bench.sources.recipe import CONTROLS
 
 curate = typer.Typer(
     help="Turn a source release into a folder of tables, usable wherever a dataset's name is.",
@@ -31,6 +32,8 @@ _ALL = {
     "source": _REQUIRED,
     "out": _REQUIRED,
     "name": None,
+    "min_qv": 20.0,
+    "controls": CONTROLS,
     "seed": 0,
     "jobs": None,
     "cluster": None,
@@ -46,7 +49,9 @@ _PARAMETERS: dict[str, Any] = {
     "name": Annotated[
         str | None, typer.Option("--name", help="Name of the dataset; default: the folder's.")
     ],
-    "min_qv": Annotated[float, typer.Option(help="Drop molecules of a lower quality.")],
+    "min_qv": Annotated[
+        float, typer.Option(help="Drop molecules of a lower quality (qv), where it is stated.")
+    ],
     "fov_column": Annotated[
         str | None, typer.Option(help="Column of the points that names the FOV; none = tiles.")
     ],
@@ -61,7 +66,7 @@ _PARAMETERS: dict[str, Any] = {
     ],
     "patterns": Annotated[str, typer.Option(help="Patterns, separated by commas.")],
     "controls": Annotated[
-        str, typer.Option(help="Regular expression for control targets to drop.")
+        str, typer.Option(help="Regular expression for control targets to drop; '' keeps all.")
     ],
     "split": Annotated[
         Literal["fov", "test"],
@@ -103,7 +108,6 @@ _add(
     "Curate an h5ad file as Bento writes it; labels come from its layers.",
     unit_um=_REQUIRED,
     patterns=FOUR_PATTERNS,
-    controls="notarget|blank",
     split="fov",
     patternless="drop",
 )
@@ -117,7 +121,6 @@ _add(
     labels=None,
     labels_where=None,
     patterns=FOUR_PATTERNS,
-    controls="notarget|blank",
     split="fov",
     patternless="drop",
 )
@@ -127,7 +130,6 @@ _add(
     "Curate CosMx flat files, a folder or the tar.gz; labels come from CellComp, if there. A pixel "
     "is 0.18 um in the lung release of 2022, 0.12028 um in newer ones.",
     unit_um=_REQUIRED,
-    controls="NegPrb|Negative|SystemControl|FalseCode",
     split="fov",
     patternless="drop",
 )
@@ -135,19 +137,16 @@ _add(
     "xenium",
     "outs",
     "Curate the output folder of a Xenium run; there are no labels.",
-    min_qv=20.0,
     tile_um=500.0,
     patterns=FOUR_PATTERNS,
-    controls="NegControl|BLANK|antisense_|Unassigned|Deprecated|Intergenic",
     split="test",
 )
 _add(
     "merscope",
     "region_0",
-    "Curate the output folder of a MERSCOPE run; there are no labels and no nuclei.",
+    "Curate the output folder of a MERSCOPE run; there are no labels.",
     tile_um=500.0,
     patterns=FOUR_PATTERNS,
-    controls="blank",
     split="test",
 )
 

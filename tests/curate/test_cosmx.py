@@ -406,6 +406,14 @@ def test_what_cannot_be_used_is_counted(folder, scratch):
     assert dropped["cells"] == {"without molecules": 2}  # cell 7 in FOVs 1 and 10
 
 
+def test_quality_of_cosmx_molecules_counts_where_it_is_stated(folder, scratch):
+    molecules = make_molecules().query("cell_ID > 0 and target != 'NegPrb1'").reset_index(drop=True)
+    molecules["qv"], molecules["is_gene"] = 40.0, "True"
+    molecules.loc[:4, "qv"], molecules.loc[3:9, "is_gene"] = 10.0, "False"
+    dropped = rules(read(write_cosmx(folder, molecules), scratch))
+    assert dropped["molecules"] == {"quality (qv) below 20": 5, "control target": 5}
+
+
 def test_a_field_of_view_without_an_image_has_no_outlines(folder, scratch, caplog):
     molecules = make_molecules()
     pieces = read(write_cosmx(folder, molecules, images={1: IMAGE, 2: IMAGES[2]}), scratch)

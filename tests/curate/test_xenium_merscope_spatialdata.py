@@ -32,6 +32,7 @@ from exports import (
 from shapely import MultiPolygon, Polygon, box
 
 from gpattern_bench.curate.build import curate
+from gpattern_bench.curate.quality import Quality
 from gpattern_bench.curate.readers import columns as blocks
 from gpattern_bench.curate.readers.merscope import read_merscope
 from gpattern_bench.curate.readers.xenium import read_xenium
@@ -254,7 +255,7 @@ def test_molecules_of_low_or_no_quality_are_counted(tmp_path):
     assert molecules["cell_id"].tolist() == ["a", "c"]
     assert dropped["molecules"] == {"quality (qv) below 20": 2}
     assert dropped["cells"] == {"without molecules": 1}
-    molecules, _, dropped = whole(pieces("xenium", folder, min_qv=10))
+    molecules, _, dropped = whole(pieces("xenium", folder, quality=Quality(min_qv=10)))
     assert dropped["molecules"] == {"quality (qv) below 10": 1}
 
 
@@ -264,6 +265,35 @@ def test_targets_that_are_no_genes_are_controls_whatever_their_name(tmp_path):
     molecules, _, dropped = whole(pieces("xenium", folder))
     assert molecules["gene"].tolist() == ["G1", "G1", "G2"]
     assert dropped["molecules"] == {"control target": 1}
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".csv.gz"])
+def test_the_category_of_a_codeword_counts(tmp_path, ending):
+    category = ["predesigned_gene", "negative_control_probe", "custom_gene", "deprecated_codeword"]
+    table = transcripts(INSIDE, codeword_category=category)
+    folder = write_xenium(tmp_path / "outs", table, vertices(CELLS.items()), ending=ending)
+    molecules, _, dropped = whole(pieces("xenium", folder))
+    assert len(molecules) == 2
+    assert dropped["molecules"] == {"control target": 2}
+    kept = pieces("xenium", folder, quality=Quality(genes_only=False))
+    assert len(whole(kept)[0]) == 4
+
+
+def test_genes_of_a_csv_are_true_or_false(tmp_path):
+    table = transcripts(INSIDE, is_gene=[True, False, True, True])
+    folder = write_xenium(tmp_path / "r", table, vertices(CELLS.items()), ending=".csv.gz")
+    assert whole(pieces("xenium", folder))[2]["molecules"] == {"control target": 1}
+
+
+def test_quality_of_merscope_molecules_counts_where_it_is_stated(tmp_path):
+    table = detected(DETECTED, qv=[40, 10, 40, 40, 40], is_gene=[True, True, False, True, True])
+    folder = write_merscope(tmp_path / "r", table, FLAT)
+    _, _, dropped = whole(pieces("merscope", folder))
+    assert dropped["molecules"] == {
+        "quality (qv) below 20": 1,
+        "outside every cell": 1,
+        "control target": 1,
+    }
 
 
 def test_molecules_of_no_cell_or_of_an_unknown_one_are_counted(tmp_path):

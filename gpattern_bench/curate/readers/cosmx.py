@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from gpattern_bench.curate.quality import COLUMNS as QUALITY
 from gpattern_bench.curate.readers.cosmx_csv import (
     GLOBAL,
     LOCAL,
@@ -242,6 +243,7 @@ def _molecule_frame(fov: str, rows: pa.Table) -> pd.DataFrame:
             "gene": gene.cat.set_categories([name for name in gene.cat.categories if name]),
             "x": rows["x"].to_numpy(),
             "y": rows["y"].to_numpy(),
+            **{name: rows[name].to_pandas() for name in QUALITY if name in rows.column_names},
         }
     )
 

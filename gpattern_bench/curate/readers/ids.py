@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
 
 from gpattern_bench.errors import SourceError
 
-__all__ = ["MISSING", "plain_ids"]
-
-MISSING = ("", "nan", "NaN", "None", "<NA>")
-"""Texts that libraries write for a missing id; no cell and no field of view has such a name."""
+__all__ = ["plain_ids", "with_plain_ids"]
 
 _FLOAT = re.compile(r"[+-]?(\d+)\.0*")
 _ROUNDED = re.compile(r"[+-]?\d+(\.\d+)?[eE]\+\d+")
@@ -20,7 +18,7 @@ _EXACT = 15  # digits that a float64 holds
 
 
 def plain_ids(column: pa.ChunkedArray, where: Path, name: str) -> pa.ChunkedArray:
-    """Return ids as plain text: ``12.0`` becomes ``12``, missing ones null.
+    """Return ids as plain text: ``12.0`` becomes ``12``, blank ones null.
 
     Parameters
     ----------
@@ -44,8 +42,17 @@ def plain_ids(column: pa.ChunkedArray, where: Path, name: str) -> pa.ChunkedArra
     return pa.chunked_array(chunks, pa.dictionary(pa.int32(), pa.string()))
 
 
+def with_plain_ids(block: pa.Table, where: Path, names: Sequence[str]) -> pa.Table:
+    """Replace those of the columns that a block has (:func:`plain_ids`)."""
+    for name in names:
+        if name in block.column_names:
+            at = block.column_names.index(name)
+            block = block.set_column(at, name, plain_ids(block[name], where, name))
+    return block
+
+
 def _plain(text: str | None, where: Path, name: str) -> str | None:
-    if text is None or text.strip() in MISSING:
+    if text is None or not text.strip():
         return None
     whole = _FLOAT.fullmatch(text)
     if _ROUNDED.fullmatch(text) or (whole and len(whole[1]) > _EXACT):

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from gpattern_bench.base.geometry import polygonal
 from gpattern_bench.base.outlines import parse_wkb
+from gpattern_bench.curate.quality import NUMBERS, TEXTS, Quality
 from gpattern_bench.curate.readers.assign import CellFinder
 from gpattern_bench.curate.readers.columns import find_table, read_blocks
 from gpattern_bench.curate.readers.geoparquet import check_frame
@@ -29,7 +30,7 @@ from gpattern_bench.curate.readers.group_by_fov import (
     outlined_cells,
 )
 from gpattern_bench.curate.readers.hdf5 import open_hdf5, values
-from gpattern_bench.curate.readers.ids import plain_ids
+from gpattern_bench.curate.readers.ids import plain_ids, with_plain_ids
 from gpattern_bench.curate.release import Dropped, Piece, reading
 from gpattern_bench.errors import SourceError
 from gpattern_bench.tables.parquet import codes_into
@@ -42,9 +43,9 @@ _TRANSCRIPTS = ("detected_transcripts.csv", "detected_transcripts.csv.gz")
 _BOUNDARIES = ("cell_boundaries.parquet", "cellpose_micron_space.parquet")
 _OUTSIDE = "-1"
 _READ: dict[str, Any] = {
-    "text": ("gene", "fov", "cell_id"),
-    "numbers": ("global_x", "global_y", "global_z"),
-    "optional": ("fov", "cell_id", "global_z"),
+    "text": ("gene", "fov", "cell_id", *TEXTS),
+    "numbers": ("global_x", "global_y", "global_z", *NUMBERS),
+    "optional": ("fov", "cell_id", "global_z", *TEXTS, *NUMBERS),
 }
 _COLUMNS = {"gene": "gene", "global_x": "x", "global_y": "y", "fov": "fov"}
 _CELL, _NUCLEUS = ("cell", "cells"), ("nucleus", "nuclei")  # in Type, in any case
@@ -129,7 +130,9 @@ class _PlaneFinder:
         return np.asarray(both["row"].where(lower, both["row_above"]).to_numpy(np.int64))
 
 
-def read_merscope(path: Path, scratch: Path, *, tile: float) -> Iterator[Piece]:
+def read_merscope(
+    path: Path, scratch: Path, *, tile: float, quality: Quality | None = None
+) -> Iterator[Piece]:
     """Read ``detected_transcripts.csv`` and the boundaries, as Parquet or, older, HDF5 per FOV.
 
     The export outlines a cell in each z-plane; the tables keep the plane of the largest area. A
@@ -149,6 +152,8 @@ def read_merscope(path: Path, scratch: Path, *, tile: float) -> Iterator[Piece]:
         Folder for temporary files.
     tile : float
         Side of the tiles, um; 0: one field of view.
+    quality : Quality, optional
+        Rules of quality, for columns that the csv may have; None: the usual ones.
 
     Yields
     ------
@@ -171,9 +176,8 @@ def read_merscope(path: Path, scratch: Path, *, tile: float) -> Iterator[Piece]:
         named = first is not None and "cell_id" in first.column_names
         found = _boundaries(path, every_plane=not named)
         cells = outlined_cells(found.cells.names, found.boundary, found.nucleus, dropped)
-        blocks = _molecules(
-            transcripts, chain([] if first is None else [first], blocks), found, cells, dropped
-        )
+        blocks = chain([] if first is None else [first], blocks)
+        blocks = _molecules(transcripts, blocks, found, cells, quality or Quality(), dropped)
         yield from group_by_fov(blocks, cells, scratch, tile=tile, dropped=dropped)
 
 
@@ -182,15 +186,13 @@ def _molecules(
     blocks: Iterable[pa.Table],
     boundaries: _Boundaries,
     cells: pd.DataFrame,
+    quality: Quality,
     dropped: Dropped,
 ) -> Iterator[pa.Table]:
     index = pd.Index([*cells["cell_id"], _OUTSIDE])
     finder: _PlaneFinder | None = None
     for block in blocks:
-        for name in ("fov", "cell_id"):
-            if name in block.column_names:
-                at = block.column_names.index(name)
-                block = block.set_column(at, name, plain_ids(block[name], path, name))
+        block = with_plain_ids(block, path, ("fov", "cell_id"))
         if "cell_id" in block.column_names:
             cell = codes_into(index, block["cell_id"])
             outside = np.asarray(block["cell_id"].is_null()) | (cell == len(cells))
@@ -206,6 +208,8 @@ def _molecules(
             cell[cell == len(cells)] = -1
             missing = ~np.isfinite(xy).all(axis=1)
             reasons = {"coordinate not finite": missing, "outside every cell": cell < 0}
+        columns = {name: block[name] for name in block.column_names}
+        reasons = {**quality.low(columns), **reasons, **quality.controls(columns)}
         yield molecules_in_cells(block, cell, reasons, _COLUMNS, dropped)
 
 

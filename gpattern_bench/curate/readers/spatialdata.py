@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import shapely
 
 from gpattern_bench.base.outlines import parse_wkb
+from gpattern_bench.curate.quality import read_columns
 from gpattern_bench.curate.readers.assign import tiles
 from gpattern_bench.curate.readers.geoparquet import check_frame
 from gpattern_bench.curate.readers.group_by_fov import centroids
@@ -156,7 +157,7 @@ def _molecules(path: Path, attributes: dict[str, Any], fov_column: str | None) -
             frame[axis] = table[axis].to_numpy().astype(np.float64)
     inside = [name for name in text[cell].categories if name not in _OUTSIDE]
     frame["cell_id"] = frame["cell_id"].cat.set_categories(inside)  # outside becomes null
-    return frame
+    return frame.assign(**read_columns(dataset))
 
 
 def _shapes(path: Path, element: str) -> pd.Series[Any]:
