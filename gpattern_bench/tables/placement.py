@@ -1,8 +1,8 @@
 """Do the molecules lie in the cells under which they are filed? Counted by cell, from the tables.
 
-The limits stand on real exports (docs/data.md, *Molecules in their cells*): of these, at least 93 %
-of the molecules lie in their cells. Ids that collide by chance put a molecule into its cell about
-once per number of cells; an image or a frame that is off by half a cell puts there less than half.
+The limits stand on real exports (docs/data.md, *Molecules in their cells*): there, more than 99 %
+of the molecules lie in their cells. Of ids that collide by chance, about one per number of cells is
+right; an image or a frame that is off by half a cell leaves about half of the molecules inside.
 """
 
 from __future__ import annotations
@@ -95,6 +95,9 @@ def find_overlaps(cells: pa.Table) -> NDArray[np.bool_]:
     marked = np.zeros(len(outlines), dtype=np.bool_)
     one, other = shapely.STRtree(outlines).query(outlines, predicate="intersects")
     one, other = one[one < other], other[one < other]
+    # Most neighbours only touch; that is known three times as fast.
+    inner = shapely.relate_pattern(outlines[one], outlines[other], "T********")
+    one, other = one[inner], other[inner]
     area = shapely.area(outlines)
     shared = shapely.area(shapely.intersection(outlines[one], outlines[other]))
     overlap = shared > _OVERLAP * np.minimum(area[one], area[other])
