@@ -17,7 +17,7 @@ from gpattern_bench.cli.options import (
     examples,
     tell,
 )
-from gpattern_bench.sources.recipe import CONTROLS
+from gpattern_bench.sources.controls import CONTROLS
 
 curate = typer.Typer(
     help="Turn a source release into a folder of tables, usable wherever a dataset's name is.",

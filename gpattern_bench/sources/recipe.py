@@ -7,13 +7,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-__all__ = ["CONTROLS", "Recipe"]
+from gpattern_bench.sources.controls import CONTROLS
 
-CONTROLS = (
-    "blank|notarget|neg(ative|control|probe|prb)|systemcontrol|falsecode|"
-    "(unassigned|deprecated)_?codeword|intergenic_region|antisense_"
-)
-"""Names of control targets in the exports of 10x, NanoString and Vizgen, and in Bento's files."""
+__all__ = ["Recipe"]
 
 
 class Recipe(BaseModel):
