@@ -24,6 +24,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from gpattern_bench.base.validation import shorten
 from gpattern_bench.errors import SourceError
 from gpattern_bench.sources.recipe import Recipe
 
@@ -109,7 +110,7 @@ def _each(texts: Any, test: Callable[[str], bool]) -> NDArray[np.bool_]:
 def _is_true(text: str) -> bool:
     if text in _TRUE or text in _FALSE or _is_missing(text):
         return text in _TRUE
-    raise SourceError(f"is_gene has the value {text[:40]!r}, expected true or false")
+    raise SourceError(f"is_gene has the value {shorten(text)}, expected true or false")
 
 
 def _is_kind_of_gene(text: str) -> bool:

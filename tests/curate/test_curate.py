@@ -255,7 +255,7 @@ def test_what_the_source_says_of_a_target_counts(is_gene, category, kept):
 
 
 def test_a_target_that_is_neither_gene_nor_control_is_refused():
-    with pytest.raises(SourceError, match="is_gene has the value 'maybe', expected true or false"):
+    with pytest.raises(SourceError, match="is_gene has the value maybe, expected true or false"):
         tables(molecules=release().molecules.assign(is_gene="maybe"))
 
 

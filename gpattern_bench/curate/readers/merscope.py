@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from gpattern_bench.base.geometry import polygonal
 from gpattern_bench.base.outlines import parse_wkb
+from gpattern_bench.base.validation import shorten
 from gpattern_bench.curate.quality import NUMBERS, TEXTS, Quality
 from gpattern_bench.curate.readers.assign import CellFinder
 from gpattern_bench.curate.readers.columns import find_table, read_blocks
@@ -328,10 +329,9 @@ def _is_nucleus(kinds: pd.Series, path: Path) -> NDArray[np.bool_]:
     lower = kinds.str.strip().str.lower()
     unknown = ~lower.isin((*_CELL, *_NUCLEUS))
     if unknown.any():
-        odd = ", ".join(sorted({repr(kind) for kind in kinds[unknown]}))
         raise SourceError(
-            f"{path}: {int(unknown.sum())} of {len(kinds)} outlines have the Type {odd}, expected "
-            "cell or nuclei; remove what is neither"
+            f"{path}: {int(unknown.sum())} of {len(kinds)} outlines have another Type than cell or "
+            f"nuclei, the first {shorten(kinds[unknown].iloc[0])}; remove what is neither"
         )
     return np.asarray(lower.isin(_NUCLEUS))
 
