@@ -18,6 +18,7 @@ from gpattern_bench.cli.options import (
     examples,
     tell,
 )
+from gpattern_bench.sources.controls import CONTROLS
 
 curate = typer.Typer(
     help="Turn a source release into a folder of tables, usable wherever a dataset's name is.",
@@ -32,6 +33,8 @@ _ALL = {
     "source": _REQUIRED,
     "out": _REQUIRED,
     "name": None,
+    "min_qv": 20.0,
+    "controls": CONTROLS,
     "seed": 0,
     "jobs": None,
     "cluster": None,
@@ -47,7 +50,9 @@ _PARAMETERS: dict[str, Any] = {
     "name": Annotated[
         str | None, typer.Option("--name", help="Name of the dataset; default: the folder's.")
     ],
-    "min_qv": Annotated[float, typer.Option(help="Drop molecules of a lower quality.")],
+    "min_qv": Annotated[
+        float, typer.Option(help="Drop molecules of a lower quality (qv), where it is stated.")
+    ],
     "points": Annotated[
         str | None, typer.Option(help="Element of the molecules; default: transcripts.")
     ],
@@ -66,6 +71,27 @@ _PARAMETERS: dict[str, Any] = {
     "cell_column": Annotated[
         str | None, typer.Option(help="Column of the points: cell; default: their instance_key.")
     ],
+    "cells_file": Annotated[
+        Path | None,
+        typer.Option("--cells", help="Outlines of cells: GeoJSON, GeoParquet, or csv with WKT."),
+    ],
+    "nuclei_file": Annotated[
+        Path | None, typer.Option("--nuclei", help="Outlines of nuclei, with the ids of the cells.")
+    ],
+    "surrogate_outlines": Annotated[
+        bool,
+        typer.Option("--surrogate-outlines", help="Draw outlines around the cells' molecules."),
+    ],
+    "x": Annotated[str | None, typer.Option(help="Column of x; default: x.")],
+    "y": Annotated[str | None, typer.Option(help="Column of y; default: y.")],
+    "gene": Annotated[str | None, typer.Option(help="Column of genes; default: gene.")],
+    "cell": Annotated[
+        str | None,
+        typer.Option(
+            help="Column of cells; default: cell_id or, without it, the outlines say which."
+        ),
+    ],
+    "fov": Annotated[str | None, typer.Option(help="Column that names the FOV; none = tiles.")],
     "fov_column": Annotated[
         str | None, typer.Option(help="Column of the points that names the FOV; none = tiles.")
     ],
@@ -88,7 +114,7 @@ _PARAMETERS: dict[str, Any] = {
     ],
     "patterns": Annotated[str, typer.Option(help="Patterns, separated by commas.")],
     "controls": Annotated[
-        str, typer.Option(help="Regular expression for control targets to drop.")
+        str, typer.Option(help="Regular expression for control targets to drop; '' keeps all.")
     ],
     "split": Annotated[
         Literal["auto", "fov", "test"],
@@ -132,7 +158,6 @@ _add(
     "Curate an h5ad file as Bento writes it; labels come from its layers.",
     unit_um=_REQUIRED,
     patterns=FOUR_PATTERNS,
-    controls="notarget|blank",
     split="auto",
     patternless="drop",
 )
@@ -151,7 +176,6 @@ _add(
     labels=None,
     labels_where=None,
     patterns=FOUR_PATTERNS,
-    controls="notarget|blank",
     split="auto",
     patternless="drop",
 )
@@ -162,7 +186,6 @@ _add(
     "is 0.18 um in the lung release of 2022, 0.12028 um in newer ones.",
     unit_um=_REQUIRED,
     crops=None,
-    controls="NegPrb|Negative|SystemControl|FalseCode",
     split="auto",
     patternless="drop",
 )
@@ -170,21 +193,42 @@ _add(
     "xenium",
     "outs",
     "Curate the output folder of a Xenium run; there are no labels.",
-    min_qv=20.0,
     tile_um=500.0,
     patterns=FOUR_PATTERNS,
-    controls="NegControl|BLANK|antisense_|Unassigned|Deprecated|Intergenic",
     split="test",
 )
 _add(
     "merscope",
     "region_0",
-    "Curate the output folder of a MERSCOPE run; there are no labels and no nuclei.",
+    "Curate the output folder of a MERSCOPE run; there are no labels.",
     tile_um=500.0,
     patterns=FOUR_PATTERNS,
-    controls="blank",
     split="test",
 )
+
+
+_add(
+    "table",
+    "molecules.csv --cells cells.geojson --unit-um 1",
+    "Curate a table of molecules, one row each (csv, tsv or Parquet), and files of outlines.",
+    unit_um=_REQUIRED,
+    cells_file=None,
+    nuclei_file=None,
+    surrogate_outlines=False,
+    x=None,
+    y=None,
+    gene=None,
+    cell=None,
+    fov=None,
+    tile_um=500.0,
+    labels=None,
+    labels_where=None,
+    patterns=FOUR_PATTERNS,
+    split="auto",
+    patternless="drop",
+)
+
+_COLUMNS = ("x", "y", "gene", "cell", "fov")
 
 
 def _curate(
@@ -198,6 +242,8 @@ def _curate(
     patterns: str = THREE_PATTERNS,
     labels: Path | None = None,
     labels_where: list[str] | None = None,
+    cells_file: Path | None = None,
+    nuclei_file: Path | None = None,
     crops: list[str] | None = None,
     **rules: Any,
 ) -> None:
@@ -209,6 +255,10 @@ def _curate(
     where = _pairs("--labels-where", "COLUMN=VALUE", "(.*?)=(.*)", labels_where)
     corners = _pairs("--crop", "FOV=COLUMN,ROW", r"(.+)=(\d+,\d+)", crops)
     source = source.absolute()
+    for key, file in (("cells", cells_file), ("nuclei", nuclei_file)):
+        if file is not None:
+            rules[key] = str(file.absolute())
+    rules |= {f"{key}_column": rules.pop(key) for key in _COLUMNS if key in rules}
     try:
         recipe = Recipe.model_validate(
             {

@@ -205,10 +205,15 @@ def simulate_(
 def verify(name: Name) -> None:
     """Check a dataset's files, hashes and rules, and that splits do not overlap."""
     from gpattern_bench.data.dataset import load_dataset
+    from gpattern_bench.tables.placement import placement_text, placement_warnings
 
     try:
-        dataset = load_dataset(name, verify=True)
+        dataset = load_dataset(name)
+        placement = dataset.verify()
     except TableError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
     typer.echo(f"{dataset.id}: files, hashes, rules and splits are fine ({dataset.folder})")
+    typer.echo(f"  {placement_text(placement)}")
+    for warning in placement_warnings(placement):
+        typer.echo(f"warning: {warning}", err=True)

@@ -54,9 +54,12 @@ def print_json(value: Any) -> None:
 def tell(folder: Path) -> None:
     """Print a folder's contents and the rows dropped from it."""
     from gpattern_bench.data.dataset import Dataset
+    from gpattern_bench.tables.placement import placement_text
 
     dataset = Dataset(folder)
     typer.echo(f"{dataset!r} in {folder}")
+    if dataset.manifest.placement is not None:
+        typer.echo(f"  {placement_text(dataset.manifest.placement)}")
     for table, reasons in dataset.manifest.dropped.items():
         for reason, rows in reasons.items():
             typer.echo(f"  dropped from {table}: {rows:,} ({reason})")

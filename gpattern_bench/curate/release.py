@@ -17,6 +17,7 @@ from gpattern_bench.errors import GPatternBenchError, SourceError, TableError
 from gpattern_bench.tables.parquet import NOT_UTF8
 
 __all__ = [
+    "MISSING",
     "Dropped",
     "Piece",
     "Release",
@@ -24,8 +25,12 @@ __all__ = [
     "in_memory",
     "keep_rows",
     "reading",
+    "refuse_repeated",
     "writing",
 ]
+
+MISSING = ("", "nan", "NaN", "None", "<NA>")
+"""Texts that libraries write for a missing id; no cell and no field of view has such a name."""
 
 Dropped = dict[str, dict[str, int]]
 """Table -> reason -> dropped rows."""
@@ -42,8 +47,9 @@ class Release:
     Attributes
     ----------
     molecules : pandas.DataFrame
-        Columns ``fov``, ``cell_id``, ``gene`` (categorical or str), ``x``, ``y`` (float64) and,
-        where measured, ``z``. Null ``cell_id`` = outside every cell.
+        Columns ``fov``, ``cell_id``, ``gene`` (categorical or str), ``x``, ``y`` (float64), where
+        measured ``z``, and columns of :mod:`gpattern_bench.curate.quality` that the reader has not
+        used. Null ``cell_id`` = outside every cell.
     cells : pandas.DataFrame
         Columns ``fov``, ``cell_id`` (str), ``cell_boundary``, ``nucleus_boundary`` (shapely
         geometry or None) and ``touches_border`` (bool or None).
@@ -76,7 +82,13 @@ def by_fov(release: Release) -> Iterator[Release]:
     """Split a release in memory by field of view.
 
     Molecules and labels go with their cell, even if the source names another field of view.
+
+    Raises
+    ------
+    SourceError
+        A cell id occurs twice.
     """
+    refuse_repeated(release.cells)
     cells, molecules, labels = release.cells, release.molecules, release.labels
     stated = pd.Categorical(molecules["fov"]).rename_categories(str)
     names = pd.Index(sorted({*cells["fov"].astype(str), *stated.categories}))
@@ -100,6 +112,16 @@ def by_fov(release: Release) -> Iterator[Release]:
             cells.iloc[np.flatnonzero(of_cell == k)],
             None if labels is None else labels.iloc[np.flatnonzero(of_label == k)],
             release.dropped if k == 0 else {},
+        )
+
+
+def refuse_repeated(cells: pd.DataFrame) -> None:
+    """Raise SourceError if a cell id occurs twice."""
+    repeated = cells["cell_id"][cells["cell_id"].duplicated()]
+    if len(repeated):
+        raise SourceError(
+            f"cell id {repeated.iloc[0]} occurs more than once ({repeated.nunique()} such ids); "
+            "give each cell of a release its own id"
         )
 
 

@@ -5,10 +5,12 @@ Why was this row dropped? It counts under the first reason that holds:
 =========== ======================== =========================================================
 table       reason                   rows
 =========== ======================== =========================================================
+molecules   quality (qv) below Q     the column ``qv`` says so
 molecules   outside every cell       no cell id
 molecules   cell without an outline  the cell is unknown, or was dropped for its outline
 molecules   without a gene           no gene name
-molecules   control target           the gene's name matches `controls` of the recipe
+molecules   control target           the gene's name matches `controls` of the recipe, or the
+                                     source says it is no gene (:mod:`~.quality`)
 molecules   coordinate not finite    x or y is NaN or infinite
 cells       without an outline       no outline, or one without area or with NaN in it
 cells       without molecules        no molecule was kept
@@ -18,9 +20,9 @@ labels      molecules dropped        the source has molecules of the pair; none 
 labels      no pattern               all labels are 0, and the recipe says ``patternless: drop``
 =========== ======================== =========================================================
 
-Readers drop what the rules cannot see: ``quality (qv) below Q`` (Xenium), ``gene not in var``
-(Bento), ``without a field of view`` (CosMx), ``row of another dataset`` and ``duplicate row``
-(labels from csv files); for large exports they apply the first reasons above themselves.
+Readers drop what the rules cannot see: ``gene not in var`` (Bento), ``without a field of view``
+(CosMx), ``row of another dataset`` and ``duplicate row`` (labels from csv files); for large exports
+they apply the first reasons above themselves.
 """
 
 from __future__ import annotations
@@ -38,11 +40,13 @@ import shapely
 from numpy.typing import NDArray
 
 from gpattern_bench.base.geometry import polygonal
-from gpattern_bench.curate.release import Dropped, Release, keep_rows
+from gpattern_bench.curate.quality import COLUMNS, CONTROL, Quality
+from gpattern_bench.curate.release import MISSING, Dropped, Release, keep_rows, refuse_repeated
 from gpattern_bench.errors import SourceError
 from gpattern_bench.sources.recipe import Recipe
 from gpattern_bench.tables import schema
 from gpattern_bench.tables.parquet import used_codes
+from gpattern_bench.tables.placement import count_inside, find_overlaps
 
 __all__ = ["DIAMETER_UM", "Tables", "apply_rules", "unit_warnings"]
 
@@ -68,6 +72,10 @@ class Tables:
         Table -> reason -> dropped rows.
     diameters : numpy.ndarray
         (cells,) um, of disks with the cells' areas.
+    inside : numpy.ndarray
+        (cells,) molecules in their cell (:func:`gpattern_bench.tables.placement.count_inside`).
+    overlaps : numpy.ndarray
+        (cells,) bool: the outline overlaps another cell of the field of view.
     """
 
     molecules: pa.Table
@@ -75,6 +83,8 @@ class Tables:
     labels: pa.Table | None
     dropped: Dropped
     diameters: NDArray[np.float64]
+    inside: NDArray[np.int64]
+    overlaps: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -113,21 +123,22 @@ def apply_rules(release: Release, recipe: Recipe) -> Tables:
     Raises
     ------
     SourceError
-        A cell id or a labelled pair occurs twice, or a cell has no field of view.
+        A cell id or a labelled pair occurs twice, or a cell has no id or no field of view.
     """
-    tables = ("molecules", "cells", "labels")
-    dropped: Dropped = {table: dict(release.dropped.get(table, {})) for table in tables}
+    dropped: Dropped = {
+        table: dict(release.dropped.get(table, {})) for table in ("molecules", "cells", "labels")
+    }
     cells = _outlines(release.cells, recipe, dropped["cells"])
     molecules, raw = _molecules(release.molecules, cells, recipe, dropped["molecules"])
     count = np.bincount(molecules.cell, minlength=len(cells))
     kept = keep_rows({"without molecules": count == 0}, dropped["cells"])
     molecules = _sorted(replace(molecules, cell=(np.cumsum(kept) - 1)[molecules.cell]))
     cells, count = cells[kept].reset_index(drop=True), count[kept]
-    if (unnamed := cells["fov"].str.strip() == "").any():
+    unplaced = cells["cell_id"][_is_missing(cells["fov"])]
+    if len(unplaced):
         raise SourceError(
-            f"{int(unnamed.sum())} cells have no field of view, the first is "
-            f"{cells['cell_id'][unnamed].iloc[0]}: that of their molecules is empty; name it for "
-            "all, or leave the column out"
+            f"{len(unplaced)} cells are in no field of view, the first is {unplaced.iloc[0]}; name "
+            "the field of view of all molecules or of none"
         )
     key = molecules.cell * len(molecules.genes) + molecules.gene
     first = np.flatnonzero(np.diff(key, prepend=-1))  # sorted: a pair is a run
@@ -139,26 +150,29 @@ def apply_rules(release: Release, recipe: Recipe) -> Tables:
         labels = _labels_table(labels, pairs, n_molecules, cells["fov"], recipe)
     area = shapely.area(cells["cell_boundary"].to_numpy())
     n_genes = np.bincount(keys // max(len(molecules.genes), 1), minlength=len(cells))
+    tables = _molecules_table(molecules, cells), _cells_table(cells, count, n_genes)
     return Tables(
-        molecules=_molecules_table(molecules, cells),
-        cells=_cells_table(cells, count, n_genes),
+        *tables,
         labels=labels,
         dropped={
             table: {reason: rows for reason, rows in reasons.items() if rows}
             for table, reasons in dropped.items()
         },
         diameters=np.asarray(2 * np.sqrt(area / np.pi)),
+        inside=count_inside(*tables),
+        overlaps=find_overlaps(tables[1]),
     )
 
 
 def _outlines(cells: pd.DataFrame, recipe: Recipe, dropped: dict[str, int]) -> pd.DataFrame:
     """Repair outlines and scale them to micrometres; drop cells without one."""
-    repeated = cells["cell_id"][cells["cell_id"].duplicated()]
-    if len(repeated):
+    nameless = _is_missing(cells["cell_id"])
+    if nameless.any():
         raise SourceError(
-            f"cell id {repeated.iloc[0]} occurs more than once ({repeated.nunique()} such ids); "
-            "give each cell of a release its own id"
+            f"{int(nameless.sum())} of {len(cells)} cells have no id; give each cell of a release "
+            "its own id"
         )
+    refuse_repeated(cells)
     boundary = [polygonal(shape) for shape in cells["cell_boundary"]]
     nucleus = [polygonal(shape) for shape in cells["nucleus_boundary"]]
     missing = np.array([shape is None for shape in boundary], dtype=bool)
@@ -175,6 +189,10 @@ def _outlines(cells: pd.DataFrame, recipe: Recipe, dropped: dict[str, int]) -> p
     return outlined[kept].sort_values(["fov", "cell_id"], ignore_index=True)
 
 
+def _is_missing(names: pd.Series) -> pd.Series:
+    return names.isna() | names.astype(str).str.strip().isin(MISSING)
+
+
 def _scaled(shapes: list[shapely.Geometry | None], factor: float) -> NDArray[np.object_]:
     array = np.array(shapes, dtype=object)
     return array if factor == 1 else shapely.transform(array, lambda xy: xy * factor)
@@ -185,17 +203,22 @@ def _molecules(
 ) -> tuple[_Molecules, _Pairs]:
     """Drop molecules by the rules; also list the pairs of the source."""
     gene, cell = _categorical(frame["gene"]), _categorical(frame["cell_id"])
+    gene = gene.remove_categories([name for name in gene.categories if not name.strip()])
+    cell = cell.remove_categories([name for name in cell.categories if name.strip() in MISSING])
+    quality, columns = Quality.of(recipe), {name: frame[name] for name in COLUMNS if name in frame}
     z = frame["z"].to_numpy(np.float64) if "z" in frame else np.full(len(frame), np.nan)
     xyz = {"x": frame["x"].to_numpy(), "y": frame["y"].to_numpy(), "z": z}
     with np.errstate(over="ignore"):  # too large for float32: infinite, so dropped below
         xyz = {axis: (um * recipe.unit_um).astype(np.float32) for axis, um in xyz.items()}
     # Code -1, a missing name, reads the last item.
     at = np.array([*pd.Index(cells["cell_id"]).get_indexer(cell.categories), -1], dtype=np.int64)
+    no_gene = quality.controls(columns).get(CONTROL, False)
     reasons = {
+        **quality.low(columns),
         "outside every cell": cell.codes == -1,
         "cell without an outline": at[cell.codes] == -1,
         "without a gene": gene.codes == -1,
-        "control target": _is_control(gene, recipe),
+        CONTROL: _is_control(gene, recipe) | no_gene,
         "coordinate not finite": ~(np.isfinite(xyz["x"]) & np.isfinite(xyz["y"])),
     }
     keep = keep_rows(reasons, dropped)
@@ -252,7 +275,7 @@ def _labels(
     patternless = ~labels[list(recipe.patterns)].to_numpy(bool).any(axis=1)
     reasons = {
         "pair without molecules": raw.positions(cell, gene) < 0,
-        "control target": _is_control(gene, recipe),
+        CONTROL: _is_control(gene, recipe),
         "molecules dropped": at < 0,
         "no pattern": np.asarray(patternless & (recipe.patternless == "drop")),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import tempfile
 from collections import Counter
@@ -25,8 +26,11 @@ from gpattern_bench.sources.recipe import Recipe
 from gpattern_bench.tables import schema
 from gpattern_bench.tables.leaks import find_leaks
 from gpattern_bench.tables.parquet import TableWriter, read_fovs, write_table
+from gpattern_bench.tables.placement import find_misplaced, place, placement_warnings
 
 __all__ = ["new_folder", "write_dataset"]
+
+_log = logging.getLogger(__name__)
 
 _FORMAT = 1
 _OUTLINES: dict[str, Any] = {"encoding": "WKB", "geometry_types": [], "crs": None}
@@ -70,7 +74,8 @@ def write_dataset(
     Raises
     ------
     SourceError
-        Curation dropped everything, or the release cannot be split by the recipe.
+        Curation dropped everything, too few molecules lie in their cells, or the release cannot be
+        split by the recipe.
     TableError
         The folder is in use or cannot be written, splits share cells, or values differ from the
         pinned ones.
@@ -81,6 +86,8 @@ def write_dataset(
         with ExitStack() as writers:
             for piece in pieces:
                 done.append(piece, writers)
+        _refuse_empty(done)
+        _refuse_misplaced(done.cells, recipe)
         splits = _split(done, recipe)
         done.write_splits(splits)
         leaks = find_leaks(splits, done.cells, partial(read_fovs, beside / "molecules.parquet"))
@@ -107,6 +114,10 @@ def write_dataset(
                 differences,
             )
         diameters = done.cells["diameter"].to_numpy()
+        placement = place(done.cells)
+        misplaced = placement_warnings(placement)
+        for warning in misplaced:
+            _log.warning("%s", warning)
         manifest = {
             "format": _FORMAT,
             "name": name,
@@ -117,7 +128,11 @@ def write_dataset(
             "counts": _counts(done.fovs, splits, recipe),
             "files": files,
             "dropped": {table: dict(reasons) for table, reasons in done.dropped.items()},
-            "warnings": unit_warnings(diameters, done.cells["cell_id"].tolist(), recipe.unit_um),
+            "placement": placement.model_dump(mode="json"),
+            "warnings": [
+                *unit_warnings(diameters, done.cells["cell_id"].tolist(), recipe.unit_um),
+                *misplaced,
+            ],
             "curation": {**recipe.model_dump(mode="json"), "package_version": __version__},
             **(about or {}),
         }
@@ -157,6 +172,20 @@ def new_folder(folder: Path) -> Iterator[Path]:
         raise TableError(str(folder), [problem]) from error
 
 
+def _refuse_misplaced(cells: pd.DataFrame, recipe: Recipe) -> None:
+    """Raise SourceError if too few molecules lie in the cells under which they are filed."""
+    problem = find_misplaced(cells)
+    if problem:
+        hint = (
+            "Check that each CellLabels image shows its field of view and, for a crop, give its "
+            "position (crops)"
+            if recipe.format == "cosmx"
+            else "Their ids come from two segmentations, or outlines and molecules have different "
+            "frames or units; export both together"
+        )
+        raise SourceError(f"{recipe.path}: {problem}. {hint}")
+
+
 class _Written:
     """Files written so far, with counts for the manifest and the split."""
 
@@ -185,14 +214,15 @@ class _Written:
                 )
                 self.writers[name] = writers.enter_context(writer)
             self.writers[name].append(table)
-        cells = piece.cells.select(["fov", "cell_id", "x", "y"]).to_pandas()
-        self._cells.append(cells.assign(diameter=piece.diameters))
+        cells = piece.cells.select(["fov", "cell_id", "x", "y", "n_molecules"]).to_pandas()
+        cells = cells.assign(diameter=piece.diameters, inside=piece.inside, overlaps=piece.overlaps)
+        self._cells.append(cells)
         self._fovs.append(_fov_counts(piece, self._patterns))
         self.genes.update(piece.molecules["gene"].unique().to_pylist())
 
     @property
     def cells(self) -> pd.DataFrame:
-        """All cells: fov, cell_id, x, y, diameter (um)."""
+        """All cells: fov, cell_id, x, y, n_molecules, diameter (um), inside, overlaps."""
         return pd.concat(self._cells, ignore_index=True)
 
     @property
@@ -231,19 +261,23 @@ def _fov_counts(piece: Tables, patterns: list[str]) -> pd.DataFrame:
     return pd.concat([counts, sums], axis=1)
 
 
-def _split(done: _Written, recipe: Recipe) -> dict[str, str]:
-    """Choose the split of each field of view, as the recipe says."""
+def _refuse_empty(done: _Written) -> None:
+    """Raise SourceError if no molecule is left."""
     dropped = {table: dict(reasons) for table, reasons in done.dropped.items()}
     if not done.writers or not done.writers["molecules"].rows:
         raise SourceError(
             "nothing is left of the release after curation; dropped rows by reason: "
             f"{dropped}. Check the path, the recipe's `controls` and the cell ids"
         )
+
+
+def _split(done: _Written, recipe: Recipe) -> dict[str, str]:
+    """Choose the split of each field of view, as the recipe says."""
     if "labels" in done.writers and not done.writers["labels"].rows:
         raise SourceError(
             "none of the labelled pairs is left after curation; dropped by reason: "
-            f"{dropped['labels']}. Check that labels and molecules use the same cell ids and gene "
-            "names"
+            f"{dict(done.dropped['labels'])}. Check that labels and molecules use the same cell "
+            "ids and gene names"
         )
     fovs = done.fovs
     repeated = fovs.index[fovs.index.duplicated()]

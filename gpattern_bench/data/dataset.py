@@ -14,7 +14,7 @@ from gpattern_bench.errors import GPatternBenchError, TableError, UnknownDataset
 from gpattern_bench.sources.cache import cache_root
 from gpattern_bench.sources.registry import find_entry, is_registered
 from gpattern_bench.tables import schema
-from gpattern_bench.tables.manifest import read_manifest
+from gpattern_bench.tables.manifest import Placement, read_manifest
 from gpattern_bench.tables.parquet import read_table, read_whole
 
 # Functions import pandas, shapely and curation: loading a dataset stays quick.
@@ -282,8 +282,13 @@ class Dataset:
 
         return to_spatialdata(self)
 
-    def verify(self) -> None:
+    def verify(self) -> Placement:
         """Check every file, hash and rule (:func:`gpattern_bench.tables.verify.find_problems`).
+
+        Returns
+        -------
+        gpattern_bench.tables.manifest.Placement
+            How many molecules lie in their cells.
 
         Raises
         ------
@@ -292,9 +297,10 @@ class Dataset:
         """
         from gpattern_bench.tables.verify import find_problems
 
-        problems = find_problems(self.folder, self.manifest)
-        if problems:
+        problems, placement = find_problems(self.folder, self.manifest)
+        if problems or placement is None:
             raise TableError(f"{self.folder} ({self.id})", problems)
+        return placement
 
     def check_labels(self) -> None:
         """Compare labels and splits with their hashes, by value, once per process.

@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import shapely
+from numpy.typing import NDArray
 from tabulate import tabulate
 
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.tables.manifest import Counts, Manifest
+from gpattern_bench.tables.placement import measure_placement, placement_text
 
 __all__ = ["datasheet", "table1_check"]
 
@@ -74,6 +77,7 @@ def datasheet(dataset: Dataset) -> str:
         parts += ["## Table 1 check", _table(check)]
     parts += ["## Counts", _counts(manifest.counts)]
     parts += ["## Molecules per cell and per labelled pair", _quantiles(dataset)]
+    parts += ["## Size of the cells, and molecules outside", _sizes(dataset), _outside(dataset)]
     parts += ["## Fields of view", _fovs(dataset)]
     drops = [
         {"table": table, "reason": reason, "rows": rows}
@@ -118,10 +122,37 @@ def _quantiles(dataset: Dataset) -> str:
         values["molecules per labelled pair"] = dataset.labels(columns=["n_molecules"])[
             "n_molecules"
         ]
+    return _quantile_table({what: column.to_numpy() for what, column in values.items()}, None)
+
+
+def _sizes(dataset: Dataset) -> str:
+    area = shapely.area(dataset.cells(columns=["cell_boundary"])["cell_boundary"].to_numpy())
+    values = {"diameter (um)": 2 * np.sqrt(area / np.pi), "area (um2)": area}
+    return (
+        f"{_quantile_table(values, 1)}\n\nThe diameter is that of a disk of the cell's area. One "
+        f"unit of the source is {dataset.manifest.unit_um:g} um."
+    )
+
+
+def _outside(dataset: Dataset) -> str:
+    manifest = dataset.manifest
+    placement = manifest.placement or measure_placement(dataset.folder, dataset.fovs())
+    dropped = manifest.dropped.get("molecules", {})
+    source = manifest.counts.molecules + sum(dropped.values())
+    outside = dropped.get("outside every cell", 0)
+    return (
+        f"{outside / source:.1%} of the source's {source:,} molecules are outside every cell and "
+        f"left out. Of those kept, {placement_text(placement)}."
+    )
+
+
+def _quantile_table(values: Mapping[str, NDArray[Any]], digits: int | None) -> str:
     rows = []
     for what, column in values.items():
-        numbers = np.quantile(column.to_numpy(), _QUANTILES)
-        found = {f"{q:.0%}": round(float(v)) for q, v in zip(_QUANTILES, numbers, strict=True)}
+        numbers = np.quantile(column, _QUANTILES)
+        found = {
+            f"{q:.0%}": round(v, digits) for q, v in zip(_QUANTILES, numbers.tolist(), strict=True)
+        }
         rows.append({"": what} | found)
     return _table(rows)
 

@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from gpattern_bench.sources.controls import CONTROLS
+
 __all__ = ["Recipe"]
 
 
@@ -25,7 +27,8 @@ class Recipe(BaseModel):
         Micrometres per unit of the source's coordinates (its pixel size).
     controls : str
         Regular expression, matched from the start of a gene's name in any case: control targets
-        (blanks, negative probes), whose molecules and labels are dropped.
+        (blanks, negative probes), whose molecules and labels are dropped. If empty, also what the
+        source itself marks as no gene stays (:mod:`gpattern_bench.curate.quality`).
     patternless : {"keep", "drop"}
         Keep labelled pairs without any pattern as rows of False, or drop them.
     split : {"fov", "test", "auto", "named"}
@@ -44,7 +47,7 @@ class Recipe(BaseModel):
     tile_um : float
         Side of the square tiles used as fields of view if the source has none; 0: one FOV, "0".
     min_qv : float
-        Xenium only: drop molecules of lower quality.
+        Drop molecules of lower quality, if the source has ``qv``.
     crops : dict of str to (int, int)
         CosMx only: FOV -> column and row of a cropped mask's first pixel in the whole image.
     like : {"synthetic", "synthetic_wide", "nih3t3", "u2os", "cosmx_lung"}
@@ -60,7 +63,7 @@ class Recipe(BaseModel):
     path: str = ""
     patterns: tuple[str, ...] = Field(min_length=1)
     unit_um: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    controls: str = "notarget|blank"
+    controls: str = CONTROLS
     patternless: Literal["keep", "drop"] = "drop"
     split: Literal["fov", "test", "auto", "named"] = "fov"
     splits: dict[str, Literal["train", "val", "test"]] = {}

@@ -12,7 +12,7 @@ from gpattern_bench.base.files import MANIFEST
 from gpattern_bench.base.validation import invalid_text
 from gpattern_bench.errors import TableError
 
-__all__ = ["Counts", "Curation", "Manifest", "TableFile", "read_manifest"]
+__all__ = ["Counts", "Curation", "Manifest", "Placement", "TableFile", "read_manifest"]
 
 _REQUIRED = ("molecules.parquet", "cells.parquet", "splits.parquet")  # labels may be absent
 _MOST = 5  # fields named in one error
@@ -61,6 +61,32 @@ class Curation(_Frozen):
     unit_um: float
 
 
+class Placement(_Frozen):
+    """How many molecules lie in the cells under which they are filed.
+
+    Attributes
+    ----------
+    tolerance_um : float
+        Molecules at most so far beyond the outline count as inside.
+    molecules, inside : int
+    overlapping_cells : int
+        Cells whose outline overlaps that of another cell.
+    worst : dict of str to (int, int)
+        Cell -> its molecules inside, its molecules; the cells of the lowest share.
+    """
+
+    tolerance_um: float
+    molecules: int
+    inside: int
+    overlapping_cells: int
+    worst: dict[str, tuple[int, int]] = {}
+
+    @property
+    def share(self) -> float:
+        """Share of the molecules inside; 1 without molecules."""
+        return self.inside / self.molecules if self.molecules else 1.0
+
+
 class Manifest(_Frozen):
     """Contents of ``manifest.json``, read-only.
 
@@ -73,6 +99,8 @@ class Manifest(_Frozen):
     curation : Curation
     dropped : dict of str to dict of str to int
         Table -> reason -> rows that curation dropped.
+    placement : Placement or None
+        None in tables of older versions.
     warnings : tuple of str
     published : dict of str to int or None
         Counts in the paper's table 1, for its datasets.
@@ -90,6 +118,7 @@ class Manifest(_Frozen):
     ]
     curation: Curation
     dropped: dict[str, dict[str, int]] = {}
+    placement: Placement | None = None
     warnings: tuple[str, ...] = ()
     published: dict[str, int] | None = None
     raw: dict[str, Any] = {}

@@ -18,7 +18,7 @@ from gpattern_bench.errors import TableError
 from gpattern_bench.sources.registry import registry
 from gpattern_bench.tables import schema
 from gpattern_bench.tables.leaks import find_leaks
-from gpattern_bench.tables.manifest import Manifest, TableFile
+from gpattern_bench.tables.manifest import Manifest, Placement, TableFile
 from gpattern_bench.tables.parquet import (
     ContentHash,
     fov_row_groups,
@@ -27,33 +27,41 @@ from gpattern_bench.tables.parquet import (
     read_whole,
     table_sha256,
 )
+from gpattern_bench.tables.placement import count_inside, find_misplaced, find_overlaps, place
 
 __all__ = ["check_labels", "find_problems"]
 
 _PAIR = ["cell_id", "gene"]
 
 
-def find_problems(folder: Path, manifest: Manifest) -> list[str]:
+def find_problems(folder: Path, manifest: Manifest) -> tuple[list[str], Placement | None]:
     """List every violation of the tables' rules or their manifest.
 
     Checks SHA-256 and content hashes, columns and types, one FOV per row group, row order,
-    outlines, coordinates, genes and counts, labelled pairs against molecules, and leaks between
-    splits (:func:`gpattern_bench.tables.leaks.find_leaks`). Holds one field of view in memory.
+    outlines, coordinates, genes and counts, labelled pairs against molecules, whether molecules lie
+    in their cells (:mod:`gpattern_bench.tables.placement`), and leaks between splits
+    (:func:`gpattern_bench.tables.leaks.find_leaks`). Holds one field of view in memory.
 
     Returns
     -------
-    list of str
+    problems : list of str
         One line each; of changed files only the hashes.
+    placement : Placement or None
+        Molecules in their cells; None if files are changed or missing.
     """
     problems = [
         problem
         for name, about in manifest.files.items()
         for problem in _file_problems(folder / name, about, manifest.patterns)
     ]
+    if problems:
+        return problems, None
+    totals = _Totals()
     try:
-        return problems or list(_value_problems(folder, manifest))
+        problems = list(_value_problems(folder, manifest, totals))
     except OSError as error:  # removed meanwhile
-        return [f"{folder} cannot be read ({error}); make it again"]
+        return [f"{folder} cannot be read ({error}); make it again"], None
+    return problems, place(pd.concat(totals.cells, ignore_index=True))
 
 
 def check_labels(folder: Path, manifest: Manifest) -> None:
@@ -113,7 +121,7 @@ def _file_problems(path: Path, about: TableFile, patterns: Sequence[str]) -> Ite
             yield from error.problems
 
 
-def _value_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
+def _value_problems(folder: Path, manifest: Manifest, totals: _Totals) -> Iterator[str]:
     splits = read_whole(folder / "splits.parquet")
     yield from _order_problems("splits", splits)
     fovs = splits["fov"].to_pandas()
@@ -131,13 +139,14 @@ def _value_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
         if here != sorted(here):
             yield f"{name}: rows are not sorted by fov"
         held |= set(here)
-    totals = _Totals()
     for fov in sorted(held):
         yield from totals.check(folder, fov, labels=manifest.has_labels)
     yield from totals.compare(manifest)
     of_fov = dict(zip(fovs, splits["split"].to_pylist(), strict=True))
     reader = partial(read_fovs, folder / "molecules.parquet")
     cells = pd.concat(totals.cells, ignore_index=True)
+    if misplaced := find_misplaced(cells):
+        yield f"molecules.parquet: {misplaced}"
     yield from find_leaks(of_fov, cells, lambda _: reader(held))
 
 
@@ -170,7 +179,8 @@ class _Totals:
         held = counts.groupby("cell_id").agg(["sum", "size"]).reindex(frame["cell_id"])
         if not (held.to_numpy() == frame[["n_molecules", "n_genes"]].to_numpy()).all():
             yield "cells.parquet: counts of some cells differ from molecules.parquet"
-        self.cells.append(frame[["fov", "cell_id", "x", "y"]])
+        frame = frame.assign(inside=count_inside(molecules, cells), overlaps=find_overlaps(cells))
+        self.cells.append(frame)
         self._genes |= set(counts.index.unique("gene"))
         here = {"fovs": len(frame) > 0, "cells": len(frame), "molecules": len(molecules)}
         for name, rows in (here | {"pairs": len(counts)}).items():

@@ -341,6 +341,7 @@ class TestVerify:
         outcome = cli("verify", "synthetic")
         assert (outcome.code, outcome.err) == (0, "")
         assert "synthetic@1.0.0: files, hashes, rules and splits are fine" in outcome.out
+        assert "100.0% of the 194,553 molecules lie in their cells (within 1 um)" in outcome.out
 
     def test_a_flipped_byte_is_1(self, cli, tables):
         path = tables / "molecules.parquet"
@@ -483,6 +484,7 @@ class TestCurate:
         assert outcome.code == 0, outcome.err
         assert "5 cells, 3 genes" in outcome.out
         assert "dropped from molecules: 35 (control target)" in outcome.out
+        assert "molecules lie in their cells (within 1 um)" in outcome.out
         assert cli("verify", "d").code == 0
 
     def test_scales_to_micrometres(self, cli, args, tmp_path):

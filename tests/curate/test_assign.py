@@ -16,7 +16,7 @@ BOW_TIE = Polygon([(0, 0), (4, 4), (4, 0), (0, 4)])
 
 
 def brute_force(xy, outlines):
-    """The first outline that a point lies in or on, by its distance to each."""
+    """The smallest outline that a point lies in or on, by its distance to each; then the first."""
     found = []
     for x, y in xy:
         inside = [
@@ -24,7 +24,7 @@ def brute_force(xy, outlines):
             for k, shape in enumerate(outlines)
             if shape is not None and shapely.distance(shape, shapely.Point(x, y)) == 0
         ]
-        found.append(inside[0] if inside else -1)
+        found.append(min(inside, key=lambda k: (outlines[k].area, k)) if inside else -1)
     return found
 
 
@@ -33,7 +33,7 @@ def brute_force(xy, outlines):
     corners=st.lists(st.tuples(*[st.integers(0, 8)] * 2, *[st.integers(1, 5)] * 2), max_size=6),
     points=st.lists(st.tuples(*[st.integers(-1, 14)] * 2), max_size=12),
 )
-def test_points_go_to_the_first_cell_that_holds_them(corners, points):
+def test_points_go_to_the_smallest_cell_that_holds_them(corners, points):
     outlines = [box(x, y, x + w, y + h) for x, y, w, h in corners]
     xy = np.array(points, dtype=float).reshape(-1, 2)
     assert CellFinder(outlines).find(xy).tolist() == brute_force(xy, outlines)

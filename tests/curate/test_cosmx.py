@@ -16,11 +16,13 @@ import shapely
 import tifffile
 from exports import IMAGE, IMAGES, PLACES, H, W, atomx, make_molecules, positions, write_cosmx
 
+from gpattern_bench.curate.build import curate
 from gpattern_bench.curate.readers.cosmx import read_cosmx
 from gpattern_bench.curate.release import Release
 from gpattern_bench.curate.rules import apply_rules
 from gpattern_bench.errors import MissingExtraError, SourceError, TableError
 from gpattern_bench.sources.recipe import Recipe
+from gpattern_bench.sources.registry import find_entry
 
 PATTERNS = ("nuclear", "membrane", "cytoplasmic")
 CROPS = {"2": (4800, 0), "3": (0, 0)}  # of the real extract
@@ -116,9 +118,11 @@ def test_real_molecules_keep_the_coordinates_of_the_release(lung, shared):
 
 
 @pytest.mark.parametrize("crops", [{}, {"2": (4799, 300), "3": (0, 0)}, {"2": (0, 0)}])
-def test_real_crops_at_the_wrong_place_are_noticed(shared, scratch, crops):
-    with pytest.raises(SourceError, match=r"CellLabels_F00[23].tif does not match.* only .*crop"):
-        read(shared / "cosmx_lung12", scratch, crops=crops)
+def test_real_crops_at_the_wrong_place_are_noticed(shared, tmp_path, crops):
+    recipe = find_entry("cosmx_lung_mini").recipe.model_copy(update={"crops": crops})
+    with pytest.raises(SourceError, match=r"only \d+\.\d% of the 18,783 molecules .* crop"):
+        curate(recipe, shared, tmp_path / "made", name="crops", version="1.0.0")
+    assert not any(tmp_path.iterdir())
 
 
 # What is where
@@ -403,6 +407,14 @@ def test_what_cannot_be_used_is_counted(folder, scratch):
     assert dropped["cells"] == {"without molecules": 2}  # cell 7 in FOVs 1 and 10
 
 
+def test_quality_of_cosmx_molecules_counts_where_it_is_stated(folder, scratch):
+    molecules = make_molecules().query("cell_ID > 0 and target != 'NegPrb1'").reset_index(drop=True)
+    molecules["qv"], molecules["is_gene"] = 40.0, "True"
+    molecules.loc[:4, "qv"], molecules.loc[3:9, "is_gene"] = 10.0, "False"
+    dropped = rules(read(write_cosmx(folder, molecules), scratch))
+    assert dropped["molecules"] == {"quality (qv) below 20": 5, "control target": 5}
+
+
 def test_a_field_of_view_without_an_image_has_no_outlines(folder, scratch, caplog):
     molecules = make_molecules()
     pieces = read(write_cosmx(folder, molecules, images={1: IMAGE, 2: IMAGES[2]}), scratch)
@@ -501,14 +513,31 @@ def test_frames_that_do_not_go_together(folder, scratch):
         (IMAGE.astype(np.int16) - 1, "got -1 to 6 in int16"),
         (IMAGE.astype(np.uint32) << 30, "whole numbers"),
         (np.zeros((2, H, W), np.uint8), r"one plane of numbers, got uint8 of shape \(2, 12, 20\)"),
-        (np.roll(IMAGE, 6, axis=0), "does not match .* shows this field of view"),
-        (IMAGE[:-5], "does not match .* crop"),
     ],
 )
 def test_images_that_are_no_label_images(folder, scratch, image, says):
     path = write_cosmx(folder, make_molecules(n=8_000), images={**IMAGES, 2: image})
     with pytest.raises(SourceError, match=r"CellLabels_F002\.tif.*" + says):
         read(path, scratch)
+
+
+@pytest.mark.parametrize("image", [np.roll(IMAGE, 6, axis=0), IMAGE[:-5]])
+def test_an_image_of_another_field_of_view_is_refused(folder, tmp_path, image):
+    """In 2 of 3 fields of view all molecules lie in their cells: the pooled share is not enough."""
+    write_cosmx(folder, make_molecules(n=8_000), images={**IMAGES, 2: image})
+    recipe = Recipe(format="cosmx", patterns=PATTERNS, path=folder.name, split="test")
+    with pytest.raises(SourceError, match=r"molecules of field of view 2 lie in .* CellLabels"):
+        curate(recipe, tmp_path, tmp_path / "made", name="images", version="1.0.0")
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+
+
+def test_cosmx_ids_of_another_segmentation_are_refused(folder, tmp_path):
+    molecules = make_molecules()
+    molecules["cell_ID"] = molecules["cell_ID"].map({0: 0, 1: 2, 2: 7, 7: 1})
+    write_cosmx(folder, molecules)
+    recipe = Recipe(format="cosmx", patterns=PATTERNS, path=folder.name, split="test")
+    with pytest.raises(SourceError, match=r"only \d\.\d% of the \d+ molecules lie in their cells"):
+        curate(recipe, tmp_path, tmp_path / "made", name="stale", version="1.0.0")
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>no such file</html>", b"II*\0" + bytes(9)])

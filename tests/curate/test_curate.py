@@ -24,7 +24,8 @@ from shapely import MultiPolygon, Polygon, box
 
 from gpattern_bench.base.files import file_sha256
 from gpattern_bench.curate import rules, write
-from gpattern_bench.curate.build import build
+from gpattern_bench.curate.build import build, curate
+from gpattern_bench.curate.quality import Quality
 from gpattern_bench.curate.readers import read_release
 from gpattern_bench.curate.readers.bento import read_bento
 from gpattern_bench.curate.readers.label_csv import read_labels_csv
@@ -200,6 +201,129 @@ def test_controls_can_be_named_or_kept():
     made = apply_rules(release(labels=None), recipe(controls="a|b"))
     assert made.molecules["gene"].to_pylist() == ["C"]
     assert len(apply_rules(release(), recipe(controls="")).molecules) == 5
+
+
+CONTROL_NAMES = [
+    "NegControlProbe_00042", "NegControlCodeword_0500", "UnassignedCodeword_0003",
+    "DeprecatedCodeword_0318", "Intergenic_Region_1065", "antisense_LYZ", "BLANK_0006",
+    "Blank-1", "NegPrb3", "Negative1", "NegProbe-WTX", "SystemControl12", "FalseCode7", "notarget5",
+]  # fmt: skip
+GENES = ["NEGR1", "Unc5b", "Blnk", "FALZ", "Systemin", "DEPDC1", "INTS6", "ANTXR1", "CUSTOM", "nan"]
+
+
+@pytest.mark.parametrize("form", ["bento-h5ad", "cosmx", "merscope", "spatialdata", "xenium"])
+def test_one_list_of_control_names_serves_every_format(form):
+    rows = [("1-0", name, 1.0, 1.0) for name in [*CONTROL_NAMES, *GENES]]
+    asked = Recipe(format=form, patterns=PATTERNS)
+    made = apply_rules(release(molecules=molecules(rows), labels=None), asked)
+    assert sorted(made.molecules["gene"].to_pylist()) == sorted(GENES)
+    assert made.dropped["molecules"] == {"control target": len(CONTROL_NAMES)}
+
+
+def test_quality_and_targets_are_rules_for_every_source():
+    more = {
+        "qv": [40.0, 19.9, 20.0, 5.0, np.nan],
+        "is_gene": [True, True, False, False, True],
+    }
+    made = tables(molecules=release().molecules.assign(**more), labels=None)
+    assert made.dropped["molecules"] == {"quality (qv) below 20": 3, "control target": 1}
+    assert len(made.molecules) == 1
+    made = apply_rules(
+        release(molecules=release().molecules.assign(**more), labels=None),
+        recipe(min_qv=5, controls=""),
+    )
+    assert made.dropped["molecules"] == {"quality (qv) below 5": 1}
+    assert "quality (qv) below Q" in rules.__doc__
+
+
+@pytest.mark.parametrize(
+    ("is_gene", "category", "kept"),
+    [
+        (True, None, True), ("True", None, True), ("true", None, True), (1, None, True),
+        (False, None, False), ("false", None, False), (0, None, False), (np.nan, None, False),
+        (None, "predesigned_gene", True), (None, "custom_gene", True),
+        (None, "genomic_control_probe", False), (None, "unassigned_codeword", False),
+        (True, "negative_control_probe", False), (False, "custom_gene", False),
+        ("", "predesigned_gene", True), ("True", "", True), ("", "", False),
+    ],
+)  # fmt: skip
+def test_what_the_source_says_of_a_target_counts(is_gene, category, kept):
+    columns = {"is_gene": is_gene, "codeword_category": category}
+    columns = {name: pd.Series([value] * 2) for name, value in columns.items() if value is not None}
+    found = Quality().controls(columns)["control target"]
+    assert found.tolist() == [not kept] * 2
+    assert Quality(genes_only=False).controls(columns) == {}
+
+
+def test_a_target_that_is_neither_gene_nor_control_is_refused():
+    with pytest.raises(SourceError, match="is_gene has the value maybe, expected true or false"):
+        tables(molecules=release().molecules.assign(is_gene="maybe"))
+
+
+# Rules: ids
+
+
+@pytest.mark.parametrize("lost", [None, np.nan, "", "  ", "nan", "<NA>"])
+def test_cells_without_an_id_are_refused(lost):
+    with pytest.raises(SourceError, match="1 of 2 cells have no id"):
+        tables(cells=release().cells.assign(cell_id=["1-0", lost]))
+
+
+@pytest.mark.parametrize("lost", [None, np.nan, "", " ", "nan"])
+def test_molecules_with_a_blank_id_are_outside_every_cell(lost):
+    rows = release().molecules.assign(cell_id=[lost, lost, "1-0", "2-0", "2-0"])
+    made = tables(molecules=rows, labels=None)
+    assert made.dropped["molecules"] == {"outside every cell": 2}
+
+
+@pytest.mark.parametrize("lost", [None, np.nan, "", " "])
+def test_molecules_with_a_blank_gene_are_without_a_gene(lost):
+    rows = release().molecules.assign(gene=["A", "A", lost, "A", "nan"])
+    made = tables(molecules=rows, labels=None)
+    assert made.dropped["molecules"] == {"without a gene": 1}
+    assert set(made.molecules["gene"].to_pylist()) == {"A", "nan"}  # a gene of the fly
+
+
+@pytest.mark.parametrize("lost", [None, np.nan, "", " ", "nan"])
+def test_cells_in_no_field_of_view_are_refused(lost):
+    with pytest.raises(SourceError, match=r"1 cells are in no field of view, the first is 2-0"):
+        tables(cells=release().cells.assign(fov=["0", lost]))
+    without = [("1-0", "A", 1.0, 1.0)]  # a cell that is dropped needs no field of view
+    kept = tables(
+        cells=release().cells.assign(fov=["0", lost]), molecules=molecules(without), labels=None
+    )
+    assert kept.cells["cell_id"].to_pylist() == ["1-0"]
+
+
+@pytest.mark.parametrize("form", ["bento-h5ad", "spatialdata"])
+def test_a_blank_field_of_view_is_refused(tmp_path, form):
+    if form == "spatialdata":
+        write_spatialdata(tmp_path / "r", batch=["8", "8", "8", "", "8"])
+    else:
+        write_bento(tmp_path / "r", batch=["8", "8", "8", "", "8"])
+    asked = recipe(format=form, path="r", fov_column="batch")
+    with pytest.raises(SourceError, match="1 cells are in no field of view, the first is 2-0"):
+        curate(asked, tmp_path, tmp_path / "made", name="r", version="1.0.0")
+
+
+def test_a_cell_id_in_two_fields_of_view_is_refused():
+    outlines = cells(SQUARE, fov=["7", "8"], cell_id=["1-0", "1-0"])
+    with pytest.raises(SourceError, match="cell id 1-0 occurs more than once"):
+        list(by_fov(release(cells=outlines)))
+
+
+@pytest.mark.parametrize("form", ["bento-h5ad", "spatialdata"])
+def test_quality_is_read_from_files_in_memory_too(tmp_path, form):
+    rated = {"qv": [40.0, 10.0, 40.0, 40.0, 40.0], "is_gene": [True, True, False, True, True]}
+    if form == "spatialdata":
+        write_spatialdata(tmp_path / "r", **rated)
+    else:
+        write_bento(tmp_path / "r", **rated)
+    asked = recipe(format=form, path="r")
+    folder = curate(asked, tmp_path, tmp_path / "made", name="r", version="1.0.0")
+    drops = {"quality (qv) below 20": 1, "outside every cell": 1, "control target": 1}
+    assert manifest(folder)["dropped"]["molecules"] == drops
+    assert manifest(folder)["counts"]["molecules"] == 2
 
 
 # Rules: values
@@ -1048,6 +1172,60 @@ def test_recipe_reads_a_source_and_its_labels(tmp_path):
         "cells": {},
         "labels": {"row of another dataset": 1, "duplicate row": 1},
     }
+
+
+# Molecules in their cells
+
+
+@pytest.mark.parametrize("form", ["bento-h5ad", "spatialdata"])
+def test_ids_of_another_segmentation_are_refused(tmp_path, form):
+    """Cells that exchanged their ids: an error with the share, and nothing is left."""
+    rng = np.random.Generator(np.random.Philox(1))
+    at = rng.uniform(5, 95, (40, 2))
+    cell = ["1-0"] * 20 + ["2-0"] * 20
+    columns = {
+        "x": (at[:, 0] + np.repeat([200, 0], 20)).tolist(),
+        "y": at[:, 1].tolist(),
+        "batch": ["0"] * 40,
+    }
+    if form == "bento-h5ad":
+        path = write_bento(
+            tmp_path / "r", **columns, cell=cell, gene=["A"] * 40, nucleus=["-1"] * 40
+        )
+    else:
+        path = write_spatialdata(
+            tmp_path / "r",
+            **columns,
+            cell_boundaries=cell,
+            nucleus_boundaries=None,
+            target=["A"] * 40,
+        )
+    asked = recipe(format=form, path="r")
+    with pytest.raises(SourceError, match=r"r: only 0\.0% of the 40 molecules lie in their cells"):
+        curate(asked, tmp_path, tmp_path / "made", name="r", version="1.0.0")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_molecules_near_their_outline_count_as_inside():
+    """1 um is 10 px here; a hole is outside, and so is what lies in another cell."""
+    ring = Polygon(SQUARE["1-0"].exterior, [box(30, 30, 70, 70).exterior])
+    rows = [("1-0", "A", 109.0, 50.0), ("1-0", "A", 111.0, 50.0), ("1-0", "A", 50.0, 50.0)]
+    rows += [("1-0", "A", 35.0, 50.0), ("1-0", "A", 250.0, 50.0), ("2-0", "A", 250.0, 50.0)]
+    made = tables(molecules=molecules(rows), cells=cells({**SQUARE, "1-0": ring}), labels=None)
+    assert made.inside.tolist() == [2, 1]
+    assert made.overlaps.tolist() == [False, False]
+
+
+@pytest.mark.parametrize(("left", "overlap"), [(100, False), (96, False), (94, True), (20, True)])
+def test_cells_that_overlap_are_counted(tmp_path, left, overlap):
+    """Neighbours may share an edge, and up to 5 % of the smaller one's area."""
+    outlines = {"1-0": box(0, 0, 100, 100), "2-0": box(left, 0, left + 100, 100)}
+    rows = [("1-0", "A", 10.0, 50.0), ("2-0", "A", left + 90.0, 50.0)]
+    made = tables(molecules=molecules(rows), cells=cells(outlines), labels=None)
+    assert made.overlaps.tolist() == [overlap] * 2
+    placement = manifest(write_to(tmp_path / "set", made))["placement"]
+    assert placement["overlapping_cells"] == 2 * overlap
+    assert (placement["molecules"], placement["inside"], placement["worst"]) == (2, 2, {})
 
 
 # Writing

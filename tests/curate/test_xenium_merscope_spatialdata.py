@@ -33,6 +33,7 @@ from exports import (
 from shapely import MultiPolygon, Polygon, box
 
 from gpattern_bench.curate.build import curate
+from gpattern_bench.curate.quality import Quality
 from gpattern_bench.curate.readers import columns as blocks
 from gpattern_bench.curate.readers.merscope import read_merscope
 from gpattern_bench.curate.readers.xenium import read_xenium
@@ -255,7 +256,7 @@ def test_molecules_of_low_or_no_quality_are_counted(tmp_path):
     assert molecules["cell_id"].tolist() == ["a", "c"]
     assert dropped["molecules"] == {"quality (qv) below 20": 2}
     assert dropped["cells"] == {"without molecules": 1}
-    molecules, _, dropped = whole(pieces("xenium", folder, min_qv=10))
+    molecules, _, dropped = whole(pieces("xenium", folder, quality=Quality(min_qv=10)))
     assert dropped["molecules"] == {"quality (qv) below 10": 1}
 
 
@@ -265,6 +266,35 @@ def test_targets_that_are_no_genes_are_controls_whatever_their_name(tmp_path):
     molecules, _, dropped = whole(pieces("xenium", folder))
     assert molecules["gene"].tolist() == ["G1", "G1", "G2"]
     assert dropped["molecules"] == {"control target": 1}
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".csv.gz"])
+def test_the_category_of_a_codeword_counts(tmp_path, ending):
+    category = ["predesigned_gene", "negative_control_probe", "custom_gene", "deprecated_codeword"]
+    table = transcripts(INSIDE, codeword_category=category)
+    folder = write_xenium(tmp_path / "outs", table, vertices(CELLS.items()), ending=ending)
+    molecules, _, dropped = whole(pieces("xenium", folder))
+    assert len(molecules) == 2
+    assert dropped["molecules"] == {"control target": 2}
+    kept = pieces("xenium", folder, quality=Quality(genes_only=False))
+    assert len(whole(kept)[0]) == 4
+
+
+def test_genes_of_a_csv_are_true_or_false(tmp_path):
+    table = transcripts(INSIDE, is_gene=[True, False, True, True])
+    folder = write_xenium(tmp_path / "r", table, vertices(CELLS.items()), ending=".csv.gz")
+    assert whole(pieces("xenium", folder))[2]["molecules"] == {"control target": 1}
+
+
+def test_quality_of_merscope_molecules_counts_where_it_is_stated(tmp_path):
+    table = detected(DETECTED, qv=[40, 10, 40, 40, 40], is_gene=[True, True, False, True, True])
+    folder = write_merscope(tmp_path / "r", table, FLAT)
+    _, _, dropped = whole(pieces("merscope", folder))
+    assert dropped["molecules"] == {
+        "quality (qv) below 20": 1,
+        "outside every cell": 1,
+        "control target": 1,
+    }
 
 
 def test_molecules_of_no_cell_or_of_an_unknown_one_are_counted(tmp_path):
@@ -538,27 +568,35 @@ def brain(shared):
     return molecules, outlines
 
 
-def lower_plane(outlines):
-    first = pd.DataFrame(outlines, columns=["cell", "plane", "shape"]).sort_values("plane")
-    return first.drop_duplicates("cell").set_index("cell")["shape"]
+def largest_plane(outlines):
+    planes = pd.DataFrame(outlines, columns=["cell", "plane", "shape"])
+    planes["area"] = shapely.area(shapely.make_valid(planes["shape"].to_numpy()))
+    first = planes.sort_values(["area", "plane"], ascending=[False, True])
+    return first.drop_duplicates("cell").set_index("cell")["shape"].sort_index()
 
 
 @pytest.mark.parametrize("hdf5", [False, True])
 @pytest.mark.slow
-def test_the_merscope_slide_is_assigned_like_geopandas_does(brain, tmp_path, hdf5):
+def test_the_merscope_slide_is_assigned_plane_by_plane_like_geopandas_does(brain, tmp_path, hdf5):
+    """The extract has the outlines of planes 0 and 1; molecules above go by plane 1."""
     source, outlines = brain
     found = pieces("merscope", write_merscope(tmp_path / "region", source, outlines, hdf5))
     molecules, cells, dropped = whole(found)
-    chosen = lower_plane(outlines)
+    chosen = largest_plane(outlines)
     assert len(chosen) == 505
-    frame = geopandas.GeoDataFrame(geometry=shapely.make_valid(chosen.to_numpy()))
-    points = geopandas.points_from_xy(source["global_x"], source["global_y"])
-    points = geopandas.GeoDataFrame(source, geometry=points)
-    joined = points.sjoin(frame, predicate="intersects")
+    joined = []
+    for plane in (0, 1):
+        shapes = {name: shape for name, z, shape in outlines if z == plane}
+        frame = geopandas.GeoDataFrame({"cell": list(shapes)}, geometry=list(shapes.values()))
+        frame["geometry"] = shapely.make_valid(frame["geometry"].to_numpy())
+        here = source[np.minimum(source["global_z"], 1) == plane]
+        points = geopandas.points_from_xy(here["global_x"], here["global_y"])
+        points = geopandas.GeoDataFrame(here, geometry=points)
+        joined.append(points.sjoin(frame, predicate="intersects"))
+    joined = pd.concat(joined)
     assert not joined.index.has_duplicates
-    assert len(molecules) == len(joined) == 31_775
-    expected = joined.assign(cell_id=chosen.index[joined["index_right"]])
-    expected = expected.groupby(["cell_id", "gene"]).size()
+    assert len(molecules) == len(joined) == 32_494
+    expected = joined.groupby(["cell", "gene"]).size()
     assert molecules.groupby(["cell_id", "gene"]).size().to_dict() == expected.to_dict()
     assert dropped["molecules"] == {"outside every cell": len(source) - len(joined)}
     assert dropped["cells"] == {"without molecules": 505 - len(cells)}
@@ -605,23 +643,205 @@ def test_csv_blocks_of_any_size_give_the_same_pieces(brain, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("hdf5", [False, True])
-def test_of_a_cells_planes_the_middle_one_counts(tmp_path, hdf5):
-    def square(plane):
-        return box(plane, 0, 10 + plane, 10)
+def test_outlines_without_area_in_any_plane_are_no_cells(tmp_path, hdf5):
+    line = Polygon([(0, 0), (1, 1), (2, 2)])
+    folder = write_merscope(tmp_path / "r", detected(DETECTED), [("z", 3, line)], hdf5)
+    with pytest.raises(SourceError, match=r"no molecule lies in a cell .*'without an outline': 1"):
+        pieces("merscope", folder)
+    folder = write_merscope(tmp_path / "s", detected(DETECTED), [("z", 3, line), *FLAT], hdf5)
+    assert whole(pieces("merscope", folder))[2]["cells"] == {"without an outline": 1}
 
-    outlines = [("odd", z, square(z)) for z in (0, 1, 2, 3, 4)]
-    outlines += [("even", z, shapely.affinity.translate(square(z), 30)) for z in (5, 3, 4, 6)]
-    outlines += [("one", 6, shapely.affinity.translate(square(6), 60))]
-    outlines += [
-        ("hollow", 0, Polygon()),
-        ("hollow", 1, Polygon()),
-        ("hollow", 2, box(90, 0, 99, 9)),
+
+@pytest.mark.parametrize("lowest", [0, 3])
+def test_boundaries_of_one_plane_hold_the_molecules_of_all(tmp_path, lowest):
+    outlines = [(name, lowest, shape) for name, shape in CELLS.items()]
+    folder = write_merscope(tmp_path / "r", detected(DETECTED, global_z=[0, 1, 3, 5, 6]), outlines)
+    assert whole(pieces("merscope", folder))[0]["cell_id"].tolist() == ["a", "a", "b", "c"]
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("hdf5", [False, True])
+def test_of_a_cells_planes_the_largest_counts(tmp_path, hdf5, named):
+    """Not the middle one, which may be a fragment; of equal ones the lowest."""
+    bow_tie = Polygon([(80, 0), (84, 4), (84, 0), (80, 4)])  # 8 um2 once repaired
+    outlines = [
+        *[("fragment", 0, box(0, 0, 9, 9)), ("fragment", 1, box(1, 1, 2, 2))],
+        *[("fragment", 2, box(0, 0, 8, 9)), ("equal", 5, box(21, 0, 30, 9))],
+        *[("equal", 3, box(20, 0, 29, 9)), ("equal", 4, box(21, 0, 22, 9))],
+        ("one", 6, box(40, 0, 49, 9)),
+        *[("hollow", 0, Polygon()), ("hollow", 1, Polygon()), ("hollow", 2, box(60, 0, 69, 9))],
+        *[("crossing", 0, bow_tie), ("crossing", 1, box(80, 0, 82, 3))],
     ]
-    rows = [("G", 5, 5), ("G", 38, 5), ("G", 70, 5), ("G", 95, 5)]
-    found = pieces("merscope", write_merscope(tmp_path / "r", detected(rows), outlines, hdf5))
-    _, cells, _ = whole(found)
-    left = {name: outline(cells, name).bounds[0] for name in cells.index}
-    assert left == {"odd": 2, "even": 34, "one": 66, "hollow": 90}
+    parts = [("parts", 0, MultiPolygon([box(100, 0, 104, 4), box(106, 0, 110, 4)]))]
+    outlines += [*parts, ("parts", 1, box(100, 0, 105, 5))]
+    names = ["fragment", "equal", "one", "hollow", "crossing", "parts"]
+    rows = [
+        ("G", 1.5, 1.5),
+        ("G", 21.5, 5),
+        ("G", 41, 5),
+        ("G", 61, 5),
+        ("G", 81, 1),
+        ("G", 101, 1),
+    ]
+    more = {"cell_id": names} if named else {"global_z": [0, 3, 6, 2, 0, 0]}
+    found = pieces(
+        "merscope", write_merscope(tmp_path / "r", detected(rows, **more), outlines, hdf5)
+    )
+    molecules, cells, _ = whole(found)
+    bounds = {name: outline(cells, name).bounds for name in cells.index}
+    assert bounds == {
+        "fragment": (0, 0, 9, 9),
+        "equal": (20, 0, 29, 9),
+        "one": (40, 0, 49, 9),
+        "hollow": (60, 0, 69, 9),
+        "crossing": (80, 0, 84, 4),
+        "parts": (100, 0, 110, 4),
+    }
+    assert sorted(molecules["cell_id"]) == sorted(names)
+
+
+@pytest.mark.parametrize("hdf5", [False, True])
+def test_molecules_go_to_the_cell_around_them_in_their_own_plane(tmp_path, hdf5):
+    """Two cells lie over each other; one lacks plane 1, and no cell has plane 4 or above.
+
+    2.5 is no plane: of the outlines kept, equal in area, the first counts.
+    """
+    outlines = [
+        *[("low", z, box(0, 0, 10, 10)) for z in (0, 2)],  # plane 1: the nearest, 0
+        ("low", 3, box(0, 0, 4, 4)),
+        *[("high", 3, box(5, 0, 15, 10)), ("high", 2, box(11, 0, 14, 4))],
+        ("high", 1, box(20, 0, 21, 1)),
+    ]
+    cases = [  # x, plane, cell
+        (7, 0, "low"), (7, 1, "low"), (7, 2, "low"), (7, 3, "high"), (7, 5, "high"),
+        (12, 3, "high"), (12, 2, "high"), (12, 1, None), (12, 0, None), (20.5, 1, "high"),
+        (1, 3, "low"), (20.5, 0, None), (7, 2.5, "high"), (np.nan, 2, None),
+    ]  # fmt: skip
+    rows = [(f"G{i}", x, 0.5) for i, (x, _, _) in enumerate(cases)]
+    table = detected(rows, global_z=[plane for _, plane, _ in cases])
+    molecules, cells, dropped = whole(
+        pieces("merscope", write_merscope(tmp_path / "r", table, outlines, hdf5))
+    )
+    found = dict(zip(molecules["gene"], molecules["cell_id"], strict=True))
+    assert [found.get(f"G{i}") for i in range(len(cases))] == [cell for _, _, cell in cases]
+    assert dropped["molecules"] == {"coordinate not finite": 1, "outside every cell": 3}
+    assert {name: outline(cells, name).area for name in cells.index} == {"low": 100, "high": 100}
+
+
+def test_molecules_beyond_the_outline_kept_are_counted(tmp_path):
+    outlines = [("a", 0, box(0, 0, 10, 10)), ("a", 1, box(5, 0, 14, 10))]
+    rows = [("G", 12, 5)] * 5 + [("G", 10.5, 5)] * 5 + [("G", 7, 5)] * 15
+    table = detected(rows, global_z=1)
+    dataset = Dataset(made_from("merscope", write_merscope(tmp_path / "r", table, outlines)))
+    placement = dataset.manifest.placement
+    assert (placement.molecules, placement.inside, placement.worst) == (25, 20, {"a": (20, 25)})
+
+
+def typed(folder, kinds, parents=None, ids=None):
+    """Write types, parents and ids into the boundaries of an export."""
+    path = folder / "cell_boundaries.parquet"
+    frame = pd.read_parquet(path).assign(Type=kinds)
+    if parents is not None:
+        frame["ParentID"] = parents
+    if ids is not None:
+        frame["EntityID"] = ids
+    frame.to_parquet(path)
+    return folder
+
+
+NUCLEI = [("na", 0, box(1, 1, 4, 4)), ("nb", 0, box(12, 1, 14, 3)), ("nb2", 1, box(16, 1, 18, 3))]
+
+
+@pytest.mark.parametrize("kind", ["nuclei", "nucleus", "Nucleus"])
+def test_nuclei_are_told_from_cells_by_their_type(tmp_path, kind, caplog):
+    strays = [("away", 0, box(50, 50, 52, 52)), ("edge", 0, box(19, 1, 23, 3))]  # half in no cell
+    folder = write_merscope(tmp_path / "r", detected(DETECTED), [*NUCLEI, *FLAT, *strays])
+    typed(folder, [kind] * 3 + ["cell"] * len(FLAT) + [kind] * 2)
+    molecules, cells, _ = whole(pieces("merscope", folder))
+    assert sorted(cells.index) == ["a", "b", "c"]
+    assert len(molecules) == 4
+    nuclei = cells["nucleus_boundary"]
+    assert nuclei["a"].equals(box(1, 1, 4, 4))
+    assert nuclei["b"].equals(MultiPolygon([box(12, 1, 14, 3), box(16, 1, 18, 3)]))
+    assert nuclei["c"] is None
+    assert "2 of 5 nuclei are in no cell" in caplog.text
+
+
+def test_a_nucleus_belongs_to_its_parent_or_to_the_cell_of_its_id(tmp_path):
+    outlines = [("n", 0, box(11, 1, 13, 3)), ("b", 0, box(1, 1, 2, 2)), *FLAT]
+    folder = write_merscope(tmp_path / "r", detected(DETECTED), outlines)
+    parents = ["a", None] + [None] * len(FLAT)
+    typed(folder, ["nuclei"] * 2 + ["cell"] * len(FLAT), parents)
+    _, cells, _ = whole(pieces("merscope", folder))
+    assert cells.loc["a", "nucleus_boundary"].equals(box(11, 1, 13, 3))
+    assert cells.loc["b", "nucleus_boundary"].equals(box(1, 1, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("kinds", "match"),
+    [
+        (["cell"] * 8 + ["cytoplasm"], "1 of 9 outlines have another Type .* the first cytoplasm;"),
+        (["cell"] * 8 + [None], "1 of 9 outlines have another Type .* the first None;"),
+        (["nuclei"] * 9, "outlines of nuclei only"),
+    ],
+)
+def test_outlines_of_an_unknown_type_are_refused(tmp_path, kinds, match):
+    folder = typed(write_merscope(tmp_path / "r", detected(DETECTED), FLAT), kinds)
+    with pytest.raises(SourceError, match=match):
+        pieces("merscope", folder)
+    assert len(whole(pieces("merscope", typed(folder, None)))[1]) == 3  # no types: all are cells
+
+
+LARGE = {"a": 112833000000100501, "b": 112833000000100502, "c": 112833000000100503}
+
+
+@pytest.mark.parametrize("stored", ["text", "int", "large int"])
+@pytest.mark.parametrize("written", ["text", "float"])
+def test_ids_are_the_same_however_they_are_stored(tmp_path, stored, written):
+    """In the csv: with -1, or with -1.0 where pandas made floats of small ids."""
+    number = LARGE if stored == "large int" else {"a": 1, "b": 2, "c": 3}
+    folder = write_merscope(tmp_path / "r", detected(DETECTED), FLAT)
+    ids = pd.Series([number[name] for name, _, _ in FLAT])
+    typed(folder, "cell", ids=ids.astype(str) if stored == "text" else ids)
+    cell = [number["a"], number["a"], number["b"], number["c"], -1]
+    path = folder / "detected_transcripts.csv"
+    if written == "float" and stored == "large int":
+        pd.read_csv(path).assign(cell_id=np.array(cell, float)).to_csv(path)
+        with pytest.raises(SourceError, match=r"cell_id has 1\.128.*lost its last digits"):
+            pieces("merscope", folder)
+        return
+    text = [f"{value}.0" if written == "float" else str(value) for value in cell]
+    pd.read_csv(path).assign(cell_id=text).to_csv(path)
+    molecules, cells, dropped = whole(pieces("merscope", folder))
+    assert sorted(cells.index) == sorted(str(value) for value in number.values())
+    assert molecules["cell_id"].tolist() == [str(value) for value in cell[:4]]
+    assert dropped["molecules"] == {"outside every cell": 1}
+
+
+def test_large_ids_stored_as_floats_are_refused(tmp_path):
+    folder = write_merscope(tmp_path / "r", detected(DETECTED), FLAT)
+    typed(folder, "cell", ids=[float(LARGE[name]) for name, _, _ in FLAT])
+    with pytest.raises(SourceError, match=r"EntityID has 1\.128.*lost its last digits"):
+        pieces("merscope", folder)
+
+
+@pytest.mark.parametrize(("column", "value"), [("EntityID", None), ("ZIndex", np.nan)])
+def test_outlines_without_an_id_or_a_plane_are_refused(tmp_path, column, value):
+    folder = write_merscope(tmp_path / "r", detected(DETECTED), FLAT)
+    path = folder / "cell_boundaries.parquet"
+    frame = pd.read_parquet(path)
+    frame[column] = [value, *frame[column].iloc[1:]]
+    frame.to_parquet(path)
+    with pytest.raises(SourceError, match=f"1 of 9 outlines have no {column}"):
+        pieces("merscope", folder)
+
+
+def test_a_cell_in_two_hdf5_files_is_refused(tmp_path):
+    folder = write_merscope(tmp_path / "r", detected(DETECTED), FLAT, hdf5=True)
+    first = folder / "cell_boundaries/feature_data_0.hdf5"
+    (folder / "cell_boundaries/feature_data_9.hdf5").write_bytes(first.read_bytes())
+    with pytest.raises(SourceError, match=r"feature_data_9.hdf5: cell b is also in another file"):
+        pieces("merscope", folder)
 
 
 @pytest.mark.parametrize("hdf5", [False, True])
@@ -660,7 +880,7 @@ def test_cell_ids_of_no_cell_and_of_unknown_ones_are_counted(tmp_path):
     assert dropped["cells"] == {"without molecules": 1}
 
 
-def test_a_named_cell_keeps_molecules_beyond_the_chosen_plane(tmp_path):
+def test_a_named_cell_keeps_molecules_beyond_its_outline(tmp_path):
     table = detected(DETECTED, cell_id=["a"] * 5)
     molecules, _, _ = whole(pieces("merscope", write_merscope(tmp_path / "r", table, FLAT)))
     assert len(molecules) == 5
@@ -771,7 +991,7 @@ def test_a_truncated_gzip_is_refused(brain, tmp_path):
     packed = gzip.compress(path.read_bytes())
     path.unlink()
     Path(f"{path}.gz").write_bytes(packed)
-    assert len(whole(pieces("merscope", folder))[0]) == 31_775
+    assert len(whole(pieces("merscope", folder))[0]) == 32_494
     Path(f"{path}.gz").write_bytes(packed[: len(packed) // 2])
     with pytest.raises(SourceError, match=r"detected_transcripts.csv.gz cannot be read"):
         pieces("merscope", folder)
@@ -791,3 +1011,63 @@ def test_a_wrong_unit_is_warned_about(platform, tmp_path, caplog):
     folder = curate(recipe, tmp_path, tmp_path / "made", name="own", version="0.0.0")
     assert "3 of 3 cells have a diameter outside 3-200 um" in caplog.text
     assert Dataset(folder).manifest.warnings
+
+
+def grid(n, seed=0):
+    """Twelve square cells of 15 um, and `n` molecules (cell, gene, x, y) in each."""
+    rng = np.random.Generator(np.random.Philox(seed))
+    outlines = {
+        f"c{i:02}": box(x := 20 * (i % 4), y := 20 * (i // 4), x + 15, y + 15) for i in range(12)
+    }
+    rows = [
+        (name, "G", shape.bounds[0] + dx, shape.bounds[1] + dy)
+        for name, shape in outlines.items()
+        for dx, dy in rng.uniform(0.5, 14.5, (n, 2)).tolist()
+    ]
+    return outlines, rows
+
+
+def write_grid(platform, folder, outlines, rows):
+    if platform == "xenium":
+        return write_xenium(folder, transcripts(rows), vertices(outlines.items()))
+    table = detected([row[1:] for row in rows], cell_id=[row[0] for row in rows])
+    return write_merscope(folder, table, [(name, 0, shape) for name, shape in outlines.items()])
+
+
+def made_from(platform, folder):
+    recipe = Recipe(format=platform, path=folder.name, patterns=FOUR, split="test", tile_um=25)
+    return curate(recipe, folder.parent, folder.parent / "made", name="own", version="0.0.0")
+
+
+@pytest.mark.parametrize("platform", ["xenium", "merscope"])
+def test_ids_of_another_segmentation_are_refused_and_leave_nothing(platform, tmp_path):
+    """The outlines were segmented anew: the same ids, other cells. Every tile has few molecules."""
+    outlines, rows = grid(n=5)
+    renamed = dict(zip(np.roll(list(outlines), 1), outlines.values(), strict=True))
+    folder = write_grid(platform, tmp_path / "r", renamed, rows)
+    found = (
+        r"r: only 0\.0% of the 60 molecules lie .*at least 50%; fewest in the cells c00 \(0 of 5\)"
+    )
+    with pytest.raises(SourceError, match=found):
+        made_from(platform, folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["r"]
+
+
+@pytest.mark.parametrize("platform", ["xenium", "merscope"])
+def test_some_wrong_ids_are_warned_about_with_the_worst_cells(platform, tmp_path, caplog):
+    outlines, rows = grid(n=20)
+    outlines["c03"], outlines["c07"] = outlines["c07"], outlines["c03"]
+    dataset = Dataset(made_from(platform, write_grid(platform, tmp_path / "r", outlines, rows)))
+    share = "only 83.3% of the 240 molecules lie in their cells"
+    assert share in caplog.text
+    [warning] = dataset.manifest.warnings
+    assert "fewest in the cells c03 (0 of 20), c07 (0 of 20)." in warning
+    assert dataset.verify() == dataset.manifest.placement
+    assert dataset.manifest.placement.share == 200 / 240
+
+
+def test_few_molecules_warn_and_do_not_refuse(tmp_path, caplog):
+    outlines, rows = grid(n=1)
+    renamed = dict(zip(np.roll(list(outlines), 1), outlines.values(), strict=True))
+    made_from("xenium", write_grid("xenium", tmp_path / "r", renamed, rows))
+    assert "only 0.0% of the 12 molecules" in caplog.text

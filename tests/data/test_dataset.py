@@ -36,6 +36,7 @@ from gpattern_bench.sources.recipe import Recipe
 from gpattern_bench.sources.registry import find_entry
 from gpattern_bench.tables import schema
 from gpattern_bench.tables.parquet import write_table
+from gpattern_bench.tables.placement import measure_placement
 
 SPLITS = ("train", "val", "test")
 
@@ -569,6 +570,10 @@ def garbled_outline(folder):
     rewrite(folder, "cells", lambda f: f.assign(cell_boundary=[b"?", *f["cell_boundary"][1:]]))
 
 
+def outlines_of_other_cells(folder):
+    rewrite(folder, "cells", lambda f: f.assign(cell_boundary=np.roll(f["cell_boundary"], 1)))
+
+
 def cell_without_molecules(folder):
     def add(frame):
         extra = frame.iloc[-1:].assign(cell_id="F999-99")
@@ -629,6 +634,10 @@ SPOILT = {
     "a coordinate that is NaN": (nan_coordinate, "y has values that are not finite"),
     "an invalid outline": (invalid_outline, "invalid or empty"),
     "an unreadable outline": (garbled_outline, "cell_boundary"),
+    "outlines of other cells": (
+        outlines_of_other_cells,
+        "molecules lie in their cells (within 1 um), expected at least 50%",
+    ),
     "a cell without molecules": (cell_without_molecules, "counts of some cells differ"),
     "a column too many": (other_columns, "molecules.parquet: expected columns"),
     "another content hash": (other_content_hash, "labels.parquet: expected content hash 000"),
@@ -642,6 +651,12 @@ class TestVerify:
     @pytest.mark.parametrize("labels", [True, False])
     def test_a_dataset_as_written_is_fine(self, tmp_path, labels):
         make(tmp_path / "fresh", labels=labels).verify()
+
+    def test_tables_of_older_versions_say_nothing_of_molecules_in_their_cells(self, folder):
+        edit_manifest(folder, lambda manifest: manifest.pop("placement"))
+        dataset = Dataset(folder)
+        assert dataset.manifest.placement is None
+        assert dataset.verify() == measure_placement(folder, dataset.fovs())
 
     def test_rewriting_the_same_rows_is_fine(self, folder):
         # So that the findings below are about what was changed, not about the rewriting.

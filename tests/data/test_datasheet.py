@@ -7,7 +7,9 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import shapely
 
 from gpattern_bench import load_dataset
 from gpattern_bench.data.dataset import Dataset
@@ -59,6 +61,23 @@ def test_quantiles_are_those_of_the_cells(synthetic: Dataset):
     assert [int(cell.replace(",", "")) for cell in per_cell[1:]] == [
         round(column.quantile(q)) for q in (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
     ]
+
+
+def test_sizes_and_molecules_outside_are_those_of_the_tables(synthetic: Dataset):
+    text = section(datasheet(synthetic), "Size of the cells, and molecules outside")
+    area = shapely.area(synthetic.cells()["cell_boundary"].to_numpy())
+    quantiles = np.quantile(area, [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1])
+    diameter, of_area = rows(text)
+    assert [float(cell) for cell in of_area[1:]] == [round(value, 1) for value in quantiles]
+    assert float(diameter[4]) == round(2 * np.sqrt(quantiles[3] / np.pi), 1)
+    assert "100.0% of the 194,553 molecules lie in their cells (within 1 um)" in text
+    assert "One unit of the source is 1 um" in text
+
+
+def test_tables_of_older_versions_have_their_molecules_counted(synthetic: Dataset, monkeypatch):
+    old = synthetic.manifest.model_copy(update={"placement": None})
+    monkeypatch.setattr(synthetic, "manifest", old)
+    assert "100.0% of the 194,553 molecules lie in their cells" in datasheet(synthetic)
 
 
 def test_datasheet_is_plain_markdown(synthetic: Dataset):

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import assert_never
 
+from gpattern_bench.curate.quality import Quality
 from gpattern_bench.curate.release import Piece, Release, by_fov, in_memory
 from gpattern_bench.sources.recipe import Recipe
 
@@ -50,11 +51,11 @@ def read_release(recipe: Recipe, sources: Path, scratch: Path) -> Iterator[Piece
     if recipe.format == "merscope":
         from gpattern_bench.curate.readers.merscope import read_merscope
 
-        return read_merscope(path, scratch, tile=tile)
+        return read_merscope(path, scratch, tile=tile, quality=Quality.of(recipe))
     if recipe.format == "xenium":
         from gpattern_bench.curate.readers.xenium import read_xenium
 
-        return read_xenium(path, scratch, tile=tile, min_qv=recipe.min_qv)
+        return read_xenium(path, scratch, tile=tile, quality=Quality.of(recipe))
     if recipe.format == "bento-h5ad":
         from gpattern_bench.curate.readers.bento import read_bento
 

@@ -42,19 +42,22 @@ class CellFinder:
             shapes[i] = polygonal(shapes[i])
         shapely.prepare(shapes)
         self._outlines = shapes
+        self._rank = np.empty(len(shapes), dtype=np.int64)
+        self._rank[np.argsort(shapely.area(shapes), kind="stable")] = np.arange(len(shapes))
         self._tree = shapely.STRtree(shapes)
 
     def find(self, xy: NDArray[Any]) -> NDArray[np.int64]:
         """Find the index (n,) of each point's cell among the outlines; -1: outside every cell.
 
-        Cells include their borders. In several cells, the first counts. NaN is outside.
+        Cells include their borders. Where outlines overlap, the smallest counts (a cell in another
+        one would be left empty), of equal ones the first. NaN is outside.
         """
         found = np.full(len(xy), -1, dtype=np.int64)
         for begin in range(0, len(xy), _BLOCK):
             rows = begin + np.flatnonzero(np.isfinite(xy[begin : begin + _BLOCK]).all(axis=1))
             at, cell = self._tree.query(shapely.points(xy[rows]))
-            # Cell by cell for the cache; last cell first, so that the first overwrites it.
-            order = np.argsort(-cell)
+            # Cell by cell for the cache; the best cell last, so that it overwrites the others.
+            order = np.argsort(-self._rank[cell])
             at, cell = rows[at[order]], cell[order]
             inside = shapely.intersects_xy(self._outlines[cell], *xy[at].T)
             found[at[inside]] = cell[inside]

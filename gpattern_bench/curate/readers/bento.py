@@ -12,6 +12,7 @@ import pandas as pd
 
 from gpattern_bench.base.outlines import parse_wkt
 from gpattern_bench.base.validation import shorten
+from gpattern_bench.curate.quality import COLUMNS
 from gpattern_bench.curate.readers.hdf5 import dense, open_hdf5, values
 from gpattern_bench.curate.release import Release, reading
 from gpattern_bench.errors import SourceError
@@ -123,6 +124,9 @@ def _molecules(file: h5py.File, path: Path, genes: Any) -> tuple[pd.DataFrame, d
         frame = pd.DataFrame({"fov": fov, "cell_id": cell, "gene": gene, **xy})
     inside = [name for name in cell.categories if name not in _OUTSIDE]
     frame["cell_id"] = frame["cell_id"].cat.set_categories(inside)  # outside becomes null
+    frame = frame.assign(
+        **{name: _column(points, name, path) for name in COLUMNS if name in points}
+    )
     foreign = (frame["cell_id"].notna() & ~frame["gene"].isin(genes)).to_numpy()
     return frame[~foreign], {"gene not in var": int(foreign.sum())}
 

@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from gpattern_bench.curate.quality import COLUMNS as QUALITY
 from gpattern_bench.curate.readers.cosmx_csv import (
     GLOBAL,
     LOCAL,
@@ -50,8 +51,6 @@ _NO_ROWS = pa.schema(
 
 _NUCLEUS = 1  # in CompartmentLabels; other codes are undocumented
 _HEIGHT = 3648  # rows of a whole image, if the file is a crop
-_MIN_JUDGED = 100  # molecules: with fewer, do not compare them with the image
-_MIN_SHARE = 0.5  # of them in the pixels of their cells
 
 
 def read_cosmx(
@@ -91,7 +90,7 @@ def read_cosmx(
     Raises
     ------
     SourceError
-        A file is missing, damaged or of another format, or molecules and images do not match.
+        A file is missing, damaged or of another format.
     MissingExtraError
         Reading the images' compression needs another package.
     TableError
@@ -101,8 +100,7 @@ def read_cosmx(
     -----
     In an image of H rows, the centre of the pixel in column c and row r has local x = c and
     y = H - r, and global = local + position of the field of view. In newer exports local y counts
-    rows (rounded), and global y = position - local y. The molecules tell which; then at least half
-    of them must lie in the pixels of their cells.
+    rows (rounded), and global y = position - local y. The molecules tell which.
     """
     sample = _Sample(path, scratch, crops or {})
     with sample.spill, sample.vertices:
@@ -232,13 +230,6 @@ class _Sample:
         if not molecules.columns.issuperset(GLOBAL):
             frame["x"] += position[0]
             frame["y"] += position[1]
-        share = _share_in_cells(rows["cell_id"].to_numpy(), frame, cells, image, corner)
-        if share < _MIN_SHARE:
-            raise SourceError(
-                f"{self.cells[fov]} does not match {molecules.source}: only {share:.1%} of the "
-                f"molecules in cells of FOV {fov} lie in the pixels of their cells; check that it "
-                "shows this field of view; for a crop, give its place (--crop FOV=COLUMN,ROW)"
-            )
         labels = _labels(frame, rows) if "cellcomp" in molecules.columns else None
         return Release(frame, cells, labels, dropped)
 
@@ -309,6 +300,7 @@ def _molecule_frame(fov: str, rows: pa.Table) -> pd.DataFrame:
             "gene": gene.cat.set_categories([name for name in gene.cat.categories if name]),
             "x": rows["x"].to_numpy(),
             "y": rows["y"].to_numpy(),
+            **{name: rows[name].to_pandas() for name in QUALITY if name in rows.column_names},
         }
     )
 
@@ -337,24 +329,6 @@ def _cell_frame(
             "touches_border": np.isin(ids, border_labels(image)),
         }
     )
-
-
-def _share_in_cells(
-    cell: NDArray[np.int32],
-    molecules: pd.DataFrame,
-    cells: pd.DataFrame,
-    image: NDArray[np.int32],
-    corner: tuple[float, float],
-) -> float:
-    """Compute the share of molecules in the pixels of their cells; 1 if too few to judge."""
-    compared = molecules["cell_id"].isin(cells["cell_id"]).to_numpy()
-    if compared.sum() < _MIN_JUDGED:
-        return 1.0
-    column = np.floor(molecules["x"].to_numpy()[compared] - corner[0])
-    row = np.floor(corner[1] - molecules["y"].to_numpy()[compared])
-    shown = (column >= 0) & (column < image.shape[1]) & (row >= 0) & (row < image.shape[0])
-    label = image[row[shown].astype(np.intp), column[shown].astype(np.intp)]
-    return float(np.count_nonzero(label == cell[compared][shown]) / len(shown))
 
 
 def _labels(molecules: pd.DataFrame, rows: pa.Table) -> pd.DataFrame:

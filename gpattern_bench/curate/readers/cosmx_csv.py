@@ -16,6 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 from numpy.typing import NDArray
 
+from gpattern_bench.curate.quality import COLUMNS as QUALITY
+from gpattern_bench.curate.quality import NUMBERS, TEXTS
 from gpattern_bench.curate.readers.spill import Spill
 from gpattern_bench.curate.release import reading
 from gpattern_bench.errors import SourceError
@@ -43,6 +45,8 @@ _TYPES = {
     **dict.fromkeys((*GLOBAL, *LOCAL), pa.float64()),
     "target": TEXT,
     "cellcomp": TEXT,
+    **dict.fromkeys(NUMBERS, pa.float64()),
+    **dict.fromkeys(TEXTS, TEXT),
 }
 _ALIASES = {"cellid": "cell_id"}  # in polygons
 _TOLERANCE = 2.0  # pixels: newer exports round local coordinates
@@ -58,8 +62,8 @@ class CosmxMolecules:
     source : pathlib.Path
         Its name in messages; decompressed if it ends in ``.gz``.
     spill : Spill
-        Gets ``fov``, ``cell_id``, ``target``, ``cellcomp`` if present, and ``x``, ``y``: global,
-        or local if the csv has no global coordinates.
+        Gets ``fov``, ``cell_id``, ``target``, ``cellcomp`` and the columns of quality if present,
+        and ``x``, ``y``: global, or local if the csv has no global coordinates.
 
     Attributes
     ----------
@@ -156,7 +160,11 @@ class CosmxMolecules:
             "cell_id": rows["cell_id"],
             "x": rows[xy[0]],
             "y": rows[xy[1]],
-            **{name: rows[name] for name in ("target", "cellcomp") if name in self.columns},
+            **{
+                name: rows[name]
+                for name in ("target", "cellcomp", *QUALITY)
+                if name in self.columns
+            },
         }
         if "cellcomp" in columns:
             self._compartments.update(pc.unique(columns["cellcomp"]).to_pylist())

@@ -16,10 +16,11 @@ import shapely
 from numpy.typing import NDArray
 
 from gpattern_bench.base.validation import shorten
+from gpattern_bench.curate.quality import read_columns
 from gpattern_bench.curate.readers.assign import tiles
 from gpattern_bench.curate.readers.columns import as_text
-from gpattern_bench.curate.readers.frames import plane_maps, relative_map
-from gpattern_bench.curate.readers.geoparquet import read_geometries
+from gpattern_bench.curate.readers.frames import moved, plane_maps, relative_map
+from gpattern_bench.curate.readers.geoparquet import read_geometries, read_ids
 from gpattern_bench.curate.readers.group_by_fov import centroids, join_parts
 from gpattern_bench.curate.release import Release, reading
 from gpattern_bench.errors import MissingExtraError, SourceError
@@ -30,9 +31,6 @@ _log = logging.getLogger(__name__)
 
 _POINTS, _CELLS, _NUCLEI = "transcripts", "cell_boundaries", "nucleus_boundaries"
 _OUTSIDE = ("", "-1", "UNASSIGNED")
-_IDS = ("cell_id", "cell", "cell_ID", "EntityID")
-"""Columns of shapes that hold the ids of cells, where the index does not."""
-_SAME = 1e-6  # of the largest coordinate: outlines moved by less stay as they are
 _ALWAYS = 1 << 30  # bytes of an array allowed at any compression
 _MOST_RATIO = 200  # above that, bytes of an array per byte of its files
 _ABOUT = (".zarray", ".zmetadata", "zarr.json")
@@ -213,14 +211,14 @@ def _molecules(
             frame[axis] = table[axis].to_numpy().astype(np.float64)
     inside = [name for name in text[cell].categories if name not in _OUTSIDE]
     frame["cell_id"] = frame["cell_id"].cat.set_categories(inside)  # outside becomes null
-    return frame
+    return frame.assign(**read_columns(dataset))
 
 
 def _outlines(path: Path, element: str, points: str, cell: str | None) -> pd.Series[Any]:
     """Read outlines, indexed by the id of the cell, in the frame of the points."""
     file = path / element / "shapes.parquet"
     if file.is_file():
-        shapes, ids = read_geometries(file), _ids(file, cell)
+        shapes, ids = read_geometries(file), read_ids(file, cell, ranged=True)
     else:
         shapes, ids = _ragged(path, element)
     dots = shapely.get_type_id(shapes) == shapely.GeometryType.POINT
@@ -237,46 +235,10 @@ def _outlines(path: Path, element: str, points: str, cell: str | None) -> pd.Ser
             f"{path}: {points} and {element} cannot be brought into one frame: {shorten(error)}; "
             "set their transformations (spatialdata.transform) and write the zarr again"
         ) from error
-    return pd.Series(_moved(shapes, matrix, element, points), ids, dtype=object)
-
-
-def _moved(
-    shapes: NDArray[np.object_], matrix: NDArray[np.float64], element: str, points: str
-) -> NDArray[np.object_]:
-    """Map outlines into the frame of the points, if that moves them."""
-    left, bottom, right, top = shapely.total_bounds(shapes)
-    corners = np.array([[x, y, 1.0] for x in (left, right) for y in (bottom, top)])
-    with np.errstate(invalid="ignore"):
-        moves = np.abs((corners @ matrix.T - corners)[:, :2]).max()
-        if not moves > _SAME * np.abs(corners).max():
-            return shapes
-    _log.info("%s: outlines mapped into the frame of %s", element, points)
-    return np.asarray(
-        shapely.transform(shapes, lambda xy: xy @ matrix[:2, :2].T + matrix[:2, 2]), object
-    )
-
-
-def _ids(file: Path, cell: str | None) -> list[str]:
-    """Read the ids of GeoParquet's rows: from a column or the index, never the row's number."""
-    with reading(file, "GeoParquet"):
-        schema = pq.read_schema(file)
-        index = json.loads((schema.metadata or {}).get(b"pandas", b"{}")).get("index_columns", [])
-        stored = [name for name in index if isinstance(name, str)]
-        candidates = [cell, *(stored if len(stored) == 1 else ()), *_IDS]
-        name = next((name for name in candidates if name in schema.names), None)
-        if name is not None:
-            found: list[Any] = as_text(pq.read_table(file, columns=[name])[name]).to_pylist()
-        elif len(index) == 1 and isinstance(index[0], dict):  # a RangeIndex, which is not stored
-            rows = pq.read_metadata(file).num_rows
-            found = [str(index[0]["start"] + k * index[0]["step"]) for k in range(rows)]
-        else:
-            raise SourceError(
-                f"{file} has no index and no column of the cells' ids: expected one named as the "
-                f"points' column ({cell}), or {', '.join(_IDS)}; it has {', '.join(schema.names)}"
-            )
-    if None in found:
-        raise SourceError(f"{file}: {found.count(None)} outlines have no id ({name}); name them")
-    return found
+    there = moved(shapes, matrix)
+    if there is not shapes:
+        _log.info("%s: outlines mapped into the frame of %s", element, points)
+    return pd.Series(there, ids, dtype=object)
 
 
 def _ragged(path: Path, element: str) -> tuple[NDArray[np.object_], list[str]]:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from gpattern_bench.curate.quality import NUMBERS, TEXTS, Quality
 from gpattern_bench.curate.readers.columns import find_table, read_blocks
 from gpattern_bench.curate.readers.group_by_fov import (
     group_by_fov,
@@ -16,6 +17,7 @@ from gpattern_bench.curate.readers.group_by_fov import (
     outlined_cells,
     outlines_of_vertices,
 )
+from gpattern_bench.curate.readers.ids import with_plain_ids
 from gpattern_bench.curate.release import Dropped, Piece, reading
 from gpattern_bench.errors import SourceError
 from gpattern_bench.tables.parquet import codes_into
@@ -34,13 +36,15 @@ _COLUMNS = {
 _STEMS = ("transcripts", "cell_boundaries", "nucleus_boundaries")
 
 
-def read_xenium(path: Path, scratch: Path, *, tile: float, min_qv: float = 20.0) -> Iterator[Piece]:
+def read_xenium(
+    path: Path, scratch: Path, *, tile: float, quality: Quality | None = None
+) -> Iterator[Piece]:
     """Read ``transcripts``, ``cell_boundaries`` and ``nucleus_boundaries`` (Parquet or csv).
 
-    Drops and counts molecules of quality below `min_qv`, of control targets (``is_gene``, in newer
-    exports), outside cells, or in cells without an outline. Polygons of one cell with several
-    ``label_id``, such as two nuclei, become one MultiPolygon. Columns of a molecule's compartment
-    (``overlaps_nucleus``, ``nucleus_distance``) are not read.
+    Drops and counts molecules of low quality, of control targets
+    (:mod:`gpattern_bench.curate.quality`), outside cells, or in cells without an outline. Polygons
+    of one cell with several ``label_id``, such as two nuclei, become one MultiPolygon. Columns of a
+    molecule's compartment (``overlaps_nucleus``, ``nucleus_distance``) are not read.
 
     Fields of view come from ``fov_name`` or, in older exports, are tiles
     (:func:`gpattern_bench.curate.readers.group_by_fov.group_by_fov`).
@@ -53,8 +57,8 @@ def read_xenium(path: Path, scratch: Path, *, tile: float, min_qv: float = 20.0)
         Folder for temporary files.
     tile : float
         Side of the tiles, um; 0: one field of view.
-    min_qv : float
-        Phred-scaled quality.
+    quality : Quality, optional
+        Rules of quality; None: the usual ones.
 
     Yields
     ------
@@ -83,7 +87,7 @@ def read_xenium(path: Path, scratch: Path, *, tile: float, min_qv: float = 20.0)
             nuclei.reindex(outlines.index).where(pd.notna, None).to_numpy(object),
             dropped,
         )
-        blocks = _molecules(transcripts, cells, min_qv, dropped)
+        blocks = _molecules(transcripts, cells, quality or Quality(), dropped)
         yield from group_by_fov(blocks, cells, scratch, tile=tile, dropped=dropped)
 
 
@@ -101,6 +105,7 @@ def _outlines(path: Path) -> pd.Series:
         raise SourceError(
             f"{path} has no vertices: expected outlines of cells or nuclei; export it again"
         )
+    blocks = [with_plain_ids(block, path, ("cell_id",)) for block in blocks]
     table = pa.concat_tables(blocks).unify_dictionaries()
     if table["cell_id"].null_count:
         raise SourceError(
@@ -116,24 +121,23 @@ def _outlines(path: Path) -> pd.Series:
 
 
 def _molecules(
-    path: Path, cells: pd.DataFrame, min_qv: float, dropped: Dropped
+    path: Path, cells: pd.DataFrame, quality: Quality, dropped: Dropped
 ) -> Iterator[pa.Table]:
     index = pd.Index([*cells["cell_id"], *_OUTSIDE])
     for block in read_blocks(
         path,
-        text=("cell_id", "feature_name", "fov_name"),
-        numbers=("x_location", "y_location", "z_location", "qv"),
-        flags=("is_gene",),
-        optional=("fov_name", "is_gene"),
+        text=("cell_id", "feature_name", "fov_name", *TEXTS),
+        numbers=("x_location", "y_location", "z_location", *NUMBERS),
+        optional=("fov_name", *TEXTS),
     ):
+        block = with_plain_ids(block, path, ("cell_id", "fov_name"))
         cell = codes_into(index, block["cell_id"])
         outside = np.asarray(block["cell_id"].is_null()) | (cell >= len(cells))
+        columns = {name: block[name] for name in block.column_names}
         reasons = {
-            f"quality (qv) below {min_qv:g}": ~(block["qv"].to_numpy() >= min_qv),
+            **quality.low(columns),
             "outside every cell": outside,
             "cell without an outline": cell < 0,
+            **quality.controls(columns),
         }
-        if "is_gene" in block.column_names:
-            gene = np.asarray(block["is_gene"].fill_null(False))
-            reasons["control target"] = ~gene
         yield molecules_in_cells(block, cell, reasons, _COLUMNS, dropped)

@@ -1,0 +1,15 @@
+"""Names of control targets: the one list for all formats."""
+
+from __future__ import annotations
+
+__all__ = ["CONTROLS"]
+
+CONTROLS = (
+    "blank|notarget|neg(ative|control|probe|prb)|systemcontrol|falsecode|"
+    "(unassigned|deprecated)_?codeword|intergenic_region|antisense_"
+)
+"""Regular expression, matched from the start of a name in any case.
+
+Blanks (Vizgen, 10x, Bento's files), negative probes and system controls (NanoString), control and
+unused codewords (10x).
+"""
