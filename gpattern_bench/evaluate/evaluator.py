@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import isnan
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,16 +24,19 @@ from gpattern_bench.evaluate.bootstrap import (
     interval,
     is_biased,
 )
+from gpattern_bench.evaluate.inputs import label_columns, paired, type_name
 from gpattern_bench.evaluate.metrics import at_threshold, exact_mean, score_pattern
 from gpattern_bench.evaluate.strata import stratify
 from gpattern_bench.predictions import expected_origin
 from gpattern_bench.tables import schema
+from gpattern_bench.tables.model_output import read_checked, read_model_output
 from gpattern_bench.tables.predictions import (
     FLOATS,
     Checked,
     as_table,
     check_predictions,
-    read_checked,
+    is_table,
+    only_pairs,
 )
 
 __all__ = ["Evaluator", "Predictions", "Result"]
@@ -110,7 +113,7 @@ class Evaluator:
     ----------
     dataset : str, pathlib.Path, Dataset, pandas.DataFrame or pyarrow.Table
         A dataset (name, folder or loaded), or a table of labels: ``cell_id``, ``gene`` and one
-        bool column per pattern.
+        column per pattern, of any type that holds 0 and 1 or false and true.
     split : str
         Split to score; ignored for a table of labels.
 
@@ -119,6 +122,8 @@ class Evaluator:
     TableError
         The dataset has no labels, or others than those curated (compared by value, once per
         process).
+    EvaluationError
+        A table of labels lacks columns, repeats pairs, or lacks labels of some.
 
     Examples
     --------
@@ -134,10 +139,20 @@ class Evaluator:
     ) -> None:
         self.split = split
         self.dataset: Dataset | None = None
-        if isinstance(dataset, pd.DataFrame | pa.Table):
-            frame = dataset if isinstance(dataset, pd.DataFrame) else dataset.to_pandas()
-            self.patterns = _check_labels(frame)
-            self.labels = frame
+        self._others: dict[str, str] = {}  # columns of a table of labels that are no patterns
+        if is_table(dataset):
+            self.labels, self.patterns, self._others = label_columns(dataset)
+            repeated = int(self.labels.duplicated(["cell_id", "gene"]).sum())
+            if repeated:
+                raise EvaluationError(
+                    f"the table of labels has {repeated} rows that repeat a pair; keep one row per "
+                    "pair"
+                )
+        elif not isinstance(dataset, str | Path | Dataset):
+            raise EvaluationError(
+                "expected a dataset (name, folder or loaded), or a table of labels, got "
+                f"{type_name(dataset)}"
+            )
         else:
             self.dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
             self.dataset.check_labels()
@@ -413,7 +428,8 @@ class Evaluator:
     def _check(self, predictions: Any, split: str, labels: pd.DataFrame) -> Checked:
         if isinstance(predictions, str | Path):
             expected = None if self.dataset is None else expected_origin(self.dataset, split)
-            return read_checked(predictions, labels, self.patterns, expected)
+            found = read_checked(predictions, labels, self.patterns, expected)
+            return replace(found, warnings=found.warnings + self._seen_labels(predictions, split))
         if isinstance(predictions, Checked):
             keys = ["cell_id", "gene"]
             if predictions.pairs is not labels and not predictions.pairs[keys].equals(labels[keys]):
@@ -422,12 +438,30 @@ class Evaluator:
                     f"{split}: check it with an Evaluator of this dataset and split"
                 )
             return predictions
-        if not isinstance(predictions, pd.DataFrame | pa.Table):
+        if not is_table(predictions):
             raise EvaluationError(
                 "expected the path of a prediction file, a pandas.DataFrame, a pyarrow.Table or a "
-                f"dict of y_true and y_pred, got {type(predictions).__name__}"
+                f"dict of y_true and y_pred, got {type_name(predictions)}"
             )
-        return check_predictions(as_table(predictions), labels, self.patterns, dtypes=FLOATS)
+        table = as_table(predictions)
+        if read_model_output(table.schema.metadata) is not None:
+            table = only_pairs(table, labels)
+        for name in self._others.keys() & set(table.column_names):
+            raise EvaluationError(
+                f"the table of labels: {self._others[name]}; labels are 0 and 1, or false and "
+                "true: convert it there, or leave it out of the scores"
+            )
+        return check_predictions(table, labels, self.patterns, dtypes=FLOATS)
+
+    def _seen_labels(self, path: str | Path, split: str) -> list[str]:
+        """Warn if a model, whose fit no protocol checked, was fitted on the labels to score."""
+        output = read_model_output(path)
+        if output is None or self.dataset is None:
+            return []
+        fitted = self.dataset.id in (output.model.fitted_on or ())
+        if not fitted or (split != "train" and "train" in self.dataset.splits):
+            return []
+        return [f"the model was fitted on the labels of {self.dataset.id} that are scored here"]
 
     def _aligned(
         self, predictions: Predictions, split: str, labels: pd.DataFrame | None
@@ -453,24 +487,7 @@ class Evaluator:
             raise EvaluationError(
                 f"expected the keys y_true and y_pred, got {', '.join(map(str, arrays)) or 'none'}"
             )
-        try:
-            truth, scores = np.asarray(arrays["y_true"]), np.asarray(arrays["y_pred"])
-        except ValueError as error:
-            raise EvaluationError(f"y_true and y_pred must be (N, C) arrays: {error}") from error
-        if truth.ndim != 2 or truth.shape != scores.shape or truth.shape[1] != len(self.patterns):
-            raise EvaluationError(
-                f"y_true and y_pred: expected the shape (N, {len(self.patterns)}), columns "
-                f"{', '.join(self.patterns)}; got {truth.shape} and {scores.shape}"
-            )
-        if truth.dtype.kind not in "biuf" or not (
-            truth.dtype == np.bool_ or ((truth == 0) | (truth == 1)).all()
-        ):
-            raise EvaluationError("y_true: expected 0 or 1 everywhere (NaN is not a label)")
-        if scores.dtype not in (np.float32, np.float64):
-            raise EvaluationError(
-                f"y_pred: expected float32 or float64 scores, got {scores.dtype}; cast them"
-            )
-        return truth.astype(bool, copy=False), scores
+        return paired(arrays["y_true"], arrays["y_pred"], self.patterns)
 
 
 def _resamples(labels: pd.DataFrame | None, seed: int, replicates: int) -> Resamples | None:
@@ -478,20 +495,3 @@ def _resamples(labels: pd.DataFrame | None, seed: int, replicates: int) -> Resam
     if labels is None or not replicates or "fov" not in labels:
         return None
     return Resamples.draw(labels, seed=seed, replicates=replicates)
-
-
-def _check_labels(frame: pd.DataFrame) -> tuple[str, ...]:
-    """Check a table of labels and return its patterns, the bool columns."""
-    patterns = tuple(str(name) for name in frame.columns if frame[name].dtype == bool)
-    missing = [name for name in ("cell_id", "gene") if name not in frame.columns]
-    if missing or not patterns:
-        raise EvaluationError(
-            "a table of labels needs the columns cell_id, gene and one bool column per pattern; "
-            f"got {', '.join(f'{n} ({t})' for n, t in frame.dtypes.items())}"
-        )
-    repeated = int(frame.duplicated(["cell_id", "gene"]).sum())
-    if repeated:
-        raise EvaluationError(
-            f"the table of labels has {repeated} rows that repeat a pair; keep one row per pair"
-        )
-    return patterns

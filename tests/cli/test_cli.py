@@ -682,8 +682,9 @@ class TestPredict:
         text = json.loads((model / "model.json").read_text()) | {"thresholds": None}
         (model / "model.json").write_text(json.dumps(text))
         found = cli("predict", tables, "--model", model, "--out", tmp_path / "x.parquet", "--calls")
-        refused(found, "has no thresholds for calls")
-        assert not (tmp_path / "x.parquet").exists()
+        assert found.code == 2
+        assert "has no thresholds for calls" in found.err
+        assert len(pq.read_table(tmp_path / "x.parquet")) == Dataset(tables).counts["pairs"]
 
 
 # Datasets: cite, datasheet, export, simulate

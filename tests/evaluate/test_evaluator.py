@@ -247,12 +247,12 @@ class TestEvaluatorOf:
         [
             LABELS.drop(columns="gene"),
             LABELS[["cell_id", "gene"]],
-            LABELS.astype({"inner": float, "outer": float}),
+            LABELS.assign(inner=0.5, outer="yes"),
         ],
-        ids=["no gene", "no patterns", "no bool"],
+        ids=["no gene", "no patterns", "no labels"],
     )
     def test_a_table_that_holds_no_labels_says_what_is_needed(self, labels):
-        with pytest.raises(EvaluationError, match="needs the columns cell_id, gene and one bool"):
+        with pytest.raises(EvaluationError, match="needs the columns cell_id, gene and one of 0"):
             Evaluator(labels)
 
     def test_a_pair_labelled_twice_is_refused(self):
