@@ -135,35 +135,44 @@ def _with_ci(result: dict[str, Any], metric: str) -> str:
     return text
 
 
-@app.command(epilog=examples("compare mine.parquet theirs.parquet"))
+@app.command(
+    epilog=examples(
+        "compare mine.parquet theirs.parquet",
+        "compare a.parquet b.parquet --val-a a-val.parquet --val-b b-val.parquet",
+    )
+)
 def compare(
     a: Annotated[Path, typer.Argument(metavar="FILE", help="Predictions of one method.")],
     b: Annotated[Path, typer.Argument(metavar="FILE", help="Predictions of another.")],
     dataset: Annotated[
         str | None, typer.Option(metavar="NAME", help="Default: the one that the file names.")
     ] = None,
+    val_a: Val = None,
+    val_b: Val = None,
     replicates: Annotated[int, typer.Option(min=2, help="Bootstrap replicates.")] = 1000,
     as_json: Json = False,
 ) -> None:
     """Compare two prediction files on the same pairs: differences with intervals."""
     from gpattern_bench.evaluate.evaluator import Evaluator
 
-    found = Evaluator(*scored_by(a, dataset)).compare(a, b, replicates=replicates)
+    evaluator = Evaluator(*scored_by(a, dataset))
+    found = evaluator.compare(a, b, val_a, val_b, replicates=replicates)
     if as_json:
-        print_json(found)
+        print_json({**found, "per_pattern": found.per_pattern})
         return
     print_rows(
         [
             {
-                "metric": metric,
-                "a": values["a"],
-                "b": values["b"],
-                "a - b": values["difference"],
-                "from": values["ci"][0],
-                "to": values["ci"][1],
-                "": "tied" if values["tied"] else "differ",
+                "pattern": row.pattern,
+                "metric": row.metric,
+                "a": row.a,
+                "b": row.b,
+                "a - b": row.difference,
+                "from": row.low,
+                "to": row.high,
+                "": "tied" if row.tied else "differ",
             }
-            for metric, values in found.items()
+            for row in found.to_frame().itertuples()
         ]
     )
     clusters = next(iter(found.values()))["n_clusters"]

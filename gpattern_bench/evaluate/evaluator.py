@@ -13,7 +13,6 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from gpattern_bench.base.html import html_table
 from gpattern_bench.data.dataset import Dataset, load_dataset
 from gpattern_bench.errors import EvaluationError
 from gpattern_bench.evaluate.bootstrap import (
@@ -26,6 +25,7 @@ from gpattern_bench.evaluate.bootstrap import (
 )
 from gpattern_bench.evaluate.inputs import label_columns, paired, type_name
 from gpattern_bench.evaluate.metrics import at_threshold, exact_mean, score_pattern
+from gpattern_bench.evaluate.result import Comparison, Result
 from gpattern_bench.evaluate.strata import stratify
 from gpattern_bench.predictions import expected_origin
 from gpattern_bench.tables import schema
@@ -39,7 +39,7 @@ from gpattern_bench.tables.predictions import (
     only_pairs,
 )
 
-__all__ = ["Evaluator", "Predictions", "Result"]
+__all__ = ["Comparison", "Evaluator", "Predictions", "Result"]
 
 Predictions: TypeAlias = str | Path | pd.DataFrame | pa.Table | Checked | Mapping[str, Any]
 """A prediction file, a table of scores, what `Evaluator.check` returned of one, or ``{"y_true":
@@ -47,60 +47,6 @@ Predictions: TypeAlias = str | Path | pd.DataFrame | pa.Table | Checked | Mappin
 
 _MACRO = {"auc_macro": "auc", "acc_macro": "acc", "f1_macro": "f1", "ap_macro": "ap"}
 _MACRO_VAL = {"f1_val_macro": "f1_val", "acc_val_macro": "acc_val"}
-_SHOWN = ("auc", "acc", "f1", "ap", "f1_val", "acc_val")
-
-
-class Result(dict[str, Any]):
-    """Result of an evaluation: a dict with extras.
-
-    Keys: ``auc_macro acc_macro f1_macro ap_macro accuracy_subset`` and, with val scores,
-    ``f1_val_macro acc_val_macro`` and ``f1_gap_macro`` (F1 at the thresholds chosen on the scored
-    labels minus F1 at those chosen on val); ``n`` pairs; ``per_pattern`` = pattern -> ``auc acc
-    f1 threshold precision recall ap floor prevalence n_positive n`` (and ``f1_val acc_val
-    threshold_val``); ``undefined`` = metric -> patterns with an undefined value, absent from
-    its macro average; ``warnings``. With known fields of view also ``ci`` = metric -> [low, high]
-    (95 %), of macro averages here and of patterns in ``per_pattern``, with ``n_clusters`` and
-    ``clusters`` = the drawn units. All are fractions; NaN = undefined.
-
-    Attributes
-    ----------
-    replicates : dict of str to numpy.ndarray
-        Macro metric -> (B,) bootstrap replicates; empty without intervals.
-    degrees_of_freedom : int
-        Of the intervals.
-    """
-
-    replicates: dict[str, NDArray[np.float64]]
-    degrees_of_freedom: int
-
-    @property
-    def per_pattern(self) -> dict[str, dict[str, Any]]:
-        """Pattern -> metric -> value."""
-        found: dict[str, dict[str, Any]] = self["per_pattern"]
-        return found
-
-    @property
-    def undefined(self) -> dict[str, list[str]]:
-        """Metric -> patterns with an undefined value."""
-        found: dict[str, list[str]] = self["undefined"]
-        return found
-
-    def _repr_html_(self) -> str:
-        """Render metrics per pattern, their means and intervals for notebooks."""
-        keys = [key for key in _SHOWN if f"{key}_macro" in self]
-        rows = [
-            [pattern, *(values[key] for key in keys)]
-            for pattern, values in self.per_pattern.items()
-        ]
-        rows.append(["macro", *(self[f"{key}_macro"] for key in keys)])
-        note = f"{self['n']:,} pairs; fractions"
-        if "ci" in self:
-            bounds = [self["ci"][f"{key}_macro"] for key in keys]
-            rows.append(["95 %", *(f"{low:.4f} to {high:.4f}" for low, high in bounds)])
-            note += f"; intervals over {self['n_clusters']} clusters ({self['clusters']})"
-        left_out = [f"{key}: {', '.join(names)}" for key, names in self.undefined.items()]
-        note += "".join(f"; undefined {text}" for text in left_out)
-        return html_table("Result", ["pattern", *keys], rows, note)
 
 
 class Evaluator:
@@ -158,6 +104,12 @@ class Evaluator:
             self.dataset.check_labels()
             self.patterns = self.dataset.patterns
             self.labels = self.dataset.labels(split)
+
+    def __repr__(self) -> str:
+        of = "a table of labels"
+        if self.dataset is not None:
+            of = f"{self.dataset.id}, split {self.split}"
+        return f"<Evaluator of {of}: {len(self.labels):,} pairs, {len(self.patterns)} patterns>"
 
     @property
     def expected_input_format(self) -> str:
@@ -226,45 +178,77 @@ class Evaluator:
         return self._result(truth, scores, thresholds, resamples, warnings)
 
     def compare(
-        self, a: Predictions, b: Predictions, *, replicates: int = REPLICATES, seed: int = 0
-    ) -> dict[str, dict[str, Any]]:
+        self,
+        a: Predictions,
+        b: Predictions,
+        val_a: Predictions | None = None,
+        val_b: Predictions | None = None,
+        *,
+        replicates: int = REPLICATES,
+        seed: int = 0,
+    ) -> Comparison:
         """Compare two methods on the same pairs by a paired bootstrap.
+
+        Parameters
+        ----------
+        a, b : path, DataFrame, Table or Checked
+            As in :meth:`eval`, but no arrays.
+        val_a, val_b : path, DataFrame, Table, Checked or dict, optional
+            Their predictions on the val split, for metrics at thresholds chosen there.
+        replicates, seed
+            As in :meth:`eval`.
 
         Returns
         -------
-        dict
-            Macro metric -> ``a``, ``b``, ``difference`` (a - b), ``ci`` = its 95 % interval, and
-            ``tied``: whether the interval includes 0.
+        Comparison
+            Macro metrics, and each pattern's.
 
         Raises
         ------
         EvaluationError
-            The labels have no fields of view to resample.
+            The labels have no fields of view to resample, or val scores of one method only.
         """
-        if "fov" not in self.labels:
+        if "fov" not in self.labels or isinstance(a, Mapping) or isinstance(b, Mapping):
             raise EvaluationError(
                 "comparing needs the pairs' fields of view: give a dataset, or a table of labels "
-                "with a column fov"
+                "with a column fov, and scores as files or tables"
             )
-        one, other = (self.eval(x, replicates=replicates, seed=seed) for x in (a, b))
-        found = {}
-        for metric, values in one.replicates.items():
-            difference = one[metric] - other[metric]
-            ci = interval(
-                difference,
-                values - other.replicates[metric],
-                one.degrees_of_freedom,
-                (-1.0, 1.0),
-                biased=is_biased(metric),
-            )
-            found[metric] = {
-                "a": one[metric],
-                "b": other[metric],
-                "difference": difference,
+        if (val_a is None) != (val_b is None):
+            raise EvaluationError("comparing at val thresholds needs val scores of both methods")
+        one, other = (
+            self.eval(x, val, replicates=replicates, seed=seed)
+            for x, val in ((a, val_a), (b, val_b))
+        )
+
+        def compared(metric: str, x: float, y: float, drawn: NDArray[np.float64]) -> dict[str, Any]:
+            widest = 2.0 if metric.startswith("f1_gap") else 1.0
+            freedom, biased = one.degrees_of_freedom, is_biased(metric)
+            ci = interval(x - y, drawn, freedom, (-widest, widest), biased=biased)
+            return {
+                "a": x,
+                "b": y,
+                "difference": x - y,
                 "ci": ci,
                 "tied": includes_zero(ci),
                 "n_clusters": one["n_clusters"],
             }
+
+        found = Comparison()
+        for metric, drawn in one.replicates.items():
+            other_drawn = other.replicates[metric]
+            found[metric] = compared(metric, one[metric], other[metric], drawn - other_drawn)
+        found.per_pattern = {
+            pattern: {
+                metric: compared(
+                    metric,
+                    one.per_pattern[pattern][metric],
+                    other.per_pattern[pattern][metric],
+                    drawn[:, k] - other.pattern_replicates[metric][:, k],
+                )
+                for metric, drawn in one.pattern_replicates.items()
+            }
+            for k, pattern in enumerate(self.patterns)
+        }
         return found
 
     def strata(
@@ -370,7 +354,7 @@ class Evaluator:
             if (names := [p for p, values in per_pattern.items() if isnan(values[metric])])
         }
         result["warnings"] = warnings
-        result.replicates, result.degrees_of_freedom = {}, 0
+        result.replicates, result.pattern_replicates, result.degrees_of_freedom = {}, {}, 0
         if resamples is not None:
             self._add_intervals(
                 result, macro, bootstrap(truth, scores, resamples, thresholds), resamples
@@ -385,11 +369,13 @@ class Evaluator:
         resamples: Resamples,
     ) -> None:
         freedom = resamples.degrees_of_freedom
+        result.pattern_replicates = {
+            metric: found for metric, found in drawn.items() if metric != "accuracy_subset"
+        }
         for k, values in enumerate(result.per_pattern.values()):
             values["ci"] = {
                 metric: interval(values[metric], found[:, k], freedom, biased=is_biased(metric))
-                for metric, found in drawn.items()
-                if metric != "accuracy_subset"
+                for metric, found in result.pattern_replicates.items()
             }
         for key, metric in macro.items():
             # The same patterns as in the estimate's mean.

@@ -139,7 +139,7 @@ def _training_mark(ids: Sequence[str]) -> list[str]:
     return ["-and-".join(names)] if names else []
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Checked:
     """Scores checked against the pairs to score, and aligned with them.
 
@@ -160,6 +160,10 @@ class Checked:
     problems: list[str]
     warnings: list[str] = field(default_factory=list)
     scores: NDArray[np.floating[Any]] | None = None
+
+    def __repr__(self) -> str:
+        found = _count(self.problems, "problem", "problems") if self.problems else "fine"
+        return f"<Checked {self.subject}: {len(self.pairs):,} pairs, {found}>"
 
     def require(self) -> NDArray[np.floating[Any]]:
         """Return the scores.
