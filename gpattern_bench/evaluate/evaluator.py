@@ -123,7 +123,8 @@ class Evaluator:
             f"and one row for each of the {len(self.labels):,} pairs, in any order. Scores are "
             "finite and in [0, 1]; tables in memory\nmay also hold them as float64.\n"
             f'Or {{"y_true": (N, {len(self.patterns)}) array of 0/1, "y_pred": array of scores of '
-            "the same shape}, columns in this order."
+            "the same shape}, columns in this order,\nor both as tables: columns by name, and of "
+            "pandas rows by index."
         )
 
     @property
@@ -169,7 +170,8 @@ class Evaluator:
         PredictionError
             With every problem of a prediction file or table.
         EvaluationError
-            Arrays of wrong shape, or values other than labels and scores.
+            Arrays of wrong shape, names that cannot be aligned, or values other than labels and
+            scores.
         """
         truth, scores, warnings = self._aligned(predictions, self.split, self.labels)
         thresholds = self._thresholds(val)
