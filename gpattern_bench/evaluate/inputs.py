@@ -246,8 +246,8 @@ def label_array(name: str, values: NDArray[Any] | pd.Series[Any]) -> NDArray[np.
     labels = as_labels(values)
     if labels is None:
         raise EvaluationError(
-            f"{name}: expected 0 or 1 everywhere (NaN is not a label), got {values.dtype} with "
-            "other values"
+            f"{name}: expected 0 or 1 everywhere (NaN is not a label), got other values of type "
+            f"{values.dtype}"
         )
     return labels
 

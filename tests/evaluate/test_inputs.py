@@ -111,7 +111,7 @@ class TestDicts:
             (Y["inner"], S["inner"], r"y_true: expected an array, got pandas\.Series"),
             (Y.to_numpy(), [row for _, row in S.iterrows()], "y_pred: expected an array"),
             (Y.assign(inner="yes"), S, "y_true, column inner: expected 0 or 1 everywhere"),
-            (Y.astype("boolean").where(Y["outer"]), S, "y_true, column inner: .* got boolean"),
+            (Y.astype("boolean").where(Y["outer"]), S, "y_true, column inner: .* of type boolean"),
             (Y, S.assign(outer=[0, 1, 0, 1, 0]), "y_pred, column outer: .* scores, got int64"),
             (Y, S.astype("Float32").where(Y["outer"]), "y_pred, column inner: 2 scores are miss"),
             (
@@ -128,7 +128,7 @@ class TestDicts:
             (Y.to_numpy(), torch.tensor(S.to_numpy()).half(), "y_pred: .* scores, got float16"),
             (Y.to_numpy(), torch.tensor(S.to_numpy()).to_sparse(), "y_pred: torch.float32 is no"),
             (sparse.csr_matrix(Y.to_numpy()), S.to_numpy(), r"y_true: scipy\.csr_matrix is no arr"),
-            (np.where(Y, None, 1.0), S.to_numpy(), "y_true: expected 0 or 1 .* got object"),
+            (np.where(Y, None, 1.0), S.to_numpy(), "y_true: expected 0 or 1 .* type object"),
         ],
         ids=[
             *("other columns", "columns too many", "labels ordered, scores not"),
