@@ -434,7 +434,7 @@ class Evaluator:
         table = as_table(predictions)
         if read_model_output(table.schema.metadata) is not None:
             table = only_pairs(table, labels)
-        for name in self._others.keys() & set(table.column_names):
+        for name in sorted(self._others.keys() & set(table.column_names)):
             raise EvaluationError(
                 f"the table of labels: {self._others[name]}; labels are 0 and 1, or false and "
                 "true: convert it there, or leave it out of the scores"

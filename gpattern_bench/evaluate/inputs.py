@@ -313,12 +313,14 @@ def _rows_of(wanted: pd.Index[Any], given: pd.Index[Any]) -> NDArray[np.intp] | 
     """Find the rows that bring an index in the order of another; None if they are the same."""
     if wanted.equals(given):
         return None
-    if len(wanted) == len(given) and wanted.is_unique and given.is_unique:
+    # 0 to N-1 in order are no names: pandas gives them to rows that have none.
+    unnamed = any(index.equals(pd.RangeIndex(len(index))) for index in (wanted, given))
+    if len(wanted) == len(given) and wanted.is_unique and given.is_unique and not unnamed:
         at = given.get_indexer(wanted)
         if (at >= 0).all():
             return at
     raise EvaluationError(
-        "labels and scores have other names of rows (index), or names that occur more than once: "
-        "they cannot be aligned. Give both the same index, or arrays (.to_numpy()) if their rows "
-        "are in the same order"
+        "labels and scores have other names of rows (index), one of them none (0, 1, ...), or names "
+        "occur more than once: they cannot be aligned. Give both the same index, or arrays "
+        "(.to_numpy()) if their rows are in the same order"
     )
