@@ -320,7 +320,7 @@ def _rows_of(wanted: pd.Index[Any], given: pd.Index[Any]) -> NDArray[np.intp] | 
         if (at >= 0).all():
             return at
     raise EvaluationError(
-        "labels and scores have other names of rows (index), one of them none (0, 1, ...), or names "
-        "occur more than once: they cannot be aligned. Give both the same index, or arrays "
+        "labels and scores have other names of rows (index), one of them none (0, 1, ...), or one "
+        "name more than once: they cannot be aligned. Give both the same index, or arrays "
         "(.to_numpy()) if their rows are in the same order"
     )
