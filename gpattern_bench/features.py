@@ -1,4 +1,4 @@
-"""Raw features of methods per pair (ELLA: per gene and kernel), to Parquet."""
+"""Raw features of methods per pair (ELLA: per gene and kernel)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gpattern_bench.base.progress import Progress
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import UnknownMethodError
 
-__all__ = ["FEATURES", "write_features"]
+__all__ = ["FEATURES", "compute_features", "write_features"]
 
 FEATURES = {
     "bento": "gpattern_bench.methods.bento.method:features",
@@ -29,20 +29,48 @@ FEATURES = {
 _ROWS = 100_000
 
 
-def write_features(
-    method: str, dataset: Dataset, out: Path, *, unit_um: float | None = None
-) -> Path:
-    """Compute a method's raw features of every pair, and write them.
+def compute_features(
+    method: str, dataset: Dataset, split: str | None = None, *, unit_um: float | None = None
+) -> pd.DataFrame:
+    """Compute a method's raw features of every pair, in memory.
 
     Parameters
     ----------
     method : str
         One of :data:`FEATURES`; its page in ``docs/methods`` has the columns.
     dataset : Dataset
-    out : pathlib.Path
-        The Parquet file.
+    split : str or None
+        None: all splits.
     unit_um : float, optional
         Micrometres per unit of length in which the method computes; default the method's own.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per pair, labelled or not: ``cell_id``, ``gene``, ``n_molecules`` and the features
+        (ELLA: one per gene and kernel). NaN: undefined for this pair, for instance a distance to
+        the nucleus in a cell without one. Labels: ``dataset.pairs(split, labels=True)``.
+
+    Raises
+    ------
+    UnknownMethodError
+        The method has no raw features.
+    """
+    frames = list(_batches(_computed(method, dataset, split, unit_um)))
+    return pd.concat(frames, ignore_index=True)
+
+
+def write_features(
+    method: str, dataset: Dataset, out: str | Path, *, unit_um: float | None = None
+) -> Path:
+    """Compute the features of :func:`compute_features` in bounded memory, and write them.
+
+    Parameters
+    ----------
+    method, dataset, unit_um
+        As there.
+    out : str or pathlib.Path
+        The Parquet file.
 
     Returns
     -------
@@ -53,18 +81,10 @@ def write_features(
     UnknownMethodError
         The method has no raw features.
     """
-    if method not in FEATURES:
-        raise UnknownMethodError(
-            f"{method!r} has no raw features; methods that have: {', '.join(FEATURES)}"
-        )
-    module, _, function = FEATURES[method].partition(":")
-    compute = getattr(import_module(module), function)
-    unit = {} if unit_um is None else {"unit_um": unit_um}
-    cells = dataset.iter_cells().without_labels()
-    with replacing(out) as beside:
+    frames = _computed(method, dataset, None, unit_um)
+    with replacing(Path(out)) as beside:
         writer = None
         try:
-            frames = Progress(method, unit="parts").over(compute(cells, **unit))
             for rows in _batches(frames):
                 table = pa.Table.from_pandas(rows, preserve_index=False)
                 writer = writer or pq.ParquetWriter(beside, table.schema, compression="zstd")
@@ -72,7 +92,21 @@ def write_features(
         finally:
             if writer is not None:
                 writer.close()
-    return out
+    return Path(out)
+
+
+def _computed(
+    method: str, dataset: Dataset, split: str | None, unit_um: float | None
+) -> Iterator[pd.DataFrame]:
+    if method not in FEATURES:
+        raise UnknownMethodError(
+            f"{method!r} has no raw features; methods that have: {', '.join(FEATURES)}"
+        )
+    module, _, function = FEATURES[method].partition(":")
+    compute = getattr(import_module(module), function)
+    unit = {} if unit_um is None else {"unit_um": unit_um}
+    cells = dataset.iter_cells(split).without_labels()
+    return Progress(method, unit="parts").over(compute(cells, **unit))
 
 
 def _batches(frames: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:

@@ -23,6 +23,8 @@ from gpattern_bench.base.files import replacing
 from gpattern_bench.data.cells import Cell
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import GPatternBenchError, MissingExtraError, PredictionError
+from gpattern_bench.predictions import check_file
+from gpattern_bench.tables.model_output import read_model_output
 from gpattern_bench.tables.predictions import read_origin, read_predictions
 
 if TYPE_CHECKING:
@@ -186,10 +188,11 @@ def plot_patterns(dataset: Dataset) -> Figure:
 
 @dataclass(frozen=True)
 class _Source:
-    """A column in the figure of a cell: its title, and the patterns of each gene."""
+    """A column in the figure of a cell: its title, each gene's patterns, how they were called."""
 
     title: str
     patterns_of: Mapping[str, tuple[str, ...]]
+    rule: str = ""
 
 
 @_style()
@@ -204,7 +207,8 @@ def plot_cell(
     One row per gene; one column for the labels and for each prediction file. Colours show the
     gene's pattern; of several, the first and the last colour half a dot each, and the title names
     all. Predictions are called at the threshold of largest F1 per pattern over the whole split, as
-    in the paper.
+    in the paper; scores of ``gpattern-bench predict`` at the model's thresholds. With neither
+    labels nor thresholds, the pattern of the highest score is shown.
 
     Parameters
     ----------
@@ -215,7 +219,7 @@ def plot_cell(
     genes : sequence of str
         Default: the gene with most molecules of each pattern, and of several at once.
     predictions : sequence of str or pathlib.Path
-        Prediction files of one split.
+        Prediction files of one split, or files of ``gpattern-bench predict``.
 
     Raises
     ------
@@ -227,10 +231,10 @@ def plot_cell(
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    split = _split_of(dataset, predictions)
+    within = _split_of(predictions)
     if cell_id is None:
-        cell_id = _choose_cell(dataset, split)
-    within = split if predictions else None
+        first = "test" if "test" in dataset.splits else dataset.splits[0]
+        cell_id = _choose_cell(dataset, within or first)
     cell = next(iter(dataset.iter_cells(within, keep=[cell_id])), None)
     if cell is None:
         where = f"in {within} of {dataset.id}" if within else f"in {dataset.id}"
@@ -238,6 +242,7 @@ def plot_cell(
             f"no cell {cell_id!r} {where}; the first cells are "
             + ", ".join(sorted(dataset.cells(within, ["cell_id"])["cell_id"].astype(str))[:5])
         )
+    split = dataset.split_of[cell.fov]
     codes = _choose_genes(dataset, cell, genes)
     columns = [_label_source(dataset, cell)]
     columns += [_prediction_source(dataset, split, cell, Path(path)) for path in predictions]
@@ -275,13 +280,16 @@ def plot_cell(
         name.set_fontweight("bold")
     _scale_bar(panels[-1][0], left, high, right - left)
     title = f"{dataset.id}, cell {cell.cell_id}"
-    if predictions:
-        title += f"\ncalled at the thresholds of largest F1 on {split}"
+    rules: dict[str, list[str]] = {}
+    for source in columns[1:]:
+        rules.setdefault(source.rule, []).append(source.title)
+    for rule, titles in rules.items():
+        title += f"\n{rule}" if len(rules) == 1 else f"\n{', '.join(titles)}: {rule}"
     figure.suptitle(title, fontsize=9)
     handles = [Line2D([], [], color=_BLACK, label="cell")]
     if cell.nucleus is not None:
         handles += [Line2D([], [], color=_BLACK, ls=":", label="nucleus")]
-    if dataset.has_labels:
+    if dataset.has_labels or predictions:
         colours_of = {_words(name): _pattern_colour(dataset, name) for name in dataset.patterns}
         handles += [
             Line2D([], [], color=colour, marker="o", ls="", label=label)
@@ -407,20 +415,19 @@ def _pattern_colour(dataset: Dataset, pattern: str) -> str:
     return _PATTERN_COLOURS[pattern]
 
 
-def _split_of(dataset: Dataset, predictions: Sequence[str | Path]) -> str:
-    """Find the split of all prediction files; without files, test or the first."""
+def _split_of(predictions: Sequence[str | Path]) -> str | None:
+    """Find the split of all prediction files; None if they are of no split alone."""
     found: dict[str, Path] = {}
     for path in map(Path, predictions):
         origin = read_origin(path)
-        if origin is None:
+        if origin is not None:
+            found[origin.split] = path
+        elif read_model_output(path) is None:
             raise PredictionError(str(path), read_predictions(path)[2])
-        found[origin.split] = path
     if len(found) > 1:
         each = ", ".join(f"{path} ({split})" for split, path in found.items())
         raise GPatternBenchError(f"expected prediction files of one split, got {each}; keep one")
-    if found:
-        return next(iter(found))
-    return "test" if "test" in dataset.splits else dataset.splits[0]
+    return next(iter(found), None)
 
 
 def _choose_cell(dataset: Dataset, split: str) -> str:
@@ -478,24 +485,36 @@ def _label_source(dataset: Dataset, cell: Cell) -> _Source:
 
 
 def _prediction_source(dataset: Dataset, split: str, cell: Cell, path: Path) -> _Source:
-    """Call the pairs of one cell in a prediction file."""
+    """Call the pairs of one cell in a file of scores."""
     from gpattern_bench.evaluate.calls import makes_calls
     from gpattern_bench.evaluate.evaluator import Evaluator
 
-    evaluator = Evaluator(dataset, split)
-    checked = evaluator.check(path)
-    scores = checked.require()
-    result = evaluator.eval(checked, replicates=0)
-    rows = np.flatnonzero((evaluator.labels["cell_id"] == cell.cell_id).to_numpy(bool))
-    thresholds = np.array([result.per_pattern[name]["threshold"] for name in dataset.patterns])
-    called = (scores[rows] >= thresholds.astype(scores.dtype)) & makes_calls(scores)
+    output = read_model_output(path)
+    named = read_origin(path) if output is None else output.model
+    if output is not None and output.model.thresholds is not None:
+        checked = check_file(path, dataset)
+        chosen: list[float | None] = [output.model.thresholds.get(p) for p in dataset.patterns]
+        rule = "called at the model's thresholds"
+    elif dataset.has_labels:
+        evaluator = Evaluator(dataset, split)
+        checked = evaluator.check(path)
+        found = evaluator.eval(checked, replicates=0).per_pattern
+        calls = makes_calls(checked.require())
+        chosen = [found[p]["threshold"] if c else None for p, c in zip(found, calls, strict=True)]
+        rule = f"called at the thresholds of largest F1 on {split}"
+    else:
+        checked = check_file(path, dataset, None if output else split)
+        chosen = []
+        rule = "pattern of the highest score: there are no thresholds"
+    rows = np.flatnonzero((checked.pairs["cell_id"] == cell.cell_id).to_numpy(bool))
+    scores = checked.require()[rows]
+    # None becomes NaN: never called.
+    at = np.array(chosen, scores.dtype) if chosen else scores.max(axis=1, keepdims=True)
+    called = scores >= at
     names = np.array(dataset.patterns)
-    origin = read_origin(path)
-    genes = evaluator.labels["gene"].astype(str).iloc[rows]
-    return _Source(
-        path.stem if origin is None else origin.method,
-        {gene: tuple(names[row]) for gene, row in zip(genes, called, strict=True)},
-    )
+    genes = checked.pairs["gene"].astype(str).iloc[rows]
+    patterns_of = {gene: tuple(names[row]) for gene, row in zip(genes, called, strict=True)}
+    return _Source(path.stem if named is None else named.method, patterns_of, rule)
 
 
 def _verdict(found: tuple[str, ...] | None, source: _Source, truth: tuple[str, ...] | None) -> str:

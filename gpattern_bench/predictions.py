@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.tables import schema
+from gpattern_bench.tables.model_output import read_checked, read_model_output
 from gpattern_bench.tables.predictions import (
     FLOATS,
     Checked,
@@ -18,7 +19,6 @@ from gpattern_bench.tables.predictions import (
     as_table,
     check_predictions,
     counted,
-    read_checked,
     read_origin,
     read_predictions,
     write_tables,
@@ -125,26 +125,32 @@ def expected_origin(dataset: Dataset, split: str) -> dict[str, str]:
 
 
 def scored_split(path: str | Path, dataset: Dataset) -> str:
-    """Read which split a prediction file scores; ``test`` if it names none of the dataset's."""
+    """Read which split a file scores; if it names none of the dataset's, test or the first."""
     origin = read_origin(path)
-    return origin.split if origin is not None and origin.split in dataset.splits else "test"
+    if origin is not None and origin.split in dataset.splits:
+        return origin.split
+    return "test" if "test" in dataset.splits else dataset.splits[0]
 
 
 def check_file(path: str | Path, dataset: Dataset, split: str | None = None) -> Checked:
-    """Read a prediction file and check it against a split of a dataset.
+    """Read a file of scores and check it against a split of a dataset.
 
     Parameters
     ----------
     path : str or pathlib.Path
+        A prediction file, or a file of ``gpattern-bench predict``.
     dataset : Dataset
     split : str, optional
-        Default: :func:`scored_split`.
+        Default: :func:`scored_split`; of a file of ``predict``, every pair of the dataset.
 
     Raises
     ------
     PredictionError
         The file cannot be read; other problems are in the result.
     """
+    if split is None and read_model_output(path) is not None:
+        pairs, expected = dataset.pairs(labelled=False), expected_origin(dataset, "")
+        return read_checked(path, pairs, dataset.patterns, expected, whole=True)
     split = split or scored_split(path, dataset)
     expected = expected_origin(dataset, split)
     return read_checked(path, dataset.pairs(split), dataset.patterns, expected)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from gpattern_bench.base.validation import printable
 from gpattern_bench.cli.options import (
     FOUR_PATTERNS,
     THREE_PATTERNS,
@@ -87,17 +88,29 @@ def info(name: Name, as_json: Json = False) -> None:
 def download(
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Datasets to make.")],
 ) -> None:
-    """Fetch and curate datasets into the cache."""
+    """Fetch and curate datasets into the cache. What fails stops no other."""
     from gpattern_bench.data.dataset import load_dataset
     from gpattern_bench.data.datasheet import table1_check
 
+    failed = []
     for name in names:
-        dataset = load_dataset(name)
+        try:
+            dataset = load_dataset(name)
+        except (GPatternBenchError, OSError) as error:
+            if len(names) == 1:
+                raise
+            failed.append(name)
+            typer.echo(printable(f"error: {name}: {error}"), err=True)
+            continue
         typer.echo(f"{dataset.id}\t{dataset.folder}")
         check = table1_check(dataset.manifest)
         if check:
             typer.echo("Table 1 check:")
             print_rows(check)
+    if failed:
+        raise GPatternBenchError(
+            f"{len(failed)} of {len(names)} datasets are not there, see above: {', '.join(failed)}"
+        )
 
 
 @app.command(epilog=examples("cite nih3t3_gold"))

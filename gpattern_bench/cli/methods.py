@@ -48,6 +48,7 @@ def run(
     """Fit a method, and write prediction files for val and test, with what the run cost."""
     from gpattern_bench.data.dataset import load_datasets
     from gpattern_bench.runs.run import run_method
+    from gpattern_bench.runs.saved_model import find_model
 
     predicted, *training = load_datasets([dataset, *(train_on or ())])
     files = run_method(
@@ -57,7 +58,7 @@ def run(
         train_on=training,
         cv=cv is not None,
         seed=seed,
-        init=init,
+        init=None if init is None else find_model(init),
     )
     for file in files:
         typer.echo(str(file))
@@ -135,14 +136,15 @@ def features(
 
 
 @app.command(
-    epilog=examples(
-        "predict synthetic --model runs/bento/synthetic/model-seed0 --out a.parquet --calls"
-    )
+    epilog=examples("predict synthetic --model runs/bento/synthetic --out a.parquet --calls")
 )
 def predict(
     tables: Name,
     model: Annotated[
-        Path, typer.Option(metavar="DIR", help="A model-... folder that `run` wrote.")
+        Path,
+        typer.Option(
+            metavar="DIR", help="A model-... folder that `run` wrote, or a folder with only one."
+        ),
     ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="Parquet file of scores.")],
     with_calls: Annotated[
@@ -156,15 +158,16 @@ def predict(
     from gpattern_bench.runs.saved_model import load_model, predict_tables
 
     method, about = load_model(model)
-    thresholds = about.thresholds if with_calls else None
-    if with_calls and thresholds is None:
+    typer.echo(str(predict_tables(method, about, load_dataset(tables), out)))
+    if not with_calls:
+        return
+    if about.thresholds is None:
         raise MethodError(
-            f"{model} has no thresholds for calls: it was run on a dataset without a val split"
+            f"{out} is written, but calls are not: {model} has no thresholds for calls, because it "
+            "was run on a dataset without a labelled val split. Use the scores, or choose "
+            f"thresholds by `gpattern-bench calls {out} --val FILE`"
         )
-    written = [predict_tables(method, about, load_dataset(tables), out)]
-    if thresholds is not None:
-        written += write_calls(out, thresholds, out.with_name(f"{out.stem}-calls.parquet"))
-    for path in written:
+    for path in write_calls(out, about.thresholds, out.with_name(f"{out.stem}-calls.parquet")):
         typer.echo(str(path))
 
 

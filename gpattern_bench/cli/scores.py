@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,22 +17,25 @@ from gpattern_bench.cli.options import (
     print_json,
     print_rows,
 )
-from gpattern_bench.errors import PredictionError
+from gpattern_bench.errors import GPatternBenchError, PredictionError
 
 if TYPE_CHECKING:
     from gpattern_bench.data.dataset import Dataset
+    from gpattern_bench.tables.model_output import ModelOutput
 
 
 @app.command(epilog=examples("validate test-seed0.parquet --dataset synthetic"))
 def validate(file: File, dataset: DatasetOption) -> None:
-    """Check a prediction file, of labelled pairs or, without labels, of all: every problem."""
+    """Check a prediction file, or a file of `predict`: every problem."""
     from gpattern_bench.data.dataset import load_dataset
     from gpattern_bench.predictions import check_file, scored_split
+    from gpattern_bench.tables.model_output import read_model_output
 
     found = load_dataset(dataset)
-    split = scored_split(file, found)
+    every = read_model_output(file) is not None
+    of = "every pair" if every else f"split {scored_split(file, found)}"
     try:
-        checked = check_file(file, found, split)
+        checked = check_file(file, found)
     except PredictionError as error:
         if not file.is_file():
             raise
@@ -40,10 +44,10 @@ def validate(file: File, dataset: DatasetOption) -> None:
     for warning in checked.warnings:
         typer.echo(f"warning: {warning}", err=True)
     if checked.problems:
-        subject = f"{file} (split {split})"
+        subject = f"{file} ({of})"
         typer.echo(f"error: {PredictionError(subject, checked.problems)}", err=True)
         raise typer.Exit(1)
-    typer.echo(f"{file}: fine (split {split})")
+    typer.echo(f"{file}: fine ({of})")
 
 
 Val = Annotated[Path | None, typer.Option(metavar="FILE", help="The method's predictions on val.")]
@@ -67,13 +71,11 @@ def evaluate(
     replicates: Replicates = 1000,
     as_json: Json = False,
 ) -> None:
-    """Score a prediction file."""
+    """Score a prediction file, or a file of `predict`: its labelled pairs of the test split."""
     from gpattern_bench.evaluate.evaluator import Evaluator
-    from gpattern_bench.tables.predictions import read_origin
 
-    origin = read_origin(file)
-    split = "test" if origin is None else origin.split
-    evaluator = Evaluator(dataset, split)
+    found, split = scored_by(file, dataset)
+    evaluator = Evaluator(found, split)
     if by is not None:
         parts = evaluator.strata(file, by, val, replicates=replicates)
         if as_json:
@@ -133,45 +135,65 @@ def _with_ci(result: dict[str, Any], metric: str) -> str:
     return text
 
 
-@app.command(epilog=examples("compare mine.parquet theirs.parquet"))
+@app.command(
+    epilog=examples(
+        "compare mine.parquet theirs.parquet",
+        "compare a.parquet b.parquet --val-a a-val.parquet --val-b b-val.parquet",
+    )
+)
 def compare(
     a: Annotated[Path, typer.Argument(metavar="FILE", help="Predictions of one method.")],
     b: Annotated[Path, typer.Argument(metavar="FILE", help="Predictions of another.")],
     dataset: Annotated[
         str | None, typer.Option(metavar="NAME", help="Default: the one that the file names.")
     ] = None,
+    val_a: Val = None,
+    val_b: Val = None,
     replicates: Annotated[int, typer.Option(min=2, help="Bootstrap replicates.")] = 1000,
     as_json: Json = False,
 ) -> None:
     """Compare two prediction files on the same pairs: differences with intervals."""
     from gpattern_bench.evaluate.evaluator import Evaluator
 
-    found = Evaluator(*scored_by(a, dataset)).compare(a, b, replicates=replicates)
+    evaluator = Evaluator(*scored_by(a, dataset))
+    found = evaluator.compare(a, b, val_a, val_b, replicates=replicates)
     if as_json:
-        print_json(found)
+        print_json({**found, "per_pattern": found.per_pattern})
         return
     print_rows(
         [
             {
-                "metric": metric,
-                "a": values["a"],
-                "b": values["b"],
-                "a - b": values["difference"],
-                "from": values["ci"][0],
-                "to": values["ci"][1],
-                "": "tied" if values["tied"] else "differ",
+                "pattern": row.pattern,
+                "metric": row.metric,
+                "a": row.a,
+                "b": row.b,
+                "a - b": row.difference,
+                "from": row.low,
+                "to": row.high,
+                "": "tied" if row.tied else "differ",
             }
-            for metric, values in found.items()
+            for row in found.to_frame().itertuples()
         ]
     )
     clusters = next(iter(found.values()))["n_clusters"]
     typer.echo(f"\na = {a}, b = {b}; paired bootstrap over {clusters} clusters, 95 % intervals")
 
 
-@app.command(epilog=examples("calls test-seed0.parquet --val val-seed0.parquet"))
+@app.command(
+    epilog=examples(
+        "calls test-seed0.parquet --val val-seed0.parquet",
+        "calls scores.parquet --dataset mine",
+    )
+)
 def calls(
     file: File,
-    val: Annotated[Path, typer.Option(metavar="FILE", help="The method's predictions on val.")],
+    val: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The method's predictions on val. Default, of `predict`: the model's thresholds.",
+        ),
+    ] = None,
     dataset: Annotated[
         str | None, typer.Option(metavar="NAME", help="Default: the one that the file names.")
     ] = None,
@@ -180,23 +202,90 @@ def calls(
     ] = None,
 ) -> None:
     """Turn scores into calls, by the thresholds chosen on val, and sum them up per gene."""
-    from gpattern_bench.evaluate.calls import val_thresholds, write_calls
+    from gpattern_bench.evaluate.calls import write_calls
     from gpattern_bench.predictions import check_file
+    from gpattern_bench.tables.model_output import read_model_output
 
     found, split = scored_by(file, dataset)
-    check_file(file, found, split).require()
+    output = read_model_output(file)
+    check_file(file, found, None if output else split).require()
+    thresholds = _thresholds(file, output, val, found)
     beside = out or file.with_name(f"{file.stem}-calls.parquet")
-    for path in write_calls(file, val_thresholds(found, val), beside):
+    for path in write_calls(file, thresholds, beside):
         typer.echo(str(path))
 
 
-def scored_by(file: Path, dataset: str | None) -> tuple[Dataset, str]:
-    """Dataset and split of a prediction file."""
-    from gpattern_bench.data.dataset import load_dataset
+def _thresholds(
+    file: Path, output: ModelOutput | None, val: Path | None, dataset: Dataset
+) -> Mapping[str, float | None]:
+    """Choose thresholds on val; scores of `predict` may have the model's, or its dataset's val."""
+    from gpattern_bench.evaluate.calls import val_thresholds
+    from gpattern_bench.sources.registry import is_registered
+    from gpattern_bench.tables.predictions import read_origin
+
+    if val is None:
+        if output is not None and output.model.thresholds is not None:
+            return output.model.thresholds
+        why = "" if output is None else ", for the model has no thresholds"
+        raise GPatternBenchError(
+            f"{file}: calls need --val FILE, the same method's predictions on a labelled val "
+            f"split{why}"
+        )
+    origin = read_origin(val)
+    (one, seed), (other, its) = (_scorer(path) for path in (file, val))
+    if (one, seed) != (other, its):
+        raise GPatternBenchError(
+            f"{val} has scores of {other}, seed {its}; {file} of {one}, seed {seed}: a threshold "
+            "holds for one model, give its predictions on val"
+        )
+    if output is None or origin is None or f"{origin.dataset}@{origin.version}" == dataset.id:
+        return val_thresholds(dataset, val)
+    if not is_registered(origin.dataset):
+        raise GPatternBenchError(
+            f"{val} scores {origin.dataset}@{origin.version}, whose labels are not at hand: leave "
+            "out --val for the model's own thresholds"
+        )
+    home, _ = scored_by(val, None)
+    if home.patterns != dataset.patterns:
+        raise GPatternBenchError(
+            f"{val} has the patterns {', '.join(home.patterns)}; {file} has "
+            f"{', '.join(dataset.patterns)}"
+        )
+    return val_thresholds(home, val)
+
+
+def _scorer(file: Path) -> tuple[str, int]:
+    """Method and seed that gave the scores of a file."""
+    from gpattern_bench.tables.model_output import read_model_output
     from gpattern_bench.tables.predictions import read_origin, read_predictions
 
-    origin = read_origin(file)
-    if origin is None:
-        problems = read_predictions(file)[2]  # says so if the file cannot be read at all
-        raise PredictionError(str(file), problems)
-    return load_dataset(dataset or f"{origin.dataset}@{origin.version}"), origin.split
+    output = read_model_output(file)
+    named = read_origin(file) if output is None else output.model
+    if named is None:
+        raise PredictionError(str(file), read_predictions(file)[2])
+    return named.method, named.seed
+
+
+def scored_by(file: Path, dataset: str | None) -> tuple[Dataset, str]:
+    """Dataset and split of a file of scores."""
+    from gpattern_bench.data.dataset import load_dataset
+    from gpattern_bench.predictions import scored_split
+    from gpattern_bench.sources.registry import is_registered
+    from gpattern_bench.tables.model_output import read_model_output
+    from gpattern_bench.tables.predictions import read_origin, read_predictions
+
+    if dataset is None:
+        origin, output = read_origin(file), read_model_output(file)
+        if origin is not None:
+            dataset = f"{origin.dataset}@{origin.version}"
+        elif output is not None:
+            dataset = output.dataset
+        else:  # says so if the file cannot be read at all
+            raise PredictionError(str(file), read_predictions(file)[2])
+        if not is_registered(dataset):
+            raise GPatternBenchError(
+                f"{file} scores {dataset}, which is not in the registry: give its folder with "
+                "--dataset"
+            )
+    found = load_dataset(dataset)
+    return found, scored_split(file, found)

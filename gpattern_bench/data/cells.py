@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Cell", "CellTables", "Cells", "read_cells"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Cell:
     """One cell, in its own frame: the centroid of its outline is the origin.
 
@@ -60,6 +60,13 @@ class Cell:
     nucleus: BaseGeometry | None
     labels: NDArray[np.bool_] | None = None
     labelled: NDArray[np.bool_] | None = None
+
+    def __repr__(self) -> str:
+        nucleus = "no nucleus" if self.nucleus is None else "a nucleus"
+        return (
+            f"<Cell {self.cell_id} of FOV {self.fov}: {len(self.gene):,} molecules, "
+            f"{len(self.genes):,} genes, {nucleus}>"
+        )
 
     @cached_property
     def _present(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
@@ -146,6 +153,14 @@ class Cells:
         self._tables = tables
         self._labels = labels
         self._change: Callable[[Cell], Cell] | None = None
+
+    def __repr__(self) -> str:
+        fovs = sum(len(tables.fovs) for tables in self._tables)
+        labels = "with" if self._labels else "without"
+        return (
+            f"<Cells of {fovs:,} FOV{'s' * (fovs != 1)}: {len(self.genes):,} genes, "
+            f"{len(self.patterns)} patterns, {labels} labels>"
+        )
 
     @property
     def simulated(self) -> bool:

@@ -212,17 +212,70 @@ class Dataset:
         split: str | None = None,
         *,
         labelled: bool = True,
+        labels: bool = False,
         fovs: Collection[str] | None = None,
     ) -> pd.DataFrame:
-        """Read the pairs to predict, cell_id and gene: the labelled or, without labels, all.
+        """Read the pairs to predict: the labelled or, without labels, all.
 
-        ``labelled=False`` reads all pairs in either case; `fovs` replaces `split`.
+        Parameters
+        ----------
+        split : str or None
+            None: all splits.
+        labelled : bool
+            False: all pairs, labelled or not.
+        labels : bool
+            Add one column per pattern. It merges with features by ``cell_id`` and ``gene``, the
+            only columns that both have.
+        fovs : collection of str, optional
+            Replaces `split`.
+
+        Returns
+        -------
+        pandas.DataFrame
+            ``cell_id``, ``gene`` and, with `labels`, a bool column per pattern: False means that
+            the pair was labelled and does not have the pattern. With ``labelled=False`` the columns
+            are float32: 1, 0, or NaN for a pair that was not labelled, of which nothing is known.
+
+        Raises
+        ------
+        TableError
+            Labels are asked for and the dataset has none.
+
+        Examples
+        --------
+        Straight into scikit-learn, whose trees on histograms take NaN in features:
+
+        >>> from sklearn.ensemble import HistGradientBoostingClassifier
+        >>> from gpattern_bench import load_dataset
+        >>> from gpattern_bench.features import compute_features
+        >>> ds = load_dataset("synthetic")
+        >>> known = ds.pairs("val", labels=True).merge(compute_features("bento", ds, "val"))
+        >>> X, y = known.drop(columns=["cell_id", "gene", *ds.patterns]), known["nuclear"]
+        >>> HistGradientBoostingClassifier(max_iter=5).fit(X, y).score(X, y) > 0.8
+        True
         """
-        table = "labels" if self.has_labels and labelled else "molecules"
-        path = self.folder / f"{table}.parquet"
-        found = read_table(path, self.fovs(split) if fovs is None else fovs, ["cell_id", "gene"])
-        frame: pd.DataFrame = found.to_pandas()
-        return frame.drop_duplicates(ignore_index=True)
+        if labels:
+            self._need_labels()
+        keys, read = ["cell_id", "gene"], self.fovs(split) if fovs is None else fovs
+        patterns = list(self.patterns) if labels else []
+        of_labels = self.folder / "labels.parquet"
+        if self.has_labels and labelled:
+            found: pd.DataFrame = read_table(of_labels, read, keys + patterns).to_pandas()
+            return found.drop_duplicates(keys, ignore_index=True)
+        found = read_table(self.folder / "molecules.parquet", read, keys).to_pandas()
+        found = found.drop_duplicates(ignore_index=True)
+        if labels:
+            import numpy as np
+
+            from gpattern_bench.tables.predictions import pair_positions
+
+            known = read_table(of_labels, read, keys + patterns)
+            at = pair_positions(known, found)
+            for name in patterns:
+                values = np.full(len(found), np.nan, np.float32)
+                values[at] = known[name].to_numpy(zero_copy_only=False)
+                found[name] = values
+        return found
 
     def iter_cells(self, split: str | None = None, *, keep: Collection[str] | None = None) -> Cells:
         """Stream the cells of a split, with one row group of molecules in memory.
@@ -245,7 +298,11 @@ class Dataset:
         )
 
     def torch(self, split: str | None = None) -> TorchCells:
-        """Return the cells of a split as a ``torch.utils.data.Dataset``."""
+        """Return the cells of a split as a ``torch.utils.data.Dataset``.
+
+        See :class:`gpattern_bench.data.torch.TorchCells`: items, batches, and the way back from
+        scores to a prediction table.
+        """
         from gpattern_bench.data.torch import TorchCells
 
         return TorchCells(self.iter_cells(split))

@@ -18,7 +18,9 @@ from scipy.stats import norm
 
 from gpattern_bench.base.files import plain, write_text
 from gpattern_bench.data.dataset import Dataset
+from gpattern_bench.errors import EvaluationError
 from gpattern_bench.evaluate.evaluator import Evaluator
+from gpattern_bench.evaluate.inputs import label_array, score_array
 from gpattern_bench.evaluate.metrics import score_pattern
 from gpattern_bench.tables.predictions import write_tables
 
@@ -69,13 +71,19 @@ def call_patterns(scores: pd.DataFrame, thresholds: Mapping[str, float | None]) 
     Parameters
     ----------
     scores : pandas.DataFrame
-        ``cell_id``, ``gene`` and one column of scores per pattern.
+        ``cell_id``, ``gene`` and one float32 or float64 column of scores per pattern.
     thresholds : mapping of str to float or None
+        Of each pattern to call.
 
     Returns
     -------
     pandas.DataFrame
         ``cell_id``, ``gene`` and one bool column per pattern.
+
+    Raises
+    ------
+    EvaluationError
+        A column is missing, has another type, or lacks scores (NaN is neither called nor not).
 
     Examples
     --------
@@ -83,9 +91,10 @@ def call_patterns(scores: pd.DataFrame, thresholds: Mapping[str, float | None]) 
     >>> call_patterns(scores, {"nuclear": 0.5})["nuclear"].tolist()
     [False, True]
     """
+    _need(scores, ["cell_id", "gene", *thresholds], "scores")
     calls = scores[["cell_id", "gene"]].reset_index(drop=True)
     for pattern, threshold in thresholds.items():
-        values = scores[pattern].to_numpy()
+        values = score_array(f"scores, column {pattern}", scores[pattern])
         calls[pattern] = np.zeros(len(values), bool)
         if threshold is not None and not isnan(threshold):
             calls[pattern] = values >= values.dtype.type(threshold)
@@ -107,17 +116,36 @@ def summarise_genes(batches: Iterable[pd.DataFrame]) -> pd.DataFrame:
     pandas.DataFrame
         One row per gene: ``gene``, ``cells`` and, per pattern, its share and ``<pattern>_low``,
         ``<pattern>_high``.
+
+    Raises
+    ------
+    EvaluationError
+        No batch, other columns than in the first, or values that are no calls.
     """
     counts = pd.DataFrame()
+    patterns: list[str] | None = None
     for calls in batches:
-        here = calls.drop(columns="cell_id").astype({"gene": str})
+        _need(calls, ["cell_id", "gene"], "calls")
+        found = [name for name in calls.columns if name not in ("cell_id", "gene")]
+        patterns = found if patterns is None else patterns
+        if sorted(found) != sorted(patterns):
+            raise EvaluationError(
+                f"calls: a batch has the patterns {', '.join(found)}, the first has "
+                f"{', '.join(patterns)}"
+            )
+        if calls["gene"].isna().any():
+            raise EvaluationError("calls: column gene is missing in some rows; name them all")
+        values = {name: label_array(f"calls, column {name}", calls[name]) for name in patterns}
+        here = pd.DataFrame({"gene": calls["gene"].astype(str).to_numpy()} | values)
         summed = here.assign(cells=1).groupby("gene").sum()
         counts = counts.add(summed, fill_value=0) if len(counts) else summed
+    if patterns is None:
+        raise EvaluationError("no calls: there is no batch to sum up")
     counts = counts.sort_index()
     n = counts["cells"].to_numpy(np.float64)
     table = pd.DataFrame({"gene": list(counts.index), "cells": n.astype(np.int64)})
     z = float(norm.ppf(0.975))
-    for pattern in counts.columns.drop("cells"):
+    for pattern in patterns:
         share = counts[pattern].to_numpy(np.float64) / n
         middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
         half = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
@@ -125,6 +153,15 @@ def summarise_genes(batches: Iterable[pd.DataFrame]) -> pd.DataFrame:
         table[f"{pattern}_low"] = np.clip(middle - half, 0, 1)
         table[f"{pattern}_high"] = np.clip(middle + half, 0, 1)
     return table
+
+
+def _need(table: pd.DataFrame, columns: list[str], what: str) -> None:
+    absent = [name for name in columns if list(table.columns).count(name) != 1]
+    if absent:
+        raise EvaluationError(
+            f"{what}: expected the columns {', '.join(columns)} once each; missing or repeated: "
+            f"{', '.join(absent)}"
+        )
 
 
 def write_calls(scores: Path, thresholds: Mapping[str, float | None], path: Path) -> list[Path]:

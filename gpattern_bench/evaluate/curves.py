@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
 from gpattern_bench.base.files import plain
-from gpattern_bench.evaluate.metrics import score_pattern
+from gpattern_bench.evaluate.metrics import score_pattern, validated
 
 __all__ = ["Bin", "Curves", "PatternCurves", "compute_curves", "pattern_curves"]
 
@@ -115,6 +115,7 @@ def pattern_curves(truth: NDArray[np.bool_], scores: NDArray[np.floating[Any]]) 
     >>> found["reliability"]
     [[0.3, 1.0, 1], [0.8, 0.0, 1], [0.9, 1.0, 1]]
     """
+    truth, scores = validated(truth, scores)
     order = np.argsort(-scores, kind="stable")
     last = np.flatnonzero(np.diff(scores[order], append=-1.0))  # row of each distinct score
     tp: _Ints = np.cumsum(truth[order], dtype=np.int64)[last]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import isnan
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -13,7 +13,6 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from gpattern_bench.base.html import html_table
 from gpattern_bench.data.dataset import Dataset, load_dataset
 from gpattern_bench.errors import EvaluationError
 from gpattern_bench.evaluate.bootstrap import (
@@ -24,19 +23,23 @@ from gpattern_bench.evaluate.bootstrap import (
     interval,
     is_biased,
 )
+from gpattern_bench.evaluate.inputs import label_columns, paired, type_name
 from gpattern_bench.evaluate.metrics import at_threshold, exact_mean, score_pattern
+from gpattern_bench.evaluate.result import Comparison, Result
 from gpattern_bench.evaluate.strata import stratify
 from gpattern_bench.predictions import expected_origin
 from gpattern_bench.tables import schema
+from gpattern_bench.tables.model_output import read_checked, read_model_output
 from gpattern_bench.tables.predictions import (
     FLOATS,
     Checked,
     as_table,
     check_predictions,
-    read_checked,
+    is_table,
+    only_pairs,
 )
 
-__all__ = ["Evaluator", "Predictions", "Result"]
+__all__ = ["Comparison", "Evaluator", "Predictions", "Result"]
 
 Predictions: TypeAlias = str | Path | pd.DataFrame | pa.Table | Checked | Mapping[str, Any]
 """A prediction file, a table of scores, what `Evaluator.check` returned of one, or ``{"y_true":
@@ -44,60 +47,6 @@ Predictions: TypeAlias = str | Path | pd.DataFrame | pa.Table | Checked | Mappin
 
 _MACRO = {"auc_macro": "auc", "acc_macro": "acc", "f1_macro": "f1", "ap_macro": "ap"}
 _MACRO_VAL = {"f1_val_macro": "f1_val", "acc_val_macro": "acc_val"}
-_SHOWN = ("auc", "acc", "f1", "ap", "f1_val", "acc_val")
-
-
-class Result(dict[str, Any]):
-    """Result of an evaluation: a dict with extras.
-
-    Keys: ``auc_macro acc_macro f1_macro ap_macro accuracy_subset`` and, with val scores,
-    ``f1_val_macro acc_val_macro`` and ``f1_gap_macro`` (F1 at the thresholds chosen on the scored
-    labels minus F1 at those chosen on val); ``n`` pairs; ``per_pattern`` = pattern -> ``auc acc
-    f1 threshold precision recall ap floor prevalence n_positive n`` (and ``f1_val acc_val
-    threshold_val``); ``undefined`` = metric -> patterns with an undefined value, absent from
-    its macro average; ``warnings``. With known fields of view also ``ci`` = metric -> [low, high]
-    (95 %), of macro averages here and of patterns in ``per_pattern``, with ``n_clusters`` and
-    ``clusters`` = the drawn units. All are fractions; NaN = undefined.
-
-    Attributes
-    ----------
-    replicates : dict of str to numpy.ndarray
-        Macro metric -> (B,) bootstrap replicates; empty without intervals.
-    degrees_of_freedom : int
-        Of the intervals.
-    """
-
-    replicates: dict[str, NDArray[np.float64]]
-    degrees_of_freedom: int
-
-    @property
-    def per_pattern(self) -> dict[str, dict[str, Any]]:
-        """Pattern -> metric -> value."""
-        found: dict[str, dict[str, Any]] = self["per_pattern"]
-        return found
-
-    @property
-    def undefined(self) -> dict[str, list[str]]:
-        """Metric -> patterns with an undefined value."""
-        found: dict[str, list[str]] = self["undefined"]
-        return found
-
-    def _repr_html_(self) -> str:
-        """Render metrics per pattern, their means and intervals for notebooks."""
-        keys = [key for key in _SHOWN if f"{key}_macro" in self]
-        rows = [
-            [pattern, *(values[key] for key in keys)]
-            for pattern, values in self.per_pattern.items()
-        ]
-        rows.append(["macro", *(self[f"{key}_macro"] for key in keys)])
-        note = f"{self['n']:,} pairs; fractions"
-        if "ci" in self:
-            bounds = [self["ci"][f"{key}_macro"] for key in keys]
-            rows.append(["95 %", *(f"{low:.4f} to {high:.4f}" for low, high in bounds)])
-            note += f"; intervals over {self['n_clusters']} clusters ({self['clusters']})"
-        left_out = [f"{key}: {', '.join(names)}" for key, names in self.undefined.items()]
-        note += "".join(f"; undefined {text}" for text in left_out)
-        return html_table("Result", ["pattern", *keys], rows, note)
 
 
 class Evaluator:
@@ -110,7 +59,7 @@ class Evaluator:
     ----------
     dataset : str, pathlib.Path, Dataset, pandas.DataFrame or pyarrow.Table
         A dataset (name, folder or loaded), or a table of labels: ``cell_id``, ``gene`` and one
-        bool column per pattern.
+        column per pattern, of any type that holds 0 and 1 or false and true.
     split : str
         Split to score; ignored for a table of labels.
 
@@ -119,6 +68,8 @@ class Evaluator:
     TableError
         The dataset has no labels, or others than those curated (compared by value, once per
         process).
+    EvaluationError
+        A table of labels lacks columns, repeats pairs, or lacks labels of some.
 
     Examples
     --------
@@ -134,15 +85,31 @@ class Evaluator:
     ) -> None:
         self.split = split
         self.dataset: Dataset | None = None
-        if isinstance(dataset, pd.DataFrame | pa.Table):
-            frame = dataset if isinstance(dataset, pd.DataFrame) else dataset.to_pandas()
-            self.patterns = _check_labels(frame)
-            self.labels = frame
+        self._others: dict[str, str] = {}  # columns of a table of labels that are no patterns
+        if is_table(dataset):
+            self.labels, self.patterns, self._others = label_columns(dataset)
+            repeated = int(self.labels.duplicated(["cell_id", "gene"]).sum())
+            if repeated:
+                raise EvaluationError(
+                    f"the table of labels has {repeated} rows that repeat a pair; keep one row per "
+                    "pair"
+                )
+        elif not isinstance(dataset, str | Path | Dataset):
+            raise EvaluationError(
+                "expected a dataset (name, folder or loaded), or a table of labels, got "
+                f"{type_name(dataset)}"
+            )
         else:
             self.dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
             self.dataset.check_labels()
             self.patterns = self.dataset.patterns
             self.labels = self.dataset.labels(split)
+
+    def __repr__(self) -> str:
+        of = "a table of labels"
+        if self.dataset is not None:
+            of = f"{self.dataset.id}, split {self.split}"
+        return f"<Evaluator of {of}: {len(self.labels):,} pairs, {len(self.patterns)} patterns>"
 
     @property
     def expected_input_format(self) -> str:
@@ -156,7 +123,8 @@ class Evaluator:
             f"and one row for each of the {len(self.labels):,} pairs, in any order. Scores are "
             "finite and in [0, 1]; tables in memory\nmay also hold them as float64.\n"
             f'Or {{"y_true": (N, {len(self.patterns)}) array of 0/1, "y_pred": array of scores of '
-            "the same shape}, columns in this order."
+            "the same shape}, columns in this order,\nor both as tables: columns by name, and of "
+            "pandas rows by index."
         )
 
     @property
@@ -202,7 +170,8 @@ class Evaluator:
         PredictionError
             With every problem of a prediction file or table.
         EvaluationError
-            Arrays of wrong shape, or values other than labels and scores.
+            Arrays of wrong shape, names that cannot be aligned, or values other than labels and
+            scores.
         """
         truth, scores, warnings = self._aligned(predictions, self.split, self.labels)
         thresholds = self._thresholds(val)
@@ -211,45 +180,77 @@ class Evaluator:
         return self._result(truth, scores, thresholds, resamples, warnings)
 
     def compare(
-        self, a: Predictions, b: Predictions, *, replicates: int = REPLICATES, seed: int = 0
-    ) -> dict[str, dict[str, Any]]:
+        self,
+        a: Predictions,
+        b: Predictions,
+        val_a: Predictions | None = None,
+        val_b: Predictions | None = None,
+        *,
+        replicates: int = REPLICATES,
+        seed: int = 0,
+    ) -> Comparison:
         """Compare two methods on the same pairs by a paired bootstrap.
+
+        Parameters
+        ----------
+        a, b : path, DataFrame, Table or Checked
+            As in :meth:`eval`, but no arrays.
+        val_a, val_b : path, DataFrame, Table, Checked or dict, optional
+            Their predictions on the val split, for metrics at thresholds chosen there.
+        replicates, seed
+            As in :meth:`eval`.
 
         Returns
         -------
-        dict
-            Macro metric -> ``a``, ``b``, ``difference`` (a - b), ``ci`` = its 95 % interval, and
-            ``tied``: whether the interval includes 0.
+        Comparison
+            Macro metrics, and each pattern's.
 
         Raises
         ------
         EvaluationError
-            The labels have no fields of view to resample.
+            The labels have no fields of view to resample, or val scores of one method only.
         """
-        if "fov" not in self.labels:
+        if "fov" not in self.labels or isinstance(a, Mapping) or isinstance(b, Mapping):
             raise EvaluationError(
                 "comparing needs the pairs' fields of view: give a dataset, or a table of labels "
-                "with a column fov"
+                "with a column fov, and scores as files or tables"
             )
-        one, other = (self.eval(x, replicates=replicates, seed=seed) for x in (a, b))
-        found = {}
-        for metric, values in one.replicates.items():
-            difference = one[metric] - other[metric]
-            ci = interval(
-                difference,
-                values - other.replicates[metric],
-                one.degrees_of_freedom,
-                (-1.0, 1.0),
-                biased=is_biased(metric),
-            )
-            found[metric] = {
-                "a": one[metric],
-                "b": other[metric],
-                "difference": difference,
+        if (val_a is None) != (val_b is None):
+            raise EvaluationError("comparing at val thresholds needs val scores of both methods")
+        one, other = (
+            self.eval(x, val, replicates=replicates, seed=seed)
+            for x, val in ((a, val_a), (b, val_b))
+        )
+
+        def compared(metric: str, x: float, y: float, drawn: NDArray[np.float64]) -> dict[str, Any]:
+            widest = 2.0 if metric.startswith("f1_gap") else 1.0
+            freedom, biased = one.degrees_of_freedom, is_biased(metric)
+            ci = interval(x - y, drawn, freedom, (-widest, widest), biased=biased)
+            return {
+                "a": x,
+                "b": y,
+                "difference": x - y,
                 "ci": ci,
                 "tied": includes_zero(ci),
                 "n_clusters": one["n_clusters"],
             }
+
+        found = Comparison()
+        for metric, drawn in one.replicates.items():
+            other_drawn = other.replicates[metric]
+            found[metric] = compared(metric, one[metric], other[metric], drawn - other_drawn)
+        found.per_pattern = {
+            pattern: {
+                metric: compared(
+                    metric,
+                    one.per_pattern[pattern][metric],
+                    other.per_pattern[pattern][metric],
+                    drawn[:, k] - other.pattern_replicates[metric][:, k],
+                )
+                for metric, drawn in one.pattern_replicates.items()
+            }
+            for k, pattern in enumerate(self.patterns)
+        }
         return found
 
     def strata(
@@ -355,7 +356,7 @@ class Evaluator:
             if (names := [p for p, values in per_pattern.items() if isnan(values[metric])])
         }
         result["warnings"] = warnings
-        result.replicates, result.degrees_of_freedom = {}, 0
+        result.replicates, result.pattern_replicates, result.degrees_of_freedom = {}, {}, 0
         if resamples is not None:
             self._add_intervals(
                 result, macro, bootstrap(truth, scores, resamples, thresholds), resamples
@@ -370,11 +371,13 @@ class Evaluator:
         resamples: Resamples,
     ) -> None:
         freedom = resamples.degrees_of_freedom
+        result.pattern_replicates = {
+            metric: found for metric, found in drawn.items() if metric != "accuracy_subset"
+        }
         for k, values in enumerate(result.per_pattern.values()):
             values["ci"] = {
                 metric: interval(values[metric], found[:, k], freedom, biased=is_biased(metric))
-                for metric, found in drawn.items()
-                if metric != "accuracy_subset"
+                for metric, found in result.pattern_replicates.items()
             }
         for key, metric in macro.items():
             # The same patterns as in the estimate's mean.
@@ -413,7 +416,8 @@ class Evaluator:
     def _check(self, predictions: Any, split: str, labels: pd.DataFrame) -> Checked:
         if isinstance(predictions, str | Path):
             expected = None if self.dataset is None else expected_origin(self.dataset, split)
-            return read_checked(predictions, labels, self.patterns, expected)
+            found = read_checked(predictions, labels, self.patterns, expected)
+            return replace(found, warnings=found.warnings + self._seen_labels(predictions, split))
         if isinstance(predictions, Checked):
             keys = ["cell_id", "gene"]
             if predictions.pairs is not labels and not predictions.pairs[keys].equals(labels[keys]):
@@ -422,12 +426,30 @@ class Evaluator:
                     f"{split}: check it with an Evaluator of this dataset and split"
                 )
             return predictions
-        if not isinstance(predictions, pd.DataFrame | pa.Table):
+        if not is_table(predictions):
             raise EvaluationError(
                 "expected the path of a prediction file, a pandas.DataFrame, a pyarrow.Table or a "
-                f"dict of y_true and y_pred, got {type(predictions).__name__}"
+                f"dict of y_true and y_pred, got {type_name(predictions)}"
             )
-        return check_predictions(as_table(predictions), labels, self.patterns, dtypes=FLOATS)
+        table = as_table(predictions)
+        if read_model_output(table.schema.metadata) is not None:
+            table = only_pairs(table, labels)
+        for name in sorted(self._others.keys() & set(table.column_names)):
+            raise EvaluationError(
+                f"the table of labels: {self._others[name]}; labels are 0 and 1, or false and "
+                "true: convert it there, or leave it out of the scores"
+            )
+        return check_predictions(table, labels, self.patterns, dtypes=FLOATS)
+
+    def _seen_labels(self, path: str | Path, split: str) -> list[str]:
+        """Warn if a model, whose fit no protocol checked, was fitted on the labels to score."""
+        output = read_model_output(path)
+        if output is None or self.dataset is None:
+            return []
+        fitted = self.dataset.id in (output.model.fitted_on or ())
+        if not fitted or (split != "train" and "train" in self.dataset.splits):
+            return []
+        return [f"the model was fitted on the labels of {self.dataset.id} that are scored here"]
 
     def _aligned(
         self, predictions: Predictions, split: str, labels: pd.DataFrame | None
@@ -453,24 +475,7 @@ class Evaluator:
             raise EvaluationError(
                 f"expected the keys y_true and y_pred, got {', '.join(map(str, arrays)) or 'none'}"
             )
-        try:
-            truth, scores = np.asarray(arrays["y_true"]), np.asarray(arrays["y_pred"])
-        except ValueError as error:
-            raise EvaluationError(f"y_true and y_pred must be (N, C) arrays: {error}") from error
-        if truth.ndim != 2 or truth.shape != scores.shape or truth.shape[1] != len(self.patterns):
-            raise EvaluationError(
-                f"y_true and y_pred: expected the shape (N, {len(self.patterns)}), columns "
-                f"{', '.join(self.patterns)}; got {truth.shape} and {scores.shape}"
-            )
-        if truth.dtype.kind not in "biuf" or not (
-            truth.dtype == np.bool_ or ((truth == 0) | (truth == 1)).all()
-        ):
-            raise EvaluationError("y_true: expected 0 or 1 everywhere (NaN is not a label)")
-        if scores.dtype not in (np.float32, np.float64):
-            raise EvaluationError(
-                f"y_pred: expected float32 or float64 scores, got {scores.dtype}; cast them"
-            )
-        return truth.astype(bool, copy=False), scores
+        return paired(arrays["y_true"], arrays["y_pred"], self.patterns)
 
 
 def _resamples(labels: pd.DataFrame | None, seed: int, replicates: int) -> Resamples | None:
@@ -478,20 +483,3 @@ def _resamples(labels: pd.DataFrame | None, seed: int, replicates: int) -> Resam
     if labels is None or not replicates or "fov" not in labels:
         return None
     return Resamples.draw(labels, seed=seed, replicates=replicates)
-
-
-def _check_labels(frame: pd.DataFrame) -> tuple[str, ...]:
-    """Check a table of labels and return its patterns, the bool columns."""
-    patterns = tuple(str(name) for name in frame.columns if frame[name].dtype == bool)
-    missing = [name for name in ("cell_id", "gene") if name not in frame.columns]
-    if missing or not patterns:
-        raise EvaluationError(
-            "a table of labels needs the columns cell_id, gene and one bool column per pattern; "
-            f"got {', '.join(f'{n} ({t})' for n, t in frame.dtypes.items())}"
-        )
-    repeated = int(frame.duplicated(["cell_id", "gene"]).sum())
-    if repeated:
-        raise EvaluationError(
-            f"the table of labels has {repeated} rows that repeat a pair; keep one row per pair"
-        )
-    return patterns

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gpattern_bench.errors import EvaluationError
+from gpattern_bench.evaluate.inputs import as_labels, paired_vectors
 
-__all__ = ["PatternScore", "at_threshold", "exact_mean", "score_pattern"]
+__all__ = ["PatternScore", "at_threshold", "exact_mean", "score_pattern", "validated"]
 
 _Bools = NDArray[np.bool_]
 _Floats = NDArray[np.floating[Any]]
@@ -66,12 +67,14 @@ def score_pattern(y_true: ArrayLike, y_score: ArrayLike) -> PatternScore:
     y_true : array_like of bool, shape (N,)
         Whether the pair has the pattern; 0 and 1 also pass.
     y_score : array_like of float32 or float64, shape (N,)
-        Scores, finite and in [0, 1]; compared in their own precision.
+        Scores, finite and in [0, 1]; compared in their own precision. Two pandas.Series are
+        aligned by their index.
 
     Raises
     ------
     EvaluationError
-        Other shapes, types or values; scores are never clipped.
+        Other shapes, types or values, masked values, or an index that cannot be aligned; scores
+        are never clipped.
 
     Examples
     --------
@@ -81,7 +84,7 @@ def score_pattern(y_true: ArrayLike, y_score: ArrayLike) -> PatternScore:
     """
     from gpattern_bench.evaluate.threshold_sweep import sorted_keys, sweep  # imports numba
 
-    true, values = _validated(y_true, y_score)
+    true, values = validated(y_true, y_score)
     N, P = len(true), int(np.count_nonzero(true))
     keys, wrong, row = sorted_keys(true, values)
     if wrong:
@@ -119,7 +122,7 @@ def at_threshold(y_true: ArrayLike, y_score: ArrayLike, threshold: float) -> tup
     >>> at_threshold([True, False, True, False], [0.9, 0.8, 0.7, 0.1], 0.5)
     (0.8, 0.75)
     """
-    true, values = _validated(y_true, y_score)
+    true, values = validated(y_true, y_score)
     good = (values >= 0) & (values <= 1)
     if not good.all():
         _refuse(values, int(np.argmin(good)), int(np.count_nonzero(~good)))
@@ -143,8 +146,11 @@ def exact_mean(values: Iterable[float]) -> float:
     return fsum(defined) / len(defined) if defined else nan
 
 
-def _validated(y_true: ArrayLike, y_score: ArrayLike) -> tuple[_Bools, _Floats]:
-    true, values = np.asarray(y_true), np.asarray(y_score)
+def validated(y_true: ArrayLike, y_score: ArrayLike) -> tuple[_Bools, _Floats]:
+    """Give labels and scores (N,) as arrays, checked but for the values of the scores."""
+    true, values = paired_vectors(y_true, y_score)
+    if true.dtype == np.object_ and (labels := as_labels(true)) is not None:
+        true = labels
     if true.ndim != 1 or true.shape != values.shape:
         raise EvaluationError(
             f"y_true and y_score: expected one shape (N,), got {true.shape} and {values.shape}. "

@@ -57,7 +57,13 @@ def stratify(
             str(low) if low == high else f"{low}-{high}"
             for low, high in zip(_LOWEST, highest, strict=False)
         ]
-        end = np.searchsorted(np.array(_LOWEST), labels["n_molecules"].to_numpy(), side="right")
+        molecules = labels["n_molecules"].to_numpy(np.float64, na_value=np.nan)
+        if not (molecules >= _LOWEST[0]).all():  # NaN is not
+            raise EvaluationError(
+                f"the labels have n_molecules below {_LOWEST[0]}, or none, in "
+                f"{np.count_nonzero(~(molecules >= _LOWEST[0])):,} rows; a pair has 1 or more"
+            )
+        end = np.searchsorted(np.array(_LOWEST), molecules, side="right")
         return np.asarray(end - 1, dtype=np.int64), [*names, f"{_LOWEST[-1]}+"]
     if by == "gene_seen" and dataset is not None and "train" in dataset.splits:
         seen = set(dataset.labels("train")["gene"].astype(str))

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy import sparse
 
@@ -18,7 +17,6 @@ from gpattern_bench.data.cells import read_cells
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import MissingExtraError
 from gpattern_bench.predictions import check_file
-from gpattern_bench.runs.saved_model import is_model_output
 from gpattern_bench.tables.parquet import codes_into, read_fovs
 from gpattern_bench.tables.predictions import (
     FLOATS,
@@ -60,8 +58,8 @@ def to_anndata(
     ----------
     dataset : Dataset
     scores : str, pathlib.Path, pandas.DataFrame or pyarrow.Table, optional
-        A prediction file of this dataset; or a table with ``cell_id``, ``gene`` and one column per
-        pattern, of any pairs of it.
+        A prediction file of this dataset, or a file of ``gpattern-bench predict``; or a table with
+        ``cell_id``, ``gene`` and one column per pattern, of any pairs of it.
 
     Returns
     -------
@@ -230,17 +228,16 @@ def _scored(
     dataset: Dataset, scores: str | Path | pd.DataFrame | pa.Table
 ) -> tuple[pd.DataFrame, str, str, dict[str, NDArray[Any]]]:
     """Arguments of :meth:`_Pairs.layers` for checked scores."""
-    if isinstance(scores, str | Path) and not is_model_output(Path(scores)):
+    if isinstance(scores, str | Path):
         checked = check_file(scores, dataset)
     else:  # any pairs may be scored
-        stored = isinstance(scores, str | Path)
-        subject = str(scores) if stored else f"scores for {dataset.id}"
-        table = pq.read_table(scores) if stored else as_table(scores)
+        table = as_table(scores)
         pairs = dataset.pairs(labelled=False)
         names = table.column_names
         if names.count("cell_id") == names.count("gene") == 1:
             at = pair_positions(table, pairs)
             pairs = pairs.iloc[np.unique(at[at >= 0])]
+        subject = f"scores for {dataset.id}"
         checked = check_predictions(table, pairs, dataset.patterns, subject=subject, dtypes=FLOATS)
     columns = dict(zip(dataset.patterns, checked.require().T, strict=True))
     return checked.pairs, "scored", "score", columns

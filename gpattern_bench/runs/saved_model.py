@@ -4,54 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from gpattern_bench.base.files import write_text
-from gpattern_bench.base.version import __version__
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import GPatternBenchError, MethodError
 from gpattern_bench.methods import get_method
 from gpattern_bench.methods.base import Method
 from gpattern_bench.methods.predict import predict_pieces
 from gpattern_bench.tables import schema
-from gpattern_bench.tables.predictions import TrainedOn, write_tables
+from gpattern_bench.tables.model_output import Model, ModelOutput
+from gpattern_bench.tables.predictions import write_tables
 
-__all__ = ["Model", "is_model_output", "load_model", "predict_tables", "save_model"]
+__all__ = ["Model", "find_model", "load_model", "predict_tables", "save_model"]
 
 _MODEL = "model.json"
-_NOTE = "gpattern_bench_model"
-
-
-@dataclass(frozen=True)
-class Model:
-    """Metadata of a model folder.
-
-    Attributes
-    ----------
-    method : str
-    patterns : list of str
-        Columns of its scores.
-    fitted_on : tuple of str or None
-        Datasets whose labels it was fitted on, ``name@version``, sorted; None if on none.
-    thresholds : dict of str to float or None
-        Chosen on the val split of the dataset that it was run on; None without a val split, and
-        for a pattern without positives there.
-    seed : int
-    package_version : str
-    """
-
-    method: str
-    patterns: list[str]
-    fitted_on: TrainedOn
-    thresholds: dict[str, float | None] | None
-    seed: int
-    package_version: str = __version__
+_MOST_NAMED = 10
 
 
 def save_model(method: Method, model: Model, folder: Path) -> Path:
@@ -63,14 +36,38 @@ def save_model(method: Method, model: Model, folder: Path) -> Path:
     return folder
 
 
-def load_model(folder: Path) -> tuple[Method, Model]:
-    """Read a model folder.
+def find_model(folder: str | Path) -> Path:
+    """Find the model folder: this one, or the only one that a run wrote in it.
 
     Raises
     ------
     MethodError
-        The folder holds no model, or a damaged one.
+        There are several; the text lists them.
     """
+    folder = Path(folder)
+    if (folder / _MODEL).is_file():
+        return folder
+    # A run writes OUT/DATASET/model-...; OUT of several methods has one more level.
+    depths = ("", "*/", "*/*/")
+    found = sorted(path.parent for up in depths for path in folder.glob(f"{up}model-*/{_MODEL}"))
+    if len(found) > 1:
+        more = f" and {len(found) - _MOST_NAMED:,} more" if len(found) > _MOST_NAMED else ""
+        raise MethodError(
+            f"{folder} holds {len(found):,} models: {', '.join(map(str, found[:_MOST_NAMED]))}"
+            f"{more}; name one of these folders"
+        )
+    return found[0] if found else folder
+
+
+def load_model(folder: str | Path) -> tuple[Method, Model]:
+    """Read a model folder, or the only one inside a folder (:func:`find_model`).
+
+    Raises
+    ------
+    MethodError
+        The folder holds no model, several, or a damaged one.
+    """
+    folder = find_model(folder)
     try:
         text = (folder / _MODEL).read_text(encoding="utf-8")
         model = TypeAdapter(Model).validate_json(text)
@@ -86,8 +83,10 @@ def load_model(folder: Path) -> tuple[Method, Model]:
     return method, model
 
 
-def predict_tables(method: Method, model: Model, dataset: Dataset, path: Path) -> Path:
+def predict_tables(method: Method, model: Model, dataset: Dataset, path: str | Path) -> Path:
     """Score every pair of a dataset, labelled or not, into a file like a prediction file.
+
+    `Evaluator`, `check_file` and the commands take it as a prediction file of any split.
 
     Memory does not grow with the number of cells, if that of the method does not.
 
@@ -107,8 +106,7 @@ def predict_tables(method: Method, model: Model, dataset: Dataset, path: Path) -
         pa.Table.from_pandas(scores[wanted.names], schema=wanted, preserve_index=False)
         for scores in _sound(predict_pieces(method, dataset.iter_cells()), model)
     )
-    note = json.dumps({"dataset": dataset.id, "model": asdict(model)})
-    return write_tables(pieces, path, {_NOTE: note})
+    return write_tables(pieces, Path(path), ModelOutput(dataset.id, model).to_metadata())
 
 
 def _sound(pieces: Iterator[pd.DataFrame], model: Model) -> Iterator[pd.DataFrame]:
@@ -133,12 +131,3 @@ def _sound(pieces: Iterator[pd.DataFrame], model: Model) -> Iterator[pd.DataFram
         if not ((values >= 0) & (values <= 1)).all():  # NaN is neither
             raise damaged(f"but from {values.min():g} to {values.max():g}")
         yield scores
-
-
-def is_model_output(path: Path) -> bool:
-    """Test whether :func:`predict_tables` wrote the file."""
-    try:
-        metadata = pq.read_schema(path).metadata
-    except (OSError, pa.ArrowException):
-        return False
-    return metadata is not None and _NOTE.encode() in metadata

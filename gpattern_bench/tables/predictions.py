@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -27,6 +27,7 @@ from gpattern_bench.tables.parquet import NOT_UTF8, codes_into, oversized, witho
 
 __all__ = [
     "FLOATS",
+    "ORIGIN_KEY",
     "Checked",
     "Origin",
     "Protocol",
@@ -34,16 +35,21 @@ __all__ = [
     "as_table",
     "check_predictions",
     "counted",
+    "is_table",
     "name_clash",
+    "only_pairs",
     "pair_positions",
-    "read_checked",
     "read_origin",
     "read_predictions",
     "training_problems",
     "write_tables",
 ]
 
-_KEY = b"gpattern_bench"
+ORIGIN_KEY = b"gpattern_bench"
+"""Key of a prediction file's metadata."""
+CALLS_START = b'{"thresholds":'
+"""How the value of that key begins in a file of calls."""
+
 _EXAMPLES = 5
 _ROWS = 1 << 20  # per row group, the default of pyarrow
 _METHOD = r"\w[\w.-]*"
@@ -105,7 +111,7 @@ class Origin:
 
     def to_metadata(self) -> dict[bytes, str]:
         """Return the metadata of a prediction file."""
-        return {_KEY: json.dumps(asdict(self))}
+        return {ORIGIN_KEY: json.dumps(asdict(self))}
 
     def stem(self, what: str | None = None) -> str:
         """Return the file name without suffix, or that of a sibling (``val``, ``run``).
@@ -133,7 +139,7 @@ def _training_mark(ids: Sequence[str]) -> list[str]:
     return ["-and-".join(names)] if names else []
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Checked:
     """Scores checked against the pairs to score, and aligned with them.
 
@@ -155,6 +161,10 @@ class Checked:
     warnings: list[str] = field(default_factory=list)
     scores: NDArray[np.floating[Any]] | None = None
 
+    def __repr__(self) -> str:
+        found = _count(self.problems, "problem", "problems") if self.problems else "fine"
+        return f"<Checked {self.subject}: {len(self.pairs):,} pairs, {found}>"
+
     def require(self) -> NDArray[np.floating[Any]]:
         """Return the scores.
 
@@ -169,7 +179,9 @@ class Checked:
 
 
 def write_tables(
-    pieces: Iterable[pa.Table], path: Path, metadata: Mapping[str, str] | None = None
+    pieces: Iterable[pa.Table],
+    path: Path,
+    metadata: Mapping[str, str] | Mapping[bytes, str] | None = None,
 ) -> Path:
     """Concatenate one or more tables of one schema into a file, whole or not at all.
 
@@ -199,16 +211,23 @@ def _row_groups(pieces: Iterable[pa.Table]) -> Iterator[pa.Table]:
     yield pa.concat_tables(held).combine_chunks()
 
 
-def as_table(predictions: pd.DataFrame | pa.Table) -> pa.Table:
-    """Convert a table in memory to Arrow, repeated columns included.
+def is_table(value: Any) -> bool:
+    """Test whether it is a table in memory: of pandas, Arrow, or a library that exports Arrow."""
+    return isinstance(value, pd.DataFrame) or (
+        hasattr(value, "columns") and hasattr(value, "__arrow_c_stream__")
+    )
+
+
+def as_table(predictions: Any) -> pa.Table:
+    """Convert a table in memory (:func:`is_table`) to Arrow, repeated columns included.
 
     Raises
     ------
     PredictionError
         Arrow cannot hold a column; the message names it.
     """
-    if isinstance(predictions, pa.Table):
-        return predictions
+    if not isinstance(predictions, pd.DataFrame):
+        return _without_views(pa.table(predictions))
     columns = []
     for i, name in enumerate(predictions.columns):
         try:
@@ -219,7 +238,22 @@ def as_table(predictions: pd.DataFrame | pa.Table) -> pa.Table:
                 "one type"
             )
             raise PredictionError("predictions", [problem]) from error
-    return pa.Table.from_arrays(columns, names=[str(name) for name in predictions.columns])
+    names = [str(name) for name in predictions.columns]
+    return _without_views(pa.Table.from_arrays(columns, names=names))
+
+
+def _without_views(table: pa.Table) -> pa.Table:
+    """Give text in Arrow's view types, which newer libraries write, the types of all others."""
+    wanted = _plain_text(table.schema)
+    return table if wanted is table.schema else table.cast(wanted)
+
+
+def _plain_text(found: pa.Schema) -> pa.Schema:
+    plain = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+    if not set(found.types) & set(plain):
+        return found
+    fields = [field.with_type(plain.get(field.type, field.type)) for field in found]
+    return pa.schema(fields, found.metadata)
 
 
 def read_origin(path: str | Path) -> Origin | None:
@@ -294,6 +328,10 @@ def read_predictions(
         metadata = pq.read_metadata(path)
         if flaw := oversized(metadata, rows, _MOST_COLUMNS):
             raise refused(flaw)
+        if (metadata.metadata or {}).get(ORIGIN_KEY, b"").startswith(CALLS_START):
+            raise refused(
+                "it holds calls (true or false): give the file of scores they were made of"
+            )
         stored = metadata.schema.to_arrow_schema()
         wanted = [field.with_type(without_views(field.type)) for field in stored]
         table = _read_columns(path, pa.schema(wanted, stored.metadata), refused)
@@ -309,6 +347,7 @@ def _read_columns(
     path: Path, wanted: pa.Schema, refused: Callable[[str], PredictionError]
 ) -> pa.Table:
     """Read all columns; text comes as a dictionary first, for one long value may be in all rows."""
+    wanted = _plain_text(wanted)
     text = [name for name, kind in zip(wanted.names, wanted.types, strict=True) if _is_bytes(kind)]
     with pq.ParquetFile(path, read_dictionary=text, page_checksum_verification=True) as opened:
         table = opened.read()
@@ -331,7 +370,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
 def _origin(metadata: Mapping[bytes, bytes] | None) -> tuple[Origin | None, list[str]]:
     remedy = "nothing else names the scored pairs; write the file with write_predictions"
     try:
-        return TypeAdapter(Origin).validate_json((metadata or {})[_KEY], strict=True), []
+        return TypeAdapter(Origin).validate_json((metadata or {})[ORIGIN_KEY], strict=True), []
     except KeyError:
         what = "no metadata `gpattern_bench` (dataset, version, split, method, seed)"
     except ValidationError as error:
@@ -380,7 +419,7 @@ def check_predictions(
         )
     if extra:
         many = _count(extra, "column", "columns")
-        problems.append(f"{many} too many: {', '.join(extra)}; remove them")
+        problems.append(f"{many} too many: {', '.join(extra)}; remove what is no pattern")
     if repeated:
         problems.append(f"columns that occur more than once: {', '.join(repeated)}; keep one each")
     usable = [name for name in names if name not in absent and name not in repeated]
@@ -424,25 +463,6 @@ def check_predictions(
     return Checked(subject, pairs, problems, warnings, aligned)
 
 
-def read_checked(
-    path: str | Path,
-    pairs: pd.DataFrame,
-    patterns: Sequence[str],
-    expected: Mapping[str, str] | None = None,
-) -> Checked:
-    """Read a prediction file; check its table and metadata.
-
-    Parameters are those of :func:`check_predictions`, errors those of :func:`read_predictions`.
-    """
-    table, origin, problems = read_predictions(path, pairs=len(pairs))
-    found = check_predictions(
-        table, pairs, patterns, subject=str(path), origin=origin, expected=expected
-    )
-    if problems:
-        return replace(found, problems=problems + found.problems, scores=None)
-    return found
-
-
 def pair_positions(table: pa.Table, pairs: pd.DataFrame) -> NDArray[np.int64]:
     """Find the row in `pairs` (no repeats) of every row of `table`; -1: not there."""
     cell_of, cells = pd.factorize(pairs["cell_id"])
@@ -452,6 +472,14 @@ def pair_positions(table: pa.Table, pairs: pd.DataFrame) -> NDArray[np.int64]:
     gene = codes_into(pd.Index(genes.astype(object)), table["gene"])
     keys = np.where((cell < 0) | (gene < 0), -1, cell * len(genes) + gene)
     return np.asarray(pd.Index(known).get_indexer(keys), dtype=np.int64)
+
+
+def only_pairs(table: pa.Table, pairs: pd.DataFrame) -> pa.Table:
+    """Keep the rows of some pairs, if the table names pairs at all."""
+    for name in ("cell_id", "gene"):
+        if table.column_names.count(name) != 1 or not _is_text(table[name].type):
+            return table
+    return table.filter(pa.array(pair_positions(table, pairs) >= 0))
 
 
 def counted(scores: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
@@ -469,6 +497,11 @@ def counted(scores: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     pandas.DataFrame
         In the order of `pairs`, indexed by their row numbers, without unscored pairs.
 
+    Raises
+    ------
+    PredictionError
+        `scores` has a pair more than once.
+
     Examples
     --------
     >>> scores = pd.DataFrame({"cell_id": ["1", "1", "2"], "gene": ["A", "B", "A"], "p": [1, 2, 3]})
@@ -480,6 +513,11 @@ def counted(scores: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     position = pair_positions(table, pairs)
     kept, position = scores[position >= 0], position[position >= 0]
     order = np.argsort(position, kind="stable")
+    repeats = kept.iloc[order[1:][np.diff(position[order]) == 0]]
+    if len(repeats):
+        examples = _examples(repeats[:_EXAMPLES][["cell_id", "gene"]], len(repeats))
+        problem = f"rows of pairs given more than once: {examples}; keep one row per pair"
+        raise PredictionError("scores", [problem])
     return kept.iloc[order].set_index(position[order])
 
 
@@ -540,7 +578,7 @@ def _pair_problems(ids: pa.Table, position: NDArray[np.int64], pairs: pd.DataFra
         )
     twice = np.flatnonzero(_repeats(position)) if (seen > 1).any() else np.empty(0, np.int64)
     for rows, what, remedy in (
-        (np.flatnonzero(position < 0), "not of this split", "remove these rows"),
+        (np.flatnonzero(position < 0), "not of this split", "keep those of dataset.pairs(split)"),
         (twice, "given more than once", "keep one row per pair"),
     ):
         if len(rows):

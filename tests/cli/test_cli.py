@@ -615,13 +615,22 @@ class TestCompare:
     def test_shows_differences_with_intervals(self, cli, good, predictions):
         found = cli("compare", good, predictions / "test.parquet")
         assert found.code == 0
-        assert found.out.count("tied") == 5
+        assert found.out.count("tied") == 5 + 4 * 6  # macro metrics, and six of each pattern
         assert "paired bootstrap over 10 clusters" in found.out
 
     def test_json(self, cli, good, predictions):
         found = strict(cli("compare", good, predictions / "test.parquet", "--json").out)
         assert found["auc_macro"]["difference"] == 0
         assert found["auc_macro"]["tied"] is True
+        assert list(found["per_pattern"]) == list(PATTERNS)
+
+    def test_at_val_thresholds(self, cli, good, predictions):
+        val = predictions / "val.parquet"
+        found = cli("compare", good, predictions / "test.parquet", "--val-a", val, "--val-b", val)
+        assert found.code == 0
+        assert found.out.count("f1_val") == 1 + 4
+        found = cli("compare", good, predictions / "test.parquet", "--val-a", val)
+        refused(found, "needs val scores of both methods")
 
     def test_another_split_is_2(self, cli, good, predictions):
         found = cli("compare", good, predictions / "val.parquet")
@@ -686,8 +695,9 @@ class TestPredict:
         text = json.loads((model / "model.json").read_text()) | {"thresholds": None}
         (model / "model.json").write_text(json.dumps(text))
         found = cli("predict", tables, "--model", model, "--out", tmp_path / "x.parquet", "--calls")
-        refused(found, "has no thresholds for calls")
-        assert not (tmp_path / "x.parquet").exists()
+        assert found.code == 2
+        assert "has no thresholds for calls" in found.err
+        assert len(pq.read_table(tmp_path / "x.parquet")) == Dataset(tables).counts["pairs"]
 
 
 # Datasets: cite, datasheet, export, simulate

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import shapely
-from samples import content_sha256
+from samples import content_sha256, dataset_of
 
 from gpattern_bench import list_datasets, load_dataset
 from gpattern_bench.base.files import file_sha256
@@ -26,12 +26,15 @@ from gpattern_bench.curate.simulate.wide import wide_pieces
 from gpattern_bench.curate.write import write_dataset
 from gpattern_bench.data.cells import Cell
 from gpattern_bench.data.dataset import Dataset
+from gpattern_bench.data.torch import collate
 from gpattern_bench.errors import (
     FetchError,
     GPatternBenchError,
     TableError,
     UnknownDatasetError,
 )
+from gpattern_bench.features import compute_features, write_features
+from gpattern_bench.predictions import counted
 from gpattern_bench.sources.recipe import Recipe
 from gpattern_bench.sources.registry import find_entry
 from gpattern_bench.tables import schema
@@ -441,11 +444,17 @@ class TestTorch:
 
     def test_types_and_shapes(self, small):
         item = small.torch("test")[0]
+        cell = next(iter(small.iter_cells("test")))
+        assert item.pop("cell_id") == cell.cell_id
         n, g = len(item["gene"]), len(item["genes"])
+        corners = [len(shape.exterior.coords) for shape in (cell.boundary, cell.nucleus)]
         assert {key: (str(value.dtype), tuple(value.shape)) for key, value in item.items()} == {
             "xy": ("torch.float32", (n, 2)),
             "gene": ("torch.int64", (n,)),
+            "pair": ("torch.int64", (n,)),
             "genes": ("torch.int64", (g,)),
+            "boundary": ("torch.float32", (corners[0], 2)),
+            "nucleus": ("torch.float32", (corners[1], 2)),
             "labels": ("torch.float32", (g, 4)),
             "labelled": ("torch.bool", (g,)),
         }
@@ -471,7 +480,123 @@ class TestTorch:
             small.torch("test")[index]
 
     def test_without_labels_items_have_none(self, unlabelled):
-        assert set(unlabelled.torch("test")[0]) == {"xy", "gene", "genes"}
+        item = unlabelled.torch("test")[0]
+        assert set(item) == {"cell_id", "xy", "gene", "pair", "genes", "boundary", "nucleus"}
+
+    def test_outlines_are_those_of_the_cell(self, small):
+        for item, cell in zip(small.torch("test"), small.iter_cells("test"), strict=False):
+            for name in ("boundary", "nucleus"):
+                expected = np.float32(getattr(cell, name).exterior.coords)
+                np.testing.assert_array_equal(item[name], expected)
+
+    @pytest.mark.parametrize("size", [1, 2, 100])
+    def test_a_batch_holds_its_cells(self, small, size):
+        import torch
+        from torch.utils.data import DataLoader
+
+        view = small.torch("train")
+        seen = []
+        for batch in DataLoader(view, batch_size=size, collate_fn=collate):
+            for k, name in enumerate(batch["cell_id"]):
+                item = view[len(seen)]
+                seen.append(name)
+                assert item["cell_id"] == name
+                for key, where in (
+                    *(("xy", "cell"), ("gene", "cell"), ("genes", "cell_of_pair")),
+                    *(("labels", "cell_of_pair"), ("labelled", "cell_of_pair")),
+                    *(("boundary", "cell_of_boundary"), ("nucleus", "cell_of_nucleus")),
+                ):
+                    assert torch.equal(batch[key][batch[where] == k], item[key])
+            # The pair of each molecule has its gene and its cell.
+            assert torch.equal(batch["genes"][batch["pair"]], batch["gene"])
+            assert torch.equal(batch["cell_of_pair"][batch["pair"]], batch["cell"])
+        assert seen == [cell.cell_id for cell in small.iter_cells("train")]
+
+    @pytest.mark.parametrize("kind", ["float32", "float64", "bfloat16"])
+    def test_scores_come_back_by_name(self, small, kind):
+        import torch
+        from torch.utils.data import DataLoader
+
+        view = small.torch("test")
+        # A score that says where it belongs: the gene's code and the pattern's.
+        wanted = torch.arange(4, dtype=getattr(torch, kind)) / 64
+        frames = []
+        for batch in DataLoader(view, batch_size=2, shuffle=True, collate_fn=collate):
+            scores = batch["genes"][:, None].to(wanted.dtype) / 16 + wanted
+            frames.append(view.table(batch, scores.requires_grad_()))
+        found = counted(pd.concat(frames), small.pairs("test"))
+        pd.testing.assert_frame_equal(
+            found[["cell_id", "gene"]], small.pairs("test").astype(str), check_names=False
+        )
+        code = [small.genes.index(gene) for gene in found["gene"]]
+        for k, pattern in enumerate(small.patterns):
+            assert found[pattern].dtype == ("float64" if kind == "float64" else "float32")
+            np.testing.assert_array_equal(found[pattern], np.array(code) / 16 + k / 64)
+        one = view.table(view[0], torch.zeros(len(view[0]["genes"]), 4))
+        assert set(one["cell_id"]) == {view[0]["cell_id"]}
+
+    def test_scores_of_another_shape_are_refused(self, small):
+        import torch
+
+        view = small.torch("test")
+        with pytest.raises(GPatternBenchError, match=r"shape \(\d+, 4\), a row per pair"):
+            view.table(collate([view[0], view[1]]), torch.zeros(3, 4))
+
+
+class TestPairsWithLabels:
+    def test_of_labelled_pairs(self, small):
+        found = small.pairs("val", labels=True)
+        labels = small.labels("val")
+        pd.testing.assert_frame_equal(found, labels[["cell_id", "gene", *small.patterns]])
+
+    def test_of_all_pairs_nan_is_not_labelled(self, tmp_path):
+        release = simulate(7, n_fovs=12, cells_per_fov=3, n_genes=10, mean_molecules=60)
+        some = Release(release.molecules, release.cells, release.labels[::3])
+        ds = dataset_of(tmp_path / "some", some)
+        found = ds.pairs("train", labelled=False, labels=True)
+        assert len(found) == len(ds.pairs("train", labelled=False)) > len(ds.labels("train"))
+        known = found.dropna().reset_index(drop=True)
+        assert (found[list(PATTERNS)].isna().sum(axis=1) % 4 == 0).all()
+        expected = ds.pairs("train", labels=True).astype(dict.fromkeys(PATTERNS, np.float32))
+        order = ["cell_id", "gene"]
+        for frame in (known, expected):
+            frame[order] = frame[order].astype(str)
+        pd.testing.assert_frame_equal(
+            known.sort_values(order, ignore_index=True),
+            expected.sort_values(order, ignore_index=True),
+        )
+
+    def test_merge_with_features_without_suffixes(self, small):
+        for method in ("bento", "locfish"):
+            features = compute_features(method, small, "val")
+            both = small.pairs("val", labels=True).merge(features)
+            assert len(both) == len(small.pairs("val"))
+            assert not [name for name in both.columns if name.endswith(("_x", "_y"))]
+            keys = ["cell_id", "gene"]
+            expected = small.labels("val").set_index(keys)["n_molecules"].to_dict()
+            assert both.set_index(keys)["n_molecules"].to_dict() == expected
+
+    def test_features_in_memory_are_those_of_the_file(self, small, tmp_path):
+        path = write_features("bento", small, str(tmp_path / "f.parquet"))
+        pd.testing.assert_frame_equal(pd.read_parquet(path), compute_features("bento", small))
+
+    def test_without_labels_they_are_refused(self, unlabelled):
+        with pytest.raises(TableError, match="no labels"):
+            unlabelled.pairs("test", labels=True)
+
+
+def test_each_prints_as_one_line(small, unlabelled):
+    cell = next(iter(small.iter_cells("test")))
+    n, g = len(cell.gene), len(cell.genes)
+    assert (
+        repr(cell)
+        == f"<Cell {cell.cell_id} of FOV {cell.fov}: {n} molecules, {g} genes, a nucleus>"
+    )
+    fovs = len(small.fovs("train"))
+    expected = f"<Cells of {fovs} FOVs: 10 genes, 4 patterns, with labels>"
+    assert repr(small.iter_cells("train")) == expected
+    assert "without labels" in repr(unlabelled.iter_cells("test"))
+    assert repr(small.torch("test")).startswith("<TorchCells: ")
 
 
 def first_fov(folder: Path, split: str) -> str:

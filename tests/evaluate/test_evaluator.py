@@ -145,6 +145,50 @@ class TestByHand:
             assert values["f1"] >= values["f1_val"]
 
 
+class TestShown:
+    def test_a_result_as_a_table(self, ds):
+        result = Evaluator(ds).eval(drawn(ds, "test"), drawn(ds, "val"))
+        frame = result.to_frame()
+        assert list(frame.index) == [*PATTERNS, "macro"]
+        metrics = [*PER_PATTERN, *PER_PATTERN_VAL]
+        assert sorted(frame.columns[: len(metrics)]) == sorted(metrics)
+        for pattern in PATTERNS:
+            for metric in metrics:
+                assert frame.loc[pattern, metric] == result.per_pattern[pattern][metric]
+            ends = result.per_pattern[pattern]["ci"]["recall"]
+            assert list(frame.loc[pattern, ["recall_low", "recall_high"]]) == ends
+        assert frame.loc["macro", "f1_val"] == result["f1_val_macro"]
+        assert list(frame.loc["macro", ["auc_low", "auc_high"]]) == result["ci"]["auc_macro"]
+        assert frame.loc["macro", "n"] == result["n"]
+        assert math.isnan(frame.loc["macro", "threshold"])
+        assert frame["n"].dtype == int
+
+    def test_without_intervals(self):
+        frame = Evaluator(LABELS).eval(SCORES).to_frame()
+        assert list(frame.columns) == list(Evaluator(LABELS).eval(SCORES).per_pattern["inner"])
+        assert frame.loc["macro", "f1"] == (0.8 + 6 / 7) / 2
+
+    def test_print_is_short(self):
+        lines = str(Evaluator(LABELS).eval(SCORES)).splitlines()
+        assert lines[0].split() == ["pattern", "auc", "acc", "f1", "ap"]
+        assert lines[2].split() == ["inner", "0.8333", "0.8000", "0.8000", "0.8333"]
+        assert lines[-1] == "5 pairs; fractions"
+        assert len(lines) == 2 + 3 + 1
+
+    def test_the_undefined_is_a_dash(self):
+        lines = str(Evaluator(LABELS.assign(outer=False)).eval(SCORES)).splitlines()
+        assert lines[3].split() == ["outer", "-", "-", "-", "-"]
+        assert "undefined auc: outer" in lines[-1]
+
+    def test_an_evaluator_is_one_line(self, ds):
+        pairs = len(ds.pairs("test"))
+        expected = f"<Evaluator of small@1.2.0, split test: {pairs} pairs, 4 patterns>"
+        assert repr(Evaluator(ds)) == expected
+        assert repr(Evaluator(LABELS)) == "<Evaluator of a table of labels: 5 pairs, 2 patterns>"
+        assert repr(Evaluator(LABELS).check(SCORES)) == "<Checked predictions: 5 pairs, fine>"
+        assert "1 problem>" in repr(Evaluator(LABELS).check(SCORES[1:]))
+
+
 class TestInputs:
     """Whatever holds the scores, the result is the same."""
 
@@ -247,12 +291,12 @@ class TestEvaluatorOf:
         [
             LABELS.drop(columns="gene"),
             LABELS[["cell_id", "gene"]],
-            LABELS.astype({"inner": float, "outer": float}),
+            LABELS.assign(inner=0.5, outer="yes"),
         ],
-        ids=["no gene", "no patterns", "no bool"],
+        ids=["no gene", "no patterns", "no labels"],
     )
     def test_a_table_that_holds_no_labels_says_what_is_needed(self, labels):
-        with pytest.raises(EvaluationError, match="needs the columns cell_id, gene and one bool"):
+        with pytest.raises(EvaluationError, match="needs the columns cell_id, gene and one of 0"):
             Evaluator(labels)
 
     def test_a_pair_labelled_twice_is_refused(self):

@@ -110,6 +110,56 @@ def test_the_labels_differ_from_noise(evaluator: Evaluator) -> None:
     assert back["auc_macro"]["difference"] == -found["auc_macro"]["difference"]
 
 
+def test_each_pattern_is_compared_as_the_two_results_say(evaluator: Evaluator) -> None:
+    a, b = evaluator.example(1), evaluator.example(2)
+    val_a, val_b = (Evaluator(evaluator.dataset, "val").example(seed) for seed in (1, 2))
+    found = evaluator.compare(a, b, val_a, val_b)
+    one, other = evaluator.eval(a, val_a), evaluator.eval(b, val_b)
+    assert list(found) == list(one.replicates)
+    for pattern in evaluator.patterns:
+        for metric in ("auc", "acc", "f1", "ap", "precision", "recall", "f1_val", "acc_val"):
+            values = found.per_pattern[pattern][metric]
+            x, y = one.per_pattern[pattern][metric], other.per_pattern[pattern][metric]
+            assert (values["a"], values["b"], values["difference"]) == (x, y, x - y)
+            assert values["tied"] == (values["ci"][0] <= 0 <= values["ci"][1])
+    # Of one pattern alone, the macro average is the pattern's metric.
+    alone = evaluator.labels[["fov", "cell_id", "gene", "nuclear"]]
+    single = Evaluator(alone).compare(*(x[["cell_id", "gene", "nuclear"]] for x in (a, b)))
+    for metric in ("auc", "acc", "f1", "ap"):
+        assert single[f"{metric}_macro"] == single.per_pattern["nuclear"][metric]
+        assert single.per_pattern["nuclear"][metric] == found.per_pattern["nuclear"][metric]
+
+
+def test_a_comparison_is_a_table(evaluator: Evaluator) -> None:
+    found = evaluator.compare(evaluator.example(1), evaluator.example(2))
+    frame = found.to_frame()
+    assert list(frame.columns) == [
+        "metric",
+        "pattern",
+        "a",
+        "b",
+        "difference",
+        "low",
+        "high",
+        "tied",
+    ]
+    assert list(frame["metric"][:5]) == ["auc", "acc", "f1", "ap", "accuracy_subset"]
+    assert frame["pattern"].value_counts().to_dict() == {"macro": 5} | dict.fromkeys(
+        evaluator.patterns, 6
+    )
+    row = frame.set_index(["metric", "pattern"]).loc[("f1", "nuclear")]
+    values = found.per_pattern["nuclear"]["f1"]
+    assert [row["a"], row["low"], row["high"]] == [values["a"], *values["ci"]]
+    assert f"{found['auc_macro']['difference']:.4f}" in str(found)
+    assert len(str(found).splitlines()) == 2 + 5
+
+
+def test_comparing_at_val_thresholds_needs_both(evaluator: Evaluator) -> None:
+    val = Evaluator(evaluator.dataset, "val").example()
+    with pytest.raises(EvaluationError, match="val scores of both"):
+        evaluator.compare(evaluator.example(), evaluator.example(), val)
+
+
 def test_comparing_needs_fields_of_view(evaluator: Evaluator) -> None:
     plain = Evaluator(evaluator.labels.drop(columns="fov"))
     with pytest.raises(EvaluationError, match="fields of view"):
