@@ -37,7 +37,8 @@ COLUMNS = NUMBERS + TEXTS
 
 CONTROL = "control target"
 
-_TRUE, _FALSE = ("true", "1", "1.0"), ("false", "0", "0.0")
+_TRUE = ("true", "t", "yes", "y", "1", "1.0")
+_FALSE = ("false", "f", "no", "n", "0", "0.0")
 _MISSING = ("", "nan", "none", "<na>")
 
 

@@ -177,8 +177,8 @@ def _refuse_misplaced(cells: pd.DataFrame, recipe: Recipe) -> None:
     problem = find_misplaced(cells)
     if problem:
         hint = (
-            "Check that each CellLabels image shows its field of view and, for a crop, give its "
-            "position (crops)"
+            "Check that each CellLabels image shows its field of view; for a crop, give its place "
+            "(--crop FOV=COLUMN,ROW)"
             if recipe.format == "cosmx"
             else "Their ids come from two segmentations, or outlines and molecules have different "
             "frames or units; export both together"

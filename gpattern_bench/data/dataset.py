@@ -151,6 +151,83 @@ class Dataset:
         )
         self.splits = tuple(s for s in schema.SPLIT_NAMES if s in self.split_of.values())
 
+    @classmethod
+    def from_frames(
+        cls,
+        molecules: pd.DataFrame | pa.Table,
+        cells: pd.DataFrame | pd.Series[Any] | None,
+        nuclei: pd.DataFrame | pd.Series[Any] | None = None,
+        labels: pd.DataFrame | None = None,
+        *,
+        name: str = "mine",
+        patterns: Sequence[str] | None = None,
+        unit_um: float = 1.0,
+        tile_um: float = 500.0,
+    ) -> Dataset:
+        """Make a dataset of tables in memory, by the rules of `gpattern-bench curate table`.
+
+        Its tables lie in a temporary folder until Python ends (`folder`), so that everything that
+        takes a dataset takes it, workers in other processes included.
+
+        Parameters
+        ----------
+        molecules : pandas.DataFrame or pyarrow.Table
+            One row each: ``x``, ``y``, ``gene``, and ``cell_id`` (missing, empty, ``-1`` or
+            ``UNASSIGNED``: outside every cell). Without the column, the outlines say which cell.
+            Where they are there, also ``z``, ``fov`` (else square tiles), ``qv``, ``is_gene`` and
+            ``codeword_category``.
+        cells : geopandas.GeoDataFrame, geopandas.GeoSeries, pandas.DataFrame or Series, or None
+            Outlines as shapely geometries (``geometry``), named by a column ``cell_id`` or by the
+            index; an index of row numbers is refused. None: an outline is drawn around each cell's
+            molecules (:func:`gpattern_bench.base.geometry.surrogate_outline`).
+        nuclei : the same, optional
+            Outlines of nuclei, named as their cells.
+        labels : pandas.DataFrame, optional
+            Labelled pairs: ``cell_id``, ``gene`` and a column of 0 and 1 per pattern. With labels,
+            whole fields of view are split into train, val and test; without, all are test.
+        name : str
+        patterns : sequence of str, optional
+            Default: the columns of `labels`, else cell_edge, cytoplasmic, nuclear, nuclear_edge.
+        unit_um : float
+            Micrometres per unit of the coordinates.
+        tile_um : float
+            Side of the tiles, um; 0: one field of view.
+
+        Raises
+        ------
+        SourceError
+            A column is missing or of another type, ids are missing or repeat, or fewer than half
+            of the molecules lie in their cells.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> from shapely import box
+        >>> molecules = pd.DataFrame(
+        ...     {"x": [1, 2, 11], "y": [1, 2, 1], "gene": ["A", "B", "A"], "cell_id": [7, 7, 8]}
+        ... )
+        >>> cells = pd.Series([box(0, 0, 5, 5), box(10, 0, 15, 5)], index=[7, 8])
+        >>> Dataset.from_frames(molecules, cells)
+        <Dataset mine@0.0.0: 2 cells, 2 genes>
+        """
+        from gpattern_bench.curate.frames import curate_frames
+
+        rules = {"unit_um": unit_um, "tile_um": tile_um}
+        return cls(
+            curate_frames(molecules, cells, nuclei, labels, name=name, patterns=patterns, **rules)
+        )
+
+    @classmethod
+    def from_spatialdata(cls, sdata: Any, **options: Any) -> Dataset:
+        """Make a dataset of a SpatialData object in memory (extra ``[spatial]``).
+
+        See :func:`gpattern_bench.interop.scverse.from_spatialdata` for the options: elements,
+        columns, and those of :meth:`from_frames`.
+        """
+        from gpattern_bench.interop.scverse import from_spatialdata
+
+        return from_spatialdata(sdata, **options)
+
     def __repr__(self) -> str:
         return f"<Dataset {self.id}: {self.manifest.counts.cells} cells, {len(self.genes)} genes>"
 

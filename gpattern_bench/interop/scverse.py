@@ -13,9 +13,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from scipy import sparse
 
+from gpattern_bench.curate.quality import COLUMNS
+from gpattern_bench.curate.readers.frames import moved, relative_map
 from gpattern_bench.data.cells import read_cells
 from gpattern_bench.data.dataset import Dataset
-from gpattern_bench.errors import MissingExtraError
+from gpattern_bench.errors import MissingExtraError, SourceError
 from gpattern_bench.predictions import check_file
 from gpattern_bench.tables.parquet import codes_into, read_fovs
 from gpattern_bench.tables.predictions import (
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-__all__ = ["to_anndata", "to_spatialdata"]
+__all__ = ["from_spatialdata", "to_anndata", "to_spatialdata"]
 
 _REGION = "cell_boundaries"
 _ROWS = 1_000_000  # of a partition of points
@@ -163,6 +165,99 @@ def to_spatialdata(dataset: Dataset) -> SpatialData:
         },
         attrs={"gpattern_bench": _about(dataset)},
     )
+
+
+def from_spatialdata(
+    sdata: SpatialData,
+    *,
+    points: str = "transcripts",
+    cells: str = "cell_boundaries",
+    nuclei: str | None = None,
+    gene_column: str | None = None,
+    cell_column: str | None = None,
+    fov_column: str | None = None,
+    **options: Any,
+) -> Dataset:
+    """Make a dataset of a SpatialData object in memory; see :meth:`Dataset.from_frames`.
+
+    Reads elements as `gpattern-bench curate spatialdata` reads files: coordinates are the x and y
+    of the points, and outlines in another frame are mapped there.
+
+    Parameters
+    ----------
+    sdata : spatialdata.SpatialData
+    points, cells, nuclei : str
+        Elements of molecules and outlines. Nuclei: by default ``nucleus_boundaries``, if it is
+        there and `cells` has its default.
+    gene_column, cell_column : str, optional
+        Columns of the points; default: their ``feature_key`` and ``instance_key``. An outline's id
+        is the shapes' column of the same name as `cell_column`, else their index.
+    fov_column : str, optional
+        Column of the points with the field of view; default: tiles.
+    **options
+        `labels`, `name`, `patterns`, `unit_um` and `tile_um` of :meth:`Dataset.from_frames`.
+
+    Raises
+    ------
+    SourceError
+        An element or column is missing, or elements share no coordinate system; the text lists
+        what is there.
+    """
+    if nuclei is None and cells == "cell_boundaries" and "nucleus_boundaries" in sdata.shapes:
+        nuclei = "nucleus_boundaries"
+    for kind, element in (("points", points), ("shapes", cells), ("shapes", nuclei)):
+        if element is not None and element not in getattr(sdata, kind):
+            raise SourceError(
+                f"the object has no {kind} {element!r}; it has points {', '.join(sdata.points)} "
+                f"and shapes {', '.join(sdata.shapes)}. Name yours (points, cells, nuclei)"
+            )
+    frame = sdata.points[points]
+    keys = frame.attrs.get("spatialdata_attrs", {})
+    named = {
+        "gene": gene_column or keys.get("feature_key"),
+        "cell_id": cell_column or keys.get("instance_key"),
+    } | ({} if fov_column is None else {"fov": fov_column})
+    there = ", ".join(map(str, frame.columns))
+    for key, option in (("gene", "gene_column"), ("cell_id", "cell_column")):
+        if named[key] is None:
+            raise SourceError(f"{points} names no column of {key}; give {option}. It has {there}")
+    if missing := [name for name in named.values() if name not in frame.columns]:
+        raise SourceError(f"{points} lacks the columns {', '.join(missing)}; it has {there}")
+    also = [name for name in ("x", "y", "z", *COLUMNS) if name in frame.columns]
+    read = frame[list(dict.fromkeys([*also, *named.values()]))].compute()
+    molecules = pd.DataFrame(
+        {name: read[name] for name in also} | {key: read[name] for key, name in named.items()}
+    )
+    of_cells, of_nuclei = (
+        None if element is None else _in_frame_of(sdata, element, points, named["cell_id"])
+        for element in (cells, nuclei)
+    )
+    return Dataset.from_frames(molecules, of_cells, of_nuclei, **options)
+
+
+def _in_frame_of(sdata: SpatialData, element: str, points: str, cell: str) -> pd.Series[Any]:
+    """Give outlines in the frame of the points, indexed by the id of the cell."""
+    shapes = sdata.shapes[element]
+    if "radius" in shapes.columns:
+        raise SourceError(f"{element} has circles, expected polygons; name another element")
+    try:
+        matrix = relative_map(_maps(shapes), _maps(sdata.points[points]))
+    except ValueError as error:
+        raise SourceError(
+            f"{points} and {element} cannot be brought into one frame: {error}; set their "
+            "transformations (spatialdata.transformations.set_transformation)"
+        ) from error
+    ids = shapes[cell] if cell in shapes.columns else shapes.index
+    # In SpatialData an index of numbers holds the ids, too.
+    names = pd.Index(list(ids), dtype=object)
+    return pd.Series(moved(shapes.geometry.to_numpy(), matrix), names, dtype=object)
+
+
+def _maps(element: Any) -> dict[str, NDArray[np.float64]]:
+    """Read an element's transformations, by coordinate system: (3, 3) maps of (x, y, 1)."""
+    found = _extra("spatialdata.transformations").get_transformation(element, get_all=True)
+    axes = ("x", "y")
+    return {name: step.to_affine_matrix(axes, axes) for name, step in found.items()}
 
 
 def _extra(module: str) -> Any:

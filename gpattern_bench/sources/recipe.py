@@ -17,7 +17,7 @@ class Recipe(BaseModel):
 
     Attributes
     ----------
-    format : {"bento-h5ad", "cosmx", "merscope", "spatialdata", "xenium", "simulated"}
+    format : {"bento-h5ad", "cosmx", "merscope", "spatialdata", "table", "xenium", "simulated"}
         The reader.
     path : str
         Path of the source below the folder of source files; unused for ``simulated``.
@@ -39,11 +39,15 @@ class Recipe(BaseModel):
         FOV -> split; replaces the random split.
     seed : int
         Seed of the simulation and of the split.
-    points, cells, nuclei, gene_column, cell_column : str or None
-        SpatialData only: elements, and columns of the points; None: the usual ones
-        (:func:`gpattern_bench.curate.readers.spatialdata.read_spatialdata`).
-    fov_column : str or None
-        SpatialData only: points column with the field of view; None: tiles.
+    points, cells, nuclei : str or None
+        SpatialData: elements; None: the usual ones
+        (:func:`gpattern_bench.curate.readers.spatialdata.read_spatialdata`). Plain tables: files
+        of outlines.
+    x_column, y_column, gene_column, cell_column, fov_column : str or None
+        Columns of the points (SpatialData) or of the table; None: the usual ones, and tiles instead
+        of named fields of view.
+    surrogate_outlines : bool
+        Plain tables only: the cells' outlines are drawn around their molecules.
     tile_um : float
         Side of the square tiles used as fields of view if the source has none; 0: one FOV, "0".
     min_qv : float
@@ -59,7 +63,9 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal["bento-h5ad", "cosmx", "merscope", "spatialdata", "xenium", "simulated"]
+    format: Literal[
+        "bento-h5ad", "cosmx", "merscope", "spatialdata", "table", "xenium", "simulated"
+    ]
     path: str = ""
     patterns: tuple[str, ...] = Field(min_length=1)
     unit_um: float = Field(default=1.0, gt=0, allow_inf_nan=False)
@@ -71,9 +77,12 @@ class Recipe(BaseModel):
     points: str | None = None
     cells: str | None = None
     nuclei: str | None = None
+    x_column: str | None = None
+    y_column: str | None = None
     gene_column: str | None = None
     cell_column: str | None = None
     fov_column: str | None = None
+    surrogate_outlines: bool = False
     tile_um: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     min_qv: float = 20.0
     crops: dict[str, tuple[int, int]] = {}

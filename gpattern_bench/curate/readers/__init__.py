@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import assert_never
+from typing import TYPE_CHECKING, assert_never
 
 from gpattern_bench.curate.quality import Quality
-from gpattern_bench.curate.release import Piece, Release, by_fov, in_memory
+from gpattern_bench.curate.release import Dropped, Piece, Release, by_fov, in_memory
+from gpattern_bench.errors import SourceError
 from gpattern_bench.sources.recipe import Recipe
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["read_release"]
 
@@ -56,6 +60,32 @@ def read_release(recipe: Recipe, sources: Path, scratch: Path) -> Iterator[Piece
         from gpattern_bench.curate.readers.xenium import read_xenium
 
         return read_xenium(path, scratch, tile=tile, quality=Quality.of(recipe))
+    labels, dropped = _labels(recipe, sources)
+    if recipe.format == "table":
+        from gpattern_bench.curate.readers.plain_table import read_plain_table
+
+        if (recipe.cells is None) != recipe.surrogate_outlines:
+            raise SourceError(
+                f"{path}: expected outlines from a file (--cells) or around the molecules "
+                f"(--surrogate-outlines), got {'neither' if recipe.cells is None else 'both'}"
+            )
+        return read_plain_table(
+            path,
+            scratch,
+            columns={
+                "x": recipe.x_column,
+                "y": recipe.y_column,
+                "gene": recipe.gene_column,
+                "cell": recipe.cell_column,
+                "fov": recipe.fov_column,
+            },
+            cells=None if recipe.cells is None else sources / recipe.cells,
+            nuclei=None if recipe.nuclei is None else sources / recipe.nuclei,
+            tile=tile,
+            quality=Quality.of(recipe),
+            labels=labels,
+            dropped=dropped,
+        )
     if recipe.format == "bento-h5ad":
         from gpattern_bench.curate.readers.bento import read_bento
 
@@ -75,11 +105,15 @@ def read_release(recipe: Recipe, sources: Path, scratch: Path) -> Iterator[Piece
         )
     else:
         assert_never(recipe.format)
-    if recipe.labels is not None:
-        from gpattern_bench.curate.readers.label_csv import read_labels_csv
-
-        labels, dropped = read_labels_csv(
-            sources / recipe.labels, recipe.patterns, recipe.labels_where
-        )
+    if labels is not None:
         release = Release(release.molecules, release.cells, labels, release.dropped | dropped)
     return (in_memory(piece) for piece in by_fov(release))
+
+
+def _labels(recipe: Recipe, sources: Path) -> tuple[pd.DataFrame | None, Dropped]:
+    """Read the recipe's csv of labels, if it has one."""
+    if recipe.labels is None:
+        return None, {}
+    from gpattern_bench.curate.readers.label_csv import read_labels_csv
+
+    return read_labels_csv(sources / recipe.labels, recipe.patterns, recipe.labels_where)

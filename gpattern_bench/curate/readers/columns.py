@@ -14,22 +14,18 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from gpattern_bench.base.validation import shorten
 from gpattern_bench.curate.release import reading
 from gpattern_bench.errors import SourceError
 from gpattern_bench.tables.parquet import without_views
 
-__all__ = ["as_text", "find_table", "read_blocks"]
+__all__ = ["as_text", "column_names", "find_table", "read_blocks"]
 
 _ROWS = 1 << 20  # of Parquet
 _BYTES = 1 << 24  # of csv; Arrow reads up to 32 blocks ahead
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 _HEAD = 1 << 20  # bytes of a csv to find its header in
 _DELIMITERS = ",;\t|"
-_FLAGS = {
-    **dict.fromkeys(("true", "t", "yes", "y", "1"), True),
-    **dict.fromkeys(("false", "f", "no", "n", "0"), False),
-}
+_WHOLE = 1 << 53  # above, different whole numbers are the same float
 
 
 def find_table(folder: Path, names: Sequence[str]) -> Path:
@@ -51,7 +47,6 @@ def read_blocks(
     *,
     text: Sequence[str] = (),
     numbers: Sequence[str] = (),
-    flags: Sequence[str] = (),
     raw: Sequence[str] = (),
     optional: Collection[str] = (),
 ) -> Iterator[pa.Table]:
@@ -67,8 +62,6 @@ def read_blocks(
         numbers beyond 64 bit); empty text becomes null.
     numbers : sequence of str
         Columns to read as float64, or as float32 if the file has float32.
-    flags : sequence of str
-        Columns to read as bool, from bool, 0 and 1, or text such as True and no.
     raw : sequence of str
         Columns to read unchanged; Parquet only.
     optional : collection of str
@@ -79,7 +72,7 @@ def read_blocks(
     SourceError
         A column is missing, is there twice or has another type, or the file is damaged.
     """
-    wanted = [*text, *numbers, *flags, *raw]
+    wanted = [*text, *numbers, *raw]
     with reading(path, f"a table with the columns {', '.join(wanted)}"):
         parquet = path.suffix == ".parquet"
         form = None if parquet else _csv_form(path, wanted, numbers)
@@ -95,12 +88,19 @@ def read_blocks(
         convert = {
             **dict.fromkeys(text, as_text),
             **dict.fromkeys(numbers, _as_number),
-            **dict.fromkeys(flags, _as_flag),
             **dict.fromkeys(raw, _plain),
         }
         blocks = _parquet(path, used, text) if form is None else _csv(path, used, numbers, form)
         for block in blocks:
             yield pa.table([convert[name](block[name]) for name in used], names=used)
+
+
+def column_names(path: Path, likely: Sequence[str]) -> list[str]:
+    """List the columns of a table, Parquet or csv; `likely` ones tell how the csv is written."""
+    with reading(path, "a table, Parquet or csv"):
+        if path.suffix == ".parquet":
+            return list(pq.read_schema(path).names)
+        return _csv_form(path, likely, ()).names
 
 
 @dataclass(frozen=True)
@@ -172,25 +172,14 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def _texts(values: pa.Array) -> pa.Array:
     if pa.types.is_floating(values.type):
         values = pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
-        with suppress(pa.ArrowInvalid):  # not whole, or too large
-            values = values.cast(pa.int64())
+        largest = pc.max(pc.abs(values)).as_py()
+        with suppress(pa.ArrowInvalid):  # not whole
+            values = values.cast(pa.int64()) if (largest or 0) < _WHOLE else values
     return values.cast(pa.string())
 
 
 def _empty_is_null(values: pa.Array) -> pa.Array:
     return pa.array([value or None for value in values.to_pylist()], pa.string())
-
-
-def _as_flag(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    text = as_text(column)
-    chunks = []
-    for chunk in text.chunks:
-        values = chunk.dictionary.to_pylist()
-        if odd := [value for value in values if value and value.lower() not in _FLAGS]:
-            raise ValueError(f"{shorten(odd[0])!r} is neither true nor false")
-        known = [_FLAGS[value.lower()] if value else None for value in values]
-        chunks.append(pa.array(known, pa.bool_()).take(chunk.indices))
-    return pa.chunked_array(chunks, pa.bool_())
 
 
 def _as_number(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -6,16 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 
 from gpattern_bench.base.validation import shorten
 
-__all__ = ["GLOBAL", "plane_maps", "relative_map"]
+__all__ = ["GLOBAL", "moved", "plane_maps", "relative_map"]
 
 GLOBAL = "global"
 """The coordinate system of an element that names none."""
 
 _AXES = ("x", "y", "z")
+_SAME = 1e-6  # of the largest coordinate: outlines moved by less stay as they are
 _WORST = 1e9  # condition of a matrix: what is flatter has no inverse
 
 
@@ -82,6 +84,19 @@ def relative_map(
                 f"by the coordinate system {chosen[0]} they lie otherwise than by {name}"
             )
     return np.asarray(maps[0])
+
+
+def moved(shapes: NDArray[np.object_], matrix: NDArray[np.float64]) -> NDArray[np.object_]:
+    """Map outlines (n,) by a (3, 3) matrix; the same array if it moves none of them."""
+    left, bottom, right, top = shapely.total_bounds(shapes)
+    corners = np.array([[x, y, 1.0] for x in (left, right) for y in (bottom, top)])
+    with np.errstate(invalid="ignore"):
+        moves = np.abs((corners @ matrix.T - corners)[:, :2]).max()
+        if not moves > _SAME * np.abs(corners).max():
+            return shapes
+    return np.asarray(
+        shapely.transform(shapes, lambda xy: xy @ matrix[:2, :2].T + matrix[:2, 2]), object
+    )
 
 
 def _plane(matrix: NDArray[np.float64], axes: Sequence[str]) -> NDArray[np.float64]:

@@ -15,10 +15,14 @@ from numpy.typing import NDArray
 
 from gpattern_bench.base.outlines import parse_wkb
 from gpattern_bench.base.validation import shorten
+from gpattern_bench.curate.readers.columns import as_text
 from gpattern_bench.curate.release import reading
 from gpattern_bench.errors import SourceError
 
-__all__ = ["check_frame", "read_geometries"]
+__all__ = ["CELL_IDS", "check_frame", "read_geometries", "read_ids"]
+
+CELL_IDS = ("cell_id", "cell", "cell_ID", "EntityID")
+"""Usual names of the column that holds the ids of cells."""
 
 _NATIVE = {
     "point": (shapely.GeometryType.POINT, 0),
@@ -51,6 +55,44 @@ def read_geometries(path: Path) -> NDArray[np.object_]:
             for chunk in pq.read_table(path, columns=[name])[name].chunks
         ]
         return np.concatenate([np.empty(0, object), *chunks])
+
+
+def read_ids(path: Path, column: str | None, *, ranged: bool = False) -> list[str]:
+    """Read the ids of a GeoParquet file's rows, which never are the rows' numbers.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+    column : str or None
+        Column of the ids; if it is not there, the index counts, else one of :data:`CELL_IDS`.
+    ranged : bool
+        An index of consecutive numbers holds ids, too: SpatialData says so.
+
+    Raises
+    ------
+    SourceError
+        There are no ids, or an outline has none.
+    """
+    with reading(path, "GeoParquet"):
+        schema = pq.read_schema(path)
+        index = json.loads((schema.metadata or {}).get(b"pandas", b"{}")).get("index_columns", [])
+        stored = [name for name in index if isinstance(name, str)]
+        candidates = [column, *(stored if len(stored) == 1 else ()), *CELL_IDS]
+        name = next((name for name in candidates if name in schema.names), None)
+        if name is not None:
+            found: list[Any] = as_text(pq.read_table(path, columns=[name])[name]).to_pylist()
+        elif ranged and len(index) == 1 and isinstance(index[0], dict):  # which is not stored
+            rows = pq.read_metadata(path).num_rows
+            found = [str(index[0]["start"] + k * index[0]["step"]) for k in range(rows)]
+        else:
+            wanted = ", ".join(dict.fromkeys(filter(None, (column, *CELL_IDS))))
+            raise SourceError(
+                f"{path} has no column of the cells' ids: expected one of {wanted}; it has "
+                f"{', '.join(map(shorten, schema.names))}"
+            )
+    if None in found:
+        raise SourceError(f"{path}: {found.count(None)} outlines have no id ({name}); name them")
+    return found
 
 
 def check_frame(path: Path, *, native: bool = False) -> None:

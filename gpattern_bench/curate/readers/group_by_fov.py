@@ -71,7 +71,13 @@ def molecules_in_cells(
 
 
 def group_by_fov(
-    blocks: Iterable[pa.Table], cells: pd.DataFrame, scratch: Path, *, tile: float, dropped: Dropped
+    blocks: Iterable[pa.Table],
+    cells: pd.DataFrame,
+    scratch: Path,
+    *,
+    tile: float,
+    dropped: Dropped,
+    labels: pd.DataFrame | None = None,
 ) -> Iterator[Piece]:
     """Sort molecules by field of view on disk, then yield them with their cells.
 
@@ -91,6 +97,9 @@ def group_by_fov(
         Side of the tiles (:func:`gpattern_bench.curate.readers.assign.tiles`).
     dropped : dict
         Counts of dropped rows, complete after the last block; returned with the first piece.
+    labels : pandas.DataFrame, optional
+        Of the release (:class:`gpattern_bench.curate.release.Release`); each goes with its cell,
+        those of unknown cells with the first piece.
 
     Raises
     ------
@@ -126,9 +135,12 @@ def group_by_fov(
         members = fovs.groupby(fovs).groups
         rows = moved if votes else spill
         rows.close()
-        for fov in rows.fovs:
+        place = None if labels is None else _fov_index(labels, cells, fovs, rows.fovs)
+        for k, fov in enumerate(rows.fovs):
             at = np.asarray(members[fov])
-            yield partial(_piece, fov, rows, cells.iloc[at].assign(fov=fov), at, dropped)
+            here = cells.iloc[at].assign(fov=fov)
+            mine = None if labels is None else labels.iloc[np.flatnonzero(place == k)]
+            yield partial(_piece, fov, rows, here, at, mine, dropped)
             dropped = {}
 
 
@@ -196,8 +208,22 @@ def _fov_of(cells: pd.DataFrame, votes: list[pa.Table]) -> pa.DictionaryArray:
     return pa.array(names.to_numpy(object), pa.string()).dictionary_encode()
 
 
+def _fov_index(
+    labels: pd.DataFrame, cells: pd.DataFrame, fovs: pd.Series[str], names: Sequence[str]
+) -> NDArray[np.int64]:
+    """Find the field of view (n,) of each label's cell among `names`; 0 if the cell is unknown."""
+    fov_of = pd.Series(fovs.to_numpy(object), cells["cell_id"].iloc[fovs.index])
+    found = pd.Index(names).get_indexer(pd.Index(fov_of.reindex(labels["cell_id"])))
+    return np.maximum(found, 0)
+
+
 def _piece(
-    fov: str, spill: Spill, here: pd.DataFrame, members: NDArray[np.int64], dropped: Dropped
+    fov: str,
+    spill: Spill,
+    here: pd.DataFrame,
+    members: NDArray[np.int64],
+    labels: pd.DataFrame | None,
+    dropped: Dropped,
 ) -> Release:
     rows = spill.rows(fov)
     code = np.searchsorted(members, rows["cell"].to_numpy())
@@ -207,4 +233,4 @@ def _piece(
         "gene": rows["gene"].to_pandas(),
     }
     columns |= {axis: rows[axis].to_numpy() for axis in "xyz" if axis in rows.column_names}
-    return Release(pd.DataFrame(columns), here, None, dropped)
+    return Release(pd.DataFrame(columns), here, labels, dropped)

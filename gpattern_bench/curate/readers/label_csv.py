@@ -11,7 +11,7 @@ from gpattern_bench.base.validation import shorten
 from gpattern_bench.curate.release import reading
 from gpattern_bench.errors import SourceError
 
-__all__ = ["read_labels_csv"]
+__all__ = ["labelled_pairs", "read_labels_csv"]
 
 
 def read_labels_csv(
@@ -50,10 +50,20 @@ def read_labels_csv(
             f"{path}: rows have more values than the header has names "
             f"({', '.join(table.columns)}); name every column"
         )
+    return labelled_pairs(table, patterns, where, str(path))
+
+
+def labelled_pairs(
+    table: pd.DataFrame, patterns: Sequence[str], where: Mapping[str, str], source: str
+) -> tuple[pd.DataFrame, dict[str, dict[str, int]]]:
+    """Check a table of labels, all text; parameters and errors of :func:`read_labels_csv`.
+
+    `source` names it in messages.
+    """
     missing = [name for name in ("cell", "gene", *where, *patterns) if name not in table.columns]
     if missing:
         raise SourceError(
-            f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(table.columns)}"
+            f"{source} lacks the columns {', '.join(missing)}; it has {', '.join(table.columns)}"
         )
     used = pd.Series(True, index=table.index)
     for name, value in where.items():
@@ -61,7 +71,7 @@ def read_labels_csv(
     if not used.any():
         asked = ", ".join(f"{name} = {value}" for name, value in where.items()) or "any row"
         raise SourceError(
-            f"{path} has no row with {asked} among its {len(table)} rows; check the recipe's "
+            f"{source} has no row with {asked} among its {len(table)} rows; check the recipe's "
             "`labels_where`"
         )
     kept = table.loc[used, ["cell", "gene", *patterns]].rename(columns={"cell": "cell_id"})
@@ -70,8 +80,8 @@ def read_labels_csv(
     if wrong.any():
         row = kept.index[wrong][0]
         raise SourceError(
-            f"{path}, data row {row + 1}: expected a cell, a gene and 0 or 1 for each pattern, got "
-            f"{shorten(str(kept.loc[row].to_dict()), 300)} ({int(wrong.sum())} such rows)"
+            f"{source}, data row {row + 1}: expected a cell, a gene and 0 or 1 for each pattern, "
+            f"got {shorten(str(kept.loc[row].to_dict()), 300)} ({int(wrong.sum())} such rows)"
         )
     kept[list(patterns)] = values.astype(bool)
     unique = kept.drop_duplicates()
@@ -79,7 +89,7 @@ def read_labels_csv(
     if len(clash):
         pair = clash.iloc[0]
         raise SourceError(
-            f"{path}: {len(clash)} pairs have rows that differ, the first is cell "
+            f"{source}: {len(clash)} pairs have rows that differ, the first is cell "
             f"{shorten(pair['cell_id'])}, gene {shorten(pair['gene'])}; keep one row per pair"
         )
     dropped = {
