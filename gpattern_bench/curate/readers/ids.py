@@ -58,7 +58,7 @@ def _plain(text: str | None, where: Path, name: str) -> str | None:
     whole = _FLOAT.fullmatch(text)
     if _ROUNDED.fullmatch(text) or (whole and len(whole[1]) > _EXACT):
         raise SourceError(
-            f"{where}: {name} has {shorten(text)}, a number that has lost its last digits, so different "
-            "cells may have the same; store ids as text or as whole numbers"
+            f"{where}: {name} has {shorten(text)}, a number that has lost its last digits, so "
+            "different cells may have the same; store ids as text or as whole numbers"
         )
     return text.partition(".")[0] if whole else text
