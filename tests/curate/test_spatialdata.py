@@ -384,5 +384,5 @@ def test_labels_of_one_field_of_view_need_a_choice(tmp_path, command):
 def test_a_blank_field_of_view_is_none(tmp_path, blank):
     points = POINTS | {"fov": pa.array(["f1", "f1", blank, "f3"])}
     release = read(tmp_path, points, fov_column="fov")
-    with pytest.raises(SourceError, match="1 cells have no field of view, the first is b"):
+    with pytest.raises(SourceError, match="1 cells are in no field of view, the first is b"):
         apply_rules(release, Recipe(format="spatialdata", patterns=("nuclear",)))

@@ -507,7 +507,7 @@ def test_yes_and_no_in_any_type(tmp_path, flags):
 def test_what_is_neither_yes_nor_no_is_refused(tmp_path):
     table = transcripts(INSIDE, is_gene=["True", "maybe", "True", "True"])
     folder = write_xenium(tmp_path / "r", table, vertices(CELLS.items()), ending=".csv.gz")
-    with pytest.raises(SourceError, match="'maybe' is neither true nor false"):
+    with pytest.raises(SourceError, match="is_gene has the value maybe, expected true or false"):
         pieces("xenium", folder)
 
 
