@@ -56,7 +56,7 @@ from gpattern_bench.evaluate.calls import val_thresholds
 from gpattern_bench.methods import get_method
 from gpattern_bench.methods.gpsnet import method as gpsnet
 from gpattern_bench.methods.gpsnet.config import TRAININGS
-from gpattern_bench.methods.gpsnet.method import GPSNetMethod
+from gpattern_bench.methods.gpsnet.method import GPSNetEnsemble, GPSNetMethod
 from gpattern_bench.methods.predict import predict_cells
 from gpattern_bench.predictions import counted
 from gpattern_bench.runs.run import fit_method, run_method, run_origins, write_run
@@ -239,7 +239,13 @@ def saved(
         folder.mkdir(parents=True, exist_ok=True)
         method = get_method(name)
         sources = [load_dataset(one) for one in train_on]
-        seconds = fit_method(method, sources, seed, folder / "training.safetensors", init=init)
+        if isinstance(method, GPSNetEnsemble):  # of seed 0: the networks of seeds 0 to 4
+            members = [saved("gpsnet", train_on, k, out) for k in range(len(method.members))]
+            for member, (model, _) in zip(method.members, members, strict=True):
+                member.load(model)
+            seconds = sum(each for _, each in members)
+        else:
+            seconds = fit_method(method, sources, seed, folder / "training.safetensors", init=init)
         ids = training_ids([load_dataset(one) for one in sets])
         card = Model(name, list(sources[0].patterns), ids, None, seed)
         save_model(method, card, folder)

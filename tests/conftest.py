@@ -115,6 +115,7 @@ def brief_training() -> Iterator[None]:
         patch.setattr(boosted, "_TREES", 20)
         patch.setattr(boosted, "_ROUNDS", 15)
         patch.setattr(gpsnet, "steps_for", lambda cells: min(8, cells))
+        patch.setattr(gpsnet, "FINE_TUNING", replace(gpsnet.FINE_TUNING, steps=8))
         patch.setitem(TRAININGS, "small", replace(TRAININGS["small"], epochs=1))
         yield
 

@@ -147,7 +147,8 @@ def run_method(
         (:func:`gpattern_bench.runs.training.training_cells`). Empty: on the dataset's own.
     cv : bool
         Out-of-fold predictions by cell, for a dataset without a train split; with `train_on`,
-        each fold's training has these beside the other folds.
+        each fold's training has these beside the other folds. With `init`, one of other patterns
+        only says where the data lies that the model was fitted on.
     seed : int
         Of the folds and of the method.
     init : pathlib.Path, optional
@@ -169,7 +170,11 @@ def run_method(
         raise MethodError(f"expected a seed of 0 or more, got {seed}")
     name, make = _named(method)
     method = make()
-    before = [] if init is None else _fitted_before(method, init, dataset, train_on)
+    before: list[Dataset] = []
+    if init is not None:
+        before = _fitted_before(method, init, dataset, train_on)
+        named_only = [one for one in before if one.patterns != dataset.patterns]
+        train_on = [one for one in train_on if one not in named_only]
     protocol = choose_protocol(method, dataset, train_on, cv, before)
     trained_on = fitted_on(dataset, train_on, cv, before) if method.about.learns else None
     origins = run_origins(name, dataset, seed, protocol, trained_on)
