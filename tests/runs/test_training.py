@@ -102,6 +102,14 @@ def made(tmp_path_factory) -> dict[str, Dataset]:
     }
 
 
+@pytest.fixture(scope="module")
+def model(made, brief_training, tmp_path_factory) -> Path:
+    """GPSNet, fitted on simulated cells."""
+    out = tmp_path_factory.mktemp("pre")
+    run_method("gpsnet", made["gold"], out, train_on=[made["sim"]])
+    return out / "gold" / "model-seed0-simulation-sim"
+
+
 def another_version(dataset: Dataset, folder: Path) -> Dataset:
     for path in dataset.folder.iterdir():
         folder.mkdir(exist_ok=True)
@@ -273,14 +281,6 @@ class TestBesideFolds:
 class TestStartingFromAModel:
     SIM = "test-seed0-simulation-sim"
 
-    @pytest.fixture(scope="class")
-    @classmethod
-    def model(cls, made, tmp_path_factory):
-        """GPSNet, fitted on simulated cells."""
-        out = tmp_path_factory.mktemp("pre")
-        run_method("gpsnet", made["gold"], out, train_on=[made["sim"]])
-        return out / "gold" / "model-seed0-simulation-sim"
-
     def test_gives_what_one_command_gives(self, made, model, tmp_path):
         chosen = [made["sim"], made["other"]]
         files = [
@@ -329,13 +329,6 @@ class TestStartingFromOtherPatterns:
         patterns = tuple(sorted(names.values()))
         folder = tmp_path_factory.mktemp("three") / "three"
         return dataset_of(folder, replace(release, labels=labels), patterns, name="three")
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def model(cls, made, tmp_path_factory):
-        out = tmp_path_factory.mktemp("pre")
-        run_method("gpsnet", made["gold"], out, train_on=[made["sim"]])
-        return out / "gold" / "model-seed0-simulation-sim"
 
     def test_is_a_run_like_others(self, made, three, model, tmp_path, caplog):
         caplog.set_level("INFO")
