@@ -11,7 +11,8 @@ fields of view (or cells) of the evaluator, averaged over seeds replicate by rep
 - *transfer*: the same, then fine-tuned on the gold set of the other cell line
 - *out of fold*: the same, then fine-tuned on the other folds of cells beside
 - *tissue*: both directions between the two fields of `cosmx_lung_mini`, no nuclei, with and without
-  the context of other genes
+  the context of other genes, and from the models of *simulation* with a new last layer
+- *calibration*: the scores of *simulation*, as probabilities: expected calibration error
 - *absence*: the models of *simulation*, on cells without their nuclei, and without any outline
 - *speed*: processor time of a training of *simulation*, of scoring CosMx-like cells in batches of
   eight and one by one, and memory; for all 100,149 cells of the release, scaled
@@ -21,7 +22,7 @@ fields of view (or cells) of the evaluator, averaged over seeds replicate by rep
 Prediction files go to ``--out`` as `gpattern-bench run` writes them, ready for `submit`; those that
 are there are not made again. Needs the gold sets' and the lung set's files (mirror or network).
 
-Rerun: `python benchmarks/gpsnet_real.py --out runs/gpsnet_real` (about an hour on two cores), parts
+Rerun: `python benchmarks/gpsnet_real.py --out runs/gpsnet_real` (about two hours on two cores), parts
 of it with ``--parts``, or ``--quick``: one seed, two steps, simulated cells only.
 """
 
@@ -50,22 +51,24 @@ from gpattern_bench import Evaluator, load_dataset
 from gpattern_bench.base.geometry import surrogate_outline
 from gpattern_bench.data.cells import Cell
 from gpattern_bench.data.dataset import Dataset
-from gpattern_bench.evaluate.bootstrap import interval, is_biased
+from gpattern_bench.evaluate.bootstrap import Resamples, interval, is_biased
+from gpattern_bench.evaluate.calls import val_thresholds
 from gpattern_bench.methods import get_method
 from gpattern_bench.methods.boosted import method as boosted
 from gpattern_bench.methods.gpsnet import method as gpsnet
 from gpattern_bench.methods.gpsnet.config import TRAININGS
-from gpattern_bench.methods.gpsnet.method import GPSNetMethod
+from gpattern_bench.methods.gpsnet.method import GPSNetEnsemble, GPSNetMethod
 from gpattern_bench.methods.predict import predict_cells
 from gpattern_bench.predictions import counted
 from gpattern_bench.runs.run import fit_method, run_method, run_origins, write_run
 from gpattern_bench.runs.saved_model import Model, save_model
-from gpattern_bench.runs.training import choose_protocol, training_cells, training_ids
+from gpattern_bench.runs.training import choose_protocol, fitted_on, training_cells, training_ids
 
 SIMULATED = ("synthetic", "synthetic_wide")
 GOLD = {"u2os_gold": "nih3t3_gold", "nih3t3_gold": "u2os_gold"}
 TISSUE = ("cosmx_lung_mini", "cosmx_lung_mini_exchanged")
 RIVALS = ("boosted", "locfish_2018", "bento")
+SINGLE = ("gpsnet", "gpsnet_context")  # run by all seeds; the others have seed 0
 SEEDS = 5
 ABLATION_STEPS = 600
 TISSUE_CELLS = 3000
@@ -81,6 +84,8 @@ class Row:
     train_on : tuple of str
         Empty: the dataset's own train split.
     cv : bool
+    pretrained : bool
+        Starts from the model of `simulation`, of other patterns.
     """
 
     part: str
@@ -88,6 +93,13 @@ class Row:
     dataset: str
     train_on: tuple[str, ...] = ()
     cv: bool = False
+    pretrained: bool = False
+
+    @property
+    def before(self) -> tuple[str, ...]:
+        """What the model that the training starts from was fitted on; empty: there is none."""
+        tuned = self.method == "gpsnet" and len(self.train_on) > len(SIMULATED)
+        return SIMULATED if tuned or self.pretrained else ()
 
 
 def main() -> None:
@@ -119,7 +131,7 @@ def simulation(out: Path, seeds: int, jobs: int, quick: bool) -> list[dict[str, 
     """Trained on simulated cells only."""
     tables = ("synthetic",) if quick else ("synthetic", "synthetic_wide", *GOLD)
     sources = ("synthetic",) if quick else SIMULATED
-    methods = ("gpsnet", "boosted") if quick else ("gpsnet", *RIVALS)
+    methods = ("gpsnet", "boosted") if quick else ("gpsnet", "gpsnet_ensemble", *RIVALS)
     return compared(
         [Row("simulation", m, t, () if quick else sources) for t in tables for m in methods],
         out, seeds, jobs, quick,
@@ -143,7 +155,9 @@ def out_of_fold(out: Path, seeds: int, jobs: int, quick: bool) -> list[dict[str,
     if quick:
         return []
     rows = [
-        Row("out of fold", "gpsnet", t, (*SIMULATED, other), cv=True) for t, other in GOLD.items()
+        Row("out of fold", m, t, (*SIMULATED, other), cv=True)
+        for t, other in GOLD.items()
+        for m in ("gpsnet", "boosted")
     ]
     return compared(rows, out, seeds, jobs, quick)
 
@@ -154,6 +168,7 @@ def tissue(out: Path, seeds: int, jobs: int, quick: bool) -> list[dict[str, Any]
         return []
     methods = ("gpsnet", "gpsnet_context", "boosted", "boosted_context")
     rows = [Row("tissue", m, t) for t in TISSUE for m in methods]
+    rows += [Row("tissue", "gpsnet", t, pretrained=True) for t in TISSUE]
     return compared(rows, out, seeds, jobs, quick)
 
 
@@ -164,10 +179,13 @@ def compared(
     tasks = [
         (row, seed)
         for row in rows
-        for seed in range(seeds if row.method.startswith("gpsnet") and not quick else 1)
+        for seed in range(seeds if row.method in SINGLE and not quick else 1)
     ]
     # one training serves several tables: first those, then the others
-    first = {(row.method, row.train_on, row.cv, seed): (row, seed) for row, seed in reversed(tasks)}
+    first = {
+        (row.method, row.train_on or row.dataset, row.pretrained, row.cv, seed): (row, seed)
+        for row, seed in reversed(tasks)
+    }
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         for some in (list(first.values()), tasks):
             list(pool.map(made, *zip(*[(r, s, out, quick) for r, s in some], strict=True)))
@@ -175,10 +193,7 @@ def compared(
     for row, seed in tasks:
         file = made(row, seed, out, quick)
         results.setdefault(row, []).append(evaluator(row.dataset).eval(file, replicates=1000))
-    return [
-        told(row, each, results.get(replace(row, method="boosted")))
-        for row, each in results.items()
-    ]
+    return [told(row, results) for row in results]
 
 
 def made(row: Row, seed: int, out: Path, quick: bool) -> Path:
@@ -189,18 +204,19 @@ def made(row: Row, seed: int, out: Path, quick: bool) -> Path:
     dataset, sources = load_dataset(row.dataset), [load_dataset(name) for name in row.train_on]
     folder = out / row.method
     method = get_method(row.method)
-    protocol = choose_protocol(method, dataset, sources, row.cv)
-    origins = run_origins(row.method, dataset, seed, protocol, training_ids(sources))
+    before = [load_dataset(name) for name in row.before]
+    protocol = choose_protocol(method, dataset, sources, row.cv, before)
+    trained_on = fitted_on(dataset, sources, row.cv, before)
+    origins = run_origins(row.method, dataset, seed, protocol, trained_on)
     file = folder / row.dataset / f"{origins[-1].stem()}.parquet"
     if file.is_file():
         return file
-    init = None
-    if row.method == "gpsnet" and len(row.train_on) > len(SIMULATED):
-        init = saved("gpsnet", SIMULATED, seed, out)[0]
+    init = saved("gpsnet", row.before, seed, out)[0] if row.before else None
     if row.cv:
         run_method(row.method, dataset, folder, train_on=sources, cv=True, seed=seed, init=init)
         return file
-    model, fit_seconds = saved(row.method, row.train_on or (row.dataset,), seed, out, init)
+    train_on = row.train_on or (row.dataset,)
+    model, fit_seconds = saved(row.method, train_on, seed, out, init, row.before)
     method.load(model)
     method.batch = 1
     scores, seconds = {}, {"fit": fit_seconds}
@@ -214,17 +230,26 @@ def made(row: Row, seed: int, out: Path, quick: bool) -> Path:
 
 
 def saved(
-    name: str, train_on: tuple[str, ...], seed: int, out: Path, init: Path | None = None
-) -> tuple[Path, float]:
+    name: str, train_on: tuple[str, ...], seed: int, out: Path, init: Path | None = None,
+    before: tuple[str, ...] = (),
+) -> tuple[Path, float]:  # fmt: skip
     """Fit a method, unless that is done: the folder of the model, and the seconds."""
-    folder = out / "models" / f"{name}-{'-'.join(train_on)}-{seed}"
+    sets = dict.fromkeys((*before, *train_on))
+    folder = out / "models" / f"{name}-{'-'.join(sets)}-{seed}"
     note = folder / "seconds.json"
     if not note.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         method = get_method(name)
         sources = [load_dataset(one) for one in train_on]
-        seconds = fit_method(method, sources, seed, folder / "training.safetensors", init=init)
-        card = Model(name, list(sources[0].patterns), training_ids(sources), None, seed)
+        if isinstance(method, GPSNetEnsemble):  # of seed 0: the networks of seeds 0 to 4
+            members = [saved("gpsnet", train_on, k, out) for k in range(len(method.members))]
+            for member, (model, _) in zip(method.members, members, strict=True):
+                member.load(model)
+            seconds = sum(each for _, each in members)
+        else:
+            seconds = fit_method(method, sources, seed, folder / "training.safetensors", init=init)
+        ids = training_ids([load_dataset(one) for one in sets])
+        card = Model(name, list(sources[0].patterns), ids, None, seed)
         save_model(method, card, folder)
         note.write_text(json.dumps(seconds))
     return folder, json.loads(note.read_text())
@@ -236,26 +261,106 @@ def evaluator(name: str, split: str = "test") -> Evaluator:
     return Evaluator(load_dataset(name), split)
 
 
-def told(row: Row, each: list[Any], rivals: list[Any] | None) -> dict[str, Any]:
-    """One line of a table: means, spread, difference to `boosted` with its interval."""
-    line: dict[str, Any] = {"table": row.dataset, "method": row.method, "seeds": len(each)}
-    for metric, name in (("auc_macro", "AUC"), ("f1_macro", "F1")):
+def told(row: Row, results: dict[Row, list[Any]]) -> dict[str, Any]:
+    """One line of a table: means, spread, differences with their intervals."""
+    each = results[row]
+    name = f"{row.method}, pretrained" if row.pretrained else row.method
+    line: dict[str, Any] = {"table": row.dataset, "method": name, "seeds": len(each)}
+    rivals = {"boosted": results.get(replace(row, method="boosted", pretrained=False))}
+    if row.method == "boosted":
+        rivals = {}
+    elif row.pretrained:
+        rivals["not pretrained"] = results.get(replace(row, pretrained=False))
+    for metric, short in (("auc_macro", "AUC"), ("f1_macro", "F1")):
         values = [100 * result[metric] for result in each]
-        line[name] = round(float(np.mean(values)), 2)
-        line[f"{name} sd"] = round(float(np.std(values, ddof=1)), 2) if len(each) > 1 else None
-        if rivals is None or row.method == "boosted":
-            continue
-        mine, its = (
-            np.mean([result.replicates[metric] for result in some], axis=0)
-            for some in (each, rivals)
-        )
-        difference = np.mean([r[metric] for r in each]) - np.mean([r[metric] for r in rivals])
-        low, high = interval(
-            float(difference), mine - its, each[0].degrees_of_freedom, (-1.0, 1.0),
-            biased=is_biased(metric),
-        )  # fmt: skip
-        line[f"{name} - boosted"] = f"{100 * difference:+.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+        line[short] = round(float(np.mean(values)), 2)
+        line[f"{short} sd"] = round(float(np.std(values, ddof=1)), 2) if len(each) > 1 else None
+        for rival, some in rivals.items():
+            if some is not None:
+                line[f"{short} - {rival}"] = apart(each, some, metric)
     return line | {"each": [[r["auc_macro"], r["f1_macro"]] for r in each]}
+
+
+def apart(each: list[Any], others: list[Any], metric: str) -> str:
+    """Tell the difference of the means of results, with its paired interval, per cent."""
+    mine, its = (
+        np.mean([result.replicates[metric] for result in some], axis=0) for some in (each, others)
+    )
+    difference = np.mean([r[metric] for r in each]) - np.mean([r[metric] for r in others])
+    low, high = interval(
+        float(difference), mine - its, each[0].degrees_of_freedom, (-1.0, 1.0),
+        biased=is_biased(metric),
+    )  # fmt: skip
+    return f"{100 * difference:+.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+# Scores as probabilities
+
+
+BINS = 15
+
+
+def calibration(out: Path, seeds: int, jobs: int, quick: bool) -> list[dict[str, Any]]:
+    """Expected calibration error of the scores of `simulation`, and F1 at thresholds of val.
+
+    The error is the mean over pairs of the distance between the mean score and the share of
+    positives of their bin, one of 15 of equal width; of each pattern, and of the pairs of all
+    patterns together. Nothing is fitted to the scored cells: thresholds are those of `synthetic`
+    val. Intervals are over cells; replicates are averaged over seeds, and their bias is taken off,
+    as for F1: bins of few pairs make any error too large, and a replicate's more so.
+    """
+    del jobs
+    rows = []
+    sources = () if quick else SIMULATED
+    methods = ("gpsnet", "boosted") if quick else ("gpsnet", "gpsnet_ensemble", "boosted")
+    for table in ("synthetic",) if quick else ("synthetic", *GOLD):
+        judge = evaluator(table)
+        truth = judge.labels[list(judge.patterns)].to_numpy(bool)
+        resamples = Resamples.draw(judge.labels.assign(fov="all"))  # of cells
+        for name in methods:
+            each, f1 = [], []
+            for seed in range(seeds if name in SINGLE and not quick else 1):
+                file = made(Row("simulation", name, table, sources), seed, out, quick)
+                scores = judge.check(file).require()
+                each.append(calibration_errors(truth, scores, resamples))
+                trained = made(Row("simulation", name, "synthetic", sources), seed, out, quick)
+                val = trained.with_name(trained.name.replace("test", "val", 1))
+                at = list(val_thresholds(load_dataset("synthetic"), val).values())
+                f1.append(f1_at(truth, scores, at))
+            line: dict[str, Any] = {"table": table, "method": name, "seeds": len(each)}
+            freedom = resamples.degrees_of_freedom
+            for k, what in enumerate(("all", *judge.patterns)):
+                values = np.mean([one[:, k] for one in each], axis=0)  # the error, then replicates
+                low, high = interval(float(values[0]), values[1:], freedom, biased=True)
+                line[f"ECE {what}"] = f"{values[0]:.3f} [{low:.3f}, {high:.3f}]"
+            rows.append(line | {"F1 at val thresholds": round(100 * float(np.mean(f1)), 1)})
+    return rows
+
+
+def calibration_errors(truth: Any, scores: Any, resamples: Resamples) -> Any:
+    """Errors (1 + B, 1 + C): of the pairs and of each replicate; of all patterns, then of each."""
+    bins = np.minimum((scores * BINS).astype(np.int64), BINS - 1)  # (N, C)
+    weights = np.vstack([np.ones(resamples.n), resamples.weights])  # (1 + B, K)
+    gaps, sizes = [], []
+    for k in range(truth.shape[1]):
+        group = resamples.of_pair * BINS + bins[:, k]
+
+        def summed(values: Any, group: Any = group) -> Any:
+            table = np.bincount(group, values, resamples.n * BINS).reshape(resamples.n, BINS)
+            return weights @ table  # (1 + B, bins)
+
+        gaps.append(summed(scores[:, k] - truth[:, k]))
+        sizes.append(summed(np.ones(len(truth))))
+    each = [np.abs(g).sum(1) / n.sum(1) for g, n in zip(gaps, sizes, strict=True)]
+    return np.column_stack([np.abs(sum(gaps)).sum(1) / sum(sizes).sum(1), *each])
+
+
+def f1_at(truth: Any, scores: Any, thresholds: list[float]) -> float:
+    """Macro F1 of calls at thresholds (C,), over patterns with positives."""
+    called = scores >= np.array(thresholds, scores.dtype)
+    some = truth.any(axis=0)
+    f1 = 2 * (called & truth).sum(0) / np.maximum(called.sum(0) + truth.sum(0), 1)
+    return float(f1[some].mean())
 
 
 # What absent outlines cost
@@ -377,6 +482,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "inputs: coordinates, Fourier": {"inputs": "coordinates", "fourier": 32},
     "inputs: coordinates, as the paper": {"inputs": "coordinates", "fourier": 0},
     "KNN block, K = 4": {"encoder_depth": 1, "neighbours": 4, "distance_bias": True},
+    "KNN block, K = 64": {"encoder_depth": 1, "neighbours": 64, "distance_bias": True},
+    "two KNN blocks, K = 16": {"encoder_depth": 2, "neighbours": 16, "distance_bias": True},
 }
 SOURCES = {
     "trained on synthetic only": ("synthetic",),
@@ -475,6 +582,7 @@ PARTS = {
     "transfer": transfer,
     "out of fold": out_of_fold,
     "tissue": tissue,
+    "calibration": calibration,
     "absence": absence,
     "speed": speed,
     "ablation": ablation,

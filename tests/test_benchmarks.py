@@ -8,8 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from samples import PATIENCE_S
+
+from gpattern_bench.evaluate.bootstrap import Resamples
 
 pytestmark = pytest.mark.slow
 
@@ -140,7 +144,7 @@ def test_the_small_network_is_trained_scored_and_used():
 def test_gpsnet_and_its_rival_are_trained_alike_and_compared(tmp_path):
     command = [sys.executable, str(BENCHMARK.with_name("gpsnet_real.py")), "--quick"]
     command += ["--out", tmp_path, "--jobs", "1"]
-    command += ["--parts", "simulation", "absence", "speed", "ablation"]
+    command += ["--parts", "simulation", "calibration", "absence", "speed", "ablation"]
     found = json.loads(run(command).stdout.splitlines()[-1])
     rows = {row["method"]: row for row in found["simulation"]}
     assert set(rows) == {"gpsnet", "boosted"}
@@ -149,6 +153,11 @@ def test_gpsnet_and_its_rival_are_trained_alike_and_compared(tmp_path):
         float(part) for part in rows["gpsnet"]["AUC - boosted"][:-1].split("[")[1].split(",")
     )
     assert low < rows["gpsnet"]["AUC"] - rows["boosted"]["AUC"] < high
+    assert {row["method"] for row in found["calibration"]} == set(rows)
+    for row in found["calibration"]:
+        low, high = (float(part) for part in row["ECE all"][:-1].split("[")[1].split(","))
+        assert 0 <= low < high < 0.5
+        assert 0 < row["F1 at val thresholds"] <= rows[row["method"]]["F1"] + 0.1
     changed = {row["cells have"]: row["AUC"] for row in found["absence"]}
     assert changed["both outlines"] == rows["gpsnet"]["AUC"]
     assert len(set(changed.values())) == 4
@@ -156,6 +165,30 @@ def test_gpsnet_and_its_rival_are_trained_alike_and_compared(tmp_path):
     assert [row["cells"] for row in found["speed"]] == [320, 40, 40]
     for method in rows:
         assert (tmp_path / method / "synthetic" / "test-seed0.parquet").is_file()
+
+
+def test_calibration_is_that_of_the_pairs_one_by_one(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARK.parent)
+    real = importlib.import_module("gpsnet_real")
+    rng = np.random.default_rng(0)
+    truth, scores = rng.random((60, 2)) < 0.3, rng.random((60, 2)).astype(np.float32)
+    scores[:2] = 0, 1  # both ends have a bin
+    cells = np.repeat([f"c{k}" for k in range(12)], 5)
+    resamples = Resamples.draw(pd.DataFrame({"fov": "all", "cell_id": cells}), replicates=3)
+    found = real.calibration_errors(truth, scores, resamples)
+    draws = [np.ones(12, int), *resamples.weights.astype(int)]
+    for row, weight in zip(found, draws, strict=True):
+        pairs = np.repeat(np.arange(60), weight[resamples.of_pair])  # as drawn
+        columns = [(scores[pairs, k], truth[pairs, k]) for k in range(2)]
+        both = tuple(np.concatenate(part) for part in zip(*columns, strict=True))
+        for error, (score, label) in zip(row, [both, *columns], strict=True):
+            expected = 0.0
+            for low in range(15):
+                inside = (score >= low / 15) & ((score < (low + 1) / 15) | (low == 14))
+                if inside.any():
+                    gap = abs(score[inside].mean(dtype=float) - label[inside].mean())
+                    expected += inside.mean() * gap
+            assert error == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_whole_benchmark_goes_from_files_to_a_board(tmp_path):

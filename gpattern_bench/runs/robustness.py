@@ -25,10 +25,10 @@ from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import GPatternBenchError, MethodError
 from gpattern_bench.evaluate.evaluator import Evaluator, Result
 from gpattern_bench.methods import get_method
-from gpattern_bench.methods.base import Method
+from gpattern_bench.methods.base import Method, takes_context
 from gpattern_bench.methods.predict import predict_cells
 from gpattern_bench.runs.saved_model import load_model
-from gpattern_bench.runs.training import choose_protocol, training_ids
+from gpattern_bench.runs.training import choose_protocol, fitted_on
 from gpattern_bench.tables.predictions import Origin, Protocol, TrainedOn, counted
 
 _log = logging.getLogger(__name__)
@@ -331,7 +331,7 @@ def run_robustness(
         The run's folder, as given to :func:`gpattern_bench.run.run_method`: a method that learns
         is loaded from ``out/<dataset>/model-seed<k>``. Nothing is fitted here.
     train_on : sequence of Dataset
-        As in the run.
+        As in the run. Of other patterns: what the model that the run started from was fitted on.
     seed : int
         Of the run, and of the perturbations.
 
@@ -355,8 +355,12 @@ def run_robustness(
         raise GPatternBenchError(
             f"robustness needs a labelled {_SPLIT} split; {dataset.id} has none"
         )
-    protocol = choose_protocol(method, dataset, train_on, cv=False)
-    trained_on = training_ids(train_on)
+    before = []
+    if takes_context(method):  # it may have started from a model of other patterns
+        before = [one for one in train_on if one.patterns != dataset.patterns]
+    of_run = [one for one in train_on if one not in before]
+    protocol = choose_protocol(method, dataset, of_run, False, before)
+    trained_on = fitted_on(dataset, of_run, False, before) if method.about.learns else None
     origin = Origin(dataset.name, dataset.version, _SPLIT, name, seed, protocol, trained_on)
     folder = Path(out) / dataset.name
     if method.about.learns:

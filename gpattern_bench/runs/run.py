@@ -40,7 +40,13 @@ from gpattern_bench.methods.base import (
 from gpattern_bench.methods.predict import predict_cells
 from gpattern_bench.predictions import prediction_table
 from gpattern_bench.runs.saved_model import Model, load_model, save_model
-from gpattern_bench.runs.training import choose_protocol, training_cells, training_ids, val_cells
+from gpattern_bench.runs.training import (
+    choose_protocol,
+    fitted_on,
+    training_cells,
+    training_ids,
+    val_cells,
+)
 from gpattern_bench.tables.predictions import (
     Origin,
     Protocol,
@@ -141,12 +147,13 @@ def run_method(
         (:func:`gpattern_bench.runs.training.training_cells`). Empty: on the dataset's own.
     cv : bool
         Out-of-fold predictions by cell, for a dataset without a train split; with `train_on`,
-        each fold's training has these beside the other folds.
+        each fold's training has these beside the other folds. With `init`, one of other patterns
+        only says where the data lies that the model was fitted on.
     seed : int
         Of the folds and of the method.
     init : pathlib.Path, optional
         Folder of a saved model to start from, for a method that is trained in steps. What that
-        was fitted on counts as training data.
+        was fitted on counts as training data. Of other patterns, its last layer begins anew.
 
     Returns
     -------
@@ -163,11 +170,14 @@ def run_method(
         raise MethodError(f"expected a seed of 0 or more, got {seed}")
     name, make = _named(method)
     method = make()
-    all_sets = list(train_on)
+    before: list[Dataset] = []
     if init is not None:
-        all_sets = _with_initial(method, init, dataset, train_on, cv)
-    protocol = choose_protocol(method, dataset, all_sets, cv)
-    origins = run_origins(name, dataset, seed, protocol, training_ids(all_sets))
+        before = _fitted_before(method, init, dataset, train_on)
+        named_only = [one for one in before if one.patterns != dataset.patterns]
+        train_on = [one for one in train_on if one not in named_only]
+    protocol = choose_protocol(method, dataset, train_on, cv, before)
+    trained_on = fitted_on(dataset, train_on, cv, before) if method.about.learns else None
+    origins = run_origins(name, dataset, seed, protocol, trained_on)
     seconds: dict[str, float] = {}
     folder = Path(out) / dataset.name
     for origin in origins:
@@ -232,10 +242,10 @@ def run_origins(
     ]
 
 
-def _with_initial(
-    method: Method, init: Path, dataset: Dataset, train_on: Sequence[Dataset], cv: bool
+def _fitted_before(
+    method: Method, init: Path, dataset: Dataset, train_on: Sequence[Dataset]
 ) -> list[Dataset]:
-    """Return the training sets, with those of the model to start from."""
+    """Return what the model to start from was fitted on."""
     if not takes_context(method):
         raise MethodError(f"{method.about.name} cannot start from a model: leave out --init")
     _, model = load_model(init)
@@ -258,9 +268,7 @@ def _with_initial(
             f"--init {init} was fitted on the labels of {dataset.id} that are scored here: start "
             "from another model"
         )
-    own = [] if cv or train_on else [dataset]
-    sets = {one.id: one for one in (*before, *train_on, *own)}
-    return [] if list(sets) == [dataset.id] else list(sets.values())
+    return before
 
 
 def fit_method(

@@ -10,13 +10,17 @@ from gpattern_bench.errors import MethodError
 from gpattern_bench.methods.base import About, Method
 from gpattern_bench.tables.predictions import Protocol
 
-__all__ = ["choose_protocol", "training_cells", "training_ids", "val_cells"]
+__all__ = ["choose_protocol", "fitted_on", "training_cells", "training_ids", "val_cells"]
 
 _Part = tuple[Dataset, str | None, Sequence[str] | None]  # the cells of a split, or some of them
 
 
 def choose_protocol(
-    method: Method, dataset: Dataset, train_on: Sequence[Dataset], cv: bool
+    method: Method,
+    dataset: Dataset,
+    train_on: Sequence[Dataset],
+    cv: bool,
+    before: Sequence[Dataset] = (),
 ) -> Protocol:
     """Choose the protocol of a run.
 
@@ -32,6 +36,8 @@ def choose_protocol(
         What to fit on; empty: the dataset's own train split, or folds.
     cv : bool
         Out of fold; `train_on` then stands beside the folds.
+    before : sequence of Dataset
+        What the model to start from was fitted on; its patterns may be others.
 
     Raises
     ------
@@ -47,14 +53,9 @@ def choose_protocol(
         if about.sees_labels and not dataset.has_labels:
             raise MethodError(f"{about.name} shows the labels, and {dataset.id} has no labels")
         return "untrained"
-    if problems := _problems(about, dataset, train_on, cv):
+    if problems := _problems(about, dataset, train_on, cv, before):
         raise MethodError("; ".join(problems))
-    if train_on and not cv:
-        others = [source for source in train_on if source.id != dataset.id]
-        if not all(source.manifest.is_simulated for source in others):
-            return "transfer"
-        return "simulation" if len(others) == len(train_on) else "fit"
-    if not dataset.has_labels:
+    if (cv or not train_on) and not dataset.has_labels:
         raise MethodError(
             f"{about.name} must be fitted, and {dataset.id} has no labels: add --train-on NAME to "
             "fit on another dataset"
@@ -65,24 +66,47 @@ def choose_protocol(
                 f"{dataset.id} has a train split: run {about.name} without --cv, it is fitted there"
             )
         return "cv-cell"
-    if "train" not in dataset.splits:
+    if not train_on and "train" not in dataset.splits:
         raise MethodError(
             f"{about.name} must be fitted, and {dataset.id} has no train split (only "
             f"{', '.join(dataset.splits)}): add --train-on NAME to fit on another dataset, or "
             "--cv cell for out-of-fold predictions"
         )
-    return "fit"
+    sets = [*before, *(train_on or [dataset])]
+    others = [source for source in sets if source.id != dataset.id]
+    if not all(source.manifest.is_simulated for source in others):
+        return "transfer"
+    return "simulation" if len(others) == len(sets) else "fit"
 
 
-def _problems(about: About, dataset: Dataset, train_on: Sequence[Dataset], cv: bool) -> list[str]:
+def fitted_on(
+    dataset: Dataset, train_on: Sequence[Dataset], cv: bool, before: Sequence[Dataset] = ()
+) -> tuple[str, ...] | None:
+    """Name all that a run is fitted on, as its files do; None: the own train split alone, or folds.
+
+    Parameters are those of :func:`choose_protocol`.
+    """
+    sets = [*before, *(train_on if train_on or cv else [dataset])]
+    return None if all(one.id == dataset.id for one in sets) else training_ids(sets)
+
+
+def _problems(
+    about: About,
+    dataset: Dataset,
+    train_on: Sequence[Dataset],
+    cv: bool,
+    before: Sequence[Dataset],
+) -> list[str]:
     """Say why a method cannot be fitted on these datasets together, to predict `dataset`."""
     ids = [source.id for source in train_on]
+    earlier = {source.id: source for source in before if source.id not in ids}
     problems = []
     if twice := sorted({one for one in ids if ids.count(one) > 1}):
         problems.append(f"--train-on names {', '.join(twice)} twice: name each dataset once")
-    names = [one.partition("@")[0] for one in sorted(set(ids))]
+    names = [one.partition("@")[0] for one in sorted({*ids, *earlier})]
+    told = "--train-on, with what the model of --init was fitted on," if earlier else "--train-on"
     problems += [
-        f"--train-on names several versions of {name}: name one, they may hold the same cells"
+        f"{told} names several versions of {name}: name one, they may hold the same cells"
         for name in dict.fromkeys(names)
         if names.count(name) > 1
     ]
@@ -101,17 +125,22 @@ def _problems(about: About, dataset: Dataset, train_on: Sequence[Dataset], cv: b
             f"--train-on {dataset.id} is the dataset to predict, and has no train split (only "
             f"{', '.join(dataset.splits)}): leave it out"
         )
-    for source in {source.id: source for source in train_on}.values():
+    for source in (earlier | {source.id: source for source in train_on}).values():
+        given, instead = f"--train-on {source.id}", "leave it out"
+        if source.id in earlier:
+            given = f"the model of --init was fitted on {source.id}, which"
+            instead = "start from another"
         if source.name == dataset.name and source.id != dataset.id:
             problems.append(
-                f"--train-on {source.id} is another version of the dataset to predict, {dataset.id}"
-                ", and may hold the cells that are scored: leave it out"
+                f"{given} is another version of the dataset to predict, {dataset.id}"
+                f", and may hold the cells that are scored: {instead}"
             )
         elif source.id != dataset.id and _content(source) == _content(dataset):
             problems.append(
-                f"--train-on {source.id} has the molecules of the dataset to predict, "
-                f"{dataset.id}: leave it out"
+                f"{given} has the molecules of the dataset to predict, {dataset.id}: {instead}"
             )
+        if source.id in earlier:
+            continue  # whatever its patterns: the last layer begins anew
         if not source.has_labels or source.patterns != dataset.patterns:
             problems.append(
                 f"{about.name} cannot be fitted on {source.id} for {dataset.id}: it needs labels "
@@ -126,8 +155,8 @@ def _content(dataset: Dataset) -> str:
 
 
 def training_ids(train_on: Sequence[Dataset]) -> tuple[str, ...] | None:
-    """Name training sets as prediction files do: sorted; None for none."""
-    return tuple(sorted(source.id for source in train_on)) or None
+    """Name training sets as prediction files do: sorted, each once; None for none."""
+    return tuple(sorted({source.id for source in train_on})) or None
 
 
 def training_cells(

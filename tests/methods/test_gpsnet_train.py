@@ -351,6 +351,33 @@ class TestStartingFromAnother:
         assert torch.equal(new.head.weight, head)
         assert torch.equal(new.pool.weight, old.pool.weight)
 
+    def test_a_training_of_other_patterns_begins_at_the_other_s_weights_with_a_new_head(self, tiny):
+        cells = tiny.iter_cells("train")
+        config = Config.preset("gpsnet", cells.genes, cells.patterns)
+        torch.manual_seed(5)
+        init = GPSNet(replace(config, patterns=("x", "y", "z")))
+        torch.nn.init.normal_(init.bias.weight)
+        found = [train._Trainer(config, TRAINING, cells, seed, None, init) for seed in (1, 1, 2)]
+        first, again, other = (trainer.network.state_dict() for trainer in found)
+        new = {"head.weight", "head.bias", "bias.weight"}
+        for name, value in first.items():
+            assert torch.equal(value, again[name])
+            if name in new:
+                assert value.shape[-1 if name == "bias.weight" else 0] == len(cells.patterns)
+            else:
+                assert torch.equal(value, init.state_dict()[name])
+                assert torch.equal(value, other[name])
+        assert not torch.equal(first["head.weight"], other["head.weight"])
+        assert not first["bias.weight"].any()
+
+    def test_the_context_of_other_patterns_is_refused(self):
+        old, new = (
+            GPSNet(Config.preset("gpsnet", ["a"], patterns, context=True))
+            for patterns in (["x", "y"], ["x", "z"])
+        )
+        with pytest.raises(MethodError, match="scores of x, y; here these would be scores of x, z"):
+            start_from(new, old)
+
     def test_another_shape_is_refused(self):
         old = GPSNet(Config.preset("small", ["a"], ["x"]))
         with pytest.raises(MethodError, match="width 64, not 32"):

@@ -104,6 +104,14 @@ def made(tmp_path_factory) -> dict[str, Dataset]:
     }
 
 
+@pytest.fixture(scope="module")
+def model(made, brief_training, tmp_path_factory) -> Path:
+    """GPSNet, fitted on simulated cells."""
+    out = tmp_path_factory.mktemp("pre")
+    run_method("gpsnet", made["gold"], out, train_on=[made["sim"]])
+    return out / "gold" / "model-seed0-simulation-sim"
+
+
 def another_version(dataset: Dataset, folder: Path) -> Dataset:
     for path in dataset.folder.iterdir():
         folder.mkdir(exist_ok=True)
@@ -275,14 +283,6 @@ class TestBesideFolds:
 class TestStartingFromAModel:
     SIM = "test-seed0-simulation-sim"
 
-    @pytest.fixture(scope="class")
-    @classmethod
-    def model(cls, made, tmp_path_factory):
-        """GPSNet, fitted on simulated cells."""
-        out = tmp_path_factory.mktemp("pre")
-        run_method("gpsnet", made["gold"], out, train_on=[made["sim"]])
-        return out / "gold" / "model-seed0-simulation-sim"
-
     def test_gives_what_one_command_gives(self, made, model, tmp_path):
         chosen = [made["sim"], made["other"]]
         files = [
@@ -316,6 +316,96 @@ class TestStartingFromAModel:
             run_method("bento", made["gold"], tmp_path, train_on=[made["sim"]], init=model)
         with pytest.raises(MethodError, match="is a model of gpsnet; expected one of gpsnet_coord"):
             run_method("gpsnet_coordinates", made["gold"], tmp_path, cv=True, init=model)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("brief_training")
+class TestStartingFromOtherPatterns:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def three(cls, tmp_path_factory) -> Dataset:
+        """Labelled for three of the four patterns, under other names."""
+        release = simulate(12, n_genes=10, **SIZE)
+        names = {"nuclear": "inside", "cell_edge": "rim", "cytoplasmic": "around"}
+        labels = release.labels.drop(columns="nuclear_edge").rename(columns=names)
+        patterns = tuple(sorted(names.values()))
+        folder = tmp_path_factory.mktemp("three") / "three"
+        return dataset_of(folder, replace(release, labels=labels), patterns, name="three")
+
+    def test_is_a_run_like_others(self, made, three, model, tmp_path, caplog):
+        caplog.set_level("INFO")
+        a, b, other = (
+            run_method(
+                "gpsnet", three, tmp_path / str(k), train_on=[made["sim"]], seed=seed, init=model
+            )[-1]
+            for k, seed in enumerate((0, 0, 1))
+        )
+        said = "edge: its last layer begins anew, for around, inside, rim"
+        assert caplog.text.count(said) == 3
+        assert "fitting on three@1.0.0\n" in caplog.text
+        assert a.read_bytes() == b.read_bytes()
+        assert not read_predictions(a)[0].equals(read_predictions(other)[0])
+        origin = read_predictions(a)[1]
+        assert a.stem == "test-seed0-fit-sim"
+        assert (origin.protocol, origin.trained_on) == ("fit", ("sim@1.2.0", "three@1.0.0"))
+        report = json.loads(a.with_name("run-seed0-fit-sim.json").read_text())
+        assert report["trained_on"] == ["sim@1.2.0", "three@1.0.0"]
+        folder = a.with_name("model-seed0-fit-sim")
+        assert load_model(folder)[1].fitted_on == ("sim@1.2.0", "three@1.0.0")
+        path, found = run_robustness("gpsnet", three, tmp_path / "0", train_on=[made["sim"]])
+        assert path.name == "robustness-seed0-fit-sim.json"
+        assert found.trained_on == origin.trained_on
+
+    def test_a_model_of_a_registered_dataset_needs_no_names(self, made, three, model, tmp_path):
+        shutil.copytree(model, tmp_path / "model")
+        card = json.loads((model / "model.json").read_text()) | {"fitted_on": ["synthetic@1.0.0"]}
+        (tmp_path / "model" / "model.json").write_text(json.dumps(card))
+        path = run_method("gpsnet", three, tmp_path, init=tmp_path / "model")[-1]
+        assert path.stem == "test-seed0-fit-synthetic"
+        with pytest.raises(
+            MethodError, match=r"gpsnet must be fitted, and gold@1\.2\.0 has no train"
+        ):
+            run_method("gpsnet", made["gold"], tmp_path, init=tmp_path / "model")
+
+    def test_real_labels_are_told(self, made, three, tmp_path):
+        run_method("gpsnet", made["real"], tmp_path)
+        init = tmp_path / "real" / "model-seed0"
+        path = run_method("gpsnet", three, tmp_path, train_on=[made["real"]], init=init)[-1]
+        assert path.stem == "test-seed0-transfer-real-and-three"
+
+    def test_what_cannot_serve_is_refused(self, made, three, model, tmp_path):
+        out = tmp_path / "out"
+
+        def refused(*args, **more) -> str:
+            with pytest.raises(MethodError) as caught:
+                run_method(*args, init=model, **more)
+            assert not out.exists()
+            return str(caught.value)
+
+        text = refused("gpsnet", three, out)
+        assert "fitted on sim@1.2.0, which is not in the registry: name its folder with" in text
+        text = refused("gpsnet", three, out, train_on=[made["wide"], made["sim"]])
+        assert text.startswith("gpsnet cannot be fitted on wide@1.2.0 for three@1.0.0: it needs")
+        text = refused("gpsnet_context", three, out, train_on=[made["sim"]])
+        assert "is a model of gpsnet; expected one of gpsnet_context" in text
+
+    @pytest.mark.parametrize(
+        ("name", "expected"),
+        [
+            ("copy", "which has the molecules of the dataset to predict, copy@1.0.0: start from"),
+            ("sim", "which is another version of the dataset to predict, sim@1.0.0, and may"),
+        ],
+    )
+    def test_one_that_saw_the_cells_is_refused(self, made, model, tmp_path, name, expected):
+        release = simulate(7, n_fovs=12, cells_per_fov=3, n_genes=10, mean_molecules=60)
+        labels = release.labels.drop(columns="nuclear_edge")
+        patterns = ("cell_edge", "cytoplasmic", "nuclear")
+        same = dataset_of(tmp_path / name, replace(release, labels=labels), patterns, name=name)
+        with pytest.raises(MethodError) as caught:
+            run_method("gpsnet", same, tmp_path / "out", train_on=[made["sim"]], init=model)
+        text = f"the model of --init was fitted on sim@1.2.0, {expected}"
+        assert str(caught.value).startswith(text)
+        assert not (tmp_path / "out").exists()
 
 
 class TestRefused:

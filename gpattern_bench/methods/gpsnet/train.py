@@ -89,8 +89,8 @@ def train_network(
     checkpoint : pathlib.Path, optional
         Written after each epoch; training resumes from it if it exists.
     init : GPSNet, optional
-        Network to start from, of the same patterns and shape; genes are matched by name, and new
-        ones begin as the unknown gene.
+        Network to start from, of the same shape; genes are matched by name, and new ones begin as
+        the unknown gene. Of other patterns, its last layer begins anew (:func:`start_from`).
 
     Returns
     -------
@@ -167,6 +167,13 @@ class _Trainer:
             self.network = GPSNet(self.config)
         if self.init is not None:
             start_from(self.network, self.init)
+            there, here = self.init.config.patterns, self.config.patterns
+            if there != here and self.accelerator.is_main_process:
+                _log.info(
+                    "starting from a model of %s: its last layer begins anew, for %s",
+                    ", ".join(there),
+                    ", ".join(here),
+                )
         if counted is not None:
             self.network.gene_scores = counted
         self.network.to(self.device)
@@ -416,22 +423,28 @@ class _Trainer:
 def start_from(network: GPSNet, init: GPSNet) -> None:
     """Fill a network with the weights of another, genes matched by name.
 
-    Of other patterns, the last layer begins anew.
+    Of other patterns, the last layer begins anew, and so do the genes' biases.
 
     Raises
     ------
     MethodError
-        It has another shape; the text names the fields.
+        It has another shape, or inputs that are scores of other patterns; the text names both.
     """
     old, new = asdict(init.config), asdict(network.config)
     free = ("genes", "patterns", "checkpointing")
     differ = [name for name in new if name not in free and old[name] != new[name]]
-    if init.config.context and init.config.patterns != network.config.patterns:
-        differ.append("patterns")
     if differ:
         told = "; ".join(f"{name} {old[name]!r}, not {new[name]!r}" for name in differ)
         raise MethodError(
             f"the model to start from has {told}: start from one of the same settings"
+        )
+    others = init.config.patterns != network.config.patterns
+    if others and init.config.context:
+        raise MethodError(
+            f"the model to start from sees the context of other genes as scores of "
+            f"{', '.join(init.config.patterns)}; here these would be scores of "
+            f"{', '.join(network.config.patterns)}: start from a model of these patterns, or from "
+            "none"
         )
     row = {gene: at for at, gene in enumerate(init.config.genes)}
     unknown = len(row)
@@ -441,7 +454,7 @@ def start_from(network: GPSNet, init: GPSNet) -> None:
         if name in weights and len(weights[name]) > 1:  # outline points follow the unknown gene
             weights[name] = torch.cat([weights[name][rows], weights[name][unknown + 1 :]])
     kept = {"outline_rows", "positive", "labelled"}  # of the vocabulary, and counted anew
-    if init.config.patterns != network.config.patterns:
+    if others:
         kept |= {"head.weight", "head.bias", "bias.weight"}
     network.load_state_dict(weights | {name: own[name] for name in kept & own.keys()})
 
