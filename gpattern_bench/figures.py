@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from gpattern_bench.base.files import replacing
 from gpattern_bench.data.cells import Cell
 from gpattern_bench.data.dataset import Dataset
-from gpattern_bench.errors import GPatternBenchError, MissingExtraError, PredictionError
-from gpattern_bench.tables.predictions import read_origin, read_predictions
+from gpattern_bench.errors import GPatternBenchError, MissingExtraError
+from gpattern_bench.tables.predictions import read_origin, require_origin
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -411,10 +411,7 @@ def _split_of(dataset: Dataset, predictions: Sequence[str | Path]) -> str:
     """Find the split of all prediction files; without files, test or the first."""
     found: dict[str, Path] = {}
     for path in map(Path, predictions):
-        origin = read_origin(path)
-        if origin is None:
-            raise PredictionError(str(path), read_predictions(path)[2])
-        found[origin.split] = path
+        found[require_origin(path).split] = path
     if len(found) > 1:
         each = ", ".join(f"{path} ({split})" for split, path in found.items())
         raise GPatternBenchError(f"expected prediction files of one split, got {each}; keep one")

@@ -50,7 +50,7 @@ from gpattern_bench.tables.predictions import (
     Protocol,
     TrainedOn,
     read_origin,
-    read_predictions,
+    require_origin,
 )
 
 __all__ = [
@@ -310,11 +310,7 @@ class Submission:
                     raise
                 yield _Scoring(name, known, None, Skipped(self._named(name), str(error)))
                 continue
-            origin = read_origin(path)
-            if origin is None:
-                read_predictions(path)  # raises if the file cannot be read at all
-                problem = "no readable metadata; write it with write_predictions"
-                raise SubmissionError(str(path), [problem])
+            origin = require_origin(path)
             if origin.method != self.metadata.method:
                 problem = f"expected predictions of {self.metadata.method!r}, got method "
                 raise SubmissionError(str(path), [problem + repr(origin.method)])

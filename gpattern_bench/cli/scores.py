@@ -193,10 +193,7 @@ def calls(
 def scored_by(file: Path, dataset: str | None) -> tuple[Dataset, str]:
     """Dataset and split of a prediction file."""
     from gpattern_bench.data.dataset import load_dataset
-    from gpattern_bench.tables.predictions import read_origin, read_predictions
+    from gpattern_bench.tables.predictions import require_origin
 
-    origin = read_origin(file)
-    if origin is None:
-        problems = read_predictions(file)[2]  # says so if the file cannot be read at all
-        raise PredictionError(str(file), problems)
+    origin = require_origin(file)
     return load_dataset(dataset or f"{origin.dataset}@{origin.version}"), origin.split

@@ -545,7 +545,7 @@ SUBMISSIONS: dict[str, tuple[Change, int, str, bool]] = {
     "a page of HTML": (of_file(of_bytes(lambda b: b"<html>")), 2, "it is an HTML page", True),
     "an empty file": (of_file(of_bytes(lambda b: b"")), 2, "Parquet file: it is empty", True),
     "a folder": (of_file(folder_instead), 2, "it is a folder", True),
-    "a file without metadata": (of_file(without_metadata), 2, "no readable metadata; write", True),
+    "a file without metadata": (of_file(without_metadata), 2, "no metadata `gpattern_bench`", True),
     "a file without a pair": (of_file(of_table(lambda t: t[1:])), 2, "1 pair is missing: ", True),
     "a file with NaN": (
         of_file(put("nuclear", lambda c: pa.array(np.full(len(c), np.nan, np.float32)))),
