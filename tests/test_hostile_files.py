@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import stat
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import h5py
@@ -784,6 +788,36 @@ def test_a_redirection_to_this_machine_is_not_followed(httpserver: HTTPServer, s
         with pytest.raises(Exception, match=r"expected https|is not a public address"):
             session.get(httpserver.url_for("/first"))
     assert [request.path for request, _ in httpserver.log] == ["/first"]
+
+
+def test_an_answer_that_comes_byte_by_byte_is_cut_off(monkeypatch):
+    """Each byte in time, the headers never whole."""
+    monkeypatch.setattr("gpattern_bench.sources.public.HEADERS_S", 0.1)
+    ours, theirs = socket.socketpair()
+    connection = (
+        public_session()
+        .get_adapter("https://x")
+        .poolmanager.connection_from_url("https://x")
+        .ConnectionCls("x", timeout=PATIENCE_S)
+    )
+
+    def drip() -> None:
+        theirs.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+        with suppress(OSError):
+            while True:
+                theirs.sendall(b"x")
+                time.sleep(0.01)
+
+    with ours, theirs:
+        connection.sock = ours
+        connection.request("GET", "/")
+        server = threading.Thread(target=drip)
+        server.start()
+        with pytest.raises(TimeoutError, match="no whole answer within"):
+            connection.getresponse()
+        ours.close()
+        server.join(PATIENCE_S)
+    assert not server.is_alive()
 
 
 def test_messages_do_not_tell_what_an_address_gave(tmp_path, monkeypatch, httpserver: HTTPServer):

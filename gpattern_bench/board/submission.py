@@ -6,7 +6,7 @@ import json
 import re
 from base64 import b64decode, b64encode
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -212,11 +212,14 @@ class Submission:
     metadata : Metadata
     results : list of Score
         Contents of ``results.json``: one entry per test prediction file.
+    unreachable : dict of str to str
+        Files at addresses that failed, each with the message; they are asked once.
     """
 
     folder: Path
     metadata: Metadata
     results: list[Score]
+    unreachable: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def test_files(self) -> list[str]:
         """Name the prediction files of test splits, here or at an address, sorted."""
@@ -241,7 +244,15 @@ class Submission:
             bytes=listed.bytes,
             sha256=listed.sha256,
         )
-        return fetch(file, cache_root(), public=True)
+        if name in self.unreachable:
+            raise FetchError(self.unreachable[name])
+        try:
+            return fetch(file, cache_root(), public=True)
+        except ChecksumError:
+            raise
+        except FetchError as error:
+            self.unreachable[name] = str(error)
+            raise
 
     def stale(self) -> list[str]:
         """Name prediction files that the stored results do not match."""

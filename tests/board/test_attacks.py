@@ -8,6 +8,7 @@ import pickle
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from base64 import b64decode, b64encode
@@ -567,6 +568,37 @@ class TestFolders:
             os.chdir(tmp_path / "submitted")
             code, said = checkout.cli("leaderboard", "--check", "--rescore")
             assert (code, "labels.parquet: the registry pins 63fe6115c0fc" in said) == (2, True)
+
+
+# Addresses
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tries", [1, 4])
+def test_an_address_that_never_answers_is_asked_in_one_go(checkout, monkeypatch, tries):
+    """It took four minutes for each file, and the same again for its copies."""
+    monkeypatch.setattr("gpattern_bench.sources.public.check_public", lambda _: None)
+    monkeypatch.setattr("gpattern_bench.sources.http.CONNECT_S", 0.2)
+    budget = 0 if tries == 1 else PATIENCE_S
+    monkeypatch.setattr("gpattern_bench.sources.fetch.LONGEST_STRANGER_S", budget)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        files = [file.model_dump(exclude_none=True) for file in listed_files(checkout.mine)]
+        for file in files:
+            file["url"] = f"https://127.0.0.1:{server.getsockname()[1]}/{file['path']}"
+            (checkout.mine / file["path"]).unlink()
+        checkout.edit_yaml(files=files)
+        checkout.make_board()
+        step, said = checkout.check()
+        server.setblocking(False)
+        asked = 0
+        with suppress(BlockingIOError):
+            while True:
+                server.accept()[0].close()
+                asked += 1
+    assert step == "Scores are those of the prediction files"
+    assert f"not scored: my_method/{TEST}: could not fetch" in said
+    assert said.count("Traceback") == 0
+    assert asked == tries  # of the val file, nothing is asked then
 
 
 # Code
