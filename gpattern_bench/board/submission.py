@@ -254,11 +254,22 @@ class Submission:
             self.unreachable[name] = str(error)
             raise
 
+    def stored_text(self) -> str | None:
+        """Read ``results.json``, which :func:`results_text` wrote, or somebody else; None: none."""
+        path = self.folder / _RESULTS
+        return path.read_bytes().decode() if path.exists() else None  # line breaks as they are
+
     def stale(self) -> list[str]:
-        """Name prediction files that the stored results do not match."""
+        """Name prediction files that the stored results do not match, and results written by hand.
+
+        With a key twice, or in another order, other programs may read another number.
+        """
         stored = {entry["predictions"]: entry for entry in self.results}
         present = self.test_files()
         problems = []
+        text = self.stored_text()
+        if text is not None and text != results_text(self.results):
+            problems.append(f"{_RESULTS}: not as this package writes it, to the byte")
         for name in sorted(stored.keys() | set(present)):
             if name not in present:
                 problems.append(f"{name}: results are stored, the prediction file is gone")

@@ -74,26 +74,31 @@ def leaderboard(
     problems += problems_of(found)
     if record and not problems:
         typer.echo(f"recorded {record_verified(found, new.scored, out)} results")
+    _refuse(problems)  # no board can be made of anything
     board = board_of(found, out)
-    if not problems and check:
-        problems = drift(board, found, out) + schema_drift(submissions)
-    if problems:
-        for problem in problems:
-            typer.echo(printable(f"error: {problem}"), err=True)
-        typer.echo(
-            "make the datasets that are not here, then run `gpattern-bench leaderboard --rescore` "
-            "and commit what changes"
-            if any(problem.startswith("not scored: ") for problem in problems)
-            else "run `gpattern-bench leaderboard --rescore` and commit what changes",
-            err=True,
-        )
-        raise typer.Exit(1)
     if check:
+        _refuse(drift(board, found, out) + schema_drift(submissions))
         typer.echo("the board is what the submissions give")
     else:
         write_board(board, found, out)
         write_schema(submissions)
         typer.echo(str(out / "LEADERBOARD.md"))
+
+
+def _refuse(problems: list[str]) -> None:
+    """Exit with the problems, if there are any."""
+    if not problems:
+        return
+    for problem in problems:
+        typer.echo(printable(f"error: {problem}"), err=True)
+    typer.echo(
+        "make the datasets that are not here, then run `gpattern-bench leaderboard --rescore` "
+        "and commit what changes"
+        if any(problem.startswith("not scored: ") for problem in problems)
+        else "run `gpattern-bench leaderboard --rescore` and commit what changes",
+        err=True,
+    )
+    raise typer.Exit(1)
 
 
 @app.command(epilog=examples("submit runs/sprawl --to submissions/sprawl"))
