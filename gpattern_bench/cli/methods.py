@@ -13,6 +13,7 @@ from gpattern_bench.cli.options import (
     Name,
     Seed,
     app,
+    echo,
     examples,
     print_json,
     print_rows,
@@ -60,7 +61,7 @@ def run(
         init=init,
     )
     for file in files:
-        typer.echo(str(file))
+        echo(str(file))
 
 
 @app.command(
@@ -110,7 +111,7 @@ def run_all_(
     )
     failed = [outcome for outcome in outcomes if outcome.outcome == "failed"]
     for outcome in failed:
-        typer.echo(f"{outcome.method} failed: {outcome.why}", err=True)
+        echo(f"{outcome.method} failed: {outcome.why}", err=True)
     if failed:
         raise typer.Exit(1)
 
@@ -131,7 +132,7 @@ def features(
     from gpattern_bench.data.dataset import load_dataset
     from gpattern_bench.features import write_features
 
-    typer.echo(str(write_features(method, load_dataset(tables), out, unit_um=unit_um)))
+    echo(str(write_features(method, load_dataset(tables), out, unit_um=unit_um)))
 
 
 @app.command(
@@ -165,7 +166,7 @@ def predict(
     if thresholds is not None:
         written += write_calls(out, thresholds, out.with_name(f"{out.stem}-calls.parquet"))
     for path in written:
-        typer.echo(str(path))
+        echo(str(path))
 
 
 @app.command(epilog=examples("ablation --quick --study depths", "ablation --json > ablation.json"))
@@ -210,4 +211,4 @@ def ablation(
     if as_json:
         print_json([asdict(row) for row in rows])
     else:
-        typer.echo(ablation_table(rows))
+        echo(ablation_table(rows))

@@ -318,8 +318,8 @@ def _sizes(
 
 def nested(file: pq.ParquetFile) -> list[str]:
     """Name columns of lists or structs: a row of these may hold any number of values."""
-    leaves = {file.schema.column(i).path for i in range(len(file.schema))}
-    return [name for name in file.schema_arrow.names if name not in leaves]
+    leaves = [file.schema.column(i).path for i in range(len(file.schema))]
+    return [n for n in file.schema_arrow.names if any(leaf.startswith(f"{n}.") for leaf in leaves)]
 
 
 def _read_group(

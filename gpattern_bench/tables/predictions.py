@@ -339,19 +339,22 @@ def _footer(path: Path) -> pq.FileMetaData:
 
 
 def _read_columns(path: Path) -> pa.Table:
-    """Read all columns; text comes as a dictionary first, for one long value may be in all rows."""
+    """Read all columns; text comes as a dictionary first, for one long value may be in all rows.
+
+    Lists and structs come as nulls, whatever they hold: they are neither ids nor scores.
+    """
     with pq.ParquetFile(path) as opened:
-        wanted = opened.schema_arrow
-        for name in nested(opened):  # a row may hold any number of values
-            problem = f"column {shorten(name)} is {shorten(wanted.field(name).type)}"
-            raise _refused(path, f"{problem}, expected float32 scores or text")
+        wanted, lists = opened.schema_arrow, nested(opened)
         columns = [opened.schema.column(i) for i in range(len(opened.schema))]
         text = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
         if len(text) > _MOST_TEXTS:
             problem = f"{len(text)} columns of text, expected cell_id and gene; remove the others"
             raise _refused(path, problem)
     with pq.ParquetFile(path, read_dictionary=text, page_checksum_verification=True) as opened:
-        table = opened.read()
+        flat = [name for name in wanted.names if name not in lists]
+        table = opened.read(flat if lists else None)
+    if table.column_names != flat:
+        raise _refused(path, f"columns that occur more than once, beside lists: {shorten(flat)}")
     for name, column in zip(table.column_names, table.columns, strict=True):
         for chunk in column.chunks if pa.types.is_dictionary(column.type) else ():
             if _is_bytes(chunk.dictionary.type) and len(chunk.dictionary):
@@ -362,7 +365,12 @@ def _read_columns(path: Path) -> pa.Table:
                         f"column {shorten(name)} has a value of {longest:,} bytes; names of cells "
                         f"and genes have at most {_LONGEST_TEXT:,}",
                     )
-    return table.cast(wanted)
+    rest = iter(table.columns)
+    arrays = [
+        pa.nulls(len(table), field.type) if field.name in lists else next(rest).cast(field.type)
+        for field in wanted
+    ]
+    return pa.Table.from_arrays(arrays, names=wanted.names, metadata=wanted.metadata)
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
