@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
 import socket
-import stat
 import subprocess
 import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from pytest_httpserver import HTTPServer
 from requests.adapters import HTTPAdapter
 from samples import PATIENCE_S, dataset_of, metadata_of, random_scores, small_dataset
 
+import gpattern_bench
 from gpattern_bench.base.files import file_sha256
 from gpattern_bench.base.outlines import parse_wkb, parse_wkt
 from gpattern_bench.board.metadata import PredictionFile
@@ -42,7 +43,7 @@ from gpattern_bench.curate.readers.spatialdata import read_spatialdata
 from gpattern_bench.curate.release import Release, by_fov
 from gpattern_bench.curate.simulate.cells import PATTERNS, simulate
 from gpattern_bench.curate.simulate.releases import write_bento_h5ad
-from gpattern_bench.data.dataset import Dataset
+from gpattern_bench.data.dataset import Dataset, load_dataset
 from gpattern_bench.errors import (
     FetchError,
     GPatternBenchError,
@@ -222,7 +223,7 @@ def test_prediction_files_are_refused_in_bounded_memory(ds, valid, tmp_path):
         """
         import re, sys
         from gpattern_bench import Evaluator
-        from gpattern_bench.data.dataset import Dataset
+        from gpattern_bench.data.dataset import Dataset, load_dataset
         from gpattern_bench.errors import PredictionError
         from pathlib import Path
 
@@ -1083,14 +1084,68 @@ def test_a_path_that_is_not_text_is_not_called_damaged(ds, valid, tmp_path):
         Dataset(home / "small")
 
 
-def test_a_cache_that_cannot_be_written_can_be_read(ds, valid, tmp_path):
-    folder = Path(shutil.copytree(ds.folder, tmp_path / "small"))
-    for path in (folder, *folder.iterdir()):
-        path.chmod(stat.S_IREAD | (stat.S_IEXEC if path.is_dir() else 0))
-    if os.access(folder, os.W_OK):
-        pytest.skip("root writes everywhere")
-    assert Evaluator(Dataset(folder)).eval(valid)["n"] > 0
-    folder.chmod(0o700)
+def obedient() -> None:
+    """Let this process, if it is root's, do only what modes of files allow."""
+    if os.geteuid() == 0:
+        drop_bound, dac_override = 24, 1  # of prctl and capabilities
+        assert ctypes.CDLL(None).prctl(drop_bound, dac_override) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="root writes everywhere")
+class TestReadOnly:
+    """The cache, the home and the package are an administrator's; so is what numba would keep."""
+
+    @pytest.fixture
+    def run(self, tmp_path) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+        package = Path(gpattern_bench.__file__).parent
+        shutil.copytree(
+            package, tmp_path / "package" / package.name, ignore=lambda *_: ["__pycache__"]
+        )
+        cache, made = tmp_path / "cache", load_dataset("synthetic")
+        shutil.copytree(made.folder, cache / "synthetic" / made.version)
+        (tmp_path / "home").mkdir()
+        paths = [tmp_path, *tmp_path.rglob("*")]
+        for path in paths:
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("NUMBA_", "XDG_"))}
+
+        def run(*words: object) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
+                [sys.executable, "-B", "-m", "gpattern_bench", *map(str, words)],
+                env=kept
+                | {
+                    "GPATTERN_BENCH_DATA": str(cache),
+                    "HOME": str(tmp_path / "home"),
+                    "PYTHONPATH": str(tmp_path / "package"),
+                },
+                cwd="/",
+                preexec_fn=obedient,
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE_S,
+                check=False,
+            )
+
+        yield run
+        assert sorted(paths) == sorted([tmp_path, *tmp_path.rglob("*")])
+        for path in paths:
+            path.chmod(0o755)
+
+    def test_what_is_there_can_be_used(self, run, tmp_path_factory):
+        dataset = load_dataset("synthetic")
+        path = tmp_path_factory.mktemp("scores") / "test-seed0.parquet"
+        write_predictions(path, random_scores(dataset), dataset, "test", method="mine")
+        done = run("evaluate", path, "--dataset", "synthetic")
+        assert done.returncode == 0, done.stderr
+
+    @pytest.mark.parametrize("name", ["synthetic_wide", "nih3t3_gold"])
+    def test_what_is_not_there_is_one_error(self, run, name):
+        done = run("download", name)
+        assert done.returncode == 2
+        assert "the cache cannot be written" in done.stderr
+        assert "set GPATTERN_BENCH_DATA to another folder" in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_the_errors_are_the_packages():
