@@ -74,12 +74,12 @@ class _ProblemsError(GPatternBenchError):
     subject : str
         What was checked, named so that a person finds it (a path, a dataset).
     problems : sequence of str
-        One line or paragraph per problem.
+        One line per problem; line breaks of names in it are escaped.
     """
 
     def __init__(self, subject: str, problems: Sequence[str]) -> None:
         self.subject = subject
-        self.problems = tuple(_without_middle(text) for text in problems)
+        self.problems = tuple(_without_middle(text.replace("\n", "\\n")) for text in problems)
         count = f"{len(self.problems)} problem{'s' if len(self.problems) != 1 else ''}"
         lines = "\n".join(f"  {i}. {text}" for i, text in enumerate(self.problems, 1))
         Exception.__init__(self, f"{subject}: {count}\n{lines}")

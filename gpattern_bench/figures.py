@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from gpattern_bench.base.files import replacing
 from gpattern_bench.data.cells import Cell
 from gpattern_bench.data.dataset import Dataset
-from gpattern_bench.errors import GPatternBenchError, MissingExtraError, PredictionError
+from gpattern_bench.errors import GPatternBenchError, MissingExtraError
 from gpattern_bench.predictions import check_file
 from gpattern_bench.tables.model_output import read_model_output
-from gpattern_bench.tables.predictions import read_origin, read_predictions
+from gpattern_bench.tables.predictions import read_origin, require_origin
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -419,11 +419,8 @@ def _split_of(predictions: Sequence[str | Path]) -> str | None:
     """Find the split of all prediction files; None if they are of no split alone."""
     found: dict[str, Path] = {}
     for path in map(Path, predictions):
-        origin = read_origin(path)
-        if origin is not None:
-            found[origin.split] = path
-        elif read_model_output(path) is None:
-            raise PredictionError(str(path), read_predictions(path)[2])
+        if read_model_output(path) is None:
+            found[require_origin(path).split] = path
     if len(found) > 1:
         each = ", ".join(f"{path} ({split})" for split, path in found.items())
         raise GPatternBenchError(f"expected prediction files of one split, got {each}; keep one")

@@ -235,7 +235,7 @@ CORPUS = {
     "only the magic": (of_bytes(lambda b: b"PAR1"), "damaged|truncated"),
     "HTML": (of_bytes(lambda b: HTML), "it is an HTML page, as a server sends"),
     "HTML with a mark": (of_bytes(lambda b: b"\xef\xbb\xbf" + HTML.lstrip()), "not a Parquet file"),
-    "gzip": (of_bytes(gzip.compress), r"not a Parquet file: it begins with b'\\x1f\\x8b"),
+    "gzip": (of_bytes(gzip.compress), r"not a Parquet file: it begins with b['\"]\\x1f\\x8b"),
     "csv": (of_bytes(lambda b: b"cell_id,gene,nuclear\n"), "begins with b'cell_id,gene,nuclear"),
     "a LFS pointer": (of_bytes(lambda b: b"version https://git-lfs"), "begins with b'version http"),
     "damaged pages": (damage_pages, "the Parquet file is damaged"),

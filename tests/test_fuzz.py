@@ -13,6 +13,7 @@ import decimal
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -50,7 +51,8 @@ from hypothesis import strategies as st
 from samples import dataset_of, metadata_of, random_scores
 
 from gpattern_bench.base.files import file_sha256
-from gpattern_bench.board.metadata import Metadata
+from gpattern_bench.board.metadata import Metadata, write_schema
+from gpattern_bench.board.publish import board_of, write_board
 from gpattern_bench.board.submission import _cost, _robustness, read_submissions
 from gpattern_bench.board.submit import _metadata as metadata_for
 from gpattern_bench.board.submit import listed_files, submit_run
@@ -438,7 +440,7 @@ class TestPredictions:
 
 @pytest.fixture(scope="module")
 def submissions(tmp_path_factory) -> Path:
-    """A submission of random scores and their results."""
+    """A submission of random scores and their results, with the board beside it."""
     folder = tmp_path_factory.mktemp("made") / "submissions"
     dataset = load_dataset("synthetic")
     rng = np.random.default_rng(0)
@@ -452,6 +454,9 @@ def submissions(tmp_path_factory) -> Path:
     metadata.with_files(tuple(listed_files(home))).write(home)
     [submission] = read_submissions(folder)
     submission.write_results(submission.rescored()[0])
+    found = read_submissions(folder)
+    write_board(board_of(found, folder.parent), found, folder.parent / "leaderboard")
+    write_schema(folder)
     return folder
 
 
@@ -473,6 +478,50 @@ FRAGMENTS = [
     "2001-99-99", "2001-01-01T00:00:00Z", "0x1f", ".nan", "1e999", "1:60", "|\n  x", ">", "'", '"',
     "\\x", "---\n", "...\n", "%YAML 1.1\n", "#", "\t", "\x00", "\ufeff", "é", "=", "x",
 ]  # fmt: skip
+
+
+def of_text(change: Callable[[str], str], encoding: str = "utf-8") -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(change(path.read_text("utf-8")).encode(encoding))
+
+
+def of_value(old: str, new: str) -> Callable[[Path], object]:
+    return of_text(lambda text: re.sub(old, new, text, count=1))
+
+
+def linked(target: str) -> Callable[[Path], object]:
+    def spoil(path: Path) -> None:
+        path.unlink()
+        path.symlink_to(target)
+
+    return spoil
+
+
+RESULTS: dict[str, Callable[[Path], object]] = {
+    "deep": of_text(lambda _: DEEP),
+    "deep in a key that nothing reads": of_value(r'"n": ', f'"x": {DEEP}{"]" * 100_000}, "n": '),
+    "not a number in a curve": of_value(r'"roc": \[ \[ [0-9.]+', '"roc": [ [ NaN'),
+    "infinite in a curve": of_value(r'"pr": \[ \[ [0-9.]+', '"pr": [ [ -Infinity'),
+    "not a number where nothing is read": of_value(r'"n": ', '"x": NaN, "n": '),
+    "a huge integer": of_value(r'"n_positive": \d+', f'"n_positive": {"9" * 400}'),
+    "a longer integer": of_value(r'"n_positive": \d+', f'"n_positive": {"9" * 5000}'),
+    "a key twice": of_value(r'"f1_macro": ', '"f1_macro": 0.97, "f1_macro": '),
+    "a key less": of_value(r'"floor": [0-9.]+,', ""),
+    "a mark of byte order": of_text(lambda text: text, "utf-8-sig"),
+    "UTF-16": of_text(lambda text: text, "utf-16"),
+    "Latin-1": of_text(lambda text: text.replace("synthetic", "synth\xe9tic"), "latin-1"),
+    "half a surrogate": of_value('"device": null', '"device": "\\\\ud800"'),
+    "nothing": of_text(lambda _: ""),
+    "null": of_text(lambda _: "null"),
+    "an object": of_text(lambda _: "{}"),
+    "no results": of_text(lambda _: "[]"),
+    "two texts": of_text(lambda text: text + text),
+    "half": of_text(lambda text: text[: len(text) // 2]),
+    "other line breaks": of_text(lambda text: text.replace("\n", "\r\n")),
+    "a space more": of_text(lambda text: text + " "),
+    "a link to nothing": linked("nowhere"),
+    "a link that never ends": linked("results.json"),
+    "a link to a device": linked("/dev/zero"),
+}
 
 
 class TestSubmissions:
@@ -538,13 +587,42 @@ class TestSubmissions:
             path.write_bytes(edited(path.read_bytes(), edits))
             read_back(folder)
 
-    @bounded(50)
+    def commands(self, submissions: Path, spoil: Callable[[Path], object]) -> None:
+        """What the commands make of other results: refused, and nothing is written."""
+        with copied(submissions.parent) as home:
+            path = home / "submissions" / "mine" / "results.json"
+            words = ("--submissions", home / "submissions", "--out", home / "leaderboard")
+            before = path.read_bytes()
+            spoil(path)
+            is_same = path.is_file() and not path.is_symlink() and path.read_bytes() == before
+            written = {each: each.lstat().st_mtime_ns for each in home.rglob("*")}
+            code = command("leaderboard", *words, "--check")
+            assert code == 0 or not is_same
+            assert is_same == (command("leaderboard", *words, "--check", "--rescore") == 0)
+            assert {each: each.lstat().st_mtime_ns for each in home.rglob("*")} == written
+            if command("leaderboard", *words):
+                assert {each: each.lstat().st_mtime_ns for each in home.rglob("*")} == written
+            if command("leaderboard", *words, "--rescore") == 0:
+                assert path.read_bytes() == before
+            else:
+                assert {each: each.lstat().st_mtime_ns for each in home.rglob("*")} == written
+
+    @bounded(15)
     @given(changes=CHANGES)
     def test_any_results(self, submissions, changes):
-        with copied(submissions) as folder:
-            path = folder / "mine" / "results.json"
-            path.write_text(json.dumps(changed(json.loads(path.read_bytes()), changes)))
-            read_back(folder)
+        def spoil(path: Path) -> None:
+            path.write_text(json.dumps(changed(json.loads(path.read_bytes()), changes), indent=1))
+
+        self.commands(submissions, spoil)
+
+    @bounded(15)
+    @given(edits=EDITS)
+    def test_any_bytes_of_results(self, submissions, edits):
+        self.commands(submissions, lambda path: path.write_bytes(edited(path.read_bytes(), edits)))
+
+    @pytest.mark.parametrize("name", RESULTS)
+    def test_odd_results(self, submissions, name):
+        self.commands(submissions, RESULTS[name])
 
     @bounded(80)
     @given(changes=CHANGES)
@@ -944,7 +1022,7 @@ class TestDatasets:
             path.write_bytes(edited(path.read_bytes(), edits))
             used(folder)
 
-    @bounded(25)
+    @bounded(15)
     @given(edits=EDITS, table=st.sampled_from(TABLES), known=st.booleans())
     def test_any_bytes_of_a_table(self, ds, edits, table, known):
         with copied(ds.folder) as folder:
@@ -954,7 +1032,7 @@ class TestDatasets:
                 restated(folder)
             used(folder)
 
-    @bounded(25)
+    @bounded(15)
     @given(columns=COLUMNS, rows=ROWS, table=st.sampled_from(TABLES))
     def test_any_table(self, ds, columns, rows, table):
         with copied(ds.folder) as folder:

@@ -118,6 +118,21 @@ class TestWorkflow:
                 if step.get("uses", "").startswith("actions/checkout@"):
                     assert step["with"]["persist-credentials"] is False
 
+    def test_runs_no_code_of_others_with_rights(self, name):
+        text = self.text(name)
+        for word in ("pull_request_target", "workflow_run", "issue_comment", "self-hosted"):
+            assert word not in text
+        assert "secrets" not in re.sub("#.*", "", text)
+
+    def test_keeps_nothing_of_a_pull_request(self, name):
+        """A cache that it fills could be another's; those of main are filled by main."""
+        assert "actions/cache" not in self.text(name)
+        for job in yaml.safe_load(self.text(name))["jobs"].values():
+            kept = {
+                step["with"]["cache"] for step in job["steps"] if "cache" in step.get("with", ())
+            }
+            assert kept <= {"${{ github.event_name == 'push' && 'pip' || '' }}"}
+
     def test_puts_no_text_of_others_into_a_script(self, name):
         for job in yaml.safe_load(self.text(name))["jobs"].values():
             assert [s["run"] for s in job["steps"] if "${{" in s.get("run", "")] == []

@@ -9,6 +9,7 @@ never read, and compiled functions lie in the user's cache. Import ``njit`` from
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import ExitStack, chdir
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -36,4 +37,20 @@ def _import_numba() -> Any:
     return numba
 
 
-njit = _import_numba().njit
+_numba = _import_numba()
+
+
+def njit(**options: Any) -> Callable[[Any], Any]:
+    """Compile a function as ``numba.njit(**options)`` does; each time anew where nothing is kept.
+
+    With ``cache=True`` numba raises at import if it can write neither to the cache nor beside the
+    module, as of a package that an administrator has installed.
+    """
+
+    def compiled(function: Any) -> Any:
+        try:
+            return _numba.njit(**options)(function)
+        except RuntimeError:
+            return _numba.njit(**options | {"cache": False})(function)
+
+    return compiled

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-__all__ = ["invalid_fields", "invalid_text", "printable", "shorten"]
+__all__ = ["invalid_fields", "invalid_text", "on_one_line", "printable", "shorten"]
 
 _SHORT = Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 3, 80, 80, 80
@@ -42,7 +42,7 @@ def invalid_text(error: ValidationError, most: int | None = None) -> str:
 
 
 def printable(text: str) -> str:
-    r"""Escape what a terminal would obey or hide, such as control characters; line breaks stay.
+    r"""Escape what a terminal would obey or hide, but for line breaks and tabs.
 
     Examples
     --------
@@ -53,14 +53,19 @@ def printable(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(
-        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
+        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text
     )
+
+
+def on_one_line(text: str) -> str:
+    """Escape line breaks: what stands after one may look like another message, or a command."""
+    return text.translate({ord(c): repr(c)[1:-1] for c in "\n\r"})
 
 
 def shorten(value: Any, most: int = 80) -> str:
     """Give the beginning of a value's text, however large or deep the value is."""
     try:
         nested = isinstance(value, dict | list | tuple | set)
-        return (_SHORT.repr(value) if nested else str(value))[:most]
+        return (_SHORT.repr(value) if nested else on_one_line(str(value)))[:most]
     except (ValueError, RecursionError):
         return f"<{type(value).__name__} too large to show>"

@@ -72,7 +72,7 @@ def score_again(
         changed=[
             (made, results)
             for made, results in zip(submissions, flag_duplicates(scored), strict=True)
-            if results_text(results) != results_text(made.results)
+            if results_text(results) != (made.stored_text() or "[]\n")
         ],
         scored=[
             (made.metadata.method, name)

@@ -6,7 +6,7 @@ import json
 import re
 from base64 import b64decode, b64encode
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -50,7 +50,7 @@ from gpattern_bench.tables.predictions import (
     Protocol,
     TrainedOn,
     read_origin,
-    read_predictions,
+    require_origin,
 )
 
 __all__ = [
@@ -212,11 +212,14 @@ class Submission:
     metadata : Metadata
     results : list of Score
         Contents of ``results.json``: one entry per test prediction file.
+    unreachable : dict of str to str
+        Files at addresses that failed, each with the message; they are asked once.
     """
 
     folder: Path
     metadata: Metadata
     results: list[Score]
+    unreachable: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def test_files(self) -> list[str]:
         """Name the prediction files of test splits, here or at an address, sorted."""
@@ -241,13 +244,32 @@ class Submission:
             bytes=listed.bytes,
             sha256=listed.sha256,
         )
-        return fetch(file, cache_root(), public=True)
+        if name in self.unreachable:
+            raise FetchError(self.unreachable[name])
+        try:
+            return fetch(file, cache_root(), public=True)
+        except ChecksumError:
+            raise
+        except FetchError as error:
+            self.unreachable[name] = str(error)
+            raise
+
+    def stored_text(self) -> str | None:
+        """Read ``results.json``, which :func:`results_text` wrote, or somebody else; None: none."""
+        path = self.folder / _RESULTS
+        return path.read_bytes().decode() if path.exists() else None  # line breaks as they are
 
     def stale(self) -> list[str]:
-        """Name prediction files that the stored results do not match."""
+        """Name prediction files that the stored results do not match, and results written by hand.
+
+        With a key twice, or in another order, other programs may read another number.
+        """
         stored = {entry["predictions"]: entry for entry in self.results}
         present = self.test_files()
         problems = []
+        text = self.stored_text()
+        if text is not None and text != results_text(self.results):
+            problems.append(f"{_RESULTS}: not as this package writes it, to the byte")
         for name in sorted(stored.keys() | set(present)):
             if name not in present:
                 problems.append(f"{name}: results are stored, the prediction file is gone")
@@ -310,11 +332,7 @@ class Submission:
                     raise
                 yield _Scoring(name, known, None, Skipped(self._named(name), str(error)))
                 continue
-            origin = read_origin(path)
-            if origin is None:
-                read_predictions(path)  # raises if the file cannot be read at all
-                problem = "no readable metadata; write it with write_predictions"
-                raise SubmissionError(str(path), [problem])
+            origin = require_origin(path)
             if origin.method != self.metadata.method:
                 problem = f"expected predictions of {self.metadata.method!r}, got method "
                 raise SubmissionError(str(path), [problem + repr(origin.method)])

@@ -29,7 +29,7 @@ from gpattern_bench.errors import GPatternBenchError, PredictionError, Submissio
 from gpattern_bench.methods import METHODS, get_method
 from gpattern_bench.predictions import check_file
 from gpattern_bench.runs.run import Run
-from gpattern_bench.tables.predictions import Origin, name_clash, read_origin, read_predictions
+from gpattern_bench.tables.predictions import Origin, name_clash, read_origin, require_origin
 
 __all__ = ["listed_files", "submit_run"]
 
@@ -167,13 +167,10 @@ def _checked(
     file: Path, method: str, datasets: dict[str, Dataset | str], problems: list[str]
 ) -> Origin | None:
     """Check a prediction file, adding to `problems`; give its origin, if it names one."""
-    origin = read_origin(file)
-    if origin is None:
-        try:
-            read_predictions(file)
-            problems.append(f"{file}: no readable metadata; write it with write_predictions")
-        except PredictionError as error:
-            problems += [f"{file}: {problem}" for problem in error.problems]
+    try:
+        origin = require_origin(file)
+    except PredictionError as error:
+        problems += [f"{file}: {problem}" for problem in error.problems]
         return None
     if origin.method != method:
         problems.append(

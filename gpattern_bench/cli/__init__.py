@@ -15,9 +15,8 @@ import typer
 from gpattern_bench.base.launcher import process_index
 from gpattern_bench.base.progress import Lines
 from gpattern_bench.base.threads import calm_threads
-from gpattern_bench.base.validation import printable
 from gpattern_bench.base.version import __version__
-from gpattern_bench.cli.options import app
+from gpattern_bench.cli.options import app, echo
 from gpattern_bench.errors import GPatternBenchError
 
 # Each adds its commands to the application, in this order.
@@ -77,5 +76,5 @@ def main() -> None:
     except (GPatternBenchError, OSError) as error:
         if _debug:
             raise
-        typer.echo(printable(f"error: {error}"), err=True)
+        echo(f"error: {error}", err=True)
         sys.exit(2)

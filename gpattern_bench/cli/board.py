@@ -10,8 +10,7 @@ from typing import Annotated
 
 import typer
 
-from gpattern_bench.base.validation import printable
-from gpattern_bench.cli.options import Cluster, app, examples
+from gpattern_bench.cli.options import Cluster, app, echo, examples
 
 _CONTROLS = ("prevalence", "gene_prior", "molecule_count", "oracle")
 _DEMO = (*_CONTROLS, "sprawl", "ella", "bento", "locfish", "boosted", "gpsnet")
@@ -68,32 +67,37 @@ def leaderboard(
         else:
             new.write()
             found = read_submissions(submissions)
-        typer.echo(f"scored {len(new.scored)} prediction files; {len(new.skipped)} skipped")
+        echo(f"scored {len(new.scored)} prediction files; {len(new.skipped)} skipped")
         for each in new.skipped:
-            typer.echo(f"  skipped: {each}")
+            echo(f"  skipped: {each}")
     problems += problems_of(found)
     if record and not problems:
-        typer.echo(f"recorded {record_verified(found, new.scored, out)} results")
+        echo(f"recorded {record_verified(found, new.scored, out)} results")
+    _refuse(problems)  # no board can be made of anything
     board = board_of(found, out)
-    if not problems and check:
-        problems = drift(board, found, out) + schema_drift(submissions)
-    if problems:
-        for problem in problems:
-            typer.echo(printable(f"error: {problem}"), err=True)
-        typer.echo(
-            "make the datasets that are not here, then run `gpattern-bench leaderboard --rescore` "
-            "and commit what changes"
-            if any(problem.startswith("not scored: ") for problem in problems)
-            else "run `gpattern-bench leaderboard --rescore` and commit what changes",
-            err=True,
-        )
-        raise typer.Exit(1)
     if check:
-        typer.echo("the board is what the submissions give")
+        _refuse(drift(board, found, out) + schema_drift(submissions))
+        echo("the board is what the submissions give")
     else:
         write_board(board, found, out)
         write_schema(submissions)
-        typer.echo(str(out / "LEADERBOARD.md"))
+        echo(str(out / "LEADERBOARD.md"))
+
+
+def _refuse(problems: list[str]) -> None:
+    """Exit with the problems, if there are any."""
+    if not problems:
+        return
+    for problem in problems:
+        echo(f"error: {problem}", err=True)
+    echo(
+        "make the datasets that are not here, then run `gpattern-bench leaderboard --rescore` "
+        "and commit what changes"
+        if any(problem.startswith("not scored: ") for problem in problems)
+        else "run `gpattern-bench leaderboard --rescore` and commit what changes",
+        err=True,
+    )
+    raise typer.Exit(1)
 
 
 @app.command(epilog=examples("submit runs/sprawl --to submissions/sprawl"))
@@ -106,14 +110,14 @@ def submit(
     from gpattern_bench.board.submit import submit_run
 
     metadata = submit_run(run, to)
-    typer.echo(f"{to}: {len(metadata.files)} prediction files are listed")
+    echo(f"{to}: {len(metadata.files)} prediction files are listed")
     for file in metadata.files:
         if file.bytes > LARGEST and file.url is None:
-            typer.echo(
+            echo(
                 f"{file.path} has {file.bytes:,} bytes, too many for the repository: publish it, "
                 "add its address as `url` to its entry in submission.yaml, and remove it here"
             )
-    typer.echo("next: gpattern-bench leaderboard --rescore, then commit the folder and the board")
+    echo("next: gpattern-bench leaderboard --rescore, then commit the folder and the board")
 
 
 @app.command(epilog=examples("demo --out demo"))
@@ -135,7 +139,7 @@ def demo(
     methods = list(_DEMO)
     if not all(find_spec(name) for name in ("accelerate", "safetensors")):
         methods.remove("gpsnet")
-        typer.echo("gpsnet is left out: pip install 'gpattern-bench[train]' to train it", err=True)
+        echo("gpsnet is left out: pip install 'gpattern-bench[train]' to train it", err=True)
     for k, name in enumerate(methods, 1):
         at = time.monotonic()
         _log.info("%s, %d of %d", name, k, len(methods))
@@ -150,5 +154,5 @@ def demo(
     write_board(board, found, leaderboard)
     write_schema(submissions)
     _log.info("the whole demo took %s", duration(time.monotonic() - began))
-    typer.echo(markdown(board))
-    typer.echo(f"Prediction files and board are in {out}/")
+    echo(markdown(board))
+    echo(f"Prediction files and board are in {out}/")

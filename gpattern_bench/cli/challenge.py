@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from gpattern_bench.cli.options import Json, app, examples, print_json, print_rows
+from gpattern_bench.cli.options import Json, app, echo, examples, print_json, print_rows
 
 challenge = typer.Typer(
     help="For maintainers: draw new cells of a simulation by a secret seed, score methods on them.",
@@ -39,8 +39,8 @@ def draw(
     chosen = new_seed() if seed is None else seed
     cells = draw_challenge(dataset, chosen, out / "cells")
     draw_challenge(dataset, chosen, out / "labels", labels=True)
-    typer.echo(f"hand out {cells.folder}: {cells!r}, without labels")
-    typer.echo(f"keep secret {out / 'labels'}, and the seed: {chosen}")
+    echo(f"hand out {cells.folder}: {cells!r}, without labels")
+    echo(f"keep secret {out / 'labels'}, and the seed: {chosen}")
 
 
 @challenge.command(
@@ -84,6 +84,4 @@ def score(
             ]
         )
     if board is not None:
-        typer.echo(
-            f"added to {record(outcomes, board)}; next: gpattern-bench leaderboard", err=True
-        )
+        echo(f"added to {record(outcomes, board)}; next: gpattern-bench leaderboard", err=True)

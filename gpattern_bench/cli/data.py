@@ -14,6 +14,7 @@ from gpattern_bench.cli.options import (
     Json,
     Name,
     app,
+    echo,
     examples,
     print_json,
     print_rows,
@@ -55,7 +56,7 @@ def list_(as_json: Json = False) -> None:
         print_json(rows)
         return
     print_rows([{k: f"{v:,}" if isinstance(v, int) else v for k, v in row.items()} for row in rows])
-    typer.echo(
+    echo(
         "\nCounts are those of the cached tables, else the registry's or, for datasets of the "
         "paper's table 1, the published ones."
     )
@@ -81,7 +82,7 @@ def info(name: Name, as_json: Json = False) -> None:
         return
     import yaml
 
-    typer.echo(yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=100), nl=False)
+    echo(yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=100), nl=False)
 
 
 @app.command(epilog=examples("download synthetic u2os_gold"))
@@ -100,12 +101,12 @@ def download(
             if len(names) == 1:
                 raise
             failed.append(name)
-            typer.echo(printable(f"error: {name}: {error}"), err=True)
+            echo(printable(f"error: {name}: {error}"), err=True)
             continue
-        typer.echo(f"{dataset.id}\t{dataset.folder}")
+        echo(f"{dataset.id}\t{dataset.folder}")
         check = table1_check(dataset.manifest)
         if check:
-            typer.echo("Table 1 check:")
+            echo("Table 1 check:")
             print_rows(check)
     if failed:
         raise GPatternBenchError(
@@ -126,9 +127,9 @@ def cite(name: Name) -> None:
         )
     entry = find_entry(name)
     for what in ("citation", "release", "licence", "terms"):
-        typer.echo(f"{what}: {getattr(entry, what)}")
+        echo(f"{what}: {getattr(entry, what)}")
     for address in dict.fromkeys(file.urls[0] for file in entry.files):
-        typer.echo(f"address: {address}")
+        echo(f"address: {address}")
 
 
 @app.command(
@@ -147,7 +148,7 @@ def datasheet_(
 
     text = datasheet(load_dataset(name))
     if out is None:
-        typer.echo(text, nl=False)
+        echo(text, nl=False)
     else:
         write_text(out, text)
 
@@ -163,10 +164,8 @@ def export(
 
     dataset = load_dataset(name, verify=True)
     digest = export_tables(dataset.folder, out)
-    typer.echo(
-        f"{dataset.id} in {out}. Its entry in a registry, once an address serves the folder:"
-    )
-    typer.echo(f"  tables: {{urls: [ADDRESS], sha256: {digest}}}")
+    echo(f"{dataset.id} in {out}. Its entry in a registry, once an address serves the folder:")
+    echo(f"  tables: {{urls: [ADDRESS], sha256: {digest}}}")
 
 
 @app.command(
@@ -211,7 +210,7 @@ def simulate_(
         write_cosmx(pieces, out)
     else:
         write_bento_h5ad(pieces, out, patterns.split(","))
-    typer.echo(str(out))
+    echo(str(out))
 
 
 @app.command(epilog=examples("verify synthetic"))
@@ -224,9 +223,9 @@ def verify(name: Name) -> None:
         dataset = load_dataset(name)
         placement = dataset.verify()
     except TableError as error:
-        typer.echo(f"error: {error}", err=True)
+        echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
-    typer.echo(f"{dataset.id}: files, hashes, rules and splits are fine ({dataset.folder})")
-    typer.echo(f"  {placement_text(placement)}")
+    echo(f"{dataset.id}: files, hashes, rules and splits are fine ({dataset.folder})")
+    echo(f"  {placement_text(placement)}")
     for warning in placement_warnings(placement):
-        typer.echo(f"warning: {warning}", err=True)
+        echo(f"warning: {warning}", err=True)

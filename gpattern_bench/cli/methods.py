@@ -13,6 +13,7 @@ from gpattern_bench.cli.options import (
     Name,
     Seed,
     app,
+    echo,
     examples,
     print_json,
     print_rows,
@@ -61,7 +62,7 @@ def run(
         init=None if init is None else find_model(init),
     )
     for file in files:
-        typer.echo(str(file))
+        echo(str(file))
 
 
 @app.command(
@@ -111,7 +112,7 @@ def run_all_(
     )
     failed = [outcome for outcome in outcomes if outcome.outcome == "failed"]
     for outcome in failed:
-        typer.echo(f"{outcome.method} failed: {outcome.why}", err=True)
+        echo(f"{outcome.method} failed: {outcome.why}", err=True)
     if failed:
         raise typer.Exit(1)
 
@@ -132,7 +133,7 @@ def features(
     from gpattern_bench.data.dataset import load_dataset
     from gpattern_bench.features import write_features
 
-    typer.echo(str(write_features(method, load_dataset(tables), out, unit_um=unit_um)))
+    echo(str(write_features(method, load_dataset(tables), out, unit_um=unit_um)))
 
 
 @app.command(
@@ -158,7 +159,7 @@ def predict(
     from gpattern_bench.runs.saved_model import load_model, predict_tables
 
     method, about = load_model(model)
-    typer.echo(str(predict_tables(method, about, load_dataset(tables), out)))
+    echo(str(predict_tables(method, about, load_dataset(tables), out)))
     if not with_calls:
         return
     if about.thresholds is None:
@@ -168,7 +169,7 @@ def predict(
             f"thresholds by `gpattern-bench calls {out} --val FILE`"
         )
     for path in write_calls(out, about.thresholds, out.with_name(f"{out.stem}-calls.parquet")):
-        typer.echo(str(path))
+        echo(str(path))
 
 
 @app.command(epilog=examples("ablation --quick --study depths", "ablation --json > ablation.json"))
@@ -213,4 +214,4 @@ def ablation(
     if as_json:
         print_json([asdict(row) for row in rows])
     else:
-        typer.echo(ablation_table(rows))
+        echo(ablation_table(rows))

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from gpattern_bench.base.validation import printable
+
 FOUR_PATTERNS = "cell_edge,cytoplasmic,nuclear,nuclear_edge"
 THREE_PATTERNS = "cytoplasmic,membrane,nuclear"
 
@@ -30,6 +32,11 @@ Cluster = Annotated[
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A prediction file.")]
 
 
+def echo(text: str, *, err: bool = False, nl: bool = True) -> None:
+    """Print text, which may hold names from files: a terminal obeys none of it."""
+    typer.echo(printable(text), err=err, nl=nl)
+
+
 def examples(*lines: str) -> str:
     """Format a command's examples, the end of its help."""
     return "\b\nExamples:\n" + "\n".join(f"  gpattern-bench {line}" for line in lines)
@@ -39,7 +46,7 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
     """Print a table."""
     from tabulate import tabulate
 
-    typer.echo(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".6f", missingval="-"))
+    echo(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".6f", missingval="-"))
 
 
 def print_json(value: Any) -> None:
@@ -48,7 +55,8 @@ def print_json(value: Any) -> None:
 
     from gpattern_bench.base.files import plain
 
-    typer.echo(json.dumps(plain(value), indent=1, ensure_ascii=False))
+    text = json.dumps(plain(value), indent=1, ensure_ascii=False)
+    echo("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
 
 
 def tell(folder: Path) -> None:
@@ -57,9 +65,9 @@ def tell(folder: Path) -> None:
     from gpattern_bench.tables.placement import placement_text
 
     dataset = Dataset(folder)
-    typer.echo(f"{dataset!r} in {folder}")
+    echo(f"{dataset!r} in {folder}")
     if dataset.manifest.placement is not None:
-        typer.echo(f"  {placement_text(dataset.manifest.placement)}")
+        echo(f"  {placement_text(dataset.manifest.placement)}")
     for table, reasons in dataset.manifest.dropped.items():
         for reason, rows in reasons.items():
-            typer.echo(f"  dropped from {table}: {rows:,} ({reason})")
+            echo(f"  dropped from {table}: {rows:,} ({reason})")

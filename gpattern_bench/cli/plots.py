@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gpattern_bench.cli.options import Name, app, examples
+from gpattern_bench.cli.options import Name, app, echo, examples
 from gpattern_bench.errors import GPatternBenchError
 
 if TYPE_CHECKING:
@@ -110,4 +110,4 @@ def plot_training_(
 def _save(figure: Figure, out: Path) -> None:
     from gpattern_bench.figures import save_figure
 
-    typer.echo(str(save_figure(figure, out)))
+    echo(str(save_figure(figure, out)))

@@ -12,6 +12,7 @@ from gpattern_bench.cli.options import (
     Json,
     Seed,
     app,
+    echo,
     examples,
     print_json,
     print_rows,
@@ -57,9 +58,9 @@ def robustness_(
         return
     rows = [{"cells are": name} | asdict(one) for name, one in found.perturbations.items()]
     print_rows(rows)
-    typer.echo(
+    echo(
         f"\n{found.method}, test cells of {found.dataset}@{found.version} as they are: "
         f"F1 {found.f1_macro:.6f}, AUC {found.auc_macro:.6f}"
     )
-    typer.echo("drops: macro averages of the same pairs, as they are minus perturbed")
-    typer.echo(str(path))
+    echo("drops: macro averages of the same pairs, as they are minus perturbed")
+    echo(str(path))

@@ -13,6 +13,7 @@ from gpattern_bench.cli.options import (
     File,
     Json,
     app,
+    echo,
     examples,
     print_json,
     print_rows,
@@ -39,15 +40,15 @@ def validate(file: File, dataset: DatasetOption) -> None:
     except PredictionError as error:
         if not file.is_file():
             raise
-        typer.echo(f"error: {error}", err=True)
+        echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
     for warning in checked.warnings:
-        typer.echo(f"warning: {warning}", err=True)
+        echo(f"warning: {warning}", err=True)
     if checked.problems:
         subject = f"{file} ({of})"
-        typer.echo(f"error: {PredictionError(subject, checked.problems)}", err=True)
+        echo(f"error: {PredictionError(subject, checked.problems)}", err=True)
         raise typer.Exit(1)
-    typer.echo(f"{file}: fine ({of})")
+    echo(f"{file}: fine ({of})")
 
 
 Val = Annotated[Path | None, typer.Option(metavar="FILE", help="The method's predictions on val.")]
@@ -89,7 +90,7 @@ def evaluate(
             for name, part in parts.items()
         ]
         print_rows(rows)
-        typer.echo(f"\n{split}: macro averages, fractions [95 % interval]")
+        echo(f"\n{split}: macro averages, fractions [95 % interval]")
         return
     result = evaluator.eval(file, val, replicates=replicates)
     if as_json:
@@ -108,23 +109,23 @@ def evaluate(
             bounds = {n: ci[f"{n}_macro"][end] if f"{n}_macro" in ci else "" for n in columns}
             rows.append({"pattern": label} | bounds)
     print_rows(rows)
-    typer.echo(
+    echo(
         f"\n{split}: {result['n']:,} pairs, accuracy over all patterns of a pair "
         f"{_with_ci(result, 'accuracy_subset')}; fractions, thresholds chosen on these labels"
     )
     if val is not None:
-        typer.echo(
+        echo(
             "f1_val: at the thresholds chosen on val; gap of f1 " + _with_ci(result, "f1_gap_macro")
         )
     if ci:
-        typer.echo(
+        echo(
             f"from, to: 95 % intervals of the macro averages, over {result['n_clusters']} clusters "
             f"({result['clusters']})"
         )
     for metric, patterns in result.undefined.items():
-        typer.echo(f"undefined {metric}, left out of its mean: {', '.join(patterns)}")
+        echo(f"undefined {metric}, left out of its mean: {', '.join(patterns)}")
     for warning in result["warnings"]:
-        typer.echo(f"warning: {warning}", err=True)
+        echo(f"warning: {warning}", err=True)
 
 
 def _with_ci(result: dict[str, Any], metric: str) -> str:
@@ -176,7 +177,7 @@ def compare(
         ]
     )
     clusters = next(iter(found.values()))["n_clusters"]
-    typer.echo(f"\na = {a}, b = {b}; paired bootstrap over {clusters} clusters, 95 % intervals")
+    echo(f"\na = {a}, b = {b}; paired bootstrap over {clusters} clusters, 95 % intervals")
 
 
 @app.command(
@@ -212,7 +213,7 @@ def calls(
     thresholds = _thresholds(file, output, val, found)
     beside = out or file.with_name(f"{file.stem}-calls.parquet")
     for path in write_calls(file, thresholds, beside):
-        typer.echo(str(path))
+        echo(str(path))
 
 
 def _thresholds(

@@ -184,8 +184,9 @@ def write_calls(scores: Path, thresholds: Mapping[str, float | None], path: Path
     )
     table = summarise_genes(called())
     genes = path.with_name(path.name.removesuffix(".parquet") + "-genes.csv")
-    text = table.assign(gene=[_cell_text(gene) for gene in table["gene"]])
-    write_text(genes, text.to_csv(index=False, float_format="%.6f"))
+    shown = table.assign(gene=[_cell_text(gene) for gene in table["gene"]])
+    shown = shown.rename(columns=_cell_text)
+    write_text(genes, shown.to_csv(index=False, float_format="%.6f"))
     for pattern in thresholds:
         share = np.average(table[pattern], weights=table["cells"])
         if share > _NEARLY_ALL:
@@ -200,4 +201,4 @@ def write_calls(scores: Path, thresholds: Mapping[str, float | None], path: Path
 
 def _cell_text(name: str) -> str:
     """Quote a name that a spreadsheet would take for a formula and run: `'` in front."""
-    return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
+    return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else name

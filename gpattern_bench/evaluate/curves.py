@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import FiniteFloat
 from typing_extensions import TypedDict
 
 from gpattern_bench.base.files import plain
@@ -29,9 +30,9 @@ class PatternCurves(TypedDict):
     number of pairs] of the scores in each tenth of [0, 1]; empty tenths are absent.
     """
 
-    roc: list[list[float]]
-    pr: list[list[float]]
-    reliability: list[list[float]]
+    roc: list[list[FiniteFloat]]
+    pr: list[list[FiniteFloat]]
+    reliability: list[list[FiniteFloat]]
 
 
 class Bin(TypedDict):
@@ -43,9 +44,9 @@ class Bin(TypedDict):
 
     molecules: str
     n: int
-    f1: dict[str, float | None]
-    auc: dict[str, float | None]
-    floor: dict[str, float | None]
+    f1: dict[str, FiniteFloat | None]
+    auc: dict[str, FiniteFloat | None]
+    floor: dict[str, FiniteFloat | None]
 
 
 class Curves(TypedDict):

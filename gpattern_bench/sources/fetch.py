@@ -30,6 +30,8 @@ TRIES = 4
 """Rounds over addresses with temporary failures."""
 LONGEST_WAIT_S = 60.0
 """Longest wait between rounds, whatever a server asks."""
+LONGEST_STRANGER_S = 60.0
+"""Time after which no further round asks a stranger's address."""
 _CHUNK = 1 << 20
 
 _log = logging.getLogger(__name__)
@@ -162,6 +164,7 @@ def _obtain(cached: CachedFile, public: bool) -> None:
         reasons = {str(a): f"not asked, {OFFLINE} is set" for a in asked if _local(a) is None}
         asked = [address for address in asked if _local(address) is not None]
     wrong_content = False
+    began = time.monotonic()
     for tries in range(1, TRIES + 1):
         wait = http.BACKOFF_S * 2 ** (tries - 1)
         for address in tuple(asked):
@@ -180,6 +183,8 @@ def _obtain(cached: CachedFile, public: bool) -> None:
             else:
                 return
         if not asked:
+            break
+        if public and time.monotonic() - began + wait > LONGEST_STRANGER_S:
             break
         if tries < TRIES:
             time.sleep(min(wait, LONGEST_WAIT_S))

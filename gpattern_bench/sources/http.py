@@ -24,8 +24,8 @@ __all__ = ["NotFetched", "discard", "download", "ensure_room", "is_html", "no_ro
 
 CONNECT_S, READ_S = 10.0, 60.0
 """Timeouts of a connection and of the next byte."""
-SLOWEST = 1024
-"""Slowest accepted rate over `READ_S`, bytes per second."""
+SLOWEST, SLOWEST_STRANGER = 1 << 10, 100 << 10
+"""Slowest accepted rates over `READ_S`, bytes per second; the latter of a stranger's address."""
 BACKOFF_S = 1.0
 """Wait before reconnecting."""
 _PROGRESS = 1 << 20  # bytes that earn a cut connection another try
@@ -192,7 +192,8 @@ def _attempt(url: str, part: Path, size: int | None, pinned: bool, public: bool)
                     discard(part)
                     write_text(_sidecar(part), found.model_dump_json())
                 ensure_room(part.parent, (found.total or start) - start)
-                _receive(response, part, start, found.total, size)
+                slowest = SLOWEST_STRANGER if public else SLOWEST
+                _receive(response, part, start, found.total, size, slowest)
     except NotPublicError as error:
         raise NotFetched(str(error)) from error
     except (requests.ConnectionError, requests.Timeout, HTTPError) as error:
@@ -213,9 +214,14 @@ def _attempt(url: str, part: Path, size: int | None, pinned: bool, public: bool)
 
 
 def _receive(
-    response: requests.Response, part: Path, start: int, total: int | None, size: int | None
+    response: requests.Response,
+    part: Path,
+    start: int,
+    total: int | None,
+    size: int | None,
+    slowest: int,
 ) -> None:
-    """Append the body to the part; give up below `SLOWEST`."""
+    """Append the body to the part; give up below `slowest` bytes per second."""
     done, since, then = start, time.monotonic(), start
     with (
         part.open("ab", buffering=0) as file,
@@ -230,9 +236,9 @@ def _receive(
             if size is not None and done > size:
                 raise _wrong_size(size, "more", b"")
             if (now := time.monotonic()) - since > READ_S:
-                if done - then < SLOWEST * (now - since):
+                if done - then < slowest * (now - since):
                     raise NotFetched(
-                        f"slower than {SLOWEST:,} bytes per second, given up after {done:,} bytes",
+                        f"slower than {slowest:,} bytes per second, given up after {done:,} bytes",
                         temporary=True,
                     )
                 since, then = now, done

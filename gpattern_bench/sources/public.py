@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import threading
+from contextlib import suppress
 from typing import Any
 
 import requests
@@ -19,6 +21,8 @@ from urllib3.poolmanager import PoolManager
 
 __all__ = ["NotPublicError", "check_public", "public_session"]
 
+HEADERS_S = 60.0
+"""Longest wait for all headers of an answer."""
 _MOST_REDIRECTS = 5
 
 
@@ -62,6 +66,26 @@ class _Connection(HTTPSConnection):
             connected.close()
             raise
         return connected
+
+    def getresponse(self) -> Any:
+        # The timeout is one for each byte: a server that sends one at a time would never end.
+        sock, late = self.sock, threading.Event()
+
+        def cut() -> None:
+            late.set()
+            with suppress(OSError):  # it has closed meanwhile
+                sock.shutdown(socket.SHUT_RDWR)
+
+        watch = threading.Timer(HEADERS_S, cut)
+        watch.daemon = True
+        watch.start()
+        try:
+            response = super().getresponse()
+        finally:
+            watch.cancel()
+        if late.is_set():  # headers end where the connection does
+            raise TimeoutError(f"no whole answer within {HEADERS_S:g} s")
+        return response
 
 
 class _Pool(HTTPSConnectionPool):

@@ -14,7 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from gpattern_bench.base.validation import shorten
 from gpattern_bench.errors import TableError
+from gpattern_bench.tables.pages import pages
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,6 +28,7 @@ __all__ = [
     "codes_into",
     "dictionary_codes",
     "fov_row_groups",
+    "nested",
     "oversized",
     "read_fovs",
     "read_groups",
@@ -39,12 +42,12 @@ __all__ = [
 ]
 
 _MAX_ROWS = 1_000_000
-_MOST_COLUMNS, _MOST_ROWS, _MOST_BYTES = 1000, 1 << 24, 1 << 32
+_MOST_COLUMNS, _MOST_ROWS, _MOST_VALUES, _MOST_BYTES = 1000, 1 << 24, 1 << 30, 1 << 32
 """Of a row group, which is read as a whole; one of ours has about a million rows."""
 NOT_UTF8 = "its path is not UTF-8 text: rename the folder or file, or set LC_ALL to a UTF-8 locale"
-_VALUE_BYTES = 256  # of one value on average, far more than ids and numbers take
+_NAMES_BYTES = 512  # of a row on average, without its numbers
 _ALWAYS_BYTES = 1 << 26  # unpacked bytes allowed in any file
-_LONGEST_VALUE = 1 << 10  # of columns with a fixed number of bytes per value
+_LONGEST_VALUE = 32  # bytes, of columns with a fixed number of them
 
 
 class ContentHash:
@@ -265,54 +268,119 @@ def _compact(table: pa.Table) -> pa.Table:
     return table
 
 
-def oversized(metadata: pq.FileMetaData, rows: int, columns: int) -> str:
-    """Say what a footer states that no file of so many rows and columns has; "" if nothing.
+def oversized(
+    path: Path, metadata: pq.FileMetaData, *, rows: int, columns: int, values: int
+) -> str:
+    """Say what a file states that no file of these sizes has; "" if nothing.
 
     For files of strangers, before any of their values is read: a few kilobytes can hold a billion
-    rows, or unpack to gigabytes.
+    rows, or unpack to gigabytes. The footer is not believed: each page's own header counts.
 
     Parameters
     ----------
+    path : pathlib.Path
     metadata : pyarrow.parquet.FileMetaData
-    rows, columns : int
-        The most there may be.
+        Its footer.
+    rows, columns, values : int
+        The most there may be; values, of all columns.
+
+    Raises
+    ------
+    ValueError
+        A page is damaged, or of a kind that may unpack to any size.
     """
-    for found, most, what in _sizes(metadata, rows, columns):
+    for found, most, what in _sizes(path, metadata, rows, columns, values):
         if found > most:
             return f"it states {found:,} {what}, expected at most {most:,}; it is not read"
     return ""
 
 
-def _sizes(metadata: pq.FileMetaData, rows: int, columns: int) -> Iterator[tuple[int, int, str]]:
-    """Yield the sizes that a footer states, each with its limit."""
+def _sizes(
+    path: Path, metadata: pq.FileMetaData, rows: int, columns: int, values: int
+) -> Iterator[tuple[int, int, str]]:
+    """Yield the sizes that a file states, each with its limit."""
     n = metadata.num_columns
     yield n, columns, "columns"
     for i in range(n):
         yield metadata.schema.column(i).length, _LONGEST_VALUE, "bytes per value of a column"
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    yield max(metadata.num_rows, sum(group.num_rows for group in groups)), rows, "rows"
-    most = rows * n * _VALUE_BYTES + _ALWAYS_BYTES
+    stated = max(metadata.num_rows, sum(group.num_rows for group in groups))
+    yield stated, rows, "rows"
+    yield stated * n, values, "values"
+    most = stated * (_NAMES_BYTES + 8 * n) + _ALWAYS_BYTES
     yield sum(group.total_byte_size for group in groups), most, "bytes when unpacked"
     for group in groups:
         for i in range(n):  # of lists, a row may hold any number
             yield group.column(i).num_values, rows, "values in a column"
+    unpacked = 0
+    with path.open("rb") as file:
+        for k in range(len(groups)):
+            for i in range(n):
+                for page in pages(file, metadata, k, i):
+                    unpacked += page.unpacked
+                    yield page.values, rows, "values in a page"
+                    yield unpacked, most, "bytes when unpacked"
 
 
-def _oversized_group(metadata: pq.FileMetaData) -> str:
-    """Say which row group a table must not be asked for; "" if none."""
-    for i in range(metadata.num_row_groups):
-        group = metadata.row_group(i)
-        for found, most, what in (
-            (group.num_columns, _MOST_COLUMNS, "columns"),
-            (group.num_rows, _MOST_ROWS, "rows"),
-            (group.total_byte_size, _MOST_BYTES, "bytes when unpacked"),
-        ):
-            if found > most:
-                return (
-                    f"row group {i} states {found:,} {what}, expected at most {most:,}; the table "
-                    "is not read: write it with `curate`"
-                )
-    return ""
+def nested(file: pq.ParquetFile) -> list[str]:
+    """Name columns of lists or structs: a row of these may hold any number of values."""
+    leaves = [file.schema.column(i).path for i in range(len(file.schema))]
+    return [n for n in file.schema_arrow.names if any(leaf.startswith(f"{n}.") for leaf in leaves)]
+
+
+def _read_group(
+    file: pq.ParquetFile, path: Path, group: int, columns: Sequence[str] | None = None
+) -> pa.Table:
+    """Read a row group of a table, unless it would take more memory than any of ours."""
+    stated = file.metadata.row_group(group)
+    names = list(file.schema_arrow.names if columns is None else columns)
+
+    def refuse_above(most: int, found: int, what: str) -> None:
+        if found > most:
+            problem = (
+                f"row group {group} states {found:,} {what}, expected at most {most:,}; the table "
+                "is not read: write it with `curate`"
+            )
+            raise TableError(str(path), [problem])
+
+    refuse_above(_MOST_COLUMNS, stated.num_columns, "columns")
+    refuse_above(_MOST_ROWS, stated.num_rows, "rows")
+    refuse_above(_MOST_VALUES, stated.num_rows * len(names), "values")
+    refuse_above(_MOST_BYTES, stated.total_byte_size, "bytes when unpacked")
+    if lists := nested(file):
+        problem = f"columns of lists or structs: {', '.join(map(shorten, lists))}; remove them"
+        raise TableError(str(path), [problem])
+    unpacked, repeating = 0, []
+    with path.open("rb") as opened:
+        for i in range(stated.num_columns):
+            column = file.schema.column(i)
+            if column.path not in names:
+                continue
+            refuse_above(_LONGEST_VALUE, column.length, "bytes per value of a column")
+            for page in pages(opened, file.metadata, group, i):
+                unpacked += page.unpacked
+                refuse_above(_MOST_ROWS, page.values, "values in a page")
+                refuse_above(_MOST_BYTES, unpacked, "bytes when unpacked")
+                is_long = page.is_dictionary and page.unpacked * stated.num_rows > _MOST_BYTES
+                if is_long and column.physical_type == "BYTE_ARRAY":
+                    repeating.append(column.path)
+    if not repeating:
+        return file.read_row_group(group, columns=names)
+    # One long value may be in all rows: they are counted before they are written out.
+    with pq.ParquetFile(path, read_dictionary=repeating, page_checksum_verification=True) as other:
+        table = other.read_row_group(group, columns=names)
+    for name in repeating:
+        for chunk in table[name].chunks:
+            refuse_above(_MOST_BYTES, _length(chunk), f"bytes in column {name}")
+    return table.cast(pa.schema([file.schema_arrow.field(name) for name in table.column_names]))
+
+
+def _length(array: pa.DictionaryArray) -> int:
+    """Count the bytes of all its values."""
+    import pyarrow.compute as pc  # slow to import
+
+    lengths = np.append(np.asarray(pc.binary_length(array.dictionary).fill_null(0)), 0)
+    return int(lengths[np.asarray(array.indices.fill_null(len(lengths) - 1))].sum(dtype=np.int64))
 
 
 def fov_row_groups(path: Path, fovs: Collection[str]) -> list[int]:
@@ -322,8 +390,6 @@ def fov_row_groups(path: Path, fovs: Collection[str]) -> list[int]:
     if "fov" not in metadata.schema.names:
         raise TableError(str(path), ["no column fov; expected a table written by `curate`"])
     column = metadata.schema.names.index("fov")
-    if flaw := _oversized_group(metadata):
-        raise TableError(str(path), [flaw])
     found = []
     for i in range(metadata.num_row_groups):
         statistics = metadata.row_group(i).column(column).statistics
@@ -350,7 +416,7 @@ def read_fovs(
             problem = f"no columns {', '.join(absent)}; there are {', '.join(present)}"
             raise TableError(str(path), [problem])
         for i in groups:
-            yield file.read_row_group(i, columns=None if columns is None else list(columns))
+            yield _read_group(file, path, i, columns)
 
 
 def read_groups(path: Path) -> Iterator[pa.Table]:
@@ -362,10 +428,8 @@ def read_groups(path: Path) -> Iterator[pa.Table]:
         The file is damaged.
     """
     with _reading(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
-        if flaw := _oversized_group(file.metadata):
-            raise TableError(str(path), [flaw])
         for i in range(file.num_row_groups):
-            yield file.read_row_group(i)
+            yield _read_group(file, path, i)
 
 
 def read_table(path: Path, fovs: Collection[str], columns: Sequence[str] | None = None) -> pa.Table:
@@ -387,12 +451,9 @@ def read_whole(path: Path) -> pa.Table:
     TableError
         The file is damaged.
     """
-    with _reading(path):
-        # Not pq.read_table: it imports pandas.
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            if flaw := _oversized_group(file.metadata):
-                raise TableError(str(path), [flaw])
-            table = file.read()
+    groups = list(read_groups(path))
+    with _reading(path):  # not pq.read_table, which imports pandas
+        table = pa.concat_tables(groups) if groups else pq.read_schema(path).empty_table()
         table.validate(full=True)
         return table.unify_dictionaries()
 

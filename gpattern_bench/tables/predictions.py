@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -23,7 +24,13 @@ from gpattern_bench.base.files import replacing
 from gpattern_bench.base.validation import invalid_text, shorten
 from gpattern_bench.base.version import __version__
 from gpattern_bench.errors import PredictionError
-from gpattern_bench.tables.parquet import NOT_UTF8, codes_into, oversized, without_views
+from gpattern_bench.tables.parquet import (
+    NOT_UTF8,
+    codes_into,
+    nested,
+    oversized,
+    without_views,
+)
 
 __all__ = [
     "FLOATS",
@@ -41,6 +48,7 @@ __all__ = [
     "pair_positions",
     "read_origin",
     "read_predictions",
+    "require_origin",
     "training_problems",
     "write_tables",
 ]
@@ -54,10 +62,11 @@ _EXAMPLES = 5
 _ROWS = 1 << 20  # per row group, the default of pyarrow
 _METHOD = r"\w[\w.-]*"
 _LONGEST_FOOTER = 1 << 24  # bytes; 10^7 pairs take a few thousand
-_LONGEST_TEXT = 1000  # bytes of a name
+_LONGEST_TEXT, _MOST_TEXTS = 1000, 4  # bytes of a name, columns of text
 _MOST_COLUMNS = 1000
-_MOST_ROWS = 1 << 27  # where nothing says how many pairs there are
+_MOST_ROWS, _MOST_VALUES = 1 << 27, 1 << 30  # where nothing says how many pairs there are
 _MOST_TIMES, _MOST_MORE = 10, 10_000  # rows for each expected pair, and in any file
+_USUAL_COLUMNS = 100  # more of them only with fewer rows
 _NUMPY_NAMES = {"halffloat": "float16", "float": "float32", "double": "float64"}
 
 FLOATS = (pa.float32(), pa.float64())
@@ -249,18 +258,15 @@ def _without_views(table: pa.Table) -> pa.Table:
 
 
 def _plain_text(found: pa.Schema) -> pa.Schema:
-    plain = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
-    if not set(found.types) & set(plain):
-        return found
-    fields = [field.with_type(plain.get(field.type, field.type)) for field in found]
+    fields = [field.with_type(without_views(field.type)) for field in found]
     return pa.schema(fields, found.metadata)
 
 
 def read_origin(path: str | Path) -> Origin | None:
     """Read only the origin of a prediction file; None without a readable one."""
     try:
-        return _origin(pq.read_schema(path).metadata)[0]
-    except (OSError, ValueError, pa.ArrowException):
+        return require_origin(path)
+    except PredictionError:
         return None
 
 
@@ -302,13 +308,60 @@ def read_predictions(
         which.
     """
     path = Path(path)
+    with _reading(path):
+        metadata = _footer(path)
+        rows, values = _MOST_ROWS, _MOST_VALUES
+        if pairs is not None:
+            rows = _MOST_TIMES * pairs + _MOST_MORE
+            values = rows * _USUAL_COLUMNS
+        if (metadata.metadata or {}).get(ORIGIN_KEY, b"").startswith(CALLS_START):
+            raise _refused(
+                path, "it holds calls (true or false): give the file of scores they were made of"
+            )
+        if flaw := oversized(path, metadata, rows=rows, columns=_MOST_COLUMNS, values=values):
+            raise _refused(path, flaw)
+        table = _read_columns(path)
+        table.validate(full=True)
+    return (table, *_origin(table.schema.metadata))
 
-    def refused(problem: str) -> PredictionError:
-        return PredictionError(str(path), [problem])
 
+def require_origin(path: str | Path) -> Origin:
+    """Read only the origin of a prediction file.
+
+    Raises
+    ------
+    PredictionError
+        The file is not Parquet, or its metadata do not say.
+    """
+    path = Path(path)
+    with _reading(path):
+        origin, problems = _origin(_footer(path).metadata)
+    if origin is None:
+        raise PredictionError(str(path), problems)
+    return origin
+
+
+def _refused(path: Path, problem: str) -> PredictionError:
+    return PredictionError(str(path), [problem])
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raise PredictionError for a damaged file."""
+    try:
+        yield
+    except UnicodeEncodeError as error:
+        raise _refused(path, NOT_UTF8) from error
+    except (OSError, ValueError, pa.ArrowException) as error:
+        problem = f"the Parquet file is damaged ({error}); copy or write it again"
+        raise _refused(path, problem) from error
+
+
+def _footer(path: Path) -> pq.FileMetaData:
+    """Read the footer, if the file begins and ends as Parquet does."""
     if not path.is_file():
         what = "it is a folder" if path.is_dir() else "there is no such file"
-        raise refused(f"{what}; expected a prediction file (Parquet)")
+        raise _refused(path, f"{what}; expected a prediction file (Parquet)")
     with path.open("rb") as file:
         head = file.read(64)
         file.seek(max(0, path.stat().st_size - 8))
@@ -318,49 +371,47 @@ def read_predictions(
         what = "is empty" if not head else f"begins with {start!r}"
         if start[:1] == b"<":
             what = "is an HTML page, as a server sends instead of a file"
-        raise refused(f"not a Parquet file: it {what}; write it with write_predictions")
+        raise _refused(path, f"not a Parquet file: it {what}; write it with write_predictions")
     if tail[4:] != b"PAR1":
-        raise refused("the Parquet file is truncated: its end is missing; copy it again")
+        raise _refused(path, "the Parquet file is truncated: its end is missing; copy it again")
     if int.from_bytes(tail[:4], "little") > _LONGEST_FOOTER:  # Arrow would allocate it
-        raise refused("the Parquet file is damaged (its footer is too long); copy it again")
-    try:
-        rows = _MOST_ROWS if pairs is None else _MOST_TIMES * pairs + _MOST_MORE
-        metadata = pq.read_metadata(path)
-        if flaw := oversized(metadata, rows, _MOST_COLUMNS):
-            raise refused(flaw)
-        if (metadata.metadata or {}).get(ORIGIN_KEY, b"").startswith(CALLS_START):
-            raise refused(
-                "it holds calls (true or false): give the file of scores they were made of"
-            )
-        stored = metadata.schema.to_arrow_schema()
-        wanted = [field.with_type(without_views(field.type)) for field in stored]
-        table = _read_columns(path, pa.schema(wanted, stored.metadata), refused)
-        table.validate(full=True)
-    except UnicodeEncodeError as error:
-        raise refused(NOT_UTF8) from error
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise refused(f"the Parquet file is damaged ({error}); copy or write it again") from error
-    return (table, *_origin(table.schema.metadata))
+        raise _refused(path, "the Parquet file is damaged (its footer is too long); copy it again")
+    return pq.read_metadata(path)
 
 
-def _read_columns(
-    path: Path, wanted: pa.Schema, refused: Callable[[str], PredictionError]
-) -> pa.Table:
-    """Read all columns; text comes as a dictionary first, for one long value may be in all rows."""
-    wanted = _plain_text(wanted)
-    text = [name for name, kind in zip(wanted.names, wanted.types, strict=True) if _is_bytes(kind)]
+def _read_columns(path: Path) -> pa.Table:
+    """Read all columns; text comes as a dictionary first, for one long value may be in all rows.
+
+    Lists and structs come as nulls, whatever they hold: they are neither ids nor scores.
+    """
+    with pq.ParquetFile(path) as opened:
+        wanted, lists = _plain_text(opened.schema_arrow), nested(opened)
+        columns = [opened.schema.column(i) for i in range(len(opened.schema))]
+        text = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
+        if len(text) > _MOST_TEXTS:
+            problem = f"{len(text)} columns of text, expected cell_id and gene; remove the others"
+            raise _refused(path, problem)
     with pq.ParquetFile(path, read_dictionary=text, page_checksum_verification=True) as opened:
-        table = opened.read()
+        flat = [name for name in wanted.names if name not in lists]
+        table = opened.read(flat if lists else None)
+    if table.column_names != flat:
+        raise _refused(path, f"columns that occur more than once, beside lists: {shorten(flat)}")
     for name, column in zip(table.column_names, table.columns, strict=True):
         for chunk in column.chunks if pa.types.is_dictionary(column.type) else ():
             if _is_bytes(chunk.dictionary.type) and len(chunk.dictionary):
                 longest = pc.max(pc.binary_length(chunk.dictionary)).as_py() or 0
                 if longest > _LONGEST_TEXT:
-                    raise refused(
+                    raise _refused(
+                        path,
                         f"column {shorten(name)} has a value of {longest:,} bytes; names of cells "
-                        f"and genes have at most {_LONGEST_TEXT:,}"
+                        f"and genes have at most {_LONGEST_TEXT:,}",
                     )
-    return table.cast(wanted)
+    rest = iter(table.columns)
+    arrays = [
+        pa.nulls(len(table), field.type) if field.name in lists else next(rest).cast(field.type)
+        for field in wanted
+    ]
+    return pa.Table.from_arrays(arrays, names=wanted.names, metadata=wanted.metadata)
 
 
 def _is_bytes(kind: pa.DataType) -> bool:

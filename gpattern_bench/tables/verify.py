@@ -23,6 +23,7 @@ from gpattern_bench.tables.parquet import (
     ContentHash,
     fov_row_groups,
     read_fovs,
+    read_groups,
     read_table,
     read_whole,
     table_sha256,
@@ -106,11 +107,14 @@ def _file_problems(path: Path, about: TableFile, patterns: Sequence[str]) -> Ite
             if not file.schema_arrow.equals(expected):
                 yield f"{path.name}: expected columns {expected}, got {file.schema_arrow}"
                 return
-            content = ContentHash()
-            for k in range(file.num_row_groups):
-                content.update(file.read_row_group(k))
+        content = ContentHash()
+        for table in read_groups(path):
+            content.update(table)
     except (OSError, ValueError, pa.ArrowException) as error:
         yield f"{path.name} cannot be read ({error}); remove the folder and make it again"
+        return
+    except TableError as error:
+        yield from error.problems
         return
     if (digest := content.hexdigest()) != about.content_sha256:
         yield f"{path.name}: expected content hash {about.content_sha256}, got {digest}"

@@ -8,6 +8,7 @@ import pickle
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from base64 import b64decode, b64encode
@@ -30,7 +31,7 @@ from gpattern_bench.board.leaderboard import build_board
 from gpattern_bench.board.markdown import escaped, markdown
 from gpattern_bench.board.metadata import Metadata, write_schema
 from gpattern_bench.board.publish import board_of, problems_of, write_board
-from gpattern_bench.board.submission import Submission, read_submissions
+from gpattern_bench.board.submission import Submission, read_submissions, results_text
 from gpattern_bench.board.submit import listed_files, submit_run
 from gpattern_bench.board.verified import VERIFIED
 from gpattern_bench.predictions import write_predictions
@@ -75,7 +76,11 @@ class Checkout:
     def edit_results(self, change: Callable[[list[dict]], None]) -> None:
         results = json.loads((self.mine / "results.json").read_text("utf-8"))
         change(results)
-        (self.mine / "results.json").write_text(json.dumps(results), "utf-8")
+        try:
+            text = results_text(results)
+        except ValueError:  # no results
+            text = json.dumps(results)
+        (self.mine / "results.json").write_text(text, "utf-8")
 
     def edit_yaml(self, **values) -> None:
         path = self.mine / "submission.yaml"
@@ -226,6 +231,13 @@ def stored_twice(it: Checkout) -> None:
     it.edit_results(lambda r: r.insert(0, json.loads(json.dumps(r[0]))))
 
 
+def number_twice(it: Checkout) -> None:
+    """This package reads the second; a reader sees the first."""
+    path = it.mine / "results.json"
+    text = path.read_text("utf-8")
+    path.write_text(text.replace('"f1_macro":', '"f1_macro": 0.97, "f1_macro":', 1), "utf-8")
+
+
 def unknown_dataset(it: Checkout) -> None:
     (it.mine / "predictions" / "synthetic").rename(it.mine / "predictions" / "mine")
     it.list_files()
@@ -278,6 +290,7 @@ FALSE_NUMBERS = {
     threshold_that_is_no_number: "per_pattern.nuclear.threshold: expected a number",
     curves_of_another: "nuclear: curves with values outside 0 to 1",
     stored_twice: "its results are stored twice",
+    number_twice: "results.json: not as this package writes it",
     unknown_dataset: "no dataset named 'mine'",
     unknown_version: "dataset synthetic has no version '1.0.1'",
     another_protocol: "give it the name predictions/synthetic/test-seed0-transfer-wide.parquet",
@@ -285,6 +298,41 @@ FALSE_NUMBERS = {
     address_that_does_not_answer: f"not scored: my_method/{TEST}: could not fetch",
     file_that_is_gone: "the prediction file is gone",
 }
+
+
+def edited_workflow(root: Path) -> None:
+    (root / ".github" / "it.yml").write_text("on: push\n")
+
+
+def new_workflow(root: Path) -> None:
+    (root / ".github" / "mine.yml").write_text("on: pull_request\n")
+
+
+def removed_workflow(root: Path) -> None:
+    shutil.rmtree(root / ".github")
+
+
+def linked_workflow(root: Path) -> None:
+    (root / ".github").rename(root / "leaderboard" / "it")
+    (root / ".github").symlink_to("leaderboard/it")
+
+
+def new_makefile(root: Path) -> None:
+    (root / "Makefile").write_text("test:\n\ttrue\n")
+
+
+def new_hidden_folder(root: Path) -> None:
+    (root / ".ci").mkdir()
+
+
+MORE = (
+    edited_workflow,
+    new_workflow,
+    removed_workflow,
+    linked_workflow,
+    new_makefile,
+    new_hidden_folder,
+)
 
 
 @pytest.mark.slow
@@ -327,6 +375,15 @@ class TestFalseNumbers:
         assert step == "Scores are those of the prediction files"
         name = "sprawl/predictions/u2os_gold/test-seed0.parquet"
         assert f"not scored: {name}: u2os_gold@1.0.0 is not here; gpattern-bench download" in said
+
+    @pytest.mark.parametrize("change", MORE, ids=lambda change: change.__name__)
+    def test_a_submission_changes_nothing_else(self, checkout, change):
+        for side in ("base", "submitted"):
+            (checkout.root / side / ".github").mkdir()
+            (checkout.root / side / ".github" / "it.yml").write_text("on: pull_request\n")
+        assert checkout.check() == ("", "")
+        change(checkout.root / "submitted")
+        assert checkout.check()[0] == "What only maintainers change is as on the base branch"
 
     @pytest.mark.parametrize("name", KEPT)
     def test_what_maintainers_keep_is_theirs(self, checkout, name):
@@ -474,7 +531,12 @@ class TestNotVerified:
 
     def test_a_record_is_of_one_result_only(self, full):
         self.record(full)
-        full.edit_results(lambda r: r[1].update(seconds=0.001))
+
+        def change(results):
+            [of_full] = [r for r in results if r["dataset"] == "nih3t3"]
+            of_full["seconds"] = 0.001
+
+        full.edit_results(change)
         full.make_board()
         assert self.row(full)["status"] == "not verified"
 
@@ -567,6 +629,37 @@ class TestFolders:
             os.chdir(tmp_path / "submitted")
             code, said = checkout.cli("leaderboard", "--check", "--rescore")
             assert (code, "labels.parquet: the registry pins 63fe6115c0fc" in said) == (2, True)
+
+
+# Addresses
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tries", [1, 4])
+def test_an_address_that_never_answers_is_asked_in_one_go(checkout, monkeypatch, tries):
+    """It took four minutes for each file, and the same again for its copies."""
+    monkeypatch.setattr("gpattern_bench.sources.public.check_public", lambda _: None)
+    monkeypatch.setattr("gpattern_bench.sources.http.CONNECT_S", 0.2)
+    budget = 0 if tries == 1 else PATIENCE_S
+    monkeypatch.setattr("gpattern_bench.sources.fetch.LONGEST_STRANGER_S", budget)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        files = [file.model_dump(exclude_none=True) for file in listed_files(checkout.mine)]
+        for file in files:
+            file["url"] = f"https://127.0.0.1:{server.getsockname()[1]}/{file['path']}"
+            (checkout.mine / file["path"]).unlink()
+        checkout.edit_yaml(files=files)
+        checkout.make_board()
+        step, said = checkout.check()
+        server.setblocking(False)
+        asked = 0
+        with suppress(BlockingIOError):
+            while True:
+                server.accept()[0].close()
+                asked += 1
+    assert step == "Scores are those of the prediction files"
+    assert f"not scored: my_method/{TEST}: could not fetch" in said
+    assert said.count("Traceback") == 0
+    assert asked == tries  # of the val file, nothing is asked then
 
 
 # Code
@@ -700,6 +793,11 @@ class TestShell:
                 (folder / name).write_text(module)
         (submitted / ".numba_config.yaml").write_text("- a list")
         shutil.copytree(checkout.mine, submitted / "synthetic@1.0.0")
+        for path in submitted.iterdir():  # as if a maintainer had merged all of it
+            if path.name not in ("submissions", "leaderboard"):
+                (shutil.copytree if path.is_dir() else shutil.copy)(
+                    path, checkout.root / "base" / path.name
+                )
         assert self.run(checkout.root) == ("", "")
         assert not marker.exists()
 
@@ -717,16 +815,6 @@ class TestWorkflow:
         for step in steps():
             if "gpattern-bench" in step["run"]:
                 assert step["working-directory"] == "empty"
-
-    def test_keeps_source_files_only(self):
-        text = (REPOSITORY / ".github" / "workflows" / "submission.yml").read_text("utf-8")
-        [cache] = [
-            step["with"]
-            for step in yaml.safe_load(text)["jobs"]["check"]["steps"]
-            if "actions/cache@" in step.get("uses", "")
-        ]
-        assert cache["path"] == "data/sources"
-        assert "base/gpattern_bench/sources/datasets.yaml" in cache["key"]
 
 
 # Texts

@@ -449,8 +449,9 @@ class TestDrift:
         assert "sprawl: scores differ" in self.found(leaderboard, "--rescore")
 
     def test_an_edited_score_with_a_board_made_of_it(self, here, leaderboard):
-        path = here / "submissions" / "sprawl" / "results.json"
-        edit_json(path, lambda r: r[0].update(seconds=0.001))
+        [sprawl] = [m for m in read_submissions(here / "submissions") if m.folder.name == "sprawl"]
+        sprawl.results[0]["seconds"] = 0.001
+        sprawl.write_results(sprawl.results)
         assert leaderboard()[0] == 0
         assert leaderboard("--check")[0] == 0
         assert "sprawl: scores differ" in self.found(leaderboard, "--rescore")
