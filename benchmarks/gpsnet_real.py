@@ -22,7 +22,7 @@ fields of view (or cells) of the evaluator, averaged over seeds replicate by rep
 Prediction files go to ``--out`` as `gpattern-bench run` writes them, ready for `submit`; those that
 are there are not made again. Needs the gold sets' and the lung set's files (mirror or network).
 
-Rerun: `python benchmarks/gpsnet_real.py --out runs/gpsnet_real` (about two hours on two cores), parts
+Rerun: `python benchmarks/gpsnet_real.py --out runs/gpsnet_real` (two hours on two cores), parts
 of it with ``--parts``, or ``--quick``: one seed, two steps, simulated cells only.
 """
 
