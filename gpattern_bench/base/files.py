@@ -11,7 +11,7 @@ from pathlib import Path
 from stat import S_ISDIR, S_ISLNK, S_ISREG
 from typing import Any
 
-__all__ = ["MANIFEST", "file_sha256", "irregular", "plain", "replacing", "write_text"]
+__all__ = ["MANIFEST", "alone", "file_sha256", "irregular", "plain", "replacing", "write_text"]
 
 MANIFEST = "manifest.json"
 """Name of the file that says what a dataset's folder of tables is."""
@@ -70,6 +70,19 @@ def replacing(path: Path) -> Iterator[Path]:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Keep other processes from reading and writing a file again meanwhile, if they ask the same.
+
+    The lock beside it stays: removed, two processes could hold one of its name each.
+    """
+    from filelock import FileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        yield
 
 
 def write_text(path: Path, text: str) -> None:
