@@ -33,7 +33,7 @@ def irregular(folder: Path, largest: Mapping[str, int]) -> list[str]:
     folder : pathlib.Path
         Not followed if it is a link.
     largest : mapping of str to int
-        Suffix -> most bytes of a file; other suffixes have no limit.
+        Suffix -> most bytes of a file; those of ``""`` are for all others.
     """
     if folder.is_symlink():
         return [f"{folder.name!a} is a link, expected a folder"]
@@ -49,7 +49,7 @@ def irregular(folder: Path, largest: Mapping[str, int]) -> list[str]:
                 problems.append(f"{shown} is a link, expected a file; put the file itself there")
             elif not (S_ISREG(stat.st_mode) or S_ISDIR(stat.st_mode)):
                 problems.append(f"{shown} is a device, pipe or socket, expected a file")
-            elif stat.st_size > (most := largest.get(path.suffix, stat.st_size)):
+            elif stat.st_size > (most := largest.get(path.suffix, largest[""])):
                 problems.append(f"{shown} has {stat.st_size:,} bytes, expected at most {most:,}")
     return problems
 

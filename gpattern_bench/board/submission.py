@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 
 from gpattern_bench.base.files import MANIFEST, file_sha256, irregular, plain, write_text
 from gpattern_bench.base.progress import Progress
-from gpattern_bench.base.validation import invalid_fields, shorten
+from gpattern_bench.base.validation import invalid_fields, invalid_text, shorten
 from gpattern_bench.base.workers import in_order, workers
 from gpattern_bench.board.labels import check_text, look_alikes
 from gpattern_bench.board.metadata import (
@@ -403,7 +403,7 @@ class Submission:
         result = evaluator.eval(checked, val)
         reports = self.folder / "predictions" / origin.dataset
         replicates = result.replicates["f1_macro"].astype("<f4").tobytes()
-        return {
+        score: Score = {
             "predictions": name,
             "sha256": self._hashes(name),
             "dataset": origin.dataset,
@@ -421,6 +421,12 @@ class Submission:
             "robustness": _robustness(reports / f"{origin.stem('robustness')}.json"),
             "flags": self._suspicions(result["auc_macro"]),
         }
+        try:
+            results_text([score])
+        except ValidationError as error:  # what the file says of itself
+            problem = f"the board cannot hold what its metadata says ({invalid_text(error, 5)})"
+            raise SubmissionError(str(path), [problem]) from error
+        return score
 
     def _suspicions(self, auc: float) -> list[str]:
         if "labels" in self.metadata.inputs or not auc > SUSPICIOUS_AUC:
