@@ -380,6 +380,14 @@ MORE = (
 
 @pytest.mark.slow
 class TestFalseNumbers:
+    """What the first board let pass, tried by hand on commit 1d95d5f.
+
+    `leaderboard --check --rescore` ended with exit code 0 on a typed F1 of SPRAWL on u2os_gold (22
+    of 101 files were scored), and on typed results of `synthetic` whose files were listed at an
+    address that does not answer. A folder `synthetic@1.0.0` was loaded for the dataset, and numba
+    ran what lay in a folder that `.numba_config.yaml` named.
+    """
+
     def test_an_honest_submission_passes(self, checkout):
         assert checkout.check() == ("", "")
 
@@ -997,9 +1005,10 @@ class TestFields:
         assert step
         assert f"{key}: Value error, the character U+202E is not printable" in said
 
-    def test_in_the_report_of_a_run_hold_nothing_else(self, checkout):
+    @pytest.mark.parametrize("date", ["[x](y)", "2026-99-99"])
+    def test_in_the_report_of_a_run_hold_nothing_else(self, checkout, date):
         path = checkout.mine / "predictions/synthetic/run-seed0.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"date": "[x](y)"}))
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"date": date}))
         step, said = checkout.check()
         assert step == "Scores are those of the prediction files"
         assert "not the report of a run" in said
