@@ -675,6 +675,16 @@ def huge_size(home: Path) -> None:
     path.write_text(text.replace("bytes: 1", f"bytes: 0x{'f' * 5000}"))
 
 
+def key_twice(home: Path) -> None:
+    path = home / "submission.yaml"
+    path.write_text("label: GPSNet\n" + path.read_text())
+
+
+def weights(home: Path) -> None:
+    with (home / "weights.bin").open("wb") as file:
+        file.truncate(30 << 20)
+
+
 def renamed(home: Path) -> None:
     home.rename(home.with_name("a\n::error::b\x1b[2J"))
 
@@ -687,6 +697,8 @@ SUBMISSIONS = {
     "metadata of megabytes": (long_yaml, "'submission.yaml' has 300,013 bytes, expected at most"),
     "a name that a terminal obeys": (hidden_name, r"'a\\n::error::b\\x1b\[2J': a name with"),
     "a size of 5,000 digits": (huge_size, "files.0.bytes"),
+    "a key twice": (key_twice, "the key label stands twice"),
+    "any file of 30 MB": (weights, "'weights.bin' has 31,457,280 bytes, expected at most"),
     "a folder's name that a terminal obeys": (renamed, r"'a\\n::error::b\\x1b\[2J': expected"),
 }
 

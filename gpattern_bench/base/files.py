@@ -11,7 +11,7 @@ from pathlib import Path
 from stat import S_ISDIR, S_ISLNK, S_ISREG
 from typing import Any
 
-__all__ = ["MANIFEST", "file_sha256", "irregular", "plain", "replacing", "write_text"]
+__all__ = ["MANIFEST", "alone", "file_sha256", "irregular", "plain", "replacing", "write_text"]
 
 MANIFEST = "manifest.json"
 """Name of the file that says what a dataset's folder of tables is."""
@@ -33,7 +33,7 @@ def irregular(folder: Path, largest: Mapping[str, int]) -> list[str]:
     folder : pathlib.Path
         Not followed if it is a link.
     largest : mapping of str to int
-        Suffix -> most bytes of a file; other suffixes have no limit.
+        Suffix -> most bytes of a file; those of ``""`` are for all others.
     """
     if folder.is_symlink():
         return [f"{folder.name!a} is a link, expected a folder"]
@@ -49,7 +49,7 @@ def irregular(folder: Path, largest: Mapping[str, int]) -> list[str]:
                 problems.append(f"{shown} is a link, expected a file; put the file itself there")
             elif not (S_ISREG(stat.st_mode) or S_ISDIR(stat.st_mode)):
                 problems.append(f"{shown} is a device, pipe or socket, expected a file")
-            elif stat.st_size > (most := largest.get(path.suffix, stat.st_size)):
+            elif stat.st_size > (most := largest.get(path.suffix, largest[""])):
                 problems.append(f"{shown} has {stat.st_size:,} bytes, expected at most {most:,}")
     return problems
 
@@ -70,6 +70,19 @@ def replacing(path: Path) -> Iterator[Path]:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Keep other processes from reading and writing a file again meanwhile, if they ask the same.
+
+    The lock beside it stays: removed, two processes could hold one of its name each.
+    """
+    from filelock import FileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        yield
 
 
 def write_text(path: Path, text: str) -> None:

@@ -17,7 +17,7 @@ from typing import Annotated, Literal, cast
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from gpattern_bench.base.files import file_sha256, plain, write_text
+from gpattern_bench.base.files import alone, file_sha256, plain, write_text
 from gpattern_bench.base.validation import invalid_fields
 from gpattern_bench.board.metadata import Sha256
 from gpattern_bench.curate.release import Release
@@ -228,9 +228,10 @@ def read_outcomes(folder: Path) -> list[Outcome]:
 
 def record(outcomes: Sequence[Outcome], folder: Path) -> Path:
     """Add outcomes to ``challenge.json``; of a method and simulation the last stays."""
-    kept = {_key(each): each for each in (*read_outcomes(folder), *outcomes)}
-    text = json.dumps(plain([kept[key] for key in sorted(kept)]), indent=1, ensure_ascii=False)
-    write_text(folder / CHALLENGE, text + "\n")
+    with alone(folder / CHALLENGE):
+        kept = {_key(each): each for each in (*read_outcomes(folder), *outcomes)}
+        text = json.dumps(plain([kept[key] for key in sorted(kept)]), indent=1, ensure_ascii=False)
+        write_text(folder / CHALLENGE, text + "\n")
     return folder / CHALLENGE
 
 

@@ -75,6 +75,8 @@ def _problems(submission: Submission, score: Score) -> Iterator[str]:
         yield f"{error} The board has registered datasets only"
         return
     metrics: Mapping[str, Any] = score["metrics"]
+    for flag in set(submission.suspicions(metrics["auc_macro"])) - set(score["flags"]):
+        yield f"the flag is missing: {flag}"
     patterns = metrics["per_pattern"]
     if sorted(patterns) != sorted(entry.recipe.patterns):
         yield f"patterns are {', '.join(patterns)}, those of {entry.id} are " + ", ".join(

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 METADATA, SCHEMA = "submission.yaml", "schema.json"
-LARGEST_READ = {".yaml": 1 << 18, ".json": 64 << 20}
+LARGEST_READ = {".yaml": 1 << 18, ".json": 64 << 20, ".parquet": 1 << 32, "": 20 << 20}
 """Most bytes of a file in a submission, by suffix; ours have a hundredth."""
 CONTROLS: dict[str, About] = {
     control.about.name: control.about for control in (Prevalence, GenePrior, MoleculeCount, Oracle)
@@ -45,16 +45,27 @@ _STEM = r"(test|val)-seed([0-9]+)[A-Za-z0-9_.-]*"
 _FILE = rf"^predictions/[A-Za-z0-9_][A-Za-z0-9_.-]*/{_STEM}\.parquet$"
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice: a reader sees the first, a program the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(set(keys)) < len(keys):
+            repeated = next(key for key in keys if keys.count(key) > 1)
+            raise yaml.YAMLError(f"the key {shorten(repeated)} stands twice")
+        return super().construct_mapping(node, deep)
+
+
 def parse_yaml(text: str) -> Any:
     """Parse YAML.
 
     Raises
     ------
     ValueError
-        The text is not YAML, or a value does not fit its tag.
+        The text is not YAML, has a key twice, or a value does not fit its tag.
     """
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)  # noqa: S506 - a safe one
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
     except Exception as error:  # a value that does not fit its tag raises anything

@@ -7,6 +7,7 @@ import re
 from base64 import b64decode, b64encode
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -17,7 +18,7 @@ from typing_extensions import TypedDict
 
 from gpattern_bench.base.files import MANIFEST, file_sha256, irregular, plain, write_text
 from gpattern_bench.base.progress import Progress
-from gpattern_bench.base.validation import invalid_fields, shorten
+from gpattern_bench.base.validation import invalid_fields, invalid_text, shorten
 from gpattern_bench.base.workers import in_order, workers
 from gpattern_bench.board.labels import check_text, look_alikes
 from gpattern_bench.board.metadata import (
@@ -93,7 +94,14 @@ _Id = Annotated[
     Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*@[0-9]+\.[0-9]+\.[0-9]+$", max_length=130),
 ]
 _Split = Literal["test", "val"]
-_Date = Annotated[str, Field(pattern="^[0-9]{4}-[0-9]{2}-[0-9]{2}$")]
+
+
+def _check_date(text: str) -> str:
+    date.fromisoformat(text)
+    return text
+
+
+_Date = Annotated[str, Field(pattern="^[0-9]{4}-[0-9]{2}-[0-9]{2}$"), AfterValidator(_check_date)]
 _Device = Annotated[str, Field(max_length=200), AfterValidator(check_text)]
 
 
@@ -403,7 +411,7 @@ class Submission:
         result = evaluator.eval(checked, val)
         reports = self.folder / "predictions" / origin.dataset
         replicates = result.replicates["f1_macro"].astype("<f4").tobytes()
-        return {
+        score: Score = {
             "predictions": name,
             "sha256": self._hashes(name),
             "dataset": origin.dataset,
@@ -419,11 +427,18 @@ class Submission:
             "f1_replicates": b64encode(replicates).decode(),
             "degrees_of_freedom": result.degrees_of_freedom,
             "robustness": _robustness(reports / f"{origin.stem('robustness')}.json"),
-            "flags": self._suspicions(result["auc_macro"]),
+            "flags": self.suspicions(result["auc_macro"]),
         }
+        try:
+            results_text([score])
+        except ValidationError as error:  # what the file says of itself
+            problem = f"the board cannot hold what its metadata says ({invalid_text(error, 5)})"
+            raise SubmissionError(str(path), [problem]) from error
+        return score
 
-    def _suspicions(self, auc: float) -> list[str]:
-        if "labels" in self.metadata.inputs or not auc > SUSPICIOUS_AUC:
+    def suspicions(self, auc: float | None) -> list[str]:
+        """Flags of a result that rest on the result alone."""
+        if "labels" in self.metadata.inputs or auc is None or not auc > SUSPICIOUS_AUC:
             return []
         return [f"AUC above {100 * SUSPICIOUS_AUC:.1f} %"]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from gpattern_bench.base.files import write_text
+from gpattern_bench.base.files import alone, write_text
 from gpattern_bench.base.version import __version__
 from gpattern_bench.board.metadata import Sha256
 from gpattern_bench.board.submission import Score, Submission, results_text
@@ -92,19 +92,20 @@ def record_verified(
         Number of results that were recorded.
     """
     now = set(scored)
-    kept = {record.key: record for record in _read(folder)}
-    records, added = [], 0
-    for submission in submissions:
-        for score in submission.results:
-            key = submission.metadata.method, score["predictions"]
-            if key in now and not _is_pinned(score):
-                kept[key] = _record(submission, score)
-                added += 1
-            if key in kept:
-                records.append(kept[key])
-    ordered = sorted(records, key=lambda record: record.key)
-    text = json.dumps([record.model_dump() for record in ordered], indent=1) + "\n"
-    write_text(folder / VERIFIED, text)
+    with alone(folder / VERIFIED):
+        kept = {record.key: record for record in _read(folder)}
+        records, added = [], 0
+        for submission in submissions:
+            for score in submission.results:
+                key = submission.metadata.method, score["predictions"]
+                if key in now and not _is_pinned(score):
+                    kept[key] = _record(submission, score)
+                    added += 1
+                if key in kept:
+                    records.append(kept[key])
+        ordered = sorted(records, key=lambda record: record.key)
+        text = json.dumps([record.model_dump() for record in ordered], indent=1) + "\n"
+        write_text(folder / VERIFIED, text)
     return added
 
 

@@ -60,6 +60,7 @@ CALLS_START = b'{"thresholds":'
 
 _EXAMPLES = 5
 _ROWS = 1 << 20  # per row group, the default of pyarrow
+_LARGEST_SEED = 2**53  # JSON holds no larger number everywhere
 _METHOD = r"\w[\w.-]*"
 _LONGEST_FOOTER = 1 << 24  # bytes; 10^7 pairs take a few thousand
 _LONGEST_TEXT, _MOST_TEXTS = 1000, 4  # bytes of a name, columns of text
@@ -574,10 +575,10 @@ def counted(scores: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
 
 def _origin_problems(origin: Origin, expected: Mapping[str, str]) -> list[str]:
     problems = []
-    if origin.seed < 0 or not re.fullmatch(_METHOD, origin.method):
+    if not 0 <= origin.seed <= _LARGEST_SEED or not re.fullmatch(_METHOD, origin.method):
         problems.append(
             f"the metadata says method = {origin.method!r}, seed = {origin.seed}; expected a name "
-            "of letters, digits and _ . - and a seed of 0 or more"
+            "of letters, digits and _ . - and a seed of 0 to 2**53"
         )
     problems += [
         f"the metadata says {name} = {getattr(origin, name)!r}, expected {value!r}; score the "

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from pydantic import TypeAdapter
 from samples import PATIENCE_S, metadata_of, small_dataset
 
 from gpattern_bench import list_datasets, load_dataset
@@ -34,7 +35,7 @@ from gpattern_bench.board.publish import board_of, problems_of, write_board
 from gpattern_bench.board.submission import Submission, read_submissions, results_text
 from gpattern_bench.board.submit import listed_files, submit_run
 from gpattern_bench.board.verified import VERIFIED
-from gpattern_bench.predictions import write_predictions
+from gpattern_bench.predictions import Origin, write_predictions
 from gpattern_bench.sources.registry import find_entry, registry
 from gpattern_bench.tables.parquet import table_sha256
 
@@ -137,6 +138,7 @@ def honest(tmp_path_factory) -> Path:
     )
     assert done.returncode == 0, done.stderr
     submit_run(root / "run", submissions / "my_method")
+    (submissions / ".my_method.lock").unlink()  # git ignores it
     for submission in read_submissions(submissions):
         submission.write_results(submission.rescored()[0])
     write_schema(submissions)
@@ -238,6 +240,22 @@ def number_twice(it: Checkout) -> None:
     path.write_text(text.replace('"f1_macro":', '"f1_macro": 0.97, "f1_macro":', 1), "utf-8")
 
 
+def of_metadata(it: Checkout, **values) -> None:
+    """Write other metadata into the prediction files, and give these the names that follow."""
+    key = b"gpattern_bench"
+    for split in ("test", "val"):
+        path = it.mine / TEST.replace("test-", f"{split}-")
+        table = pq.read_table(path)
+        origin = json.loads(table.schema.metadata[key]) | values
+        path.unlink()
+        name = TypeAdapter(Origin).validate_python(origin).stem()
+        renamed = table.replace_schema_metadata({key: json.dumps(origin)})
+        pq.write_table(renamed, path.with_name(f"{name}.parquet"))
+    it.edit_yaml(seeds=[origin["seed"]])
+    it.list_files()
+    (it.mine / "results.json").unlink()
+
+
 def unknown_dataset(it: Checkout) -> None:
     (it.mine / "predictions" / "synthetic").rename(it.mine / "predictions" / "mine")
     it.list_files()
@@ -325,7 +343,32 @@ def new_hidden_folder(root: Path) -> None:
     (root / ".ci").mkdir()
 
 
+def another_board(root: Path) -> None:
+    (root / "leaderboard" / "index2.html").write_text("F1: 99 %")
+
+
+def edited_readme(root: Path) -> None:
+    (root / "submissions" / "README.md").write_text("F1: 99 %")
+
+
+def edited_template(root: Path) -> None:
+    """People copy it, and run it."""
+    (root / "submissions" / "_template").mkdir()
+    (root / "submissions" / "_template" / "run.py").write_text("import os")
+
+
+def methods_of_others(root: Path) -> None:
+    for name in ("a", "b"):
+        folder = root.parent / "base" / "submissions" / name
+        folder.mkdir(parents=True)
+        (folder / "submission.yaml").write_text("")
+
+
 MORE = (
+    another_board,
+    edited_readme,
+    edited_template,
+    methods_of_others,
     edited_workflow,
     new_workflow,
     removed_workflow,
@@ -337,6 +380,14 @@ MORE = (
 
 @pytest.mark.slow
 class TestFalseNumbers:
+    """What the first board let pass, tried by hand on commit 1d95d5f.
+
+    `leaderboard --check --rescore` ended with exit code 0 on a typed F1 of SPRAWL on u2os_gold (22
+    of 101 files were scored), and on typed results of `synthetic` whose files were listed at an
+    address that does not answer. A folder `synthetic@1.0.0` was loaded for the dataset, and numba
+    ran what lay in a folder that `.numba_config.yaml` named.
+    """
+
     def test_an_honest_submission_passes(self, checkout):
         assert checkout.check() == ("", "")
 
@@ -375,6 +426,23 @@ class TestFalseNumbers:
         assert step == "Scores are those of the prediction files"
         name = "sprawl/predictions/u2os_gold/test-seed0.parquet"
         assert f"not scored: {name}: u2os_gold@1.0.0 is not here; gpattern-bench download" in said
+
+    @pytest.mark.parametrize(
+        ("values", "told"),
+        [
+            ({"seed": 2**60}, "seed = 1152921504606846976; expected a name"),
+            (
+                {"protocol": "transfer", "trained_on": ["x@[x](https://example.org)"]},
+                "the board cannot hold what its metadata says (0.trained_on",
+            ),
+        ],
+        ids=["a seed beyond JSON", "a training set that is a link"],
+    )
+    def test_metadata_that_no_result_can_hold_are_refused(self, checkout, values, told):
+        """They were scored; writing and comparing the results then ended in a traceback."""
+        of_metadata(checkout, **values)
+        code, said = checkout.cli("leaderboard", "--rescore", "--submissions", checkout.mine.parent)
+        assert (code, told in said) == (2, True), said
 
     @pytest.mark.parametrize("change", MORE, ids=lambda change: change.__name__)
     def test_a_submission_changes_nothing_else(self, checkout, change):
@@ -793,11 +861,11 @@ class TestShell:
                 (folder / name).write_text(module)
         (submitted / ".numba_config.yaml").write_text("- a list")
         shutil.copytree(checkout.mine, submitted / "synthetic@1.0.0")
-        for path in submitted.iterdir():  # as if a maintainer had merged all of it
-            if path.name not in ("submissions", "leaderboard"):
-                (shutil.copytree if path.is_dir() else shutil.copy)(
-                    path, checkout.root / "base" / path.name
-                )
+        (checkout.root / "base" / "submissions").mkdir()
+        for path in [*submitted.iterdir(), *submitted.glob("submissions/*.py")]:
+            if path.name not in ("submissions", "leaderboard"):  # as if all of it were merged
+                copy = shutil.copytree if path.is_dir() else shutil.copy
+                copy(path, checkout.root / "base" / path.relative_to(submitted))
         assert self.run(checkout.root) == ("", "")
         assert not marker.exists()
 
@@ -937,9 +1005,10 @@ class TestFields:
         assert step
         assert f"{key}: Value error, the character U+202E is not printable" in said
 
-    def test_in_the_report_of_a_run_hold_nothing_else(self, checkout):
+    @pytest.mark.parametrize("date", ["[x](y)", "2026-99-99"])
+    def test_in_the_report_of_a_run_hold_nothing_else(self, checkout, date):
         path = checkout.mine / "predictions/synthetic/run-seed0.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"date": "[x](y)"}))
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"date": date}))
         step, said = checkout.check()
         assert step == "Scores are those of the prediction files"
         assert "not the report of a run" in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -191,6 +192,12 @@ class TestCommands:
 
 
 class TestBoard:
+    def test_of_several_at_once_none_is_lost(self, tmp_path):
+        methods = [f"m{k}" for k in range(12)]
+        with ThreadPoolExecutor(len(methods)) as pool:
+            list(pool.map(lambda method: record([outcome(method)], tmp_path), methods))
+        assert {each["method"] for each in read_outcomes(tmp_path)} == set(methods)
+
     def test_the_last_outcome_of_a_method_stays(self, tmp_path):
         record([outcome("b"), outcome("a", 0.6)], tmp_path)
         record([outcome("b", 0.8)], tmp_path)
