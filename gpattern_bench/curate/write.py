@@ -26,7 +26,12 @@ from gpattern_bench.sources.recipe import Recipe
 from gpattern_bench.tables import schema
 from gpattern_bench.tables.leaks import find_leaks
 from gpattern_bench.tables.parquet import TableWriter, read_fovs, write_table
-from gpattern_bench.tables.placement import find_misplaced, place, placement_warnings
+from gpattern_bench.tables.placement import (
+    find_foreign_nuclei,
+    find_misplaced,
+    place,
+    placement_warnings,
+)
 
 __all__ = ["new_folder", "write_dataset"]
 
@@ -132,6 +137,7 @@ def write_dataset(
             "warnings": [
                 *unit_warnings(diameters, done.cells["cell_id"].tolist(), recipe.unit_um),
                 *misplaced,
+                *_id_warnings(done.dropped["molecules"], placement.molecules),
             ],
             "curation": {**recipe.model_dump(mode="json"), "package_version": __version__},
             **(about or {}),
@@ -173,7 +179,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def _refuse_misplaced(cells: pd.DataFrame, recipe: Recipe) -> None:
-    """Raise SourceError if too few molecules lie in the cells under which they are filed."""
+    """Raise SourceError if too few molecules or nuclei lie in the cells of their ids."""
     problem = find_misplaced(cells)
     if problem:
         hint = (
@@ -184,6 +190,25 @@ def _refuse_misplaced(cells: pd.DataFrame, recipe: Recipe) -> None:
             "frames or units; export both together"
         )
         raise SourceError(f"{recipe.path}: {problem}. {hint}")
+    problem = find_foreign_nuclei(cells)
+    if problem:
+        raise SourceError(
+            f"{recipe.path}: {problem}. They have ids or a frame of their own; give each nucleus "
+            "the id of its cell, or leave the nuclei out"
+        )
+
+
+def _id_warnings(dropped: Mapping[str, int], kept: int) -> list[str]:
+    """List a warning, at most one, if most molecules in cells are of cells without an outline."""
+    bare = dropped.get("cell without an outline", 0)
+    if bare <= kept:
+        return []
+    text = (
+        f"{bare:,} molecules name a cell without an outline, only {kept:,} one with an outline; "
+        "unless cells were left out on purpose, their ids are written differently (7, 007)"
+    )
+    _log.warning("%s", text)
+    return [text]
 
 
 class _Written:
@@ -215,14 +240,19 @@ class _Written:
                 self.writers[name] = writers.enter_context(writer)
             self.writers[name].append(table)
         cells = piece.cells.select(["fov", "cell_id", "x", "y", "n_molecules"]).to_pandas()
-        cells = cells.assign(diameter=piece.diameters, inside=piece.inside, overlaps=piece.overlaps)
+        cells = cells.assign(
+            diameter=piece.diameters,
+            inside=piece.inside,
+            nucleus_inside=piece.nuclei,
+            overlaps=piece.overlaps,
+        )
         self._cells.append(cells)
         self._fovs.append(_fov_counts(piece, self._patterns))
         self.genes.update(piece.molecules["gene"].unique().to_pylist())
 
     @property
     def cells(self) -> pd.DataFrame:
-        """All cells: fov, cell_id, x, y, n_molecules, diameter (um), inside, overlaps."""
+        """All cells: fov, cell_id, x, y, n_molecules, diameter (um), and what lies where."""
         return pd.concat(self._cells, ignore_index=True)
 
     @property
