@@ -38,6 +38,12 @@ __all__ = ["new_folder", "write_dataset"]
 _log = logging.getLogger(__name__)
 
 _FORMAT = 1
+_LOSSES = {
+    "outside every cell": "that outlines and molecules have one unit and one frame",
+    "cell without an outline": "that their ids are written alike (7 is not 007), unless cells were "
+    "left out on purpose",
+}
+"""Reasons that may take most molecules of a sound release, and what else is the cause."""
 _OUTLINES: dict[str, Any] = {"encoding": "WKB", "geometry_types": [], "crs": None}
 _GEO = {
     "version": "1.1.0",
@@ -137,7 +143,7 @@ def write_dataset(
             "warnings": [
                 *unit_warnings(diameters, done.cells["cell_id"].tolist(), recipe.unit_um),
                 *misplaced,
-                *_id_warnings(done.dropped["molecules"], placement.molecules),
+                *_loss_warnings(done.dropped["molecules"], placement.molecules),
             ],
             "curation": {**recipe.model_dump(mode="json"), "package_version": __version__},
             **(about or {}),
@@ -180,6 +186,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 def _refuse_misplaced(cells: pd.DataFrame, recipe: Recipe) -> None:
     """Raise SourceError if too few molecules or nuclei lie in the cells of their ids."""
+    source = recipe.path or "molecules and outlines"
     problem = find_misplaced(cells)
     if problem:
         hint = (
@@ -189,26 +196,25 @@ def _refuse_misplaced(cells: pd.DataFrame, recipe: Recipe) -> None:
             else "Their ids come from two segmentations, or outlines and molecules have different "
             "frames or units; export both together"
         )
-        raise SourceError(f"{recipe.path}: {problem}. {hint}")
+        raise SourceError(f"{source}: {problem}. {hint}")
     problem = find_foreign_nuclei(cells)
     if problem:
         raise SourceError(
-            f"{recipe.path}: {problem}. They have ids or a frame of their own; give each nucleus "
+            f"{source}: {problem}. They have ids or a frame of their own; give each nucleus "
             "the id of its cell, or leave the nuclei out"
         )
 
 
-def _id_warnings(dropped: Mapping[str, int], kept: int) -> list[str]:
-    """List a warning, at most one, if most molecules in cells are of cells without an outline."""
-    bare = dropped.get("cell without an outline", 0)
-    if bare <= kept:
-        return []
-    text = (
-        f"{bare:,} molecules name a cell without an outline, only {kept:,} one with an outline; "
-        "unless cells were left out on purpose, their ids are written differently (7, 007)"
-    )
-    _log.warning("%s", text)
-    return [text]
+def _loss_warnings(dropped: Mapping[str, int], kept: int) -> list[str]:
+    """List and log a warning for each reason that took more molecules than are left."""
+    warnings = [
+        f"{lost:,} molecules dropped ({reason}), only {kept:,} left; check {what}"
+        for reason, what in _LOSSES.items()
+        if (lost := dropped.get(reason, 0)) > kept
+    ]
+    for warning in warnings:
+        _log.warning("%s", warning)
+    return warnings
 
 
 class _Written:

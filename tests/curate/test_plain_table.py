@@ -395,7 +395,18 @@ class TestNames:
     def test_that_mostly_differ_are_warned_of(self, made, tmp_path):
         self.outlines(tmp_path, ["0100", "0101", "0102", "0103", "104", "105"])
         warnings = made("n.csv", cells="c.csv").manifest.warnings
-        assert warnings[0].startswith("160 molecules name a cell without an outline, only 80 one ")
+        assert warnings[0].startswith("160 molecules dropped (cell without an outline), only 80 ")
+
+    def test_that_are_missing_let_most_molecules_fall_outside(self, made, tmp_path):
+        self.outlines(tmp_path)
+        frame = molecules().drop(columns="cell_id").rename(columns={"x": "y", "y": "x"})
+        warnings = made("t.csv", frame, cells="c.csv").manifest.warnings
+        assert "molecules dropped (outside every cell), only " in warnings[0]
+
+    def test_of_columns_are_different(self, made, tmp_path):
+        self.outlines(tmp_path)
+        with pytest.raises(SourceError, match="one column has two meanings: --x y, --y y, --gene"):
+            made(cells="c.csv", x_column="y")
 
 
 def test_nuclei_of_other_ids_are_refused(made, tmp_path):

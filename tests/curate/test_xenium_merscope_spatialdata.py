@@ -336,6 +336,17 @@ def test_a_missing_nucleus_is_none_and_one_of_no_cell_is_not_needed(tmp_path):
     assert [*cells["nucleus_boundary"]] == [None] * 3
 
 
+def test_boundaries_of_any_segmentation_are_found(tmp_path):
+    folder = write_merscope(tmp_path / "r", detected(DETECTED), FLAT)
+    (wanted,) = pieces("merscope", folder)
+    (folder / "cell_boundaries.parquet").rename(folder / "cellpose2_micron_space.parquet")
+    (found,) = pieces("merscope", folder)
+    pd.testing.assert_frame_equal(found.molecules, wanted.molecules)
+    (folder / "watershed_micron_space.parquet").write_bytes(b"")
+    with pytest.raises(SourceError, match="several segmentations, cellpose2_micron"):
+        pieces("merscope", folder)
+
+
 def test_two_samples_in_one_file_are_refused(tmp_path):
     """Two cells of one id would be one cell of two parts, with all molecules inside."""
     two = pd.concat([vertices(CELLS.items()), vertices([("a", box(500, 0, 510, 10))])])

@@ -92,6 +92,9 @@ def read_plain_table(
             f"{path} lacks the columns {', '.join(missing.values())}; it has {', '.join(there)}. "
             f"Name them ({', '.join(f'--{key}' for key in missing)})"
         )
+    if len(set(named.values())) < len(named):
+        chosen = ", ".join(f"--{key} {name}" for key, name in named.items())
+        raise SourceError(f"{path}: one column has two meanings: {chosen}; name different ones")
     outlines, inside = (None, None) if cells is None else read_outlines(cells, named.get("cell"))
     if nuclei is not None:
         inside, _ = read_outlines(nuclei, named.get("cell"))
