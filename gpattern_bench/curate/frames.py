@@ -5,13 +5,15 @@ from __future__ import annotations
 import atexit
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import shapely
 from pydantic import ValidationError
 
 from gpattern_bench.base.validation import invalid_text, shorten
@@ -29,7 +31,7 @@ __all__ = ["curate_frames"]
 
 _NUMBERS, _NAMES = ("x", "y", "z", *NUMBERS), ("cell_id", "gene", "fov", *TEXTS)
 _FOUR = ("cell_edge", "cytoplasmic", "nuclear", "nuclear_edge")
-_PAIR = ("fov", "cell_id", "gene", "n_molecules")
+_PAIR = ("fov", "cell", "cell_id", "gene", "n_molecules")
 
 
 def curate_frames(
@@ -47,6 +49,8 @@ def curate_frames(
     Parameters are those of :meth:`gpattern_bench.data.dataset.Dataset.from_frames`; `rules` are
     fields of :class:`gpattern_bench.sources.recipe.Recipe`.
     """
+    if isinstance(patterns, str):
+        patterns = [patterns]
     if patterns is None:
         patterns = _FOUR if labels is None else [c for c in labels.columns if c not in _PAIR]
     rules |= {"patterns": tuple(patterns), "split": "auto", "surrogate_outlines": cells is None}
@@ -90,7 +94,10 @@ def _molecules(frame: pd.DataFrame | pa.Table) -> pa.Table:
             f"{', '.join(map(shorten, there))}. Rename yours"
         )
     columns = {}
-    for column in [name for name in (*_NUMBERS, *_NAMES) if name in there]:
+    used = [name for name in (*_NUMBERS, *_NAMES) if name in there]
+    if twice := [name for name in used if there.count(name) > 1]:
+        raise SourceError(f"molecules have the columns {', '.join(twice)} twice; keep one of each")
+    for column in used:
         try:
             values = pa.chunked_array(_array(frame[column]))
             if column in _NUMBERS:
@@ -112,12 +119,22 @@ def _molecules(frame: pd.DataFrame | pa.Table) -> pa.Table:
 def _array(column: Any) -> Any:
     if isinstance(column, pa.ChunkedArray):
         return column.chunks or [pa.array([], column.type)]
-    found = pa.array(column, from_pandas=True)
+    try:
+        found = pa.array(column, from_pandas=True)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        if not all(isinstance(value, str | Real) for value in column.dropna()):
+            raise
+        found = pa.array(column.map(str, na_action="ignore"), from_pandas=True)  # mixed
     return found.chunks if isinstance(found, pa.ChunkedArray) else [found]
 
 
 def _outlines(frame: Any, what: str) -> pd.Series:
     """Index shapely geometries (n,) by id, which never is a row's number."""
+    if not isinstance(frame, pd.DataFrame | pd.Series):
+        raise SourceError(
+            f"{what}: expected a GeoDataFrame, a DataFrame or a Series of outlines with ids, got a "
+            f"{type(frame).__name__}"
+        )
     names = frame.index
     shapes = frame
     if isinstance(frame, pd.DataFrame):
@@ -129,19 +146,22 @@ def _outlines(frame: Any, what: str) -> pd.Series:
             )
         shapes = frame[column]
         names = pd.Index(frame["cell_id"]) if "cell_id" in frame.columns else names
-    if isinstance(names, pd.RangeIndex):
+    if isinstance(names, pd.RangeIndex | pd.MultiIndex):
+        got = "only row numbers" if isinstance(names, pd.RangeIndex) else "a MultiIndex"
         raise SourceError(
-            f"{what} have no ids, only row numbers; name the cells in a column cell_id or the index"
+            f"{what} have no ids, {got}; name the cells in a column cell_id or the index"
         )
     ids = plain_ids(as_text(pa.chunked_array(_array(names.to_series()))), Path(what), "cell_id")
     if ids.null_count:
         raise SourceError(f"{what}: {ids.null_count} of {len(names)} have no id; name them")
     shapes = pd.Series(np.asarray(shapes, dtype=object), ids.cast(pa.string()).to_pylist())
-    return shapes.where(shapes.notna(), None)
+    shapes = shapes.where(shapes.notna(), None)
+    if not all(shape is None or shapely.is_geometry(shape) for shape in shapes):
+        raise SourceError(f"{what}: expected shapely geometries; parse yours (shapely.from_wkt)")
+    return shapes
 
 
 def _texts(labels: pd.DataFrame) -> pd.DataFrame:
-    """Give labels the form of a csv's: text, and 0 and 1."""
-    texts = labels.rename(columns={"cell_id": "cell"}).reset_index(drop=True)
-    flags: Mapping[str, Any] = {"True": "1", "False": "0"}
-    return texts.astype(object).where(texts.notna(), "").astype(str).replace(flags)
+    """Give labels the form of a csv's."""
+    texts = labels.reset_index(drop=True)
+    return texts.astype(object).where(texts.notna(), "").astype(str)

@@ -46,7 +46,7 @@ from gpattern_bench.errors import SourceError
 from gpattern_bench.sources.recipe import Recipe
 from gpattern_bench.tables import schema
 from gpattern_bench.tables.parquet import used_codes
-from gpattern_bench.tables.placement import count_inside, find_overlaps
+from gpattern_bench.tables.placement import count_inside, find_overlaps, nuclei_inside
 
 __all__ = ["DIAMETER_UM", "Tables", "apply_rules", "unit_warnings"]
 
@@ -74,6 +74,8 @@ class Tables:
         (cells,) um, of disks with the cells' areas.
     inside : numpy.ndarray
         (cells,) molecules in their cell (:func:`gpattern_bench.tables.placement.count_inside`).
+    nuclei : numpy.ndarray
+        (cells,) 1: the nucleus lies in its cell, 0: not, NaN: there is none.
     overlaps : numpy.ndarray
         (cells,) bool: the outline overlaps another cell of the field of view.
     """
@@ -84,6 +86,7 @@ class Tables:
     dropped: Dropped
     diameters: NDArray[np.float64]
     inside: NDArray[np.int64]
+    nuclei: NDArray[np.float64]
     overlaps: NDArray[np.bool_]
 
 
@@ -160,6 +163,7 @@ def apply_rules(release: Release, recipe: Recipe) -> Tables:
         },
         diameters=np.asarray(2 * np.sqrt(area / np.pi)),
         inside=count_inside(*tables),
+        nuclei=nuclei_inside(tables[1]),
         overlaps=find_overlaps(tables[1]),
     )
 

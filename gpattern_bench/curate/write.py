@@ -26,13 +26,24 @@ from gpattern_bench.sources.recipe import Recipe
 from gpattern_bench.tables import schema
 from gpattern_bench.tables.leaks import find_leaks
 from gpattern_bench.tables.parquet import TableWriter, read_fovs, write_table
-from gpattern_bench.tables.placement import find_misplaced, place, placement_warnings
+from gpattern_bench.tables.placement import (
+    find_foreign_nuclei,
+    find_misplaced,
+    place,
+    placement_warnings,
+)
 
 __all__ = ["new_folder", "write_dataset"]
 
 _log = logging.getLogger(__name__)
 
 _FORMAT = 1
+_LOSSES = {
+    "outside every cell": "that outlines and molecules have one unit and one frame",
+    "cell without an outline": "that their ids are written alike (7 is not 007), unless cells were "
+    "left out on purpose",
+}
+"""Reasons that may take most molecules of a sound release, and what else is the cause."""
 _OUTLINES: dict[str, Any] = {"encoding": "WKB", "geometry_types": [], "crs": None}
 _GEO = {
     "version": "1.1.0",
@@ -132,6 +143,7 @@ def write_dataset(
             "warnings": [
                 *unit_warnings(diameters, done.cells["cell_id"].tolist(), recipe.unit_um),
                 *misplaced,
+                *_loss_warnings(done.dropped["molecules"], placement.molecules),
             ],
             "curation": {**recipe.model_dump(mode="json"), "package_version": __version__},
             **(about or {}),
@@ -173,7 +185,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def _refuse_misplaced(cells: pd.DataFrame, recipe: Recipe) -> None:
-    """Raise SourceError if too few molecules lie in the cells under which they are filed."""
+    """Raise SourceError if too few molecules or nuclei lie in the cells of their ids."""
+    source = recipe.path or "molecules and outlines"
     problem = find_misplaced(cells)
     if problem:
         hint = (
@@ -183,7 +196,25 @@ def _refuse_misplaced(cells: pd.DataFrame, recipe: Recipe) -> None:
             else "Their ids come from two segmentations, or outlines and molecules have different "
             "frames or units; export both together"
         )
-        raise SourceError(f"{recipe.path}: {problem}. {hint}")
+        raise SourceError(f"{source}: {problem}. {hint}")
+    problem = find_foreign_nuclei(cells)
+    if problem:
+        raise SourceError(
+            f"{source}: {problem}. They have ids or a frame of their own; give each nucleus "
+            "the id of its cell, or leave the nuclei out"
+        )
+
+
+def _loss_warnings(dropped: Mapping[str, int], kept: int) -> list[str]:
+    """List and log a warning for each reason that took more molecules than are left."""
+    warnings = [
+        f"{lost:,} molecules dropped ({reason}), only {kept:,} left; check {what}"
+        for reason, what in _LOSSES.items()
+        if (lost := dropped.get(reason, 0)) > kept
+    ]
+    for warning in warnings:
+        _log.warning("%s", warning)
+    return warnings
 
 
 class _Written:
@@ -215,14 +246,19 @@ class _Written:
                 self.writers[name] = writers.enter_context(writer)
             self.writers[name].append(table)
         cells = piece.cells.select(["fov", "cell_id", "x", "y", "n_molecules"]).to_pandas()
-        cells = cells.assign(diameter=piece.diameters, inside=piece.inside, overlaps=piece.overlaps)
+        cells = cells.assign(
+            diameter=piece.diameters,
+            inside=piece.inside,
+            nucleus_inside=piece.nuclei,
+            overlaps=piece.overlaps,
+        )
         self._cells.append(cells)
         self._fovs.append(_fov_counts(piece, self._patterns))
         self.genes.update(piece.molecules["gene"].unique().to_pylist())
 
     @property
     def cells(self) -> pd.DataFrame:
-        """All cells: fov, cell_id, x, y, n_molecules, diameter (um), inside, overlaps."""
+        """All cells: fov, cell_id, x, y, n_molecules, diameter (um), and what lies where."""
         return pd.concat(self._cells, ignore_index=True)
 
     @property

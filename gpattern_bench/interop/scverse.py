@@ -15,6 +15,7 @@ from scipy import sparse
 
 from gpattern_bench.curate.quality import COLUMNS
 from gpattern_bench.curate.readers.frames import moved, relative_map
+from gpattern_bench.curate.readers.geoparquet import CELL_IDS
 from gpattern_bench.data.cells import read_cells
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import MissingExtraError, SourceError
@@ -247,7 +248,10 @@ def _in_frame_of(sdata: SpatialData, element: str, points: str, cell: str) -> pd
             f"{points} and {element} cannot be brought into one frame: {error}; set their "
             "transformations (spatialdata.transformations.set_transformation)"
         ) from error
-    ids = shapes[cell] if cell in shapes.columns else shapes.index
+    # As on disk: row numbers only where no column names the cells.
+    columns = [cell, *(CELL_IDS if isinstance(shapes.index, pd.RangeIndex) else ())]
+    named = next((name for name in columns if name in shapes.columns), None)
+    ids = shapes.index if named is None else shapes[named]
     # In SpatialData an index of numbers holds the ids, too.
     names = pd.Index(list(ids), dtype=object)
     return pd.Series(moved(shapes.geometry.to_numpy(), matrix), names, dtype=object)

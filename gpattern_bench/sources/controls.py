@@ -5,8 +5,9 @@ from __future__ import annotations
 __all__ = ["CONTROLS"]
 
 CONTROLS = (
-    "blank|notarget|neg(ative|control|probe|prb)|systemcontrol|falsecode|"
-    "(unassigned|deprecated)_?codeword|intergenic_region|antisense_"
+    "blank|notarget|neg(ative|[-_. ]?(control|ctrl|probe|prb))|system[-_. ]?control|"
+    "false[-_. ]?code|genomic[-_. ]?control|(unassigned|deprecated)[-_. ]?codeword|"
+    "intergenic[-_. ]region|antisense[-_. ]"
 )
 """Regular expression, matched from the start of a name in any case.
 

@@ -27,9 +27,11 @@ __all__ = [
     "TOLERANCE_UM",
     "USUAL_SHARE",
     "count_inside",
+    "find_foreign_nuclei",
     "find_misplaced",
     "find_overlaps",
     "measure_placement",
+    "nuclei_inside",
     "place",
     "placement_text",
     "placement_warnings",
@@ -49,6 +51,7 @@ USUAL_SHARE = 0.9
 
 _FEW = 20  # molecules of a release; fewer cannot refuse it
 _FEW_IN_FOV = 100  # of a field of view, which may be a corner of the slide
+_FEW_NUCLEI = 4  # of a release; fewer cannot refuse it
 _FEW_IN_CELL = 10  # of a cell to be named among the worst, unless all have fewer
 _WORST = 3
 _OVERLAP = 0.05  # of the smaller cell's area; neighbours share edges
@@ -86,6 +89,13 @@ def count_inside(molecules: pa.Table, cells: pa.Table) -> NDArray[np.int64]:
         inside[out] = shapely.dwithin(own[out], shapely.points(xy[rows[out]]), TOLERANCE_UM)
         counts += np.bincount(cell[rows[inside]], minlength=len(cells))
     return counts
+
+
+def nuclei_inside(cells: pa.Table) -> NDArray[np.float64]:
+    """Tell (n,) whether each nucleus' centre lies in its cell: 1, 0 or, without a nucleus, NaN."""
+    nuclei = _outlines(cells, "nucleus_boundary")
+    inside = shapely.dwithin(_outlines(cells), shapely.centroid(nuclei), TOLERANCE_UM)
+    return np.where(shapely.is_missing(nuclei), np.nan, inside)
 
 
 def find_overlaps(cells: pa.Table) -> NDArray[np.bool_]:
@@ -158,6 +168,18 @@ def find_misplaced(cells: pd.DataFrame) -> str | None:
     return None
 
 
+def find_foreign_nuclei(cells: pd.DataFrame) -> str | None:
+    """Say what is wrong if too few nuclei lie in their cells (``nucleus_inside``)."""
+    inside = cells["nucleus_inside"].dropna()
+    if len(inside) < _FEW_NUCLEI or inside.mean() >= LEAST_SHARE:
+        return None
+    first = cells["cell_id"][inside.index[inside == 0][0]]
+    return (
+        f"only {int(inside.sum()):,} of {len(inside):,} nuclei lie in the cell of their id, "
+        f"expected at least {LEAST_SHARE:.0%}; that of cell {first} does not"
+    )
+
+
 def placement_text(placement: Placement) -> str:
     """Say in a line how many molecules lie in their cells, and which cells are worst."""
     text = _share(placement) + _worst(placement)
@@ -192,6 +214,6 @@ def _worst(placement: Placement) -> str:
     return f"; fewest in the cells {', '.join(cells)}" if cells else ""
 
 
-def _outlines(cells: pa.Table) -> NDArray[Any]:
-    wkb = cells["cell_boundary"].to_numpy()
+def _outlines(cells: pa.Table, column: str = "cell_boundary") -> NDArray[Any]:
+    wkb = cells[column].to_numpy()
     return parse_wkb(np.asarray(wkb, dtype=object), on_invalid="ignore")

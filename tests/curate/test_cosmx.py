@@ -642,6 +642,30 @@ def test_polygons_are_read_from_an_archive_and_in_any_order(folder, scratch):
     check_atomx(read(folder.parent / "S1.tar.gz", scratch))
 
 
+@pytest.mark.parametrize("sign", [",", ";", "\t"])
+def test_ids_may_be_floats_and_columns_separated_otherwise(folder, scratch, sign):
+    molecules, polygons, listed = atomx()
+    molecules["cell_ID"] = molecules["cell_ID"].where(molecules["cell_ID"] > 0)  # NaN: outside
+    path = write_cosmx(
+        folder,
+        molecules.astype({"fov": float}).to_csv(index=False, sep=sign),
+        images={},
+        listed=listed,
+        polygons=polygons.astype({"cellID": float}),
+    )
+    check_atomx(read(path, scratch))
+
+
+def test_two_samples_in_one_file_are_refused(folder, scratch):
+    """Their cells have the same names."""
+    frames = [frame.drop(columns=["x_local_px", "y_local_px"]) for frame in atomx()[:2]]
+    shifted = [frame.assign(x_global_px=frame["x_global_px"] + 50_000) for frame in frames]
+    both = [pd.concat(pair) for pair in zip(frames, shifted, strict=True)]
+    path = write_cosmx(folder, both[0], images={}, polygons=both[1])
+    with pytest.raises(SourceError, match="cell 1 of FOV 1 are in several places of the file"):
+        read(path, scratch)
+
+
 def test_a_label_image_counts_before_polygons(folder, scratch):
     expected = read(write_cosmx(folder / "images", make_molecules()), scratch)
     _, polygons, _ = atomx()

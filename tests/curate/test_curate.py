@@ -197,6 +197,17 @@ def test_controls_are_found_whatever_their_case(gene):
     assert made.molecules["gene"].to_pylist() == ["A", "unblanked"]
 
 
+def test_controls_are_found_as_other_tools_write_them_and_genes_are_not():
+    """Seurat writes - for _ in names, R's data frames a dot."""
+    words = ["NegControlProbe", "Neg_Ctrl", "neg_probe", "UnassignedCodeword", "GenomicControl"]
+    words += ["Deprecated_Codeword", "Intergenic_Region", "antisense", "System_Control"]
+    names = [f"{word}_1".replace("_", sign) for word in words for sign in "_-. "]
+    genes = ["ANTXR1", "DEPDC1", "INTS1", "NEGR1", "Negr1", "SYS1", "UNC13A"]
+    made = tables(molecules=molecules([("1-0", n, 1.0, 1.0) for n in names + genes]), labels=None)
+    assert made.molecules["gene"].to_pylist() == genes
+    assert made.dropped["molecules"]["control target"] == len(names)
+
+
 def test_controls_can_be_named_or_kept():
     made = apply_rules(release(labels=None), recipe(controls="a|b"))
     assert made.molecules["gene"].to_pylist() == ["C"]

@@ -316,10 +316,193 @@ def test_spatialdata_in_memory_is_the_same_as_on_disk(wanted, tmp_path):
     sdata = wanted.to_spatialdata()
     set_transformation(sdata.points["transcripts"], Scale([2.0, 2.0], ("x", "y")))
     set_transformation(sdata.shapes["cell_boundaries"], Scale([2.0, 2.0], ("x", "y")))
-    assert Dataset.from_spatialdata(sdata).counts == wanted.counts
-    # the nuclei's frame is another: half of that of the others
-    nuclei = sdata.shapes["nucleus_boundaries"].geometry
-    found = Dataset.from_spatialdata(sdata).cells()["nucleus_boundary"]
-    assert found.iloc[0].area == pytest.approx(nuclei.iloc[0].area / 4)
+    nuclei = sdata.shapes["nucleus_boundaries"]  # in another frame: twice that of the others
+    with pytest.raises(SourceError, match="only 1 of 6 nuclei lie in the cell of their id"):
+        Dataset.from_spatialdata(sdata)
+    nuclei["geometry"] = nuclei.geometry.scale(2, 2, origin=(0, 0))
+    found = Dataset.from_spatialdata(sdata)
+    assert found.counts == wanted.counts
+    assert found.cells()["nucleus_boundary"].iloc[0].equals(NUCLEI.iloc[0])
     with pytest.raises(SourceError, match="the object has no shapes 'polygons'; it has points tr"):
         Dataset.from_spatialdata(sdata, cells="polygons")
+
+
+SAME = {
+    "blanks": lambda name: f" {name} ",
+    "floats": lambda name: f"{name}.0",
+}
+
+
+class TestNames:
+    """Ids are compared as the export meant them, whatever the file made of them."""
+
+    def outlines(self, path, names=IDS):
+        frame = pd.DataFrame({"cell_id": names, "WKT": shapely.to_wkt(CELLS)})
+        frame.to_csv(path / "c.csv", index=False)
+
+    @pytest.mark.parametrize("form", SAME)
+    @pytest.mark.parametrize("side", ["molecules", "csv", "geojson", "parquet", "labels"])
+    def test_written_otherwise_on_one_side_are_the_same(self, made, tmp_path, form, side):
+        self.outlines(tmp_path)
+        names = [SAME[form](name) for name in IDS]
+        frame, fields = molecules(), {"cells": "c.csv"}
+        labels = pd.DataFrame({"cell": IDS, "gene": "A"}).assign(**dict.fromkeys(PATTERNS, True))
+        if side == "molecules":
+            frame = frame.replace({"cell_id": dict(zip(IDS, names, strict=True))})
+        elif side == "csv":
+            self.outlines(tmp_path, names)
+        elif side == "geojson":
+            features = [feature(name, shape) for name, shape in zip(names, CELLS, strict=True)]
+            (tmp_path / "c.json").write_text(collection(features))
+            fields["cells"] = "c.json"
+        elif side == "parquet":
+            table = pd.DataFrame({"cell_id": names, "geometry": shapely.to_wkb(CELLS)})
+            table.to_parquet(tmp_path / "c.parquet")
+            fields["cells"] = "c.parquet"
+        else:
+            labels = labels.assign(cell=names)
+        labels.to_csv(tmp_path / "labels.csv", index=False)
+        found = made("n.csv", frame, labels="labels.csv", tile_um=20, **fields)
+        assert found.counts["molecules"] == 240
+        assert found.labels()["cell_id"].tolist() == IDS
+
+    @pytest.mark.parametrize("nothing", ["NA", "nan", "None", "Unassigned", "-1.0", "null"])
+    def test_of_no_cell_are_outside_also_of_drawn_outlines(self, made, tmp_path, nothing):
+        self.outlines(tmp_path)
+        frame = molecules().replace({"cell_id": {"": nothing}})
+        for fields in ({"cells": "c.csv"}, {}):
+            found = made("n.csv", frame, **fields)
+            assert found.manifest.dropped["molecules"] == {"outside every cell": 1}
+            assert len(found.cells()) == 6
+
+    def test_a_cell_around_the_others_is_none(self, made):
+        edge = [(0.0, 0.0), (120.0, 0.0), (120.0, 15.0), (0.0, 15.0)]
+        around = pd.DataFrame([("0", "A", x, y) for x, y in edge], columns=molecules().columns)
+        with pytest.raises(SourceError, match="molecules of cell 0 holds 6 of the 6 other cells"):
+            made("background.csv", pd.concat([molecules(), around]))
+
+    def test_of_genes_have_no_blanks_around(self):
+        frame = molecules()
+        frame["gene"] = np.where(frame.index % 2, frame["gene"] + " ", frame["gene"])
+        assert Dataset.from_frames(frame, CELLS).genes == ("A", "B", "NA")
+
+    def test_mixed_types_are_the_same(self, wanted):
+        frame = molecules()
+        frame["cell_id"] = [int(n) if n and k % 2 else n for k, n in enumerate(frame["cell_id"])]
+        cells = pd.Series(CELLS.to_numpy(), pd.Index([100, "101", 102.0, *IDS[3:]], dtype=object))
+        assert hashes(Dataset.from_frames(frame, cells, NUCLEI)) == hashes(wanted)
+
+    def test_that_mostly_differ_are_warned_of(self, made, tmp_path):
+        self.outlines(tmp_path, ["0100", "0101", "0102", "0103", "104", "105"])
+        warnings = made("n.csv", cells="c.csv").manifest.warnings
+        assert warnings[0].startswith("160 molecules dropped (cell without an outline), only 80 ")
+
+    def test_that_are_missing_let_most_molecules_fall_outside(self, made, tmp_path):
+        self.outlines(tmp_path)
+        frame = molecules().drop(columns="cell_id").rename(columns={"x": "y", "y": "x"})
+        warnings = made("t.csv", frame, cells="c.csv").manifest.warnings
+        assert "molecules dropped (outside every cell), only " in warnings[0]
+
+    def test_of_columns_are_different(self, made, tmp_path):
+        self.outlines(tmp_path)
+        with pytest.raises(SourceError, match="one column has two meanings: --x y, --y y, --gene"):
+            made(cells="c.csv", x_column="y")
+
+
+def test_nuclei_of_other_ids_are_refused(made, tmp_path):
+    """Their ids collide with those of the cells."""
+    pd.DataFrame({"cell_id": IDS, "WKT": shapely.to_wkt(CELLS)}).to_csv(
+        tmp_path / "c.csv", index=False
+    )
+    nuclei = pd.DataFrame({"cell_id": [*IDS[4:], *IDS[:4]], "WKT": shapely.to_wkt(NUCLEI)})
+    nuclei.to_csv(tmp_path / "n.csv", index=False)
+    with pytest.raises(SourceError, match="only 0 of 6 nuclei lie in the cell of their id"):
+        made(cells="c.csv", nuclei="n.csv")
+
+
+def test_rings_may_be_open_and_outlines_empty(made, tmp_path):
+    features = [feature(name, shape) for name, shape in CELLS.items()]
+    for each in features:
+        each["geometry"]["coordinates"] = [each["geometry"]["coordinates"][0][:-1]]
+    (tmp_path / "open.json").write_text(collection(features))
+    assert list(made(cells="open.json").cells()["cell_boundary"]) == list(CELLS)
+    features[0]["geometry"]["coordinates"] = []
+    features[1]["geometry"]["coordinates"] = [[]]
+    (tmp_path / "empty.json").write_text(collection(features))
+    found = made(cells="empty.json").manifest.dropped
+    assert found["cells"] == {"without an outline": 2}
+    assert found["molecules"]["cell without an outline"] == 80
+
+
+class TestFiles:
+    """A file is what its first bytes say."""
+
+    @pytest.fixture(autouse=True)
+    def cells(self, tmp_path):
+        frame = pd.DataFrame({"cell_id": IDS, "Geometry": shapely.to_wkt(CELLS)})
+        frame.to_parquet(tmp_path / "c.geoparquet")  # text, and no metadata of GeoParquet
+
+    @pytest.mark.parametrize("name", ["M.CSV.GZ", "m.gz", "m.PARQUET", "m.pq", "folder.parquet"])
+    def test_whatever_its_name(self, made, tmp_path, name):
+        frame, path = molecules(), tmp_path / name
+        if name == "folder.parquet":  # as Dask writes it
+            path.mkdir()
+            frame[:100].to_parquet(path / "part.0.parquet")
+            frame[100:].to_parquet(path / "part.1.parquet")
+        elif "gz" in name.lower():
+            path.write_bytes(gzip.compress(frame.to_csv(index=False).encode()))
+        else:
+            frame.to_parquet(tmp_path / "written.parquet")
+            (tmp_path / "written.parquet").rename(path)
+        found = made(name, cells="c.geoparquet")
+        assert hashes(found) == hashes(made("m.csv", cells="c.geoparquet"))
+
+    @pytest.mark.parametrize("sign", [", ", ";", "\t"])
+    def test_blanks_after_separators_and_decimal_commas(self, made, tmp_path, sign):
+        frame = molecules()
+        for axis in "xy":  # a row without decimals
+            frame.loc[0, axis] = frame.loc[0, axis].round()
+        text = frame.to_csv(index=False, sep=sign[0], decimal="." if sign == ", " else ",")
+        text = text.replace(sign[0], sign).replace(",0;", ";").replace(",0\n", "\n")
+        (tmp_path / "m.csv").write_text(text)
+        found = made(cells="c.geoparquet")
+        assert hashes(found) == hashes(made("plain.csv", frame, cells="c.geoparquet"))
+
+    def test_what_is_packed_otherwise_is_named(self, made, tmp_path):
+        molecules().to_csv(tmp_path / "m.csv.zip", index=False)
+        with pytest.raises(SourceError, match=r"m\.csv\.zip is a zip archive .*; unpack it"):
+            made("m.csv.zip", cells="c.geoparquet")
+
+
+@pytest.mark.parametrize("kind", ["bool", "text", "semicolons"])
+def test_labels_may_be_true_or_false(made, tmp_path, kind):
+    pd.DataFrame({"cell_id": IDS, "WKT": shapely.to_wkt(CELLS)}).to_csv(
+        tmp_path / "c.csv", index=False
+    )
+    labels = pd.DataFrame({"cell_id": IDS, "gene": "A"})
+    labels = labels.assign(**{name: name == "nuclear" for name in PATTERNS})
+    if kind == "text":
+        labels = labels.replace({True: "TRUE", False: "FALSE"})
+    labels.to_csv(tmp_path / "l.csv", index=False, sep=";" if kind == "semicolons" else ",")
+    found = made(cells="c.csv", labels="l.csv", tile_um=20).labels()
+    assert found["nuclear"].all()
+    assert not found["cell_edge"].any()
+
+
+@pytest.mark.parametrize(
+    ("cells", "words"),
+    [
+        (list(CELLS), "cells: expected a GeoDataFrame, a DataFrame or a Series"),
+        (CELLS.set_axis(pd.MultiIndex.from_product([["s"], IDS])), "no ids, a MultiIndex"),
+        (pd.Series(shapely.to_wkt(CELLS), IDS), "expected shapely geometries"),
+    ],
+)
+def test_other_outlines_in_memory_are_refused(cells, words):
+    with pytest.raises(SourceError, match=words):
+        Dataset.from_frames(molecules(), cells)
+
+
+def test_columns_that_are_there_twice_are_refused():
+    frame = molecules()
+    with pytest.raises(SourceError, match="molecules have the columns gene twice"):
+        Dataset.from_frames(pd.concat([frame, frame[["gene"]]], axis=1), CELLS)

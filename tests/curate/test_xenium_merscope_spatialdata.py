@@ -336,6 +336,25 @@ def test_a_missing_nucleus_is_none_and_one_of_no_cell_is_not_needed(tmp_path):
     assert [*cells["nucleus_boundary"]] == [None] * 3
 
 
+def test_boundaries_of_any_segmentation_are_found(tmp_path):
+    folder = write_merscope(tmp_path / "r", detected(DETECTED), FLAT)
+    (wanted,) = pieces("merscope", folder)
+    (folder / "cell_boundaries.parquet").rename(folder / "cellpose2_micron_space.parquet")
+    (found,) = pieces("merscope", folder)
+    pd.testing.assert_frame_equal(found.molecules, wanted.molecules)
+    (folder / "watershed_micron_space.parquet").write_bytes(b"")
+    with pytest.raises(SourceError, match="several segmentations, cellpose2_micron"):
+        pieces("merscope", folder)
+
+
+def test_two_samples_in_one_file_are_refused(tmp_path):
+    """Two cells of one id would be one cell of two parts, with all molecules inside."""
+    two = pd.concat([vertices(CELLS.items()), vertices([("a", box(500, 0, 510, 10))])])
+    molecules = transcripts([*INSIDE, ("a", "G1", 501, 1)])
+    with pytest.raises(SourceError, match="the vertices of cell a are in several places"):
+        pieces("xenium", write_xenium(tmp_path / "outs", molecules, two))
+
+
 def test_outlines_that_are_not_valid_are_repaired_or_counted(tmp_path):
     outlines = [
         ("tie", Polygon([(0, 0), (4, 4), (4, 0), (0, 4)])),  # crosses itself: two wings
@@ -347,7 +366,7 @@ def test_outlines_that_are_not_valid_are_repaired_or_counted(tmp_path):
             pd.DataFrame(
                 [
                     *[("line", 1, 0, 0), ("line", 1, 5, 5), ("line", 1, 0, 0)],
-                    *[("nan", 1, 0, 0), ("nan", 1, np.nan, 5), ("nan", 1, 5, 0), ("nan", 1, 0, 0)],
+                    *[("gap", 1, 0, 0), ("gap", 1, np.nan, 5), ("gap", 1, 5, 0), ("gap", 1, 0, 0)],
                     *[("flat", 1, 0, 0), ("flat", 1, 3, 3), ("flat", 1, 6, 6), ("flat", 1, 0, 0)],
                     *[("open", 1, 30, 0), ("open", 1, 34, 0), ("open", 1, 30, 4)],
                 ],
@@ -355,7 +374,7 @@ def test_outlines_that_are_not_valid_are_repaired_or_counted(tmp_path):
             ),
         ]
     )
-    names = ["tie", "ok", "line", "nan", "flat", "open"]
+    names = ["tie", "ok", "line", "gap", "flat", "open"]
     table = transcripts([(name, "G", 1, 1) for name in names])
     found = pieces("xenium", write_xenium(tmp_path / "outs", table, broken))
     tables = [apply_rules(piece, XENIUM) for piece in found]

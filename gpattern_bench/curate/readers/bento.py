@@ -14,12 +14,11 @@ from gpattern_bench.base.outlines import parse_wkt
 from gpattern_bench.base.validation import shorten
 from gpattern_bench.curate.quality import COLUMNS
 from gpattern_bench.curate.readers.hdf5 import dense, open_hdf5, values
+from gpattern_bench.curate.readers.ids import plain_id
 from gpattern_bench.curate.release import Release, reading
 from gpattern_bench.errors import SourceError
 
 __all__ = ["read_bento"]
-
-_OUTSIDE = ("", "-1")
 
 
 def read_bento(path: Path, patterns: Sequence[str]) -> Release:
@@ -99,9 +98,18 @@ def _text(group: h5py.Group, name: str, path: Path) -> Any:
     return column.astype(object).where(column.notna(), "").to_numpy().astype(str)
 
 
+def _ids(column: Any, path: Path, name: str) -> pd.Categorical:
+    """Make plain ids of a column; null is what names nothing."""
+    values = pd.Categorical(column)
+    texts = [plain_id(str(value), path, name) for value in values.categories]
+    return pd.Categorical(np.array([*texts, None], dtype=object)[values.codes])
+
+
 def _cells(file: h5py.File, path: Path) -> pd.DataFrame:
     obs = file["obs"]
-    cells = pd.DataFrame({"cell_id": _text(obs, obs.attrs.get("_index", "_index"), path)})
+    index = obs.attrs.get("_index", "_index")
+    names = _ids(_column(obs, index, path), path, index).astype(object)
+    cells = pd.DataFrame({"cell_id": names})
     for column, source in (("cell_boundary", "cell_shape"), ("nucleus_boundary", "nucleus_shape")):
         wkt = _text(obs, source, path)
         with reading(path, f"outlines (WKT) in obs/{source}"):
@@ -109,21 +117,19 @@ def _cells(file: h5py.File, path: Path) -> pd.DataFrame:
             outlines[np.isin(wkt, ("None", "nan", "<NA>", ""))] = None
             cells[column] = parse_wkt(outlines)
     if "batch" in obs:
-        cells["fov"] = _text(obs, "batch", path)
+        fov = pd.Series(_ids(_column(obs, "batch", path), path, "batch"), dtype=object)
+        cells["fov"] = fov.fillna("").to_numpy()
     cells["touches_border"] = None
     return cells
 
 
 def _molecules(file: h5py.File, path: Path, genes: Any) -> tuple[pd.DataFrame, dict[str, int]]:
     points = file["uns/points"]
-    cell = pd.Categorical(_column(points, "cell", path)).rename_categories(str)
     gene = pd.Categorical(_column(points, "gene", path)).rename_categories(str)
-    fov = pd.Categorical(_column(points, "batch", path)).rename_categories(str)
+    cell, fov = (_ids(_column(points, name, path), path, name) for name in ("cell", "batch"))
     with reading(path, "molecules in uns/points, numbers in x and y, columns of one length"):
         xy = {axis: np.asarray(_column(points, axis, path), np.float64) for axis in ("x", "y")}
         frame = pd.DataFrame({"fov": fov, "cell_id": cell, "gene": gene, **xy})
-    inside = [name for name in cell.categories if name not in _OUTSIDE]
-    frame["cell_id"] = frame["cell_id"].cat.set_categories(inside)  # outside becomes null
     frame = frame.assign(
         **{name: _column(points, name, path) for name in COLUMNS if name in points}
     )

@@ -18,13 +18,32 @@ from gpattern_bench.curate.release import reading
 from gpattern_bench.errors import SourceError
 from gpattern_bench.tables.parquet import without_views
 
-__all__ = ["as_text", "column_names", "find_table", "read_blocks"]
+__all__ = [
+    "DELIMITERS",
+    "as_text",
+    "column_names",
+    "delimiter",
+    "find_table",
+    "is_gzipped",
+    "read_blocks",
+    "renamed",
+]
 
 _ROWS = 1 << 20  # of Parquet
 _BYTES = 1 << 24  # of csv; Arrow reads up to 32 blocks ahead
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 _HEAD = 1 << 20  # bytes of a csv to find its header in
-_DELIMITERS = ",;\t|"
+DELIMITERS = ",;\t|"
+"""Separators of a csv."""
+
+_ROWS_SEEN = 1000  # of a csv, to find a decimal comma in
+_PACKED = {
+    b"PK\x03\x04": "a zip archive or a workbook",
+    b"BZh": "packed with bzip2",
+    b"\xfd7zXZ": "packed with xz",
+    b"\x28\xb5\x2f\xfd": "packed with zstd",
+}
+"""First bytes of what is not read."""
 _WHOLE = 1 << 53  # above, different whole numbers are the same float
 
 
@@ -55,8 +74,8 @@ def read_blocks(
     Parameters
     ----------
     path : pathlib.Path
-        ``.parquet``, ``.csv`` or ``.csv.gz`` (UTF-8, with or without a mark; separated by comma,
-        semicolon, tab or bar; a decimal comma where it is not the separator).
+        Parquet, a file or a folder of them, or csv, perhaps gzipped (UTF-8, with or without a mark;
+        separated by comma, semicolon, tab or bar; a decimal comma where it is not the separator).
     text : sequence of str
         Columns to read as dictionary-encoded text, whatever their type in the file (names may be
         numbers beyond 64 bit); empty text becomes null.
@@ -74,9 +93,9 @@ def read_blocks(
     """
     wanted = [*text, *numbers, *raw]
     with reading(path, f"a table with the columns {', '.join(wanted)}"):
-        parquet = path.suffix == ".parquet"
-        form = None if parquet else _csv_form(path, wanted, numbers)
-        present = list(pq.read_schema(path).names) if form is None else form.names
+        parts = _parquet_parts(path)
+        form = None if parts else _csv_form(path, wanted, numbers)
+        present = list(pq.read_schema(parts[0]).names) if form is None else form.names
         missing = [name for name in wanted if name not in present and name not in optional]
         if missing:
             raise SourceError(
@@ -90,7 +109,7 @@ def read_blocks(
             **dict.fromkeys(numbers, _as_number),
             **dict.fromkeys(raw, _plain),
         }
-        blocks = _parquet(path, used, text) if form is None else _csv(path, used, numbers, form)
+        blocks = _parquet(parts, used, text) if form is None else _csv(path, used, numbers, form)
         for block in blocks:
             yield pa.table([convert[name](block[name]) for name in used], names=used)
 
@@ -98,9 +117,40 @@ def read_blocks(
 def column_names(path: Path, likely: Sequence[str]) -> list[str]:
     """List the columns of a table, Parquet or csv; `likely` ones tell how the csv is written."""
     with reading(path, "a table, Parquet or csv"):
-        if path.suffix == ".parquet":
-            return list(pq.read_schema(path).names)
-        return _csv_form(path, likely, ()).names
+        parts = _parquet_parts(path)
+        return list(pq.read_schema(parts[0]).names) if parts else _csv_form(path, likely, ()).names
+
+
+def delimiter(path: Path, likely: Sequence[str]) -> str:
+    """Find the separator of a csv that has some of the columns `likely`."""
+    return _csv_form(path, likely, ()).delimiter
+
+
+def is_gzipped(path: Path) -> bool:
+    """Tell by the first bytes, whatever the name.
+
+    Raises
+    ------
+    SourceError
+        It is packed otherwise.
+    """
+    with path.open("rb") as file:
+        begin = file.read(6)
+    for sign, what in _PACKED.items():
+        if begin.startswith(sign):
+            raise SourceError(f"{path} is {what}; unpack it (.gz is read as it is)")
+    return begin.startswith(b"\x1f\x8b")
+
+
+def _parquet_parts(path: Path) -> list[Path]:
+    """List the Parquet files of a table, one or, of a folder as Dask writes it, several."""
+    if path.is_dir():
+        if parts := sorted(path.glob("*.parquet")):
+            return parts
+        raise SourceError(f"{path} is a folder without .parquet files; give a file")
+    with path.open("rb") as file:
+        parquet = file.read(4) == b"PAR1"
+    return [path] if parquet or path.suffix == ".parquet" else []
 
 
 @dataclass(frozen=True)
@@ -110,29 +160,34 @@ class _Form:
     names: list[str]
     delimiter: str
     decimal: str
+    gzipped: bool
 
 
 def _csv_form(path: Path, wanted: Sequence[str], numbers: Sequence[str]) -> _Form:
     """Find the separator with which the header has most of the columns wanted."""
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rb") as file:
-        header, row = (file.readline(_HEAD).decode("utf-8-sig") for _ in range(2))
+    gzipped = is_gzipped(path)
+    with (gzip.open if gzipped else open)(path, "rb") as file:
+        header, *rows = (file.readline(_HEAD).decode("utf-8-sig") for _ in range(_ROWS_SEEN))
     if not header.strip():
         raise ValueError("its first line is empty")
-    split = {sign: next(csv.reader([header], delimiter=sign)) for sign in _DELIMITERS}
+    split = {sign: next(csv.reader([header], delimiter=sign)) for sign in DELIMITERS}
+    split = {sign: [name.strip() for name in names] for sign, names in split.items()}
     sign = max(split, key=lambda sign: len(set(wanted) & set(split[sign])))
-    first = dict(zip(split[sign], next(csv.reader([row], delimiter=sign), []), strict=False))
-    comma = any("," in first.get(name, "") for name in numbers)
-    return _Form(split[sign], sign, "," if comma and sign != "," else ".")
+    at = [k for k, name in enumerate(split[sign]) if name in numbers]
+    comma = sign != "," and any(
+        "," in row[k] for row in csv.reader(rows, delimiter=sign) for k in at if k < len(row)
+    )
+    return _Form(split[sign], sign, "," if comma else ".", gzipped)
 
 
-def _parquet(path: Path, used: list[str], text: Sequence[str]) -> Iterator[pa.Table]:
-    with pq.ParquetFile(path) as file:
-        kinds = {name: file.schema_arrow.field(name).type for name in text if name in used}
-    texts = [name for name, kind in kinds.items() if kind in (pa.string(), pa.binary())]
-    with pq.ParquetFile(path, read_dictionary=texts) as file:
-        for batch in file.iter_batches(_ROWS, columns=used):
-            yield pa.Table.from_batches([batch])
+def _parquet(parts: list[Path], used: list[str], text: Sequence[str]) -> Iterator[pa.Table]:
+    for path in parts:
+        with pq.ParquetFile(path) as file:
+            kinds = {name: file.schema_arrow.field(name).type for name in text if name in used}
+        texts = [name for name, kind in kinds.items() if kind in (pa.string(), pa.binary())]
+        with pq.ParquetFile(path, read_dictionary=texts) as file:
+            for batch in file.iter_batches(_ROWS, columns=used):
+                yield pa.Table.from_batches([batch])
 
 
 def _csv(path: Path, used: list[str], numbers: Sequence[str], form: _Form) -> Iterator[pa.Table]:
@@ -141,28 +196,38 @@ def _csv(path: Path, used: list[str], numbers: Sequence[str], form: _Form) -> It
         column_types={name: pa.float64() if name in numbers else _TEXT for name in used},
         decimal_point=form.decimal,
     )
-    blocks = pyarrow.csv.ReadOptions(block_size=_BYTES)
+    # Its own header may have blanks around the names.
+    blocks = pyarrow.csv.ReadOptions(block_size=_BYTES, column_names=form.names, skip_rows=1)
     parse = pyarrow.csv.ParseOptions(delimiter=form.delimiter)
-    with pyarrow.csv.open_csv(path, blocks, parse, options) as file:
+    packed = "gzip" if form.gzipped else None
+    with (
+        pa.input_stream(str(path), compression=packed) as stream,
+        pyarrow.csv.open_csv(stream, blocks, parse, options) as file,
+    ):
         for batch in file:
             yield pa.Table.from_batches([batch])
 
 
 def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Convert names of any type to dictionary-encoded text; empty text becomes null.
+    """Convert names of any type to dictionary-encoded text; blank text becomes null.
 
-    Whole numbers stored as floats, as pandas does where some are missing, have no decimals.
+    Text has no blanks around it. Whole numbers stored as floats, as pandas does where some are
+    missing, have no decimals.
     """
     if not pa.types.is_dictionary(column.type):
         column = _plain(column).dictionary_encode()
     chunks = []
     for chunk in column.chunks:
-        values = _empty_is_null(_texts(chunk.dictionary))
-        codes = chunk.indices.cast(pa.int32())
-        if values.null_count:  # older pyarrow sees nulls only in the codes
-            codes = pc.if_else(values.is_null().take(codes), pa.scalar(None, pa.int32()), codes)
-        chunks.append(pa.DictionaryArray.from_arrays(codes, values))
+        texts = _texts(chunk.dictionary).to_pylist()
+        chunks.append(renamed(chunk, [(text or "").strip() or None for text in texts]))
     return pa.chunked_array(chunks, _TEXT)
+
+
+def renamed(chunk: pa.DictionaryArray, names: Sequence[str | None]) -> pa.DictionaryArray:
+    """Give the values of a dictionary other names, of which some may be equal, or null."""
+    new = pa.array(names, pa.string()).dictionary_encode()
+    codes = new.indices.take(chunk.indices.cast(pa.int32()))
+    return pa.DictionaryArray.from_arrays(codes, new.dictionary)
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -176,10 +241,6 @@ def _texts(values: pa.Array) -> pa.Array:
         with suppress(pa.ArrowInvalid):  # not whole
             values = values.cast(pa.int64()) if (largest or 0) < _WHOLE else values
     return values.cast(pa.string())
-
-
-def _empty_is_null(values: pa.Array) -> pa.Array:
-    return pa.array([value or None for value in values.to_pylist()], pa.string())
 
 
 def _as_number(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -25,7 +25,7 @@ from gpattern_bench.curate.readers.cosmx_csv import (
     read_polygons,
     read_positions,
 )
-from gpattern_bench.curate.readers.group_by_fov import outlines_of_vertices
+from gpattern_bench.curate.readers.group_by_fov import APART, first_apart, outlines_of_vertices
 from gpattern_bench.curate.readers.label_images import border_labels, label_image, outlines
 from gpattern_bench.curate.readers.spill import Spill
 from gpattern_bench.curate.release import Piece, Release, reading, writing
@@ -254,6 +254,10 @@ class _Sample:
                 f"expected {', '.join(GLOBAL)} or {', '.join(LOCAL)} in both"
             )
         ids, cell = np.unique(rows["cell_id"].to_numpy(), return_inverse=True)
+        if (apart := first_apart(cell)) is not None:
+            raise SourceError(
+                f"{self.path}: the vertices of cell {ids[apart]} of FOV {fov} {APART}"
+            )
         outline = np.full(len(ids), None, object)
         if xy is not None:
             outline = outlines_of_vertices(xy, cell, np.zeros_like(cell), len(ids))

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from gpattern_bench.curate.quality import COLUMNS as QUALITY
 from gpattern_bench.curate.quality import NUMBERS, TEXTS
+from gpattern_bench.curate.readers.columns import DELIMITERS
 from gpattern_bench.curate.readers.spill import Spill
 from gpattern_bench.curate.release import reading
 from gpattern_bench.errors import SourceError
@@ -38,10 +39,10 @@ GLOBAL, LOCAL = ("x_global_px", "y_global_px"), ("x_local_px", "y_local_px")
 PATTERNS = {"nuclear": "Nuclear", "membrane": "Membrane", "cytoplasmic": "Cytoplasm"}
 TEXT = pa.dictionary(pa.int32(), pa.string())
 
+_IDS = ("fov", "cell_id")
 _NO_PATTERN = ("0", "None", "")  # in CellComp
 _TYPES = {
-    "fov": pa.int32(),
-    "cell_id": pa.int32(),
+    **dict.fromkeys(_IDS, pa.float64()),  # pandas writes 1.0 where some are missing
     **dict.fromkeys((*GLOBAL, *LOCAL), pa.float64()),
     "target": TEXT,
     "cellcomp": TEXT,
@@ -189,8 +190,13 @@ def _read_csv(file: BinaryIO, source: Path, what: str) -> tuple[set[str], Iterat
         file = cast("BinaryIO", gzip.GzipFile(fileobj=file))
     with reading(source, f"a csv of {what}"):
         header = file.readline(_BLOCK).decode("utf-8-sig")
-        names = [name.strip().lower() for name in next(csv.reader([header]), [])]
-        names = [_ALIASES.get(name, name) for name in names]
+        split = {sign: next(csv.reader([header], delimiter=sign), []) for sign in DELIMITERS}
+        split = {
+            sign: [_ALIASES.get(name, name) for name in (each.strip().lower() for each in names)]
+            for sign, names in split.items()
+        }
+        sign = max(split, key=lambda sign: len(set(split[sign]) & set(_TYPES)))
+        names = split[sign]
     columns = [name for name in names if name in _TYPES]
     if len(set(columns)) < len(columns):
         raise SourceError(
@@ -198,21 +204,23 @@ def _read_csv(file: BinaryIO, source: Path, what: str) -> tuple[set[str], Iterat
         )
     # Other columns may have no name, or the same.
     names = [name if name in _TYPES else f"#{i}" for i, name in enumerate(names)]
-    return set(columns), _batches(file, source, what, names, columns)
+    return set(columns), _batches(file, source, what, names, columns, sign)
 
 
 def _batches(
-    file: BinaryIO, source: Path, what: str, names: list[str], columns: list[str]
+    file: BinaryIO, source: Path, what: str, names: list[str], columns: list[str], sign: str
 ) -> Iterator[pa.Table]:
     with reading(source, f"a csv of {what} (rows counted below its header)"):
         reader = pa.csv.open_csv(
             file,
             # One thread, to know the number of a broken row.
             pa.csv.ReadOptions(column_names=names, block_size=_BLOCK, use_threads=False),
-            convert_options=pa.csv.ConvertOptions(
+            pa.csv.ParseOptions(delimiter=sign),
+            pa.csv.ConvertOptions(
                 include_columns=columns, column_types={name: _TYPES[name] for name in columns}
             ),
         )
+    above = 0
     while True:
         with reading(source, f"a csv of {what} (rows counted below its header)"):
             batch = next(reader, None)
@@ -225,7 +233,22 @@ def _batches(
                 raise SourceError(
                     f"{source}: a quote in the column {name} does not end in its row; close it"
                 )
-        yield pa.table(batch)
+        whole = {name: _whole(batch[name], source, name, above) for name in columns if name in _IDS}
+        above += batch.num_rows
+        yield pa.table({name: whole.get(name, batch[name]) for name in columns})
+
+
+def _whole(column: pa.Array, source: Path, name: str, above: int) -> pa.Array:
+    """Convert ids to int32; `above`: rows before these, for the message."""
+    values = column.to_numpy(zero_copy_only=False)
+    with np.errstate(invalid="ignore"):  # null is NaN
+        odd = np.flatnonzero((np.abs(values) >= 1 << 31) | (values % 1 > 0))
+    if len(odd):
+        raise SourceError(
+            f"{source}: Row #{above + odd[0] + 1}: expected a whole number in {name}, got "
+            f"'{values[odd[0]]:.15g}'"
+        )
+    return column.cast(pa.int32())
 
 
 def _as_text(fov: pa.ChunkedArray) -> pa.DictionaryArray:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,21 @@ import pyarrow.parquet as pq
 import shapely
 from numpy.typing import NDArray
 
-from gpattern_bench.base.outlines import parse_wkb
+from gpattern_bench.base.outlines import parse_wkb, parse_wkt
 from gpattern_bench.base.validation import shorten
 from gpattern_bench.curate.readers.columns import as_text
+from gpattern_bench.curate.readers.ids import plain_ids
 from gpattern_bench.curate.release import reading
 from gpattern_bench.errors import SourceError
+from gpattern_bench.tables.parquet import without_views
 
-__all__ = ["CELL_IDS", "check_frame", "read_geometries", "read_ids"]
+__all__ = ["CELL_IDS", "OUTLINES", "check_frame", "read_geometries", "read_ids"]
 
 CELL_IDS = ("cell_id", "cell", "cell_ID", "EntityID")
 """Usual names of the column that holds the ids of cells."""
+
+OUTLINES = ("geometry", "Geometry", "wkt", "WKT")
+"""Usual names of the column that holds outlines, where the file does not name it."""
 
 _NATIVE = {
     "point": (shapely.GeometryType.POINT, 0),
@@ -33,7 +40,9 @@ _NATIVE = {
 
 
 def read_geometries(path: Path) -> NDArray[np.object_]:
-    """Read the geometries (n,) of a GeoParquet file, stored as WKB or as GeoArrow; None if null.
+    """Read the geometries (n,) of a GeoParquet file; None if null.
+
+    Stored as WKB, GeoArrow or WKT; without GeoParquet's metadata in one of :data:`OUTLINES`.
 
     Raises
     ------
@@ -44,17 +53,26 @@ def read_geometries(path: Path) -> NDArray[np.object_]:
     with reading(path, "GeoParquet"):
         schema = pq.read_schema(path)
         geo = json.loads((schema.metadata or {}).get(b"geo", b"{}"))
-        name = geo.get("primary_column", "geometry")
+        name = geo.get("primary_column") or next(
+            (name for name in OUTLINES if name in schema.names), None
+        )
+        if name is None:
+            raise SourceError(
+                f"{path} has no column of outlines: expected one of {', '.join(OUTLINES)}; it has "
+                f"{', '.join(map(shorten, schema.names))}"
+            )
         extension = (schema.field(name).metadata or {}).get(b"ARROW:extension:name", b"WKB")
         about = geo.get("columns", {}).get(name, {})
         encoding = about.get("encoding", extension.decode()).lower().removeprefix("geoarrow.")
-        chunks = [
-            parse_wkb(_plain(chunk).to_numpy(zero_copy_only=False))
-            if encoding == "wkb"
-            else _parse_native(_plain(chunk), encoding)
-            for chunk in pq.read_table(path, columns=[name])[name].chunks
-        ]
-        return np.concatenate([np.empty(0, object), *chunks])
+        parse: Callable[[pa.Array], NDArray[np.object_]]
+        if encoding != "wkb":
+            parse = partial(_parse_native, encoding=encoding)
+        elif _is_text(schema.field(name).type):
+            parse = _parse_texts
+        else:
+            parse = _parse_bytes
+        chunks = pq.read_table(path, columns=[name])[name].chunks
+        return np.concatenate([np.empty(0, object), *(parse(_plain(chunk)) for chunk in chunks)])
 
 
 def read_ids(path: Path, column: str | None, *, ranged: bool = False) -> list[str]:
@@ -80,7 +98,8 @@ def read_ids(path: Path, column: str | None, *, ranged: bool = False) -> list[st
         candidates = [column, *(stored if len(stored) == 1 else ()), *CELL_IDS]
         name = next((name for name in candidates if name in schema.names), None)
         if name is not None:
-            found: list[Any] = as_text(pq.read_table(path, columns=[name])[name]).to_pylist()
+            ids = as_text(pq.read_table(path, columns=[name])[name])
+            found: list[Any] = plain_ids(ids, path, name).to_pylist()
         elif ranged and len(index) == 1 and isinstance(index[0], dict):  # which is not stored
             rows = pq.read_metadata(path).num_rows
             found = [str(index[0]["start"] + k * index[0]["step"]) for k in range(rows)]
@@ -118,6 +137,18 @@ def check_frame(path: Path, *, native: bool = False) -> None:
         flaws = {name: flaw for name, about in columns.items() if (flaw := _flaw(about, known))}
     for name, flaw in flaws.items():
         raise SourceError(f"{path}: {shorten(name)} {flaw}")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return without_views(kind) in (pa.string(), pa.large_string())
+
+
+def _parse_texts(chunk: pa.Array) -> NDArray[np.object_]:
+    return parse_wkt(chunk.to_numpy(zero_copy_only=False))
+
+
+def _parse_bytes(chunk: pa.Array) -> NDArray[np.object_]:
+    return parse_wkb(chunk.to_numpy(zero_copy_only=False))
 
 
 def _plain(chunk: pa.Array) -> pa.Array:

@@ -19,13 +19,21 @@ from gpattern_bench.curate.release import Dropped, Piece, Release, keep_rows
 from gpattern_bench.errors import SourceError
 
 __all__ = [
+    "APART",
     "centroids",
+    "first_apart",
     "group_by_fov",
     "join_parts",
     "molecules_in_cells",
     "outlined_cells",
     "outlines_of_vertices",
 ]
+
+APART = (
+    "are in several places of the file, as in a table of two samples; curate one sample at a time, "
+    "with the vertices of each cell together and in their order"
+)
+"""What is wrong, see :func:`first_apart`."""
 
 
 def outlined_cells(
@@ -177,10 +185,21 @@ def outlines_of_vertices(
     return join_parts(np.asarray(parts), cell[begin][usable], n)
 
 
+def first_apart(cell: NDArray[np.integer]) -> int | None:
+    """Find the first cell whose vertices (v,) are not all in one run; None: there is none.
+
+    Outlines of two cells of one id would become one cell of two parts.
+    """
+    runs = pd.Series(cell[np.r_[True, np.diff(cell) != 0]] if len(cell) else cell)
+    again = runs[runs.duplicated()]
+    return None if again.empty else int(again.iloc[0])
+
+
 def centroids(shapes: NDArray[np.object_]) -> NDArray[np.float64]:
     """Compute centroids (n, 2); NaN for outlines that are missing, empty or not finite."""
     with np.errstate(invalid="ignore"):
         centroid = shapely.centroid(shapes)
+    centroid = np.where(shapely.is_empty(centroid), None, centroid)  # some GEOS raise for its x
     return np.stack([shapely.get_x(centroid), shapely.get_y(centroid)], axis=1)
 
 

@@ -9,37 +9,52 @@ from pathlib import Path
 import pyarrow as pa
 
 from gpattern_bench.base.validation import shorten
+from gpattern_bench.curate.readers.columns import renamed
+from gpattern_bench.curate.release import MISSING
 from gpattern_bench.errors import SourceError
 
-__all__ = ["plain_ids", "with_plain_ids"]
+__all__ = ["plain_id", "plain_ids", "with_plain_ids"]
 
-_FLOAT = re.compile(r"[+-]?(\d+)\.0*")
+_NOTHING = {*map(str.lower, MISSING), "null", "-1", "unassigned"}  # in any case
+_FLOAT = re.compile(r"([+-]?\d+)\.0*")
 _ROUNDED = re.compile(r"[+-]?\d+(\.\d+)?[eE]\+\d+")
 _EXACT = 15  # digits that a float64 holds
 
 
-def plain_ids(column: pa.ChunkedArray, where: Path, name: str) -> pa.ChunkedArray:
-    """Return ids as plain text: ``12.0`` becomes ``12``, blank ones null.
+def plain_id(text: str | None, where: Path | str, name: str) -> str | None:
+    """Return an id as plain text: ``12.0`` and ``" 12"`` become ``12``.
+
+    None for what names nothing: blank text, ``-1``, ``UNASSIGNED``, and what libraries write for a
+    missing value. The ids of molecules, outlines and labels all come from here, so that they match.
 
     Parameters
     ----------
-    column : pyarrow.ChunkedArray
-        Dictionary-encoded text.
-    where, name : pathlib.Path, str
+    text : str or None
+    where, name : pathlib.Path or str, str
         File and column, for messages.
 
     Raises
     ------
     SourceError
-        Ids are floats that have lost their last digits.
+        It is a float that has lost its last digits.
     """
-    chunks = []
-    for chunk in column.chunks:
-        texts = [_plain(text, where, name) for text in chunk.dictionary.to_pylist()]
-        plain = pa.array(texts, pa.string()).dictionary_encode()
-        chunks.append(
-            pa.DictionaryArray.from_arrays(plain.indices.take(chunk.indices), plain.dictionary)
+    text = "" if text is None else text.strip()
+    whole = _FLOAT.fullmatch(text)
+    if _ROUNDED.fullmatch(text) or (whole and len(whole[1].lstrip("+-")) > _EXACT):
+        raise SourceError(
+            f"{where}: {name} has {shorten(text)}, a number that has lost its last digits, so "
+            "different cells may have the same; store ids as text or as whole numbers"
         )
+    text = whole[1] if whole else text
+    return None if text == "NA" or text.lower() in _NOTHING else text
+
+
+def plain_ids(column: pa.ChunkedArray, where: Path | str, name: str) -> pa.ChunkedArray:
+    """Return a column of dictionary-encoded text as plain ids (:func:`plain_id`)."""
+    chunks = [
+        renamed(chunk, [plain_id(text, where, name) for text in chunk.dictionary.to_pylist()])
+        for chunk in column.chunks
+    ]
     return pa.chunked_array(chunks, pa.dictionary(pa.int32(), pa.string()))
 
 
@@ -50,15 +65,3 @@ def with_plain_ids(block: pa.Table, where: Path, names: Sequence[str]) -> pa.Tab
             at = block.column_names.index(name)
             block = block.set_column(at, name, plain_ids(block[name], where, name))
     return block
-
-
-def _plain(text: str | None, where: Path, name: str) -> str | None:
-    if text is None or not text.strip():
-        return None
-    whole = _FLOAT.fullmatch(text)
-    if _ROUNDED.fullmatch(text) or (whole and len(whole[1]) > _EXACT):
-        raise SourceError(
-            f"{where}: {name} has {shorten(text)}, a number that has lost its last digits, so "
-            "different cells may have the same; store ids as text or as whole numbers"
-        )
-    return text.partition(".")[0] if whole else text

@@ -8,6 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from gpattern_bench.base.validation import shorten
+from gpattern_bench.curate.readers.columns import delimiter
+from gpattern_bench.curate.readers.ids import plain_id
 from gpattern_bench.curate.release import reading
 from gpattern_bench.errors import SourceError
 
@@ -22,7 +24,8 @@ def read_labels_csv(
     Parameters
     ----------
     path : pathlib.Path
-        A csv with columns ``cell``, ``gene`` and one 0/1 column per pattern.
+        A csv with columns ``cell`` or ``cell_id``, ``gene`` and, for each pattern, 0 or 1, true
+        or false; separated as :func:`.columns.read_blocks` says.
     patterns : sequence of str
         The label columns.
     where : mapping of str to str
@@ -44,7 +47,8 @@ def read_labels_csv(
         raise SourceError(f"no labels at {path}: expected a csv of labelled pairs")
     with reading(path, "a csv of labels"):
         # As text: a gene may be called NA, and rows of other datasets may hold anything.
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        sign = delimiter(path, ("cell", "cell_id", "gene", *patterns))
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, sep=sign)
     if not isinstance(table.index, pd.RangeIndex):  # pandas makes surplus columns the index
         raise SourceError(
             f"{path}: rows have more values than the header has names "
@@ -60,6 +64,8 @@ def labelled_pairs(
 
     `source` names it in messages.
     """
+    if "cell" not in table.columns:
+        table = table.rename(columns={"cell_id": "cell"})
     missing = [name for name in ("cell", "gene", *where, *patterns) if name not in table.columns]
     if missing:
         raise SourceError(
@@ -75,7 +81,11 @@ def labelled_pairs(
             "`labels_where`"
         )
     kept = table.loc[used, ["cell", "gene", *patterns]].rename(columns={"cell": "cell_id"})
-    values = kept[list(patterns)].apply(pd.to_numeric, errors="coerce")
+    for name in ("cell_id", "gene"):
+        kept[name] = kept[name].str.strip()
+    kept["cell_id"] = [plain_id(name, source, "cell") or "" for name in kept["cell_id"]]
+    values = kept[list(patterns)].apply(lambda texts: texts.str.strip().str.lower())
+    values = values.replace({"true": "1", "false": "0"}).apply(pd.to_numeric, errors="coerce")
     wrong = ~values.isin([0, 1]).all(axis=1) | (kept[["cell_id", "gene"]] == "").any(axis=1)
     if wrong.any():
         row = kept.index[wrong][0]

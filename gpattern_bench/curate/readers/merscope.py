@@ -41,8 +41,7 @@ __all__ = ["read_merscope"]
 _log = logging.getLogger(__name__)
 
 _TRANSCRIPTS = tuple(f"detected_transcripts.{ending}" for ending in ("csv", "csv.gz", "parquet"))
-_BOUNDARIES = ("cell_boundaries.parquet", "cellpose_micron_space.parquet")
-_OUTSIDE = "-1"
+_BOUNDARIES = ("cell_boundaries.parquet", "*_micron_space.parquet")
 _READ: dict[str, Any] = {
     "text": ("gene", "fov", "cell_id", *TEXTS),
     "numbers": ("global_x", "global_y", "global_z", *NUMBERS),
@@ -190,13 +189,14 @@ def _molecules(
     quality: Quality,
     dropped: Dropped,
 ) -> Iterator[pa.Table]:
-    index = pd.Index([*cells["cell_id"], _OUTSIDE])
+    index = pd.Index(cells["cell_id"])
+    outlined = np.append(index.get_indexer(boundaries.cells.names), -1)  # -1: outside
     finder: _PlaneFinder | None = None
     for block in blocks:
         block = with_plain_ids(block, path, ("fov", "cell_id"))
         if "cell_id" in block.column_names:
             cell = codes_into(index, block["cell_id"])
-            outside = np.asarray(block["cell_id"].is_null()) | (cell == len(cells))
+            outside = np.asarray(block["cell_id"].is_null())
             reasons = {"outside every cell": outside, "cell without an outline": cell < 0}
         else:
             finder = finder or _PlaneFinder(boundaries.cells, boundaries.boundary)
@@ -204,9 +204,7 @@ def _molecules(
             z = np.full(len(xy), np.nan)
             if "global_z" in block.column_names:
                 z = block["global_z"].to_numpy()
-            named = pd.Index([*boundaries.cells.names, _OUTSIDE])
-            cell = index.get_indexer(named)[finder.find(xy, z)]
-            cell[cell == len(cells)] = -1
+            cell = outlined[finder.find(xy, z)]
             missing = ~np.isfinite(xy).all(axis=1)
             reasons = {"coordinate not finite": missing, "outside every cell": cell < 0}
         columns = {name: block[name] for name in block.column_names}
@@ -217,8 +215,14 @@ def _molecules(
 def _boundaries(folder: Path, *, every_plane: bool) -> _Boundaries:
     """Read the outlines of cells and nuclei: in every plane, or of each only the largest."""
     for name in _BOUNDARIES:
-        if (folder / name).is_file():
-            return _from_parquet(folder / name, every_plane=every_plane)
+        files = sorted(folder.glob(name))
+        if len(files) > 1:
+            raise SourceError(
+                f"{folder} has several segmentations, {', '.join(f.name for f in files)}; "
+                "keep the one whose ids the molecules have"
+            )
+        if files:
+            return _from_parquet(files[0], every_plane=every_plane)
     files = sorted((folder / "cell_boundaries").glob("*.hdf5"))
     if not files:
         raise SourceError(

@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 
 from gpattern_bench.base.outlines import parse_wkt
 from gpattern_bench.base.validation import shorten
-from gpattern_bench.curate.readers.columns import column_names, read_blocks
-from gpattern_bench.curate.readers.geoparquet import CELL_IDS, read_geometries, read_ids
+from gpattern_bench.curate.readers.columns import column_names, is_gzipped, read_blocks
+from gpattern_bench.curate.readers.geoparquet import CELL_IDS, OUTLINES, read_geometries, read_ids
+from gpattern_bench.curate.readers.ids import plain_id, plain_ids
 from gpattern_bench.curate.release import reading
 from gpattern_bench.errors import SourceError
 
 __all__ = ["read_outlines"]
-
-_WKT = ("geometry", "Geometry", "wkt", "WKT")
 
 
 class _Feature(NamedTuple):
@@ -69,7 +68,7 @@ def read_outlines(path: Path, id_column: str | None = None) -> tuple[pd.Series, 
     if name.endswith((".geojson", ".json")):
         with reading(path, "GeoJSON of outlines"):
             outlines, nuclei = _geojson(path, id_column)
-    elif name.endswith(".parquet"):
+    elif name.endswith((".parquet", ".geoparquet", ".pq")):
         ids = read_ids(path, id_column)
         outlines = pd.Series(read_geometries(path), ids, dtype=object)
     elif name.endswith((".csv", ".tsv", ".txt")):
@@ -84,16 +83,17 @@ def read_outlines(path: Path, id_column: str | None = None) -> tuple[pd.Series, 
 
 
 def _wkt(path: Path, id_column: str | None) -> pd.Series:
-    there = column_names(path, [*filter(None, (id_column,)), *CELL_IDS, *_WKT])
+    there = column_names(path, [*filter(None, (id_column,)), *CELL_IDS, *OUTLINES])
     key = _first(path, "a cell's id", (id_column, *CELL_IDS), there)
-    shape = _first(path, "outlines as WKT", _WKT, there)
+    shape = _first(path, "outlines as WKT", OUTLINES, there)
     blocks = list(read_blocks(path, text=(key, shape)))
     if not blocks:
         raise SourceError(f"{path} has no rows: expected outlines of cells")
-    ids, texts = (pa.concat_tables(blocks)[name].cast(pa.string()) for name in (key, shape))
+    table = pa.concat_tables(blocks)
+    ids, texts = plain_ids(table[key], path, key), plain_ids(table[shape], path, shape)
     if ids.null_count:
         raise SourceError(f"{path}: {ids.null_count} outlines have no id ({key}); name them")
-    shapes = parse_wkt(texts.to_numpy())
+    shapes = parse_wkt(texts.cast(pa.string()).to_numpy())
     return pd.Series(shapes, ids.to_pylist(), dtype=object)
 
 
@@ -109,7 +109,7 @@ def _first(path: Path, what: str, names: Sequence[str | None], there: Sequence[s
 
 
 def _geojson(path: Path, id_column: str | None) -> tuple[pd.Series, pd.Series]:
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
+    with (gzip.open if is_gzipped(path) else open)(path, "rt", encoding="utf-8-sig") as file:
         features = list(_features(json.load(file)))
     if not features:
         raise SourceError(f"{path} has no features: expected outlines of cells")
@@ -148,7 +148,7 @@ def _ids(path: Path, features: Sequence[_Feature], id_column: str | None) -> lis
     name = next((name for name in candidates if has[name] == len(features)), None)
     if name is None:
         there = ", ".join(f"{shorten(key)} ({n})" for key, n in sorted(has.items())) or "none"
-        wanted = ", ".join(filter(None, (id_column, *CELL_IDS, "id")))
+        wanted = ", ".join(dict.fromkeys(filter(None, (id_column, *CELL_IDS, "id"))))
         raise SourceError(
             f"{path}: expected an id in all {len(features)} features, in one of {wanted}; their "
             f"properties are {there}"
@@ -157,13 +157,13 @@ def _ids(path: Path, features: Sequence[_Feature], id_column: str | None) -> lis
 
 
 def _text(path: Path, name: str, value: Any) -> str:
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+    whole = isinstance(value, str | int) or (isinstance(value, float) and value.is_integer())
+    text = plain_id(str(value), path, name) if whole and not isinstance(value, bool) else None
+    if text is None:
         raise SourceError(
             f"{path}: expected text or a whole number as id ({name}), got {shorten(value)!r}"
         )
-    return str(value)
+    return text
 
 
 def _shapes(geometries: Sequence[Any]) -> NDArray[np.object_]:
@@ -174,5 +174,14 @@ def _shapes(geometries: Sequence[Any]) -> NDArray[np.object_]:
             continue
         if geometry["type"] not in ("Polygon", "MultiPolygon"):  # GEOS would follow any nesting
             raise ValueError(f"geometry {k}: expected a Polygon, got a {shorten(geometry['type'])}")
-        texts[k] = json.dumps({name: geometry[name] for name in ("type", "coordinates")})
+        rings = geometry["coordinates"]
+        single = geometry["type"] == "Polygon"
+        rings = _closed(rings) if single else [*filter(None, map(_closed, rings))]
+        if rings:
+            texts[k] = json.dumps({"type": geometry["type"], "coordinates": rings})
     return np.asarray(shapely.from_geojson(texts, on_invalid="ignore"), object)
+
+
+def _closed(rings: list[list[Any]]) -> list[list[Any]]:
+    """Close the rings of a polygon, which some tools leave open; leave out empty ones."""
+    return [ring if ring[0] == ring[-1] else [*ring, ring[0]] for ring in rings if ring]

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import shapely
+from numpy.typing import NDArray
 
 from gpattern_bench.base.geometry import surrogate_outline
 from gpattern_bench.curate.quality import NUMBERS, TEXTS, Quality
@@ -31,7 +32,7 @@ __all__ = ["plain_pieces", "read_plain_table"]
 
 _log = logging.getLogger(__name__)
 
-_OUTSIDE = ("-1", "UNASSIGNED")
+_OTHERS, _MOST_HELD = 3, 0.5  # cells, and the share of them that no cell is around
 _KEPT = {name: name for name in ("gene", "x", "y", "z", "fov")}
 
 Blocks = Callable[[], Iterator[pa.Table]]
@@ -55,7 +56,7 @@ def read_plain_table(
     Parameters
     ----------
     path : pathlib.Path
-        csv, tsv or Parquet, csv and tsv perhaps ``.gz``.
+        csv, tsv or Parquet (:func:`.columns.read_blocks`).
     scratch : pathlib.Path
         Folder for temporary files.
     columns : mapping
@@ -77,7 +78,7 @@ def read_plain_table(
     SourceError
         A file or column is missing or damaged, or no molecule lies in a cell.
     """
-    if not path.is_file():
+    if not path.exists():
         raise SourceError(f"no file at {path}: expected a table of molecules, csv, tsv or Parquet")
     usual = {"x": "x", "y": "y", "gene": "gene", "cell": "cell_id"}
     named = {key: columns[key] or name for key, name in usual.items()}
@@ -91,6 +92,9 @@ def read_plain_table(
             f"{path} lacks the columns {', '.join(missing.values())}; it has {', '.join(there)}. "
             f"Name them ({', '.join(f'--{key}' for key in missing)})"
         )
+    if len(set(named.values())) < len(named):
+        chosen = ", ".join(f"--{key} {name}" for key, name in named.items())
+        raise SourceError(f"{path}: one column has two meanings: {chosen}; name different ones")
     outlines, inside = (None, None) if cells is None else read_outlines(cells, named.get("cell"))
     if nuclei is not None:
         inside, _ = read_outlines(nuclei, named.get("cell"))
@@ -134,8 +138,8 @@ def plain_pieces(
 ) -> Iterator[Piece]:
     """File molecules under cells, and cells under fields of view.
 
-    A molecule's cell is the one it names (empty, ``-1``, ``UNASSIGNED``: none) or, if the table
-    names none, the one around it (:class:`.assign.CellFinder`).
+    A molecule's cell is the one it names (null: none) or, if the table has no such column, the one
+    around it (:class:`.assign.CellFinder`).
 
     Parameters
     ----------
@@ -198,12 +202,12 @@ def _nuclei(nuclei: pd.Series, cells: pd.Index[str]) -> np.ndarray:
 def _in_cells(
     blocks: Iterator[pa.Table], cells: pd.DataFrame, quality: Quality, dropped: Dropped
 ) -> Iterator[pa.Table]:
-    index = pd.Index([*cells["cell_id"], *_OUTSIDE])
+    index = pd.Index(cells["cell_id"])
     finder: CellFinder | None = None
     for block in blocks:
         if "cell" in block.column_names:
             cell = codes_into(index, block["cell"])
-            outside = np.asarray(block["cell"].is_null()) | (cell >= len(cells))
+            outside = np.asarray(block["cell"].is_null())
             reasons = {"outside every cell": outside, "cell without an outline": cell < 0}
             block = block.drop_columns("cell")
         else:
@@ -225,8 +229,7 @@ def _surrogates(blocks: Iterator[pa.Table]) -> pd.Series:
     cells, points = [np.empty(0, np.int64)], [np.empty((0, 2))]
     for block in blocks:
         for chunk in block["cell"].chunks:
-            inside = (n for n in chunk.dictionary.to_pylist() if n and n not in _OUTSIDE)
-            names |= dict.fromkeys(inside)
+            names |= dict.fromkeys(chunk.dictionary.to_pylist())
         cell = codes_into(pd.Index(list(names), dtype=object), block["cell"])
         xy = np.stack([block[axis].to_numpy() for axis in "xy"], axis=1).astype(np.float64)
         used = (cell >= 0) & np.isfinite(xy).all(axis=1)
@@ -238,7 +241,21 @@ def _surrogates(blocks: Iterator[pa.Table]) -> pd.Series:
     shapes = np.full(len(names), None, dtype=object)
     for k, part in enumerate(np.split(xy[order], bounds)[: len(names)]):
         shapes[k] = surrogate_outline(part) if len(part) >= 3 else None
+    _refuse_background(shapes, list(names))
     return pd.Series(shapes, list(names), dtype=object)
+
+
+def _refuse_background(shapes: NDArray[np.object_], names: list[str]) -> None:
+    """Raise SourceError if a "cell" is around the others: molecules that are outside of cells."""
+    others = len(shapes) - 1
+    held = shapely.STRtree(shapely.point_on_surface(shapes)).query(shapes, predicate="contains")[0]
+    count = np.bincount(held, minlength=len(shapes)) - 1  # itself
+    if others >= _OTHERS and count.max() >= _MOST_HELD * others:
+        raise SourceError(
+            f"the outline around the molecules of cell {names[count.argmax()]} holds "
+            f"{count.max():,} of the {others:,} other cells; if these molecules are outside every "
+            "cell, leave their cell empty"
+        )
 
 
 def _some(names: pd.Index[str]) -> str:

@@ -22,6 +22,7 @@ from gpattern_bench.curate.readers.columns import as_text
 from gpattern_bench.curate.readers.frames import moved, plane_maps, relative_map
 from gpattern_bench.curate.readers.geoparquet import read_geometries, read_ids
 from gpattern_bench.curate.readers.group_by_fov import centroids, join_parts
+from gpattern_bench.curate.readers.ids import plain_id, plain_ids
 from gpattern_bench.curate.release import Release, reading
 from gpattern_bench.errors import MissingExtraError, SourceError
 
@@ -30,7 +31,6 @@ __all__ = ["read_spatialdata"]
 _log = logging.getLogger(__name__)
 
 _POINTS, _CELLS, _NUCLEI = "transcripts", "cell_boundaries", "nucleus_boundaries"
-_OUTSIDE = ("", "-1", "UNASSIGNED")
 _ALWAYS = 1 << 30  # bytes of an array allowed at any compression
 _MOST_RATIO = 200  # above that, bytes of an array per byte of its files
 _ABOUT = (".zarray", ".zmetadata", "zarr.json")
@@ -200,17 +200,16 @@ def _molecules(
         )
     z = ["z"] if "z" in present else []
     table = dataset.read(columns=wanted + z, use_pandas_metadata=False)
+    texts = {name: as_text(table[name]) for name in wanted[2:]}
+    texts |= {name: plain_ids(texts[name], path, name) for name in (cell, fov_column) if name}
     text = {
-        name: pd.Categorical(as_text(table[name]).cast(pa.string()).to_pandas())
-        for name in wanted[2:]
+        name: pd.Categorical(column.cast(pa.string()).to_pandas()) for name, column in texts.items()
     }
     fov = text[fov_column] if fov_column else pd.Categorical(["0"] * len(table))
     frame = pd.DataFrame({"fov": fov, "cell_id": text[cell], "gene": text[gene]})
     with reading(path, f"numbers in x and y of {points}"):
         for axis in ("x", "y", *z):
             frame[axis] = table[axis].to_numpy().astype(np.float64)
-    inside = [name for name in text[cell].categories if name not in _OUTSIDE]
-    frame["cell_id"] = frame["cell_id"].cat.set_categories(inside)  # outside becomes null
     return frame.assign(**read_columns(dataset))
 
 
@@ -276,7 +275,8 @@ def _ragged(path: Path, element: str) -> tuple[NDArray[np.object_], list[str]]:
             )
     coordinates, *offsets, index = (np.asarray(group[name][:]) for name in names)
     shapes = shapely.from_ragged_array(kind, coordinates, tuple(offsets))
-    return np.asarray(shapes, object), [str(name) for name in index.tolist()]
+    ids = [plain_id(str(name), path, element) or "" for name in index.tolist()]
+    return np.asarray(shapes, object), ids
 
 
 def _check_arrays(folder: Path) -> None:

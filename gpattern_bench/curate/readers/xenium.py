@@ -12,6 +12,8 @@ import pyarrow as pa
 from gpattern_bench.curate.quality import NUMBERS, TEXTS, Quality
 from gpattern_bench.curate.readers.columns import find_table, read_blocks
 from gpattern_bench.curate.readers.group_by_fov import (
+    APART,
+    first_apart,
     group_by_fov,
     molecules_in_cells,
     outlined_cells,
@@ -25,7 +27,6 @@ from gpattern_bench.tables.parquet import codes_into
 __all__ = ["read_xenium"]
 
 _ENDINGS = (".parquet", ".csv.gz", ".csv")
-_OUTSIDE = ("UNASSIGNED", "-1")
 _COLUMNS = {
     "feature_name": "gene",
     "x_location": "x",
@@ -76,7 +77,7 @@ def read_xenium(
     with reading(folder, "a Xenium export"):
         names = {stem: [stem + ending for ending in _ENDINGS] for stem in _STEMS}
         transcripts, boundaries = (find_table(folder, names[stem]) for stem in _STEMS[:2])
-        outlines = _outlines(boundaries)
+        outlines = _outlines(boundaries, once=True)
         nuclei = pd.Series(dtype=object)
         if any((folder / name).is_file() for name in names[_STEMS[2]]):
             nuclei = _outlines(find_table(folder, names[_STEMS[2]]))
@@ -91,8 +92,11 @@ def read_xenium(
         yield from group_by_fov(blocks, cells, scratch, tile=tile, dropped=dropped)
 
 
-def _outlines(path: Path) -> pd.Series:
-    """Read the outlines, indexed by cell; consecutive vertices form a polygon."""
+def _outlines(path: Path, *, once: bool = False) -> pd.Series:
+    """Read the outlines, indexed by cell; consecutive vertices form a polygon.
+
+    `once`: refuse a cell whose vertices are in several places of the file.
+    """
     blocks = list(
         read_blocks(
             path,
@@ -112,6 +116,8 @@ def _outlines(path: Path) -> pd.Series:
             f"{path}: {table['cell_id'].null_count} vertices have no cell_id; export it again"
         )
     cell, names = pd.factorize(table["cell_id"].to_pandas())
+    if once and (apart := first_apart(cell)) is not None:
+        raise SourceError(f"{path}: the vertices of cell {names[apart]} {APART}")
     label = cell
     if "label_id" in table.column_names:
         label = pd.factorize(table["label_id"].to_pandas())[0]
@@ -123,7 +129,7 @@ def _outlines(path: Path) -> pd.Series:
 def _molecules(
     path: Path, cells: pd.DataFrame, quality: Quality, dropped: Dropped
 ) -> Iterator[pa.Table]:
-    index = pd.Index([*cells["cell_id"], *_OUTSIDE])
+    index = pd.Index(cells["cell_id"])
     for block in read_blocks(
         path,
         text=("cell_id", "feature_name", "fov_name", *TEXTS),
@@ -132,11 +138,10 @@ def _molecules(
     ):
         block = with_plain_ids(block, path, ("cell_id", "fov_name"))
         cell = codes_into(index, block["cell_id"])
-        outside = np.asarray(block["cell_id"].is_null()) | (cell >= len(cells))
         columns = {name: block[name] for name in block.column_names}
         reasons = {
             **quality.low(columns),
-            "outside every cell": outside,
+            "outside every cell": np.asarray(block["cell_id"].is_null()),
             "cell without an outline": cell < 0,
             **quality.controls(columns),
         }
