@@ -127,7 +127,7 @@ def cite(name: Name) -> None:
     entry = find_entry(name)
     for what in ("citation", "release", "licence", "terms"):
         typer.echo(f"{what}: {getattr(entry, what)}")
-    for address in dict.fromkeys(file.urls[0] for file in entry.files):
+    for address in dict.fromkeys(file.urls[0] for file in entry.files if file.urls):
         typer.echo(f"address: {address}")
 
 
