@@ -212,8 +212,10 @@ class Entry(_Frozen):
 
     @property
     def is_pinned(self) -> bool:
-        """Whether anybody who makes it gets the same labels, or an error."""
-        return "labels" in self.content_sha256 and all(file.checksum for file in self.files)
+        """Whether anybody can make it, and gets the same labels or an error."""
+        return "labels" in self.content_sha256 and all(
+            file.checksum and file.urls for file in self.files
+        )
 
     @property
     def files(self) -> tuple[SourceFile, ...]:
