@@ -145,6 +145,39 @@ def replicates(drawn: np.ndarray) -> str:
     return b64encode(drawn.astype("<f4").tobytes()).decode()
 
 
+def flat_forest(path: Path, change: dict | None = None) -> dict[str, np.ndarray]:
+    """Small arrays in the form of Bento's published forest; `change` replaces some.
+
+    A number replaces the first value of an array, None removes it.
+    """
+    rng = np.random.default_rng(1)
+    arrays = {"mean": np.full(13, 0.5), "scale": np.full(13, 0.25)}
+    for k in range(5):
+        trees = 12
+        node = np.tile([0, 1, 2, 3, 4, 5, 6], trees)  # full trees of two levels
+        first = np.repeat(7 * np.arange(trees), 7)
+        inner = node < 3
+        arrays |= {
+            f"{k}_feature": np.where(inner, rng.integers(0, 13, len(node)), 0).astype(np.int8),
+            f"{k}_threshold": rng.normal(0, 0.5, len(node)).astype(np.float32),
+            f"{k}_left": np.where(inner, first + 2 * node + 1, -1).astype(np.int32),
+            f"{k}_right": np.where(inner, first + 2 * node + 2, -1).astype(np.int32),
+            f"{k}_default_left": rng.integers(0, 2, len(node)).astype(np.int8),
+            f"{k}_root": np.arange(0, 7 * trees, 7, dtype=np.int32),
+            f"{k}_iso_x": np.array([0.1, 0.9], np.float32),
+            f"{k}_iso_y": np.array([0.0, 1.0], np.float32),
+        }
+    for name, value in (change or {}).items():
+        if value is None:
+            del arrays[name]
+        elif isinstance(value, np.ndarray):
+            arrays[name] = value
+        else:
+            arrays[name][0] = value
+    np.savez_compressed(path, **arrays)
+    return arrays
+
+
 def content_sha256(tables: pa.Table | list[pa.Table]) -> str:
     """The content hash of a table, or of its consecutive pieces."""
     content = ContentHash()

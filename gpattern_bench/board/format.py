@@ -5,7 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-__all__ = ["Mark", "best_two", "count", "duration", "interval", "percent", "seconds", "typeset"]
+__all__ = [
+    "LABELLED_BY",
+    "Mark",
+    "best_two",
+    "count",
+    "duration",
+    "interval",
+    "percent",
+    "seconds",
+    "typeset",
+]
+
+LABELLED_BY = (
+    "The labels are the calls of {}, not of people: scores measure how well a method imitates it. "
+    "Bento: -, for the labels come from its own classifier."
+)
+"""Note on a table whose labels a classifier made."""
 
 Mark = Literal["best", "second"]
 """How a number is marked among those of its column."""

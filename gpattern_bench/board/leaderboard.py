@@ -24,9 +24,10 @@ from gpattern_bench.board.submission import (
     Submission,
 )
 from gpattern_bench.board.suspicions import falls_on_new_cells, near_labels
-from gpattern_bench.errors import SubmissionError
+from gpattern_bench.errors import SubmissionError, UnknownDatasetError
 from gpattern_bench.evaluate.bootstrap import interval, tie_groups
 from gpattern_bench.evaluate.metrics import exact_mean
+from gpattern_bench.sources.registry import find_entry
 
 __all__ = ["PROTOCOLS", "Board", "ReportedRow", "ReportedTable", "Row", "Table", "build_board"]
 
@@ -38,6 +39,7 @@ PROTOCOLS = {
     "cv-cell": "out of fold, 5 folds by cell",
 }
 """Protocol -> how the methods of a table were fitted, in words."""
+_LABELLER = "bento"  # the method whose published classifier labels datasets
 
 
 class ReportedRow(TypedDict):
@@ -142,7 +144,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """The methods of one dataset version that were fitted in one way."""
+    """The methods of one dataset version that were fitted in one way.
+
+    ``labelled_by``: the classifier whose calls the labels are, None if they are of other origin.
+    """
 
     dataset: str
     version: str
@@ -153,6 +158,14 @@ class Table:
     n_clusters: int
     clusters: str
     rows: list[Row]
+    labelled_by: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the table of ``leaderboard.json``."""
+        found = {**vars(self), "rows": [row.to_json() for row in self.rows]}
+        if self.labelled_by is None:
+            del found["labelled_by"]
+        return found
 
 
 @dataclass(frozen=True)
@@ -165,10 +178,7 @@ class Board:
 
     def to_json(self) -> dict[str, Any]:
         """Give what ``leaderboard.json`` holds; null = undefined."""
-        tables = [
-            {**vars(table), "rows": [row.to_json() for row in table.rows]} for table in self.tables
-        ]
-        return {"format": 1, **vars(self), "tables": tables}
+        return {"format": 1, **vars(self), "tables": [table.to_json() for table in self.tables]}
 
 
 def build_board(
@@ -179,6 +189,8 @@ def build_board(
     outcomes: Sequence[Outcome] = (),
 ) -> Board:
     """Put stored results into tables, one per dataset version and protocol.
+
+    Bento has no row where the labels are the calls of its own classifier.
 
     Parameters
     ----------
@@ -206,6 +218,7 @@ def build_board(
         for sub in submissions
         if sub.metadata.status != "withdrawn"
         for score in sub.results
+        if sub.metadata.method != _LABELLER or _labelled_by(_version_of(score)) is None
     ]
     tables = []
     for version in sorted({_version_of(score) for _, score in scored}):
@@ -219,6 +232,14 @@ def build_board(
 
 def _version_of(score: Score) -> tuple[str, str]:
     return score["dataset"], score["version"]
+
+
+def _labelled_by(version: tuple[str, str]) -> str | None:
+    """Name the classifier that made a dataset's labels; None if there is none, or unknown."""
+    try:
+        return find_entry("@".join(version)).labelled_by
+    except UnknownDatasetError:
+        return None
 
 
 def _check_same_labels(version: tuple[str, str], scores: Sequence[Score]) -> None:
@@ -259,6 +280,7 @@ def _table(
             [_replicates(scores) for _, scores in entries],
             first["degrees_of_freedom"],
         ),
+        labelled_by=_labelled_by(_version_of(first)),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Generic, Literal, TypeVar
 
 from tabulate import tabulate
 
-from gpattern_bench.board.format import best_two, interval, percent, seconds
+from gpattern_bench.board.format import LABELLED_BY, best_two, interval, percent, seconds
 from gpattern_bench.board.leaderboard import (
     PROTOCOLS,
     Board,
@@ -106,7 +106,7 @@ def _section(table: Table, reported: Iterable[ReportedTable]) -> str:
         f"`{table.labels_sha256[:12]}`. Intervals rest on {table.n_clusters} clusters "
         f"({escaped(table.clusters)}). {_status(table.rows)}\n\n"
         + _table(_columns(table, reported), table.rows)
-        + _lines(_footnotes(table.rows))
+        + _lines(_footnotes(table))
     )
 
 
@@ -217,7 +217,10 @@ def _rule_sign(row: Row, rows: Iterable[Row]) -> str:
     return "†" * (1 + lacking.index(row)) if row.no_rule_for else ""
 
 
-def _footnotes(rows: Sequence[Row]) -> Iterator[str]:
+def _footnotes(table: Table) -> Iterator[str]:
+    rows = table.rows
+    if table.labelled_by is not None:
+        yield escaped(LABELLED_BY.format(table.labelled_by))
     if any(row.new_cells for row in rows):
         yield "*F1, new cells*: of cells that were drawn after the submission (docs/trust.md)."
     for row in rows:

@@ -108,6 +108,7 @@ def build_page(board: Board, submissions: Sequence[Submission]) -> str:
         reach=_reach(gallery),
         of_pattern=_OF_PATTERN,
         few=_FEW,
+        labelled_by=printed.LABELLED_BY,
     )
 
 

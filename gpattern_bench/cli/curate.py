@@ -13,6 +13,7 @@ from gpattern_bench.cli.options import (
     FOUR_PATTERNS,
     THREE_PATTERNS,
     Cluster,
+    Name,
     Seed,
     app,
     examples,
@@ -283,6 +284,53 @@ def _curate(
         version="0.0.0",
         jobs=jobs,
         cluster=cluster,
+    )
+    tell(out)
+
+
+@app.command(
+    epilog=examples(
+        "label mine --with runs/boosted/synthetic --out labelled",
+        "label u2os_sample --with rnaforest --out labelled --split test",
+    )
+)
+def label(
+    tables: Name,
+    classifier: Annotated[
+        str,
+        typer.Option(
+            "--with",
+            metavar="MODEL_OR_ARRAYS",
+            help="A model-... folder that `run` wrote, or a folder with only one; rnaforest "
+            "(Bento's published forest), or a file of its arrays.",
+        ),
+    ],
+    out: Annotated[Path, _PARAMETERS["out"].__metadata__[0]],
+    name: Annotated[str | None, _PARAMETERS["name"].__metadata__[0]] = None,
+    split: Annotated[
+        Literal["auto", "fov", "test"],
+        typer.Option(
+            help="80:10:10 by whole FOVs, or everything in test; auto: as TABLES name it, else by "
+            "FOVs."
+        ),
+    ] = "auto",
+    patternless: Annotated[
+        Literal["keep", "drop"], typer.Option(help="Pairs for which nothing is called.")
+    ] = "drop",
+    seed: Seed = 0,
+) -> None:
+    """Make a dataset whose labels are a classifier's calls: scores on it measure imitation."""
+    from gpattern_bench.data.dataset import load_dataset
+    from gpattern_bench.runs.label import label as make
+
+    make(
+        load_dataset(tables),
+        classifier,
+        out,
+        name=name,
+        split=split,
+        patternless=patternless,
+        seed=seed,
     )
     tell(out)
 

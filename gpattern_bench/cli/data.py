@@ -128,7 +128,7 @@ def cite(name: Name) -> None:
     entry = find_entry(name)
     for what in ("citation", "release", "licence", "terms"):
         echo(f"{what}: {getattr(entry, what)}")
-    for address in dict.fromkeys(file.urls[0] for file in entry.files):
+    for address in dict.fromkeys(file.urls[0] for file in entry.files if file.urls):
         echo(f"address: {address}")
 
 

@@ -66,6 +66,8 @@ def tell(folder: Path) -> None:
 
     dataset = Dataset(folder)
     echo(f"{dataset!r} in {folder}")
+    if dataset.manifest.labelled_by is not None:
+        echo(f"  labels: calls of {dataset.manifest.labelled_by.text}")
     if dataset.manifest.placement is not None:
         echo(f"  {placement_text(dataset.manifest.placement)}")
     for table, reasons in dataset.manifest.dropped.items():

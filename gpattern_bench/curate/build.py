@@ -19,16 +19,16 @@ from gpattern_bench.base.files import MANIFEST, file_sha256
 from gpattern_bench.base.progress import Progress
 from gpattern_bench.base.workers import Workers, in_order, workers
 from gpattern_bench.curate.readers import read_release
-from gpattern_bench.curate.release import Piece, writing
+from gpattern_bench.curate.release import Piece, move_cells, writing
 from gpattern_bench.curate.rules import Tables, apply_rules
 from gpattern_bench.curate.write import new_folder, write_dataset
 from gpattern_bench.errors import ChecksumError, FetchError, SourceError, TableError
 from gpattern_bench.sources.cache import CACHE
 from gpattern_bench.sources.fetch import fetch, fetch_tables, provenance
 from gpattern_bench.sources.recipe import Recipe
-from gpattern_bench.sources.registry import Entry, FinishedTables
+from gpattern_bench.sources.registry import FOREST, Entry, FinishedTables
 
-__all__ = ["build", "curate", "export_tables"]
+__all__ = ["build", "curate", "export_tables", "making"]
 
 _Task = tuple[Piece, Recipe, bool]  # the arguments of `_curated`
 
@@ -84,7 +84,7 @@ def build(entry: Entry, root: Path, *, download: bool = True) -> Path:
             "citation": entry.citation,
             "published": dict(entry.published),
         }
-        return _curate(
+        made = _curate(
             entry.recipe,
             sources,
             folder,
@@ -92,8 +92,17 @@ def build(entry: Entry, root: Path, *, download: bool = True) -> Path:
             version=entry.version,
             about=about,
             pinned=entry.content_sha256,
-            labelled=bool(entry.published) or "labelled_pairs" in entry.counts,
+            labelled="labelled_pairs" in entry.counts
+            # a classifier's calls can be made again, see `label`
+            or (bool(entry.published) and entry.labelled_by is None),
         )
+        if entry.labelled_by and not (made / "labels.parquet").is_file():
+            _log.warning(
+                "%s: the release has no labels, which are to be calls of %s; `gpattern-bench label "
+                "%s --with %s --out DIR` makes them",
+                entry.id, entry.labelled_by, entry.name, FOREST,
+            )  # fmt: skip
+        return made
 
 
 def _fetch_finished(
@@ -136,22 +145,29 @@ def curate(
     :func:`gpattern_bench.base.workers.workers`. With `labelled`, a release without labels is a
     SourceError.
     """
+    with making(folder) as here:
+        return _curate(
+            recipe,
+            sources.absolute(),
+            here,
+            name=name,
+            version=version,
+            about=about,
+            pinned=pinned,
+            labelled=labelled,
+            jobs=jobs,
+            cluster=cluster,
+        )
+
+
+@contextmanager
+def making(folder: Path) -> Iterator[Path]:
+    """Make a folder outside the cache as its only maker; gives its absolute path."""
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _alone(folder) as lock:
         try:
-            return _curate(
-                recipe,
-                sources.absolute(),
-                folder,
-                name=name,
-                version=version,
-                about=about,
-                pinned=pinned,
-                labelled=labelled,
-                jobs=jobs,
-                cluster=cluster,
-            )
+            yield folder
         finally:
             with suppress(OSError):  # nothing stays in a folder that is not the cache
                 lock.unlink()
@@ -180,6 +196,23 @@ def _curate(
     jobs: int | None = None,
     cluster: str | None = None,
 ) -> Path:
+    if recipe.classifier is not None:
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as home:
+            plain: dict[str, Any] = {"classifier": None, "split": "test", "splits": {}}
+            options: dict[str, Any] = {"name": name, "version": version}
+            unlabelled = _curate(
+                recipe.model_copy(update=plain),
+                sources,
+                Path(home) / "unlabelled",
+                **options,
+                jobs=jobs,
+                cluster=cluster,
+            )
+            from gpattern_bench.runs.label import load_classifier, write_labelled
+
+            classifier = load_classifier(sources / recipe.classifier)
+            options |= {"recipe": recipe, "about": about, "pinned": pinned}
+            return write_labelled(unlabelled, classifier, folder, **options)
     _log.info("%s: making its tables", name)
     with (
         workers(jobs, cluster) as pool,
@@ -189,7 +222,9 @@ def _curate(
         ) as scratch,
     ):
         tasks = (
-            (piece, recipe, labelled) for piece in read_release(recipe, sources, Path(scratch))
+            (piece, part, labelled)
+            for part in _parts(recipe)
+            for piece in read_release(part, sources, Path(scratch))
         )
         one_by_one = (_curated(*task) for task in tasks)
         tables = one_by_one if pool is None else _from_workers(pool, tasks, Path(scratch))
@@ -200,9 +235,15 @@ def _curate(
             )
 
 
+def _parts(recipe: Recipe) -> Iterator[Recipe]:
+    """Yield the recipe of each source."""
+    for part in recipe.parts or (recipe,):
+        yield part.model_copy(update={"cells_apart": recipe.cells_apart})
+
+
 def _curated(piece: Piece, recipe: Recipe, labelled: bool) -> Tables:
     """Read a piece and apply the rules; `labelled`: raise if it has no labels."""
-    release = piece()
+    release = move_cells(piece(), recipe.cells_apart)
     if labelled and release.labels is None:
         raise SourceError(
             f"{recipe.path} has no labels of {', '.join(recipe.patterns)}, which the registry "

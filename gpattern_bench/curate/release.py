@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +24,7 @@ __all__ = [
     "by_fov",
     "in_memory",
     "keep_rows",
+    "move_cells",
     "reading",
     "refuse_repeated",
     "writing",
@@ -113,6 +114,16 @@ def by_fov(release: Release) -> Iterator[Release]:
             None if labels is None else labels.iloc[np.flatnonzero(of_label == k)],
             release.dropped if k == 0 else {},
         )
+
+
+def move_cells(release: Release, apart: Mapping[str, Sequence[str]]) -> Release:
+    """Put cells into fields of view of their own: field of view -> its cells."""
+    of = {cell: fov for fov, cells in apart.items() for cell in cells}
+    cells = release.cells
+    here = cells["cell_id"].astype(str).map(of)
+    if not here.notna().any():
+        return release
+    return replace(release, cells=cells.assign(fov=here.fillna(cells["fov"].astype(str))))
 
 
 def refuse_repeated(cells: pd.DataFrame) -> None:

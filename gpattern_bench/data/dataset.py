@@ -459,5 +459,6 @@ class Dataset:
     def _need_labels(self) -> None:
         if not self.has_labels:
             raise TableError(
-                f"{self.folder} ({self.id})", ["this dataset has no labels: predict, do not score"]
+                f"{self.folder} ({self.id})",
+                ["this dataset has no labels: predict, or make labels (`gpattern-bench label`)"],
             )

@@ -72,6 +72,7 @@ def datasheet(dataset: Dataset) -> str:
     manifest = dataset.manifest
     parts = [f"# {dataset.id}", manifest.raw.get("title", "")]
     parts += [f"Patterns: {', '.join(dataset.patterns)}. {len(dataset.genes):,} genes."]
+    parts += [_labels(manifest)]
     check = table1_check(manifest)
     if check:
         parts += ["## Table 1 check", _table(check)]
@@ -90,6 +91,23 @@ def datasheet(dataset: Dataset) -> str:
     parts += ["## Citation", _text(manifest.raw, "citation")]
     parts += ["## Provenance", _provenance(manifest)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _labels(manifest: Manifest) -> str:
+    """Say where the labels come from, if a classifier made them or there are none."""
+    if not manifest.has_labels:
+        return (
+            f"No labels. `gpattern-bench label {manifest.name} --with MODEL --out DIR` makes some, "
+            "the calls of a classifier."
+        )
+    if manifest.labelled_by is None:
+        return ""
+    fitted = manifest.labelled_by.fitted_on
+    return (
+        f"**Labelled by a classifier, not by people**: {manifest.labelled_by.text}"
+        + (f"; fitted on {', '.join(fitted)}" if fitted else "")
+        + ". A score on these labels says how well a method imitates it."
+    )
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
@@ -190,8 +208,11 @@ def _provenance(manifest: Manifest) -> str:
         {
             "file": file["path"],
             "bytes": file["bytes"],
-            "checksum": file["sha256"] or file["git_blob"] or "not published",
-            "address": file["urls"][0],
+            "checksum": file["sha256"]
+            or file["git_blob"]
+            or file.get("arrays_sha256")
+            or "not published",
+            "address": file["urls"][0] if file["urls"] else file["made"],
         }
         for file in manifest.raw.get("source", ())
     ]

@@ -6,8 +6,6 @@ version of scikit-learn.
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import parent_process
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gpattern_bench.base.arrays import read_arrays
 from gpattern_bench.base.compiled import njit
 from gpattern_bench.base.files import replacing
 from gpattern_bench.data.cells import Cell, Cells
@@ -36,10 +35,6 @@ __all__ = [
 LIMIT = 50_000
 """Most pairs to fit a forest on; of more, draw a seeded sample."""
 _MOST_TREES, _DEEPEST = 10_000, 1_000  # of a stored forest; ours have a tenth of that
-_MOST_BYTES = 1 << 30  # of the arrays in a file, unpacked
-_DAMAGED = (
-    EOFError, KeyError, MemoryError, TypeError, ValueError, zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
 CHOICE = 10
 """Above ``CHOICE * limit`` labelled pairs, sample cells first, then pairs.
 
@@ -137,8 +132,10 @@ class Forest(NamedTuple):
         """Score pairs (n, F): (n, C) in [0, 1]."""
         return (self.sums(features) / len(self.root)).astype(np.float32)
 
-    def sums(self, features: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """Sum the leaf values of pairs (n, F) over the trees: (n, C).
+    def sums(
+        self, features: NDArray[np.floating[Any]], dtype: type[np.floating[Any]] = np.float64
+    ) -> NDArray[Any]:
+        """Sum the leaf values of pairs (n, F) over the trees, in a type: (n, C).
 
         Raises
         ------
@@ -150,7 +147,7 @@ class Forest(NamedTuple):
                 f"the forest asks for feature {self.feature.max()}, counted from 0, and there are "
                 f"{features.shape[1]}; fit the method again"
             )
-        sums = np.zeros((len(features), self.share.shape[1]))
+        sums = np.zeros((len(features), self.share.shape[1]), dtype)
         _add_shares(_float32(features), *self, sums)
         return sums
 
@@ -201,11 +198,15 @@ class Forest(NamedTuple):
             The file holds no forest, or a damaged one.
         """
         forest = cls(**load_arrays(path, cls._fields, "forest"))
-        if flaw := forest._flaw() or forest._flaw_of_trees() or forest._flaw_of_leaves(shares):
+        if flaw := forest.flaw(shares=shares):
             raise MethodError(f"{path} holds a damaged forest: {flaw}; fit the method again")
         return forest
 
-    def _flaw(self) -> str:
+    def flaw(self, *, shares: bool) -> str:
+        """Describe the first thing that no training gives; "" if there is none."""
+        return self._flaw_of_nodes() or self._flaw_of_trees() or self._flaw_of_leaves(shares)
+
+    def _flaw_of_nodes(self) -> str:
         """Describe the first node that leads out of the arrays or back; "" if none does."""
         for name, (dtype, axes) in _ARRAYS.items():
             array = getattr(self, name)
@@ -358,15 +359,9 @@ def load_arrays(path: Path, names: Sequence[str], what: str) -> dict[str, NDArra
         The file is damaged or lacks an array; the message says that it holds no `what`.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(member.file_size for member in archive.infolist())
-        if unpacked <= _MOST_BYTES:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in names}
-        problem: Any = f"it unpacks to {unpacked:,} bytes, expected at most {_MOST_BYTES:,}"
-    except _DAMAGED as error:
-        problem = error
-    raise MethodError(f"{path} holds no {what} ({problem}); fit the method again")
+        return read_arrays(path, names)
+    except ValueError as error:
+        raise MethodError(f"{path} holds no {what} ({error}); fit the method again") from error
 
 
 def _float32(features: NDArray[np.floating[Any]]) -> NDArray[np.float32]:

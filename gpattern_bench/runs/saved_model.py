@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, TypeVar
 
-import pandas as pd
 import pyarrow as pa
+from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from gpattern_bench.base.files import write_text
@@ -21,7 +22,9 @@ from gpattern_bench.tables import schema
 from gpattern_bench.tables.model_output import Model, ModelOutput
 from gpattern_bench.tables.predictions import write_tables
 
-__all__ = ["Model", "find_model", "load_model", "predict_tables", "save_model"]
+__all__ = ["Model", "find_model", "load_model", "predict_tables", "save_model", "sound_scores"]
+
+_Piece = TypeVar("_Piece")
 
 _MODEL = "model.json"
 _MOST_NAMED = 10
@@ -104,13 +107,27 @@ def predict_tables(method: Method, model: Model, dataset: Dataset, path: str | P
     wanted = schema.predictions(dataset.patterns)
     pieces = (
         pa.Table.from_pandas(scores[wanted.names], schema=wanted, preserve_index=False)
-        for scores in _sound(predict_pieces(method, dataset.iter_cells()), model)
+        for scores in sound_scores(
+            predict_pieces(method, dataset.iter_cells()),
+            model,
+            lambda piece: piece[model.patterns].to_numpy(),
+        )
     )
     return write_tables(pieces, Path(path), ModelOutput(dataset.id, model).to_metadata())
 
 
-def _sound(pieces: Iterator[pd.DataFrame], model: Model) -> Iterator[pd.DataFrame]:
-    """Pass scores on while they are shares; files that were edited may give anything."""
+def sound_scores(
+    pieces: Iterator[_Piece], model: Model, values: Callable[[_Piece], NDArray[Any]]
+) -> Iterator[_Piece]:
+    """Pass scores on while they are shares; files that were edited may give anything.
+
+    `values` reads the scores of a piece.
+
+    Raises
+    ------
+    MethodError
+        A score is no share, or the method fails.
+    """
 
     def damaged(what: str) -> MethodError:
         return MethodError(
@@ -120,14 +137,14 @@ def _sound(pieces: Iterator[pd.DataFrame], model: Model) -> Iterator[pd.DataFram
 
     while True:
         try:
-            scores = next(pieces, None)
+            piece = next(pieces, None)
+            scores = None if piece is None else values(piece)
         except GPatternBenchError:
             raise
         except Exception as error:  # damaged numbers break libraries in ways that none documents
             raise damaged(repr(error)) from error
-        if scores is None:
+        if piece is None or scores is None:
             return
-        values = scores[model.patterns].to_numpy()
-        if not ((values >= 0) & (values <= 1)).all():  # NaN is neither
-            raise damaged(f"but from {values.min():g} to {values.max():g}")
-        yield scores
+        if not ((scores >= 0) & (scores <= 1)).all():  # NaN is neither
+            raise damaged(f"but from {scores.min():g} to {scores.max():g}")
+        yield piece

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
+from gpattern_bench.base.arrays import arrays_sha256, read_arrays
 from gpattern_bench.base.files import write_text
 from gpattern_bench.sources.http import is_html
 from gpattern_bench.sources.registry import SourceFile
@@ -89,6 +90,8 @@ class CachedFile:
             got = f"expected SHA-256 {file.sha256}, got {found.sha256}"
         elif file.git_blob and found.git_blob != file.git_blob:
             got = f"expected Git blob id {file.git_blob}, got {found.git_blob}"
+        elif file.arrays_sha256 and (other := _of_arrays(path)) != file.arrays_sha256:
+            got = f"expected SHA-256 {file.arrays_sha256} over its arrays, got {other}"
         elif file.checksum:
             return None
         elif hint or found.bytes == 0:
@@ -135,6 +138,14 @@ def measure(path: Path, file: SourceFile) -> Record:
         mtime_ns=stat.st_mtime_ns,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _of_arrays(path: Path) -> str:
+    """Hash the values of an archive of arrays, or say why it is none."""
+    try:
+        return arrays_sha256(read_arrays(path))
+    except ValueError as error:
+        return f"none: {error}"
 
 
 def _hint(path: Path) -> str | None:

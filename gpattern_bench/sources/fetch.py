@@ -189,6 +189,7 @@ def _obtain(cached: CachedFile, public: bool) -> None:
         if tries < TRIES:
             time.sleep(min(wait, LONGEST_WAIT_S))
     tried = "; ".join(f"{address} ({reason})" for address, reason in reasons.items())
+    tried = tried or "nothing, for nobody publishes it"
     there = cached.difference()
     was = "" if there == "it is not there" else f" (the cached file is wrong: {there})"
     kept = cached.part.stat().st_size if cached.part.is_file() else 0
@@ -270,10 +271,12 @@ def _remedy(cached: CachedFile) -> str:
     file = cached.file
     size = "" if file.bytes is None else f" of {file.bytes:,} bytes"
     which = f"a file{size} with {file.checksum}" if file.checksum else f"the file{size}"
-    mirror = f"{MIRROR} is set: unset it to ask there" if os.environ.get(MIRROR) else ""
+    asks = file.urls and os.environ.get(MIRROR)
+    mirror = f"{MIRROR} is set: unset it to ask there" if asks else ""
+    where = f"is published at {' and '.join(file.urls)}" if file.urls else f"is {file.made}"
     return (
-        f"To place it by hand, put {which} at {cached.target}. It is published at "
-        f"{' and '.join(file.urls)}; {mirror or f'{MIRROR} can name a mirror'}."
+        f"To place it by hand, put {which} at {cached.target}. It {where}; "
+        f"{mirror or f'{MIRROR} can name a mirror'}."
     )
 
 

@@ -17,8 +17,12 @@ class Recipe(BaseModel):
 
     Attributes
     ----------
-    format : {"bento-h5ad", "cosmx", "merscope", "spatialdata", "table", "xenium", "simulated"}
-        The reader.
+    format : {"bento-h5ad", "cosmx", "merscope", "spatialdata", "table", "xenium", "simulated", \
+"joined"}
+        The reader; ``joined``: those of `parts`.
+    parts : tuple of Recipe
+        Joined only: sources to read one after the other, each by its own recipe, in the order of
+        their fields of view.
     path : str
         Path of the source below the folder of source files; unused for ``simulated``.
     patterns : tuple of str
@@ -37,6 +41,9 @@ class Recipe(BaseModel):
         with: ``train-``, ``val-`` or ``test-``.
     splits : dict of str to str
         FOV -> split; replaces the random split.
+    cells_apart : dict of str to tuple of str
+        FOV -> cells that are taken out of the source's own field of view and form this one, so
+        that one field of view can serve two splits.
     seed : int
         Seed of the simulation and of the split.
     points, cells, nuclei : str or None
@@ -59,20 +66,25 @@ class Recipe(BaseModel):
     labels, labels_where
         A csv with columns ``cell``, ``gene`` and the patterns (0/1), below the folder of source
         files; only rows with these column values count.
+    classifier : str or None
+        The labels are the calls of this classifier: arrays of Bento's published forest below the
+        folder of source files, or a saved model (:mod:`gpattern_bench.runs.label`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal[
-        "bento-h5ad", "cosmx", "merscope", "spatialdata", "table", "xenium", "simulated"
+        "bento-h5ad", "cosmx", "merscope", "spatialdata", "table", "xenium", "simulated", "joined"
     ]
     path: str = ""
+    parts: tuple[Recipe, ...] = ()
     patterns: tuple[str, ...] = Field(min_length=1)
     unit_um: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     controls: str = CONTROLS
     patternless: Literal["keep", "drop"] = "drop"
     split: Literal["fov", "test", "auto", "named"] = "fov"
     splits: dict[str, Literal["train", "val", "test"]] = {}
+    cells_apart: dict[str, tuple[str, ...]] = {}
     seed: int = 0
     points: str | None = None
     cells: str | None = None
@@ -89,6 +101,7 @@ class Recipe(BaseModel):
     like: Literal["synthetic", "synthetic_wide", "nih3t3", "u2os", "cosmx_lung"] = "synthetic"
     labels: str | None = None
     labels_where: dict[str, str] = {}
+    classifier: str | None = None
 
     @field_validator("patterns")
     @classmethod

@@ -25,14 +25,19 @@ from gpattern_bench.errors import UnknownDatasetError
 from gpattern_bench.sources.recipe import Recipe
 
 __all__ = [
+    "FOREST",
     "Entry",
     "FinishedTables",
     "SourceFile",
     "find_entry",
+    "forest_file",
     "is_registered",
     "list_datasets",
     "registry",
 ]
+
+FOREST = "rnaforest"
+"""Name of Bento's published classifier, a file in the registry (:func:`forest_file`)."""
 
 PUBLISHED = ("molecules", "cells", "genes", "molecules_per_cell", "patterns")
 """Columns of the paper's table 1, in its order."""
@@ -52,11 +57,12 @@ class _Checked(_Frozen):
     bytes: int | None = Field(gt=0)
     sha256: _Sha256 | None
     git_blob: str | None = Field(default=None, pattern="^[0-9a-f]{40}$")
+    arrays_sha256: _Sha256 | None = None
 
     @model_validator(mode="after")
     def _one_checksum(self) -> Self:
-        if self.sha256 and self.git_blob:
-            raise ValueError("sha256 or git_blob, not both")
+        if sum(map(bool, (self.sha256, self.git_blob, self.arrays_sha256))) > 1:
+            raise ValueError("one of sha256, git_blob and arrays_sha256, not both")
         return self
 
 
@@ -68,17 +74,29 @@ class SourceFile(_Checked):
     path : str
         Path below a mirror and below the cache's folder of source files.
     urls : tuple of str
-        Publishers' addresses, in the order of trying.
+        Publishers' addresses, in the order of trying; empty if nobody publishes it.
+    made : str
+        How to make a file that nobody publishes.
     bytes : int or None
         None: not published.
     sha256 : str or None
     git_blob : str or None
-        Git's id of the content: SHA-1 of ``blob <size>``, a zero byte and the content. Without
-        `sha256` and `git_blob`, no checksum is published.
+        Git's id of the content: SHA-1 of ``blob <size>``, a zero byte and the content.
+    arrays_sha256 : str or None
+        Of an ``.npz``, over the values of its arrays
+        (:func:`gpattern_bench.base.arrays.arrays_sha256`), for a file that each user compresses.
+        Without any of the three, no checksum is published.
     """
 
     path: str
-    urls: tuple[str, ...] = Field(min_length=1)
+    urls: tuple[str, ...]
+    made: str = ""
+
+    @model_validator(mode="after")
+    def _can_be_had(self) -> Self:
+        if not self.urls and not self.made:
+            raise ValueError("expected at least 1 item in urls, or how the file is made")
+        return self
 
     @field_validator("path")
     @classmethod
@@ -93,6 +111,8 @@ class SourceFile(_Checked):
         """Published checksum in words, or None."""
         if self.sha256:
             return f"SHA-256 {self.sha256}"
+        if self.arrays_sha256:
+            return f"SHA-256 over its arrays {self.arrays_sha256}"
         return f"Git blob id {self.git_blob}" if self.git_blob else None
 
 
@@ -102,7 +122,8 @@ class _NamedFile(_Checked):
 
 
 class _Source(_Frozen):
-    urls: tuple[str, ...] = Field(min_length=1)
+    urls: tuple[str, ...]
+    made: str = ""
     path: str
     files: tuple[_NamedFile, ...] = Field(min_length=1)
 
@@ -144,6 +165,8 @@ class Entry(_Frozen):
         Curated tables, used instead of the sources.
     recipe : Recipe
         How the sources become tables.
+    labelled_by : str or None
+        The classifier whose calls the labels are; None: they are of other origin.
     published : mapping of str to int
         The paper's table 1 (:data:`PUBLISHED`); empty for other datasets.
     counts : mapping of str to int
@@ -169,6 +192,7 @@ class Entry(_Frozen):
     sources: tuple[_Source, ...] = ()
     tables: FinishedTables | None = None
     recipe: Recipe
+    labelled_by: str | None = None
     published: _Counts = Field(default={}, validate_default=True)
     counts: _Counts
     test: _Counts = Field(default={}, validate_default=True)
@@ -188,8 +212,10 @@ class Entry(_Frozen):
 
     @property
     def is_pinned(self) -> bool:
-        """Whether anybody who makes it gets the same labels, or an error."""
-        return "labels" in self.content_sha256 and all(file.checksum for file in self.files)
+        """Whether anybody can make it, and gets the same labels or an error."""
+        return "labels" in self.content_sha256 and all(
+            file.checksum and file.urls for file in self.files
+        )
 
     @property
     def files(self) -> tuple[SourceFile, ...]:
@@ -201,6 +227,8 @@ class Entry(_Frozen):
                 bytes=file.bytes,
                 sha256=file.sha256,
                 git_blob=file.git_blob,
+                arrays_sha256=file.arrays_sha256,
+                made=source.made,
             )
             for source in self.sources
             for file in source.files
@@ -225,6 +253,16 @@ def list_datasets() -> list[str]:
     True
     """
     return list(dict.fromkeys(entry.name for entry in registry()))
+
+
+def forest_file() -> SourceFile:
+    """Return the file of Bento's published classifier as flat arrays.
+
+    >>> forest_file().path
+    'reference/rnaforest_flat.npz'
+    """
+    entries = [entry for entry in registry() if entry.recipe.classifier]
+    return next(file for e in entries for file in e.files if file.path == e.recipe.classifier)
 
 
 def is_registered(name: str) -> bool:

@@ -12,7 +12,15 @@ from gpattern_bench.base.files import MANIFEST
 from gpattern_bench.base.validation import invalid_text
 from gpattern_bench.errors import TableError
 
-__all__ = ["Counts", "Curation", "Manifest", "Placement", "TableFile", "read_manifest"]
+__all__ = [
+    "Counts",
+    "Curation",
+    "LabelledBy",
+    "Manifest",
+    "Placement",
+    "TableFile",
+    "read_manifest",
+]
 
 _REQUIRED = ("molecules.parquet", "cells.parquet", "splits.parquet")  # labels may be absent
 _MOST = 5  # fields named in one error
@@ -87,6 +95,43 @@ class Placement(_Frozen):
         return self.inside / self.molecules if self.molecules else 1.0
 
 
+class LabelledBy(_Frozen):
+    """The classifier whose calls the labels are.
+
+    Attributes
+    ----------
+    name : str
+        For people.
+    sha256 : str
+        Hash over its values (arrays) or files (a saved model).
+    thresholds : dict of str to float or None
+        A pair has a pattern if its score is at least this; None: no calls.
+    min_molecules : int
+        Pairs with fewer molecules have no labels.
+    unit_um : float or None
+        Length of the pixel in which features were computed, if the classifier needs one.
+    fitted_on : tuple of str or None
+        Datasets that it was fitted on, ``name@version``, if known.
+    """
+
+    name: str
+    sha256: str
+    thresholds: dict[str, float | None]
+    min_molecules: int = 1
+    unit_um: float | None = None
+    fitted_on: tuple[str, ...] | None = None
+
+    @property
+    def text(self) -> str:
+        """The classifier in words."""
+        at = ", ".join(
+            f"{name} {'-' if value is None else f'{value:g}'}"
+            for name, value in self.thresholds.items()
+        )
+        least = f"; pairs of {self.min_molecules} or more molecules" * (self.min_molecules > 1)
+        return f"{self.name}, SHA-256 {self.sha256[:12]}, thresholds {at}{least}"
+
+
 class Manifest(_Frozen):
     """Contents of ``manifest.json``, read-only.
 
@@ -102,6 +147,8 @@ class Manifest(_Frozen):
     placement : Placement or None
         None in tables of older versions.
     warnings : tuple of str
+    labelled_by : LabelledBy or None
+        Set if the labels are the calls of a classifier that this package ran.
     published : dict of str to int or None
         Counts in the paper's table 1, for its datasets.
     raw : dict
@@ -120,6 +167,7 @@ class Manifest(_Frozen):
     dropped: dict[str, dict[str, int]] = {}
     placement: Placement | None = None
     warnings: tuple[str, ...] = ()
+    labelled_by: LabelledBy | None = None
     published: dict[str, int] | None = None
     raw: dict[str, Any] = {}
 

@@ -672,6 +672,20 @@ class TestMetadata:
             assert stored == about.model_copy(update={"variant_of": stored.variant_of})
 
 
+def test_labels_by_a_classifier_are_said_and_bento_has_no_row_there():
+    version = {"dataset": "u2os_bento", "version": "1.0.0"}
+    found = [submitted(entry(name, **version), method=name) for name in ("bento", "other")]
+    board = build_board(found)
+    [table] = board.to_json()["tables"]
+    assert [row["method"] for row in table["rows"]] == ["other"]
+    assert table["labelled_by"] == "Bento's published forest"
+    said = "The labels are the calls of Bento's published forest, not of people"
+    assert said in markdown(board)
+    assert said in build_page(board, found).replace("&#39;", "'")
+    [table] = build_board([submitted(entry("bento"), method="bento")]).to_json()["tables"]
+    assert "labelled_by" not in table
+
+
 def test_drift_names_what_differs(tmp_path):
     board = build_board([submitted(entry())])
     found = [submitted(entry())]

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pandas as pd
 import pytest
 import shapely
-from numba import njit
-from numpy.typing import NDArray
-from samples import dataset_of
+from samples import dataset_of, flat_forest
 from scipy.spatial.distance import cdist, pdist
 from scipy.stats import spearmanr
 
@@ -22,6 +17,7 @@ from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import MethodError
 from gpattern_bench.methods._forest import Forest
 from gpattern_bench.methods.bento.method import BENTO_FEATURES, Bento, bento_features, features
+from gpattern_bench.methods.bento.rnaforest import CLASSES, THRESHOLDS, RnaForest, pixel_um
 
 COLUMN = {name: k for k, name in enumerate(BENTO_FEATURES)}
 RIPLEY = [k for k, name in enumerate(BENTO_FEATURES) if name.startswith("l_")]
@@ -124,54 +120,6 @@ def sample(shared):
     return genes, cells, expected.set_index(["cell", "gene"])
 
 
-PUBLISHED_CLASSES = ("cell_edge", "cytoplasmic", "none", "nuclear", "nuclear_edge")
-PUBLISHED_THRESHOLDS = (0.453, 0.434, 0.379, 0.437, 0.505)
-
-
-def predict_published(
-    features: NDArray[np.float64], path: Path
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Bento's published classifier on features (n, 13): probabilities and labels (n, 5).
-
-    `path` is a conversion of the file that bento-tools ships: ``mean`` and ``scale`` of the
-    features; for each class k a forest of 500 trees ``k_feature``, ``k_threshold`` (the value, at a
-    leaf), ``k_left`` (-1 at a leaf), ``k_right``, ``k_default_left`` (for NaN), ``k_root``, and the
-    knots ``k_iso_x``, ``k_iso_y`` of an isotonic map. Rows of probabilities sum to 1; pairs with a
-    NaN get no label.
-    """
-    with np.load(path, allow_pickle=False) as arrays:
-        x = ((features - arrays["mean"]) / arrays["scale"]).astype(np.float32)
-        columns = []
-        for k in range(len(PUBLISHED_CLASSES)):
-            nodes = ("feature", "threshold", "left", "right", "default_left", "root")
-            margin = _margins(x, *(arrays[f"{k}_{name}"] for name in nodes))
-            raw = 1 / (1 + np.exp(-margin))
-            columns.append(np.interp(raw, arrays[f"{k}_iso_x"], arrays[f"{k}_iso_y"]))
-    calibrated = np.stack(columns, axis=1)
-    total = calibrated.sum(axis=1, keepdims=True)
-    even = np.full_like(calibrated, 1 / len(PUBLISHED_CLASSES))
-    probability = np.divide(calibrated, total, out=even, where=total > 0)
-    complete = ~np.isnan(features).any(axis=1, keepdims=True)
-    return probability, (probability >= np.array(PUBLISHED_THRESHOLDS)) & complete
-
-
-@njit
-def _margins(
-    x: Any, feature: Any, threshold: Any, left: Any, right: Any, default_left: Any, root: Any
-) -> Any:
-    """Sum the leaves' values over the trees: (n,), in float32 as upstream."""
-    out = np.zeros(len(x), np.float32)
-    for first in root:
-        for i in range(len(x)):
-            node = first
-            while left[node] >= 0:
-                value = x[i, feature[node]]
-                go_left = default_left[node] != 0 if np.isnan(value) else value < threshold[node]
-                node = left[node] if go_left else right[node]
-            out[i] += threshold[node]
-    return out
-
-
 class TestAgainstUpstream:
     def test_features_agree_and_the_same_ones_are_missing(self, sample):
         genes, cells, expected = sample
@@ -194,11 +142,11 @@ class TestAgainstUpstream:
         names = [(cell.cell_id, gene) for cell in cells for gene in genes[cell.genes]]
         expected = expected.loc[names]
         values = np.concatenate([bento_features(cell, unit_um=1.0) for cell in cells])
-        model = shared / "reference" / "rnaforest_flat.npz"
-        probability, label = predict_published(values, model)
-        columns = [f"p_{name}" for name in PUBLISHED_CLASSES]
+        forest = RnaForest(shared / "reference" / "rnaforest_flat.npz")
+        probability, label = forest.predict(values)
+        columns = [f"p_{name}" for name in CLASSES]
         np.testing.assert_allclose(probability, expected[columns], rtol=0, atol=2e-3)
-        columns = [f"label_{name}" for name in PUBLISHED_CLASSES]
+        columns = [f"label_{name}" for name in CLASSES]
         np.testing.assert_array_equal(label, expected[columns])
         assert label.sum(axis=0).tolist() == [169, 329, 669, 327, 175]
 
@@ -215,6 +163,89 @@ class TestAgainstUpstream:
         assert np.nanmax(np.delete(apart, RIPLEY, axis=1)) < 1e-6
         equal = np.nanmean(apart[:, RIPLEY] < 1e-4, axis=0)
         assert (equal > 0.98).all()
+
+
+class TestPublishedForest:
+    """Bento's published classifier, here of few small trees."""
+
+    def test_scores_and_labels_by_definition(self, tmp_path):
+        arrays = flat_forest(tmp_path / "flat.npz")
+        rng = np.random.default_rng(5)
+        x = rng.normal(0.5, 0.3, (200, 13))
+        x[::7, 4] = np.nan
+        probability, label = RnaForest(tmp_path / "flat.npz").predict(x)
+        scaled = ((x - arrays["mean"]) / arrays["scale"]).astype(np.float32)
+        for row, found, called in zip(scaled, probability, label, strict=True):
+            values = [self.walk(row, arrays, k) for k in range(5)]
+            np.testing.assert_allclose(found, np.array(values) / sum(values), rtol=0, atol=1e-6)
+            missing = np.isnan(row).any()
+            np.testing.assert_array_equal(called, ~missing & (found >= np.array(THRESHOLDS)))
+        assert label.any(axis=0).sum() > 2
+
+    @staticmethod
+    def walk(row, arrays, k):
+        """One class's calibrated value of a pair, node by node."""
+        names = ("feature", "threshold", "left", "right", "default_left", "root", "iso_x", "iso_y")
+        feature, threshold, left, right, missing, root, x, y = (arrays[f"{k}_{n}"] for n in names)
+        margin = 0.0
+        for node in root:
+            while left[node] != -1:
+                value = row[feature[node]]
+                goes_left = missing[node] if np.isnan(value) else value < threshold[node]
+                node = (left if goes_left else right)[node]
+            margin += float(threshold[node])
+        return np.interp(1 / (1 + np.exp(-margin)), x, y)
+
+    @pytest.mark.parametrize(
+        ("change", "problem"),
+        [
+            ({"mean": np.zeros(12)}, r"mean is float64 \(12,\), expected float64 \(13,\)"),
+            ({"scale": np.zeros(13)}, "scale is 0, expected positive"),
+            ({"0_feature": np.zeros(3, np.int8)}, "cell_edge: threshold is .* expected float32"),
+            ({"1_feature": 13}, "cytoplasmic: a node asks for none of the 13 features"),
+            ({"1_feature": -1}, "cytoplasmic: a node asks for none of the 13 features"),
+            ({"2_left": 0}, "none: left"),
+            ({"2_right": 10**6}, "none: right"),
+            ({"3_root": np.array([0, 0], np.int32)}, "nuclear: some nodes are below none or"),
+            ({"3_root": np.array([], np.int32)}, "nuclear: 0 trees"),
+            ({"4_threshold": np.nan}, "nuclear_edge: threshold is not finite"),
+            ({"4_threshold": 1e30}, "nuclear_edge: a node has 1e"),
+            ({"4_iso_y": np.array([0, 2], np.float32)}, "nuclear_edge: the isotonic map"),
+            ({"4_iso_x": np.array([1, 0], np.float32)}, "nuclear_edge: the isotonic map"),
+            ({"0_left": np.zeros(7, np.int64)}, "cell_edge: left is int64"),
+            ({"mean": None}, "mean"),
+        ],
+    )
+    def test_arrays_that_no_training_gives_are_refused(self, tmp_path, change, problem):
+        path = tmp_path / "flat.npz"
+        flat_forest(path, change)
+        with pytest.raises(
+            MethodError, match=f"does not hold Bento's published forest .*{problem}"
+        ):
+            RnaForest(path)
+
+    @pytest.mark.parametrize("content", [b"", b"PK", b"no archive"])
+    def test_another_file_is_refused(self, tmp_path, content):
+        (tmp_path / "flat.npz").write_bytes(content)
+        with pytest.raises(MethodError, match="does not hold Bento's published forest"):
+            RnaForest(tmp_path / "flat.npz")
+
+    def test_objects_are_never_unpickled(self, tmp_path):
+        flat_forest(tmp_path / "flat.npz", {"mean": np.array([print] * 13, object)})
+        with pytest.raises(MethodError, match="allow_pickle"):
+            RnaForest(tmp_path / "flat.npz")
+
+    def test_compression_does_not_change_the_hash(self, tmp_path):
+        arrays = flat_forest(tmp_path / "a.npz")
+        np.savez(tmp_path / "b.npz", **dict(reversed(arrays.items())))
+        hashes = {RnaForest(tmp_path / name).sha256 for name in ("a.npz", "b.npz")}
+        flat_forest(tmp_path / "c.npz", {"0_threshold": 0.25})
+        assert len(hashes) == 1
+        assert RnaForest(tmp_path / "c.npz").sha256 not in hashes
+
+    def test_pixels_are_the_sources_where_these_are_about_100_nm(self):
+        assert [pixel_um(unit) for unit in (0.05, 0.108, 0.2)] == [0.05, 0.108, 0.2]
+        assert {pixel_um(unit) for unit in (0.049, 0.21, 1.0)} == {0.1}
 
 
 class TestByDefinition:

@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from gpattern_bench import list_datasets as public_list_datasets
+from gpattern_bench.base.arrays import arrays_sha256, read_arrays
 from gpattern_bench.base.files import file_sha256
 from gpattern_bench.errors import UnknownDatasetError
 from gpattern_bench.sources.registry import (
@@ -66,6 +67,9 @@ def test_nothing_is_invented_where_no_checksum_is_published(file: SourceFile):
 
 @each_file
 def test_addresses_of_a_file_differ_and_name_the_same_file(file: SourceFile):
+    if file.made:
+        assert (file.urls, Path(file.made.split()[-1].partition("#")[0]).suffix) == ((), ".md")
+        return
     assert len(set(file.urls)) == len(file.urls)
     [name] = {url.rpartition("/")[2] for url in file.urls}
     assert name == Path(file.path).name or name.isdecimal()  # figshare numbers its files
@@ -83,6 +87,9 @@ def test_size_and_hash_are_those_of_the_real_file(shared: Path, file: SourceFile
     for line in (shared / "SHA256SUMS").read_text().splitlines():
         digest, path = line.split(maxsplit=1)
         sums[path.removeprefix("./")] = digest
+    if file.arrays_sha256:
+        assert arrays_sha256(read_arrays(shared / file.path)) == file.arrays_sha256
+        return
     assert sums[file.path] == file.sha256
     assert (shared / file.path).stat().st_size == file.bytes
     assert file_sha256(shared / file.path) == file.sha256
@@ -97,14 +104,16 @@ def test_paths_of_different_files_differ():
 
 @each_entry
 def test_recipe_reads_only_files_of_the_entry(entry: Entry):
-    paths = [file.path for file in entry.files]
-    recipe = entry.recipe
-    if recipe.format == "simulated":
-        assert paths == []
-    else:  # one file, or a folder
-        others = set(paths) - {recipe.labels}
-        assert others == {recipe.path} or all(path.startswith(f"{recipe.path}/") for path in others)
-    assert recipe.labels is None or recipe.labels in paths
+    unread = {file.path for file in entry.files}
+    for recipe in (entry.recipe, *entry.recipe.parts):
+        if recipe.format not in ("simulated", "joined"):  # one file, or a folder
+            read = {path for path in unread if f"{path}/".startswith(f"{recipe.path}/")}
+            assert read
+            unread -= read
+        beside = {recipe.labels, recipe.classifier} - {None}
+        assert beside <= unread
+        unread -= beside
+    assert not unread
 
 
 @each_entry
@@ -145,6 +154,23 @@ def test_sets_of_the_paper_follow_its_rules(name: str):
     assert per_cell == entry.published["molecules_per_cell"]
     assert (entry.recipe.patternless, entry.recipe.split) == ("drop", "fov")
     assert entry.recipe.splits == {}
+
+
+def test_the_set_labelled_by_bento_is_split_by_field_of_view_both_ways():
+    one, other = (find_entry(name) for name in ("u2os_bento", "u2os_bento_exchanged"))
+    assert one.recipe.splits == {"0": "train", "0-val": "val", "8": "test"}
+    assert other.recipe.splits == {"8": "train", "8-val": "val", "0": "test"}
+    assert one.files == other.files
+    assert dict(one.counts) == dict(other.counts)
+    assert one.test["pairs"] + other.test["pairs"] == one.counts["labelled_pairs"]
+    for entry in (one, other):
+        # nobody serves the classifier, so the check of a pull request cannot make it
+        assert (entry.recipe.patternless, entry.is_pinned) == ("drop", False)
+
+
+def test_labels_by_a_classifier_are_marked():
+    marked = {entry.name for entry in ENTRIES if entry.labelled_by}
+    assert marked == {"nih3t3", "u2os", "u2os_bento", "u2os_bento_exchanged"}
 
 
 def test_mini_set_is_split_by_name():
@@ -247,6 +273,9 @@ FILE = {"path": "set/a.csv", "urls": ["https://a"], "bytes": None, "sha256": Non
 def test_checksum_in_words():
     assert SourceFile(**FILE).checksum is None
     assert SourceFile(**FILE | {"sha256": "a" * 64}).checksum == f"SHA-256 {'a' * 64}"
+    assert SourceFile(**FILE, arrays_sha256="c" * 64).checksum == (
+        f"SHA-256 over its arrays {'c' * 64}"
+    )
     assert SourceFile(**FILE, git_blob="b" * 40).checksum == f"Git blob id {'b' * 40}"
 
 
@@ -263,6 +292,7 @@ def test_checksum_in_words():
         ({"sha256": "A" * 64}, "pattern"),
         ({"git_blob": "b" * 39}, "pattern"),
         ({"sha256": "a" * 64, "git_blob": "b" * 40}, "not both"),
+        ({"sha256": "a" * 64, "arrays_sha256": "b" * 64}, "not both"),
         ({"md5": "c" * 32}, "Extra inputs"),
     ],
 )

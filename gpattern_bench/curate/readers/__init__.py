@@ -103,6 +103,8 @@ def read_release(recipe: Recipe, sources: Path, scratch: Path) -> Iterator[Piece
             fov_column=recipe.fov_column,
             tile=tile,
         )
+    elif recipe.format == "joined":
+        raise SourceError("a recipe of format joined needs parts, one for each source")
     else:
         assert_never(recipe.format)
     if labels is not None:
