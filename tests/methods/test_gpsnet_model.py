@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from gpattern_bench.data.cells import Cell
 from gpattern_bench.errors import MethodError
 from gpattern_bench.methods.gpsnet.attention import KNNAttention
-from gpattern_bench.methods.gpsnet.config import PRESETS, Config
+from gpattern_bench.methods.gpsnet.config import PRESETS, TRAININGS, Config
 from gpattern_bench.methods.gpsnet.model import (
     GPSNet,
     OwnAttention,
@@ -412,6 +412,35 @@ def test_layers_have_as_many_parameters_as_plain_ones():
     assert size(model.decoder[0]) == 8 * width**2 + mlp + 3 * width
     assert len(model.encoder) == 4
     assert len(model.decoder) == 8
+
+
+@pytest.mark.parametrize(
+    ("genes", "patterns", "encoder", "decoder", "millions"),
+    [(3721, 4, 8, 4, 129.74), (130, 4, 8, 4, 124.22), (960, 3, 12, 6, 186.92)],
+)
+def test_another_reading_of_the_paper_comes_close_to_its_sizes(
+    genes, patterns, encoder, decoder, millions
+):
+    """As docs/methods/gpsnet.md says it: NIH/3T3, U-2 OS and CosMx Lung."""
+    width, inner = 768, 4 * 768
+
+    def linear(inside, outside):
+        return (inside + 1) * outside  # with a bias
+
+    attention = 4 * linear(width, width)
+    geglu = linear(width, 2 * inner) + linear(inner, width)
+    size = encoder * (attention + geglu + 2 * width) + decoder * (2 * attention + geglu + 3 * width)
+    size += linear(2, width) + 2 * linear(width, width)  # of the coordinates
+    size += 2 * genes * width  # embeddings of molecules and of queries
+    size += 2 * width + linear(width, patterns)  # last norms, and the head
+    assert round(size / 1e6, 2) == millions
+
+
+def test_training_of_the_papers_presets_is_the_papers():
+    assert {TRAININGS[name].forgotten for name in ("nih3t3", "u2os", "cosmx_lung")} == {0.0}
+    training = TRAININGS["nih3t3"]
+    steps = training.steps_of(143)  # 80 % of 179 cells
+    assert steps == 360 < training.warmup_steps(steps) == 1000
 
 
 def test_sizes_are_printed_beside_the_papers():
