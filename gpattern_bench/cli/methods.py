@@ -39,6 +39,7 @@ Settings = Annotated[
     epilog=examples(
         "run sprawl --dataset synthetic",
         "run bento --dataset u2os_gold --train-on synthetic --train-on nih3t3_gold",
+        "run ella --dataset cosmx_lung --sample-cells 2000",
         "run gpsnet --preset small --set neighbours=16 --name near --dataset synthetic",
     )
 )
@@ -66,6 +67,10 @@ def run(
         int | None,
         typer.Option(min=1, help="Cells that a network scores together. In training: --set batch."),
     ] = None,
+    sample_cells: Annotated[
+        int | None,
+        typer.Option(min=1, help="Fit on at most so many training cells, drawn at random."),
+    ] = None,
     seed: Seed = 0,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder; default runs/METHOD or runs/NAME.")
@@ -89,6 +94,7 @@ def run(
         seed=seed,
         init=None if init is None else find_model(init),
         batch_size=batch_size,
+        sample_cells=sample_cells,
     )
     for file in files:
         typer.echo(str(file))

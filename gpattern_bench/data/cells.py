@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -178,6 +178,18 @@ class Cells:
         """Return the cells of the simulated datasets among several, with the same panel."""
         return self._of([tables for tables in self._tables if tables.simulated])
 
+    def sampled(self, most: int, seed: int) -> Cells:
+        """Return at most so many of the cells, drawn at random."""
+        names = [(k, name) for k, one in enumerate(self._tables) for name in _names(one)]
+        drawn = np.random.Generator(np.random.Philox(seed)).permutation(len(names))[:most]
+        kept: list[set[str]] = [set() for _ in self._tables]
+        for at in drawn:
+            k, name = names[at]
+            kept[k].add(name)
+        return self._of(
+            [replace(one, keep=frozenset(k)) for one, k in zip(self._tables, kept, strict=True)]
+        )
+
     def _of(self, tables: Sequence[CellTables]) -> Cells:
         some = copy(self)
         some._tables = tables
@@ -290,12 +302,17 @@ class Cells:
         return labels, counts
 
 
+def _names(tables: CellTables) -> list[str]:
+    """Name the cells to yield, as their table does."""
+    names = read_table(tables.folder / "cells.parquet", tables.fovs, ["cell_id"])["cell_id"]
+    return [name for name in names.to_pylist() if tables.keep is None or name in tables.keep]
+
+
 def _count(tables: CellTables) -> int:
     """Count the cells to yield."""
-    names = read_table(tables.folder / "cells.parquet", tables.fovs, ["cell_id"])["cell_id"]
     if tables.keep is None:
-        return len(names)
-    return sum(name in tables.keep for name in names.to_pylist())
+        return len(read_table(tables.folder / "cells.parquet", tables.fovs, ["cell_id"]))
+    return len(_names(tables))
 
 
 @contextmanager

@@ -104,6 +104,8 @@ class Run:
         Of a network: batch size -> wall time of predicting test alone, also out of fold.
     variant : Variant or None
         Of what the method is a variant.
+    sample_cells : int or None
+        At most so many of the training cells, drawn at random, were fitted on; None: all.
     """
 
     method: str
@@ -122,6 +124,7 @@ class Run:
     batch_size: int | None = None
     seconds_by_batch: dict[str, float] | None = None
     variant: Variant | None = None
+    sample_cells: int | None = None
 
 
 def run_method(
@@ -134,6 +137,7 @@ def run_method(
     seed: int = 0,
     init: Path | None = None,
     batch_size: int | None = None,
+    sample_cells: int | None = None,
 ) -> list[Path]:
     """Fit a method and write its prediction files for val and test.
 
@@ -164,6 +168,9 @@ def run_method(
     batch_size : int, optional
         Cells that a network scores together; scores differ in their last digits. Default: 1, and
         the method's own out of fold. At each of :data:`BATCHES` too, test is timed.
+    sample_cells : int, optional
+        Fit on at most so many of the training cells (of each fold), drawn at random by the seed;
+        all pairs are predicted.
 
     Returns
     -------
@@ -184,6 +191,10 @@ def run_method(
         raise MethodError(f"{name} scores cell by cell: leave out --batch-size")
     if batch_size is not None and batch_size < 1:
         raise MethodError(f"expected a --batch-size of 1 or more, got {batch_size}")
+    if sample_cells is not None and not method.about.learns:
+        raise MethodError(f"{name} learns nothing: leave out --sample-cells")
+    if sample_cells is not None and sample_cells < 1:
+        raise MethodError(f"expected --sample-cells of 1 or more, got {sample_cells}")
     all_sets = list(train_on)
     if init is not None:
         all_sets = _with_initial(method, init, dataset, train_on, cv)
@@ -196,7 +207,9 @@ def run_method(
             raise MethodError(f"{clash}: name another --out")
     training = folder / f"{origins[0].stem('training')}.safetensors"
     if method.about.learns and protocol != "cv-cell":
-        seconds["fit"] = fit_method(method, train_on or [dataset], seed, training, init=init)
+        seconds["fit"] = fit_method(
+            method, train_on or [dataset], seed, training, init=init, sample_cells=sample_cells
+        )
     if process_index() > 0:
         return []  # the first of the processes that train together continues
     scores: dict[str, Iterable[_Scored]] = {}
@@ -207,6 +220,7 @@ def run_method(
             folds, aside = [], 0.0
             for k, (train, held_out) in enumerate(_folds(dataset, split, seed, train_on), 1):
                 _log.info("%s: fold %d of %d of %s", name, k, FOLDS, split)
+                train = train if sample_cells is None else train.sampled(sample_cells, seed)
                 method = make()  # for each fold: nothing of another is left in it
                 fit_in_context(method, train, seed, FitContext(init=init))
                 _set_batch(method, batch_size)
@@ -221,7 +235,14 @@ def run_method(
         scores[split] = [(dataset.fovs(split), found)]
         _log.info("%s: predicted %s in %s", name, split, duration(seconds[split]))
     files = write_run(
-        method, dataset, origins, scores, folder, seconds=seconds, seconds_by_batch=by_batch
+        method,
+        dataset,
+        origins,
+        scores,
+        folder,
+        seconds=seconds,
+        seconds_by_batch=by_batch,
+        sample_cells=sample_cells,
     )
     training.unlink(missing_ok=True)  # nothing to resume
     return files
@@ -326,16 +347,21 @@ def fit_method(
     training: Path,
     *,
     init: Path | None = None,
+    sample_cells: int | None = None,
 ) -> float:
     """Fit on the train splits of datasets, or on all of one without; return the seconds.
 
     A method that takes a context may resume from the checkpoint `training`, which stays, and start
-    from the saved model `init`.
+    from the saved model `init`. With `sample_cells`, on at most so many cells, drawn at random.
     """
     name, began = method.about.name, time.perf_counter()
     _log.info("%s: fitting on %s", name, ", ".join(training_ids(sources) or ()))
     context = FitContext(val_cells(sources), training, init)
-    fit_in_context(method, training_cells(sources), seed, context)
+    train = training_cells(sources)
+    if sample_cells is not None:
+        train = train.sampled(sample_cells, seed)
+        _log.info("%s: on %d cells", name, len(train))
+    fit_in_context(method, train, seed, context)
     if isinstance(method, Network):
         method.batch = 1  # as the paper measures the time of validation
     seconds = time.perf_counter() - began
@@ -352,6 +378,7 @@ def write_run(
     *,
     seconds: dict[str, float],
     seconds_by_batch: Mapping[int, float] | None = None,
+    sample_cells: int | None = None,
     peak_rss: float = 0.0,
 ) -> list[Path]:
     """Check the scores of every split and write all files of a run.
@@ -367,7 +394,7 @@ def write_run(
         :func:`~gpattern_bench.methods.predict.predict_cells` gave of them, rows in any order. One
         is in memory at a time.
     folder : pathlib.Path
-    seconds, seconds_by_batch
+    seconds, seconds_by_batch, sample_cells
         See :class:`Run`.
     peak_rss : float
         Of other processes that had a part in it, MiB.
@@ -416,6 +443,7 @@ def write_run(
         seconds_by_batch={str(k): round(v, 3) for k, v in sorted((seconds_by_batch or {}).items())}
         or None,
         variant=_variant(method),
+        sample_cells=sample_cells,
     )
     path = folder / f"{origins[0].stem('run')}.json"
     write_text(path, json.dumps(asdict(report), indent=1) + "\n")
