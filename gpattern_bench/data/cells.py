@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import shapely
 from numpy.typing import NDArray
 from shapely.errors import ShapelyError
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from gpattern_bench.base.geometry import CellGeometry
 
 __all__ = ["Cell", "CellTables", "Cells", "read_cells"]
+
+_MOLECULES = "molecules.parquet"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -50,6 +53,9 @@ class Cell:
         the dataset has none.
     labelled : numpy.ndarray or None
         (g,) bool: which pairs have labels.
+    z : numpy.ndarray or None
+        (n,) float64, micrometres, NaN where unknown: heights, if asked for by
+        :meth:`Cells.with_depth`; None where no molecule has one.
     """
 
     cell_id: str
@@ -60,6 +66,7 @@ class Cell:
     nucleus: BaseGeometry | None
     labels: NDArray[np.bool_] | None = None
     labelled: NDArray[np.bool_] | None = None
+    z: NDArray[np.float64] | None = None
 
     def __repr__(self) -> str:
         nucleus = "no nucleus" if self.nucleus is None else "a nucleus"
@@ -139,6 +146,7 @@ class Cells:
     """
 
     _tables: Sequence[CellTables] = ()
+    _depth = False
 
     def __init__(
         self,
@@ -201,6 +209,17 @@ class Cells:
         hidden._labels = False
         return hidden
 
+    @property
+    def has_depth(self) -> bool:
+        """Whether some molecule of the tables has a z."""
+        return any(map(_has_depth, {tables.folder / _MOLECULES for tables in self._tables}))
+
+    def with_depth(self) -> Cells:
+        """Return the same cells with the heights of their molecules, which are read only so."""
+        deep = copy(self)
+        deep._depth = True
+        return deep
+
     def mapped(self, change: Callable[[Cell], Cell]) -> Cells:
         """Return the same cells, each changed by a function when its turn comes."""
         mapped = copy(self)
@@ -219,14 +238,14 @@ class Cells:
     def _read(self, tables: CellTables) -> Iterator[Cell]:
         folder, fovs = tables.folder, tables.fovs
         # All tables are sorted by FOV: read them in step, each opened once.
-        columns = ["fov", "cell_id", "gene", "x", "y"]
+        columns = ["fov", "cell_id", "gene", "x", "y"] + ["z"] * self._depth
         outlines = _by_fov(read_fovs(folder / "cells.parquet", fovs))
         labels: Iterator[tuple[str, pa.Table | None]] = iter(())
         if self._labels:
             labels = _by_fov(read_fovs(folder / "labels.parquet", fovs))
         here, outlined = "", pd.DataFrame()
         labelled_fov, labelled = next(labels, ("", None))
-        for table in read_fovs(folder / "molecules.parquet", fovs, columns):
+        for table in read_fovs(folder / _MOLECULES, fovs, columns):
             fov = table["fov"][0].as_py()
             if fov != here:
                 _, rows = next(outlines, ("", None))
@@ -255,6 +274,7 @@ class Cells:
         names, starts = _runs(table["cell_id"])
         gene = codes_into(self._gene_index, table["gene"]).astype(np.int32)
         xy = np.stack([table["x"].to_numpy(), table["y"].to_numpy()], axis=1).astype(np.float64)
+        z = table["z"].to_numpy().astype(np.float64) if self._depth else None
         cell = np.repeat(np.arange(len(names)), np.diff(starts, append=len(gene)))
         # Rows are sorted by cell and gene: a pair is one run of rows.
         pair = cell * len(self.genes) + gene
@@ -280,6 +300,7 @@ class Cells:
                 nucleus=nuclei[k],
                 labels=None if truth is None else truth[0][pairs],
                 labelled=None if truth is None else truth[1][pairs],
+                z=None if z is None or np.isnan(z[begin:end]).all() else z[begin:end],
             )
             vars(found)["_present"] = genes[pairs], counts[pairs]  # known already: fill the cache
             yield found
@@ -300,6 +321,21 @@ class Cells:
         for k, name in enumerate(self.patterns):
             labels[at, k] = labelled[name].to_numpy(zero_copy_only=False)[known]
         return labels, counts
+
+
+def _has_depth(path: Path) -> bool:
+    with _as_table_error(str(path)):
+        found = pq.read_metadata(path)
+    for k in range(found.num_row_groups):
+        group = found.row_group(k)
+        columns = [group.column(c) for c in range(group.num_columns)]
+        for column in columns:
+            known = column.statistics
+            if column.path_in_schema == "z" and (
+                known is None or not known.has_null_count or known.null_count < group.num_rows
+            ):
+                return True
+    return False
 
 
 def _names(tables: CellTables) -> list[str]:

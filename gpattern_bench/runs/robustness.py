@@ -105,7 +105,8 @@ def _translated(cell: Cell, setting: Setting) -> Cell:
 
 def _kept(cell: Cell, rows: NDArray[np.intp]) -> Cell:
     """Keep some molecules of a cell; drop its labels, whose pairs change."""
-    return replace(cell, xy=cell.xy[rows], gene=cell.gene[rows], labels=None, labelled=None)
+    z = None if cell.z is None else cell.z[rows]
+    return replace(cell, xy=cell.xy[rows], gene=cell.gene[rows], z=z, labels=None, labelled=None)
 
 
 def _shuffled(cell: Cell, setting: Setting) -> Cell:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
+import pandas as pd
 import pytest
-from samples import metadata_of, small_dataset
+from samples import dataset_of, metadata_of, small_dataset
 
 from gpattern_bench.board.submit import submit_run
+from gpattern_bench.curate.simulate.cells import simulate
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import MethodError, SubmissionError
 from gpattern_bench.evaluate.evaluator import Evaluator
@@ -236,3 +239,54 @@ class TestAblation:
     def test_what_cannot_be_is_refused(self, dataset, options, told):
         with pytest.raises(MethodError, match=told):
             list(train_variants(dataset, quick=True, **options))
+
+
+class TestDepth:
+    """GPSNet with `depth` reads z, from the tables to the scores."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def deep(cls, tmp_path_factory) -> Dataset:
+        """Cells whose z is their gene's number, but for some molecules without."""
+        release = simulate(7, n_fovs=12, cells_per_fov=3, n_genes=10, mean_molecules=60)
+        z = pd.factorize(release.molecules["gene"])[0].astype(float)
+        z[::7] = np.nan
+        release.molecules["z"] = z
+        return dataset_of(tmp_path_factory.mktemp("data") / "deep", release, name="deep")
+
+    def test_cells_have_heights_only_if_asked_for(self, deep, dataset):
+        cells = deep.iter_cells("test")
+        assert cells.has_depth
+        assert all(cell.z is None for cell in cells)
+        table = deep.molecules("test").to_pandas()
+        found = {cell.cell_id: cell for cell in cells.with_depth()}
+        for name, rows in table.groupby("cell_id", observed=True):
+            np.testing.assert_array_equal(found[name].z, rows["z"])
+            assert np.isnan(found[name].z).any()
+        flat = dataset.iter_cells("test")
+        assert not flat.has_depth
+        assert all(cell.z is None for cell in flat.with_depth())
+
+    def test_reach_the_scores(self, deep, command, tmp_path):
+        words = ["run", "gpsnet_coordinates", "--dataset", deep.folder, *SET, "--set", "epochs=1"]
+        files = {}
+        for depth in ("true", "false"):
+            out = tmp_path / depth
+            named = ["--set", f"depth={depth}", "--name", "mine", "--out", out]
+            assert command(*words, *named)[0] == 0
+            files[depth] = (out / "deep" / "test-seed0.parquet").read_bytes()
+        assert files["true"] != files["false"]
+        method, _ = load_model(tmp_path / "true")
+        assert method.network.config.depth
+        words = ["robustness", "mine", "--dataset", deep.folder, "--out", tmp_path / "true"]
+        code, out, _ = command(*words, "--json")
+        assert code == 0
+        changes = json.loads(out)["perturbations"]
+        assert changes["shuffled"]["largest_change"] == 0
+
+    def test_of_flat_cells_are_told(self, deep, dataset, tmp_path, caplog):
+        made = make_variant(Variant("gpsnet", "gpsnet", TINY | {"steps": 2, "depth": True}), "mine")
+        with pytest.raises(MethodError, match="no molecule of the training cells has a z"):
+            run_method(made(), dataset, tmp_path)
+        run_method(made(), dataset, tmp_path, train_on=[deep])
+        assert "mine reads z, and these cells have none" in caplog.text

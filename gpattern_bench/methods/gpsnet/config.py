@@ -79,7 +79,7 @@ KNOWN = {
     "attends_to": ("all", "own", "both"),
 }
 """Settings that are texts, and what they may be."""
-_ADDED = (*KNOWN, "self_attention", "counts", "distance_bias", "context")
+_ADDED = (*KNOWN, "self_attention", "counts", "distance_bias", "context", "depth")
 _MOST = {
     "width": 1 << 14,
     "heads": 1 << 10,
@@ -135,6 +135,10 @@ class Config:
     context : bool
         Whether the invariant inputs have those of :mod:`gpattern_bench.methods.context` beside
         them, for cells without nuclei; their lengths are micrometres. False is the paper's.
+    depth : bool
+        Whether the network reads z too, where it is known: neighbours are those in space, and each
+        molecule's height above the mean of its cell is an input (0 where unknown). False is the
+        paper's, whose coordinates are two.
     pooled : bool
         Whether the query of a gene starts from the mean of its own molecules' encodings, beside
         its embedding. It makes unknown genes of one cell differ; False is the paper's.
@@ -165,6 +169,7 @@ class Config:
     counts: bool = False
     distance_bias: bool = False
     context: bool = False
+    depth: bool = False
 
     def __post_init__(self) -> None:
         problems = [
@@ -211,8 +216,11 @@ class Config:
         return cls(tuple(genes), tuple(patterns), **PRESETS[name] | changes)
 
     def to_json(self) -> str:
-        """Convert to JSON."""
-        return json.dumps(asdict(self), indent=1)
+        """Convert to JSON; `depth` only if set, so that other models have the bytes they had."""
+        found = asdict(self)
+        if not self.depth:
+            del found["depth"]
+        return json.dumps(found, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Self:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -38,6 +39,8 @@ __all__ = [
     "GPSNetMethod",
     "GPSNetOutlines",
 ]
+
+_log = logging.getLogger(__name__)
 
 _CONFIG, _TRAINING, _WEIGHTS = "config.json", "training.json", "model.safetensors"
 
@@ -125,6 +128,13 @@ class GPSNetMethod:
         init: GPSNet | None = None,
     ) -> Trained:
         config = Config.preset(self.preset, train.genes, train.patterns, **self._changes)
+        if config.depth:
+            if not train.has_depth:
+                raise MethodError(
+                    "depth is set, and no molecule of the training cells has a z: leave it out, or "
+                    "train on cells with z"
+                )
+            train, val = train.with_depth(), None if val is None else val.with_depth()
         if self._scheduled and init is None:
             steps = steps_for(len(train))
             self.training = replace(TRAININGS[self.preset], steps=steps, **self.own_training)
@@ -229,6 +239,10 @@ class GPSNetMethod:
                 f"this model scores {', '.join(config.patterns)}; the cells are of a dataset with "
                 f"{', '.join(cells.patterns)}: train another model for them"
             )
+        if config.depth:
+            if not cells.has_depth:
+                _log.warning("%s reads z, and these cells have none: all are flat", self.about.name)
+            cells = cells.with_depth()
         network.to("cuda" if torch.cuda.is_available() else "cpu")
         rows = vocabulary_rows(config.genes, cells.genes)
         counted = network.gene_scores
