@@ -114,7 +114,7 @@ def evaluate(
         if ci:
             bounds = {n: ci[f"{n}_macro"][end] if f"{n}_macro" in ci else "" for n in columns}
             rows.append({"pattern": label} | bounds)
-    if "ambiguous" in result:
+    if result.get("n_ambiguous"):
         told = result["ambiguous"]
         rows.append({"pattern": "two or more"} | {name: told.get(name, "") for name in columns})
     print_rows(rows)

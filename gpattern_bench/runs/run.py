@@ -270,7 +270,7 @@ def _scored(
     for size in BATCHES:
         if size != own:
             method.batch, began = size, time.perf_counter()
-            predict_cells(method, cells, bar=False)
+            predict_cells(method, cells)
             by_batch[size] = by_batch.get(size, 0.0) + time.perf_counter() - began
     method.batch = own
     return found, time.perf_counter() - done

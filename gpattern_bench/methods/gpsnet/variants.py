@@ -128,8 +128,11 @@ def split_settings(
         raise MethodError(f"GPSNet has no settings {', '.join(map(shorten, unknown))}")
     network = {key: value for key, value in settings.items() if key in _NETWORK}
     training = {key: value for key, value in settings.items() if key in _TRAINING}
-    Config.preset(preset, (), ("any",), **network)
-    replace(TRAININGS[preset], **training)
+    try:
+        Config.preset(preset, (), ("any",), **network)
+        replace(TRAININGS[preset], **training)
+    except TypeError as error:  # not of :func:`parse_settings`
+        raise MethodError(f"a setting of GPSNet is of another type: {error}") from error
     return network, training
 
 
