@@ -23,6 +23,7 @@ from gpattern_bench.base.files import replacing
 from gpattern_bench.data.cells import Cell
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import GPatternBenchError, MissingExtraError
+from gpattern_bench.evaluate.genes import gene_shares, has_pattern
 from gpattern_bench.predictions import check_file
 from gpattern_bench.tables.model_output import read_model_output
 from gpattern_bench.tables.predictions import read_origin, require_origin
@@ -155,33 +156,50 @@ def plot_splits(dataset: Dataset) -> Figure:
 
 
 @_style()
-def plot_patterns(dataset: Dataset) -> Figure:
-    """Draw the paper's figure 7: patterns of the labelled pairs of each split.
+def plot_patterns(dataset: Dataset, by: str = "pair") -> Figure:
+    """Draw the paper's figure 7: patterns of the labelled pairs, or genes, of each split.
 
-    Pairs with several patterns (the paper's ambiguous genes) or none count as such; shares add up
+    Those with several patterns (the paper's ambiguous genes) or none count as such; shares add up
     to 100 %.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    by : {"pair", "gene"}
+        What is counted. A gene has a pattern that at least half of its labelled cells in the split
+        show (:mod:`gpattern_bench.evaluate.genes`).
+
+    Raises
+    ------
+    GPatternBenchError
+        `by` is something else.
     """
     from matplotlib.figure import Figure
 
+    if by not in ("pair", "gene"):
+        raise GPatternBenchError(f"expected patterns by pair or by gene, got {by!r}")
     names = [*dataset.patterns, "several", "none"]
     splits = [split for split in dataset.splits if len(dataset.labels(split, ["gene"]))]
     figure = Figure(figsize=(7.2, 3.0), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(splits)
     for k, split in enumerate(splits):
-        truth = dataset.labels(split)[list(dataset.patterns)].to_numpy(bool)
+        labels = dataset.labels(split)
+        truth = labels[list(dataset.patterns)].to_numpy(bool)
+        if by == "gene":
+            truth = has_pattern(gene_shares(labels["gene"], truth)[2])
         several = truth.sum(axis=1)
         counts = [int((truth[:, c] & (several == 1)).sum()) for c in range(truth.shape[1])]
         counts += [int((several > 1).sum()), int((several == 0).sum())]
         shares = [100 * count / len(truth) for count in counts]
         at = np.arange(len(names)) + (k - (len(splits) - 1) / 2) * width
-        label = f"{split} ({len(truth):,} pairs)"
+        label = f"{split} ({len(truth):,} {by}s)"
         bars = axes.bar(at, shares, width * 0.92, color=_SPLIT_COLOURS[split], label=label)
         axes.bar_label(bars, [f"{share:.1f}" for share in shares], padding=1.5, fontsize=6.5)
     axes.set_xticks(range(len(names)), [_words(name) for name in names])
-    axes.set_ylabel("labelled pairs (%)")
+    axes.set_ylabel(f"labelled {by}s (%)")
     axes.margins(y=0.1)
-    axes.set_title(f"{dataset.id}: patterns of a pair", loc="left")
+    axes.set_title(f"{dataset.id}: patterns of a {by}", loc="left")
     figure.legend(loc="outside lower center", ncols=3)
     return figure
 

@@ -100,6 +100,7 @@ class Row:
     ci: dict[str, list[float | None]]
     per_pattern: dict[str, dict[str, float | None]]
     new_cells: Outcome | None = None
+    seconds_batch_1: float | None = None
 
     @property
     def f1(self) -> float | None:
@@ -137,7 +138,7 @@ class Row:
         for key, value in asdict(self).items():
             if key == "macro":
                 found |= value
-            elif value or key not in ("std", "variant_of", "new_cells"):
+            elif value or key not in ("std", "variant_of", "new_cells", "seconds_batch_1"):
                 found[key] = value
         return found
 
@@ -306,6 +307,7 @@ def _row(about: Metadata, entries: Sequence[Score], unverified: Collection[tuple
         seeds=[entry["seed"] for entry in entries],
         trained_on=entries[0]["trained_on"],
         seconds=_mean(v for entry in entries if (v := entry["seconds"]) is not None),
+        seconds_batch_1=_mean(v for e in entries if (v := e.get("seconds_batch_1")) is not None),
         fit_seconds=_mean(v for entry in entries if (v := entry["fit_seconds"]) is not None),
         device=entries[0]["device"],
         parameters=next((v for e in entries if (v := e["parameters"]) is not None), None),

@@ -149,6 +149,8 @@ def _columns(table: Table, reported: Iterable[ReportedTable]) -> list[Column[Row
         Column[Row]("Training", lambda row: seconds(row.fit_seconds)),
         Column[Row]("Validation", lambda row: seconds(row.seconds)),
     ]
+    if any(row.seconds_batch_1 is not None for row in table.rows):
+        columns.append(Column("Cell by cell", lambda row: seconds(row.seconds_batch_1)))
     if times:
         columns.append(Column("Paper", lambda row: times.get(row.label, "-")))
     columns.append(

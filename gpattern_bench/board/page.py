@@ -153,7 +153,14 @@ def _section(table: Table, submissions: Sequence[Submission], drawn: dict[str, S
         },
         has={
             key: any(getattr(row, key) is not None for row in rows)
-            for key in ("parameters", "fit_seconds", "date", "robustness", "new_cells")
+            for key in (
+                "parameters",
+                "fit_seconds",
+                "date",
+                "robustness",
+                "new_cells",
+                "seconds_batch_1",
+            )
         },
         devices=sorted({row.device for row in rows if row.device}),
         curves=[_pattern_charts(pattern, curves) for pattern in patterns],

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, NotRequired, cast
 
 import numpy as np
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -182,10 +182,11 @@ class Score(TypedDict):
 
     ``predictions`` is its path in the submission, ``sha256`` its hash and that of its val file,
     ``labels_sha256`` the content hash of the labels, ``trained_on`` the training datasets that the
-    file names. ``seconds`` (predicting test), ``fit_seconds``, ``device``, ``parameters`` and
-    ``date`` come from the run's report, if there is one; ``robustness`` from its file. ``metrics``
-    is the evaluator's result, ``curves`` is for the page. ``f1_replicates``, bootstrap replicates
-    of macro F1 (base64 of little-endian float32), decide ties. ``flags`` name what is suspicious.
+    file names. ``seconds`` (predicting test), ``seconds_batch_1`` (of a network, cell by cell, as
+    the paper measures validation), ``fit_seconds``, ``device``, ``parameters`` and ``date`` come
+    from the run's report, if there is one; ``robustness`` from its file. ``metrics`` is the
+    evaluator's result, ``curves`` is for the page. ``f1_replicates``, bootstrap replicates of macro
+    F1 (base64 of little-endian float32), decide ties. ``flags`` name what is suspicious.
     """
 
     predictions: Annotated[str, Field(pattern=f"^{_FILE}$", max_length=300)]
@@ -198,6 +199,7 @@ class Score(TypedDict):
     labels_sha256: Sha256
     trained_on: Annotated[TrainedOn, AfterValidator(_check_ids)]
     seconds: _Seconds | None
+    seconds_batch_1: NotRequired[_Seconds]
     fit_seconds: _Seconds | None
     device: _Device | None
     parameters: _Count | None
@@ -633,6 +635,7 @@ class _Cost(TypedDict):
     """The part of a run's report that the board shows: measured, never typed."""
 
     seconds: _Seconds | None
+    seconds_batch_1: NotRequired[_Seconds]
     fit_seconds: _Seconds | None
     device: _Device | None
     parameters: _Count | None
@@ -642,11 +645,13 @@ class _Cost(TypedDict):
 def _cost(report: Path, split: str) -> _Cost:
     """Read a run's cost; all None without a report, some in reports of older versions."""
     if not report.is_file():
-        return dict.fromkeys(_Cost.__annotations__)  # type: ignore[return-value]
+        return dict.fromkeys(_Cost.__required_keys__)  # type: ignore[return-value]
     try:
         run = json.loads(report.read_text(encoding="utf-8"))
+        alone = (run.get("seconds_by_batch") or {}).get("1")
         return TypeAdapter(_Cost).validate_python(
-            {
+            ({} if alone is None else {"seconds_batch_1": alone})
+            | {
                 "seconds": run["seconds"][split],
                 "fit_seconds": run["seconds"].get("fit"),
                 "device": run["device"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -20,11 +20,28 @@ from gpattern_bench.cli.options import (
 )
 from gpattern_bench.errors import MethodError
 
+if TYPE_CHECKING:
+    from gpattern_bench.methods.base import Method
+
+
+Preset = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Of GPSNet: gpsnet, small, nih3t3, u2os or cosmx_lung."),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="A setting of GPSNet or its training; again for more."
+    ),
+]
+
 
 @app.command(
     epilog=examples(
         "run sprawl --dataset synthetic",
         "run bento --dataset u2os_gold --train-on synthetic --train-on nih3t3_gold",
+        "run ella --dataset cosmx_lung --sample-cells 2000",
+        "run gpsnet --preset small --set neighbours=16 --name near --dataset synthetic",
     )
 )
 def run(
@@ -41,9 +58,23 @@ def run(
         Path | None,
         typer.Option(metavar="MODEL", help="Start from this model-... folder: fine-tune it."),
     ] = None,
+    preset: Preset = None,
+    settings: Settings = None,
+    name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of this variant: with --preset and --set."),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Cells that a network scores together. In training: --set batch."),
+    ] = None,
+    sample_cells: Annotated[
+        int | None,
+        typer.Option(min=1, help="Fit on at most so many training cells, drawn at random."),
+    ] = None,
     seed: Seed = 0,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder; default runs/METHOD.")
+        Path | None, typer.Option(metavar="DIR", help="Folder; default runs/METHOD or runs/NAME.")
     ] = None,
 ) -> None:
     """Fit a method, and write prediction files for val and test, with what the run cost."""
@@ -51,18 +82,48 @@ def run(
     from gpattern_bench.runs.run import run_method
     from gpattern_bench.runs.saved_model import find_model
 
+    made: str | Method = method
+    if preset is not None or settings or name is not None:
+        made = _variant(method, preset, settings or [], name)
     predicted, *training = load_datasets([dataset, *(train_on or ())])
     files = run_method(
-        method,
+        made,
         predicted,
-        out or Path("runs") / method,
+        out or Path("runs") / (name or method),
         train_on=training,
         cv=cv is not None,
         seed=seed,
         init=None if init is None else find_model(init),
+        batch_size=batch_size,
+        sample_cells=sample_cells,
     )
     for file in files:
         echo(str(file))
+
+
+def _variant(base: str, preset: str | None, settings: list[str], name: str | None) -> Method:
+    """Make a variant of GPSNet, before anything is fitted."""
+    from gpattern_bench.methods import get_method
+    from gpattern_bench.methods.gpsnet.variants import BASES, make_variant, parse_settings
+    from gpattern_bench.tables.model_output import Variant
+
+    if base not in BASES:
+        get_method(base)  # an unknown name is told as such
+        raise MethodError(
+            f"{base} takes no --preset, --set and --name; those that do: {', '.join(BASES)}"
+        )
+    changes = parse_settings(settings)
+    if preset is None and not changes:
+        raise MethodError(
+            f"--name {name} is for a variant of {base}: say by --preset or --set what differs, or "
+            "leave out --name"
+        )
+    if name is None:
+        raise MethodError(
+            "--preset and --set make a variant, which needs a name of its own: add --name NAME"
+        )
+    own: str = preset or type(get_method(base)).own_preset  # type: ignore[attr-defined]
+    return make_variant(Variant(base, own, changes), name)()
 
 
 @app.command(
@@ -172,7 +233,13 @@ def predict(
         echo(str(path))
 
 
-@app.command(epilog=examples("ablation --quick --study depths", "ablation --json > ablation.json"))
+@app.command(
+    epilog=examples(
+        "ablation --quick --study depths",
+        "ablation --dataset u2os --preset u2os --study neighbours",
+        "ablation --json > ablation.json",
+    )
+)
 def ablation(
     dataset: DatasetOption = "synthetic",
     study: Annotated[
@@ -182,6 +249,8 @@ def ablation(
             help="What to change; again for more. Default: all.",
         ),
     ] = None,
+    preset: Preset = "small",
+    settings: Settings = None,
     split: Annotated[str, typer.Option(metavar="SPLIT", help="What to score.")] = "val",
     seed: Seed = 0,
     quick: Annotated[
@@ -199,12 +268,16 @@ def ablation(
     from dataclasses import asdict
 
     from gpattern_bench.data.dataset import load_dataset
+    from gpattern_bench.methods.gpsnet.variants import parse_settings
     from gpattern_bench.runs.ablation import STUDIES, ablation_table, train_variants
 
+    changes = parse_settings(settings or [])
     rows = list(
         train_variants(
             load_dataset(dataset),
             studies=study or STUDIES,
+            preset=preset or "small",
+            settings=changes,
             split=split,
             seed=seed,
             quick=quick,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -35,13 +35,25 @@ def plot_splits_(name: Name, out: _Out) -> None:
     _save(plot_splits(load_dataset(name)), out)
 
 
-@plot.command("patterns", epilog=examples("plot patterns synthetic --out patterns.pdf"))
-def plot_patterns_(name: Name, out: _Out) -> None:
-    """Draw the patterns of the labelled pairs of each split (figure 7)."""
+@plot.command(
+    "patterns",
+    epilog=examples(
+        "plot patterns synthetic --out patterns.pdf",
+        "plot patterns synthetic --by gene --out genes.svg",
+    ),
+)
+def plot_patterns_(
+    name: Name,
+    out: _Out,
+    by: Annotated[
+        Literal["pair", "gene"], typer.Option(help="Count pairs, or genes as the paper.")
+    ] = "pair",
+) -> None:
+    """Draw the patterns of the labelled pairs, or genes, of each split (figure 7)."""
     from gpattern_bench.data.dataset import load_dataset
     from gpattern_bench.figures import plot_patterns
 
-    _save(plot_patterns(load_dataset(name)), out)
+    _save(plot_patterns(load_dataset(name), by), out)
 
 
 @plot.command(

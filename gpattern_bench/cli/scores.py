@@ -59,6 +59,7 @@ Replicates = Annotated[int, typer.Option(min=0, help="Bootstrap replicates; 0 = 
     epilog=examples(
         "evaluate test-seed0.parquet --dataset synthetic --val val-seed0.parquet",
         "evaluate test-seed0.parquet --dataset synthetic --by molecules",
+        "evaluate test-seed0.parquet --dataset synthetic --genes",
     )
 )
 def evaluate(
@@ -69,6 +70,9 @@ def evaluate(
         Literal["molecules", "gene_seen", "cell_size"] | None,
         typer.Option(help="Break the result down."),
     ] = None,
+    genes: Annotated[
+        bool, typer.Option("--genes", help="Score genes: their patterns, and mean scores.")
+    ] = False,
     replicates: Replicates = 1000,
     as_json: Json = False,
 ) -> None:
@@ -77,6 +81,8 @@ def evaluate(
 
     found, split = scored_by(file, dataset)
     evaluator = Evaluator(found, split)
+    if by is not None and genes:
+        raise GPatternBenchError("--by breaks pairs down, --genes scores genes: give one of them")
     if by is not None:
         parts = evaluator.strata(file, by, val, replicates=replicates)
         if as_json:
@@ -92,7 +98,8 @@ def evaluate(
         print_rows(rows)
         echo(f"\n{split}: macro averages, fractions [95 % interval]")
         return
-    result = evaluator.eval(file, val, replicates=replicates)
+    score = evaluator.eval_genes if genes else evaluator.eval
+    result = score(file, val, replicates=replicates)
     if as_json:
         print_json(result)
         return
@@ -108,11 +115,20 @@ def evaluate(
         if ci:
             bounds = {n: ci[f"{n}_macro"][end] if f"{n}_macro" in ci else "" for n in columns}
             rows.append({"pattern": label} | bounds)
+    if result.get("n_ambiguous"):
+        told = result["ambiguous"]
+        rows.append({"pattern": "two or more"} | {name: told.get(name, "") for name in columns})
     print_rows(rows)
+    of = "gene" if genes else "pair"
     echo(
-        f"\n{split}: {result['n']:,} pairs, accuracy over all patterns of a pair "
+        f"\n{split}: {result['n']:,} {of}s, accuracy over all patterns of a {of} "
         f"{_with_ci(result, 'accuracy_subset')}; fractions, thresholds chosen on these labels"
     )
+    if genes:
+        echo(
+            f"a gene has the patterns of at least {result['share']:.0%} of its labelled cells, and "
+            f"the mean of their scores; {result['n_ambiguous']:,} have two or more"
+        )
     if val is not None:
         echo(
             "f1_val: at the thresholds chosen on val; gap of f1 " + _with_ci(result, "f1_gap_macro")

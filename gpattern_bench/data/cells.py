@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import shapely
 from numpy.typing import NDArray
 from shapely.errors import ShapelyError
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from gpattern_bench.base.geometry import CellGeometry
 
 __all__ = ["Cell", "CellTables", "Cells", "read_cells"]
+
+_MOLECULES = "molecules.parquet"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -50,6 +53,9 @@ class Cell:
         the dataset has none.
     labelled : numpy.ndarray or None
         (g,) bool: which pairs have labels.
+    z : numpy.ndarray or None
+        (n,) float64, micrometres, NaN where unknown: heights, if asked for by
+        :meth:`Cells.with_depth`; None where no molecule has one.
     """
 
     cell_id: str
@@ -60,6 +66,7 @@ class Cell:
     nucleus: BaseGeometry | None
     labels: NDArray[np.bool_] | None = None
     labelled: NDArray[np.bool_] | None = None
+    z: NDArray[np.float64] | None = None
 
     def __repr__(self) -> str:
         nucleus = "no nucleus" if self.nucleus is None else "a nucleus"
@@ -139,6 +146,7 @@ class Cells:
     """
 
     _tables: Sequence[CellTables] = ()
+    _depth = False
 
     def __init__(
         self,
@@ -178,6 +186,18 @@ class Cells:
         """Return the cells of the simulated datasets among several, with the same panel."""
         return self._of([tables for tables in self._tables if tables.simulated])
 
+    def sampled(self, most: int, seed: int) -> Cells:
+        """Return at most so many of the cells, drawn at random."""
+        names = [(k, name) for k, one in enumerate(self._tables) for name in _names(one)]
+        drawn = np.random.Generator(np.random.Philox(seed)).permutation(len(names))[:most]
+        kept: list[set[str]] = [set() for _ in self._tables]
+        for at in drawn:
+            k, name = names[at]
+            kept[k].add(name)
+        return self._of(
+            [replace(one, keep=frozenset(k)) for one, k in zip(self._tables, kept, strict=True)]
+        )
+
     def _of(self, tables: Sequence[CellTables]) -> Cells:
         some = copy(self)
         some._tables = tables
@@ -188,6 +208,17 @@ class Cells:
         hidden = copy(self)
         hidden._labels = False
         return hidden
+
+    @property
+    def has_depth(self) -> bool:
+        """Whether some molecule of the tables has a z."""
+        return any(map(_has_depth, {tables.folder / _MOLECULES for tables in self._tables}))
+
+    def with_depth(self) -> Cells:
+        """Return the same cells with the heights of their molecules, which are read only so."""
+        deep = copy(self)
+        deep._depth = True
+        return deep
 
     def mapped(self, change: Callable[[Cell], Cell]) -> Cells:
         """Return the same cells, each changed by a function when its turn comes."""
@@ -207,14 +238,14 @@ class Cells:
     def _read(self, tables: CellTables) -> Iterator[Cell]:
         folder, fovs = tables.folder, tables.fovs
         # All tables are sorted by FOV: read them in step, each opened once.
-        columns = ["fov", "cell_id", "gene", "x", "y"]
+        columns = ["fov", "cell_id", "gene", "x", "y"] + ["z"] * self._depth
         outlines = _by_fov(read_fovs(folder / "cells.parquet", fovs))
         labels: Iterator[tuple[str, pa.Table | None]] = iter(())
         if self._labels:
             labels = _by_fov(read_fovs(folder / "labels.parquet", fovs))
         here, outlined = "", pd.DataFrame()
         labelled_fov, labelled = next(labels, ("", None))
-        for table in read_fovs(folder / "molecules.parquet", fovs, columns):
+        for table in read_fovs(folder / _MOLECULES, fovs, columns):
             fov = table["fov"][0].as_py()
             if fov != here:
                 _, rows = next(outlines, ("", None))
@@ -243,6 +274,7 @@ class Cells:
         names, starts = _runs(table["cell_id"])
         gene = codes_into(self._gene_index, table["gene"]).astype(np.int32)
         xy = np.stack([table["x"].to_numpy(), table["y"].to_numpy()], axis=1).astype(np.float64)
+        z = table["z"].to_numpy().astype(np.float64) if self._depth else None
         cell = np.repeat(np.arange(len(names)), np.diff(starts, append=len(gene)))
         # Rows are sorted by cell and gene: a pair is one run of rows.
         pair = cell * len(self.genes) + gene
@@ -268,6 +300,7 @@ class Cells:
                 nucleus=nuclei[k],
                 labels=None if truth is None else truth[0][pairs],
                 labelled=None if truth is None else truth[1][pairs],
+                z=None if z is None or np.isnan(z[begin:end]).all() else z[begin:end],
             )
             vars(found)["_present"] = genes[pairs], counts[pairs]  # known already: fill the cache
             yield found
@@ -290,12 +323,32 @@ class Cells:
         return labels, counts
 
 
+def _has_depth(path: Path) -> bool:
+    with _as_table_error(str(path)):
+        found = pq.read_metadata(path)
+    for k in range(found.num_row_groups):
+        group = found.row_group(k)
+        columns = [group.column(c) for c in range(group.num_columns)]
+        for column in columns:
+            known = column.statistics
+            if column.path_in_schema == "z" and (
+                known is None or not known.has_null_count or known.null_count < group.num_rows
+            ):
+                return True
+    return False
+
+
+def _names(tables: CellTables) -> list[str]:
+    """Name the cells to yield, as their table does."""
+    names = read_table(tables.folder / "cells.parquet", tables.fovs, ["cell_id"])["cell_id"]
+    return [name for name in names.to_pylist() if tables.keep is None or name in tables.keep]
+
+
 def _count(tables: CellTables) -> int:
     """Count the cells to yield."""
-    names = read_table(tables.folder / "cells.parquet", tables.fovs, ["cell_id"])["cell_id"]
     if tables.keep is None:
-        return len(names)
-    return sum(name in tables.keep for name in names.to_pylist())
+        return len(read_table(tables.folder / "cells.parquet", tables.fovs, ["cell_id"]))
+    return len(_names(tables))
 
 
 @contextmanager

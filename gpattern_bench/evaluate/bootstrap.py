@@ -46,7 +46,7 @@ class Resamples:
     weights : numpy.ndarray
         (B, K) float64 number of draws of each cluster.
     level : str
-        ``"fov"``, or ``"cell within fov"`` below five fields of view.
+        ``"fov"``, or ``"cell within fov"`` below five fields of view; ``"gene"`` of genes.
     degrees_of_freedom : int
         Clusters minus groups of clusters.
     """
@@ -89,6 +89,13 @@ class Resamples:
         freedom = len(cells) - len(fovs)
         weights = _draw_counts(rng, home, replicates)
         return cls(cell.astype(np.int32), weights, "cell within fov", freedom)
+
+    @classmethod
+    def of_genes(cls, n: int, *, seed: int = 0, replicates: int = REPLICATES) -> Resamples:
+        """Draw replicates of n genes, each a cluster of its own."""
+        rng = np.random.Generator(np.random.Philox(seed))
+        weights = _draw_counts(rng, np.zeros(n, dtype=np.int64), replicates)
+        return cls(np.arange(n, dtype=np.int32), weights, "gene", n - 1)
 
 
 def _draw_counts(rng: np.random.Generator, group: NDArray[np.int64], replicates: int) -> _Floats:

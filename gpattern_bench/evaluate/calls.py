@@ -20,6 +20,7 @@ from gpattern_bench.base.files import plain, write_text
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import EvaluationError
 from gpattern_bench.evaluate.evaluator import Evaluator
+from gpattern_bench.evaluate.genes import SHARE, has_pattern, reserved
 from gpattern_bench.evaluate.inputs import label_array, score_array
 from gpattern_bench.evaluate.metrics import score_pattern
 from gpattern_bench.tables.predictions import write_tables
@@ -101,7 +102,12 @@ def call_patterns(scores: pd.DataFrame, thresholds: Mapping[str, float | None]) 
     return calls
 
 
-def summarise_genes(batches: Iterable[pd.DataFrame]) -> pd.DataFrame:
+def summarise_genes(
+    batches: Iterable[pd.DataFrame],
+    scores: Iterable[pd.DataFrame] | None = None,
+    *,
+    share: float = SHARE,
+) -> pd.DataFrame:
     """Compute per gene and pattern the share of called cells, with 95 % intervals.
 
     Wilson's score interval; assumes independent cells.
@@ -110,24 +116,33 @@ def summarise_genes(batches: Iterable[pd.DataFrame]) -> pd.DataFrame:
     ----------
     batches : iterable of pandas.DataFrame
         From :func:`call_patterns`; together all pairs.
+    scores : iterable of pandas.DataFrame, optional
+        Of the same pairs, with the same columns: for the genes' scores.
+    share : float
+        Of a gene's cells in which a pattern is called that the gene is said to have.
 
     Returns
     -------
     pandas.DataFrame
         One row per gene: ``gene``, ``cells`` and, per pattern, its share and ``<pattern>_low``,
-        ``<pattern>_high``.
+        ``<pattern>_high``; ``patterns``, the names of those of the gene, joined by ``+``;
+        ``ambiguous``, whether there are two or more; with `scores`, ``<pattern>_score``, the mean
+        over the gene's cells, which no threshold decides.
 
     Raises
     ------
     EvaluationError
-        No batch, other columns than in the first, or values that are no calls.
+        No batch, other columns than in the first, values that are no calls or no scores, or a
+        pattern with the name of another column.
     """
     counts = pd.DataFrame()
     patterns: list[str] | None = None
     for calls in batches:
         _need(calls, ["cell_id", "gene"], "calls")
         found = [name for name in calls.columns if name not in ("cell_id", "gene")]
-        patterns = found if patterns is None else patterns
+        if patterns is None:
+            reserved(found)
+            patterns = found
         if sorted(found) != sorted(patterns):
             raise EvaluationError(
                 f"calls: a batch has the patterns {', '.join(found)}, the first has "
@@ -146,13 +161,40 @@ def summarise_genes(batches: Iterable[pd.DataFrame]) -> pd.DataFrame:
     table = pd.DataFrame({"gene": list(counts.index), "cells": n.astype(np.int64)})
     z = float(norm.ppf(0.975))
     for pattern in patterns:
-        share = counts[pattern].to_numpy(np.float64) / n
-        middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-        half = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
-        table[pattern] = share
+        part = counts[pattern].to_numpy(np.float64) / n
+        middle = (part + z**2 / (2 * n)) / (1 + z**2 / n)
+        half = z * np.sqrt(part * (1 - part) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+        table[pattern] = part
         table[f"{pattern}_low"] = np.clip(middle - half, 0, 1)
         table[f"{pattern}_high"] = np.clip(middle + half, 0, 1)
+    has = has_pattern(table[patterns].to_numpy(np.float64).reshape(len(table), -1), share)
+    names = np.array(patterns, object)
+    table["patterns"] = ["+".join(names[row]) for row in has]
+    table["ambiguous"] = has.sum(axis=1) > 1
+    if scores is not None:
+        means = _mean_scores(scores, patterns)
+        if not means.index.equals(counts.index):
+            raise EvaluationError("calls and scores are not of the same genes: give both of all")
+        for pattern in patterns:
+            table[f"{pattern}_score"] = means[pattern].to_numpy()
     return table
+
+
+def _mean_scores(batches: Iterable[pd.DataFrame], patterns: list[str]) -> pd.DataFrame:
+    """Compute the mean scores by gene, sorted."""
+    sums = pd.DataFrame()
+    for scores in batches:
+        _need(scores, ["gene", *patterns], "scores")
+        values = {
+            name: score_array(f"scores, column {name}", scores[name]).astype(np.float64)
+            for name in patterns
+        }
+        here = pd.DataFrame({"gene": scores["gene"].astype(str).to_numpy()} | values)
+        summed = here.assign(cells=1).groupby("gene").sum()
+        sums = sums.add(summed, fill_value=0) if len(sums) else summed
+    if not len(sums):
+        raise EvaluationError("no scores: there is no batch to sum up")
+    return sums[patterns].div(sums["cells"], axis=0).sort_index()
 
 
 def _need(table: pd.DataFrame, columns: list[str], what: str) -> None:
@@ -172,21 +214,25 @@ def write_calls(scores: Path, thresholds: Mapping[str, float | None], path: Path
     """
     note = json.dumps(plain({"thresholds": dict(thresholds)}))
 
-    def called() -> Iterator[pd.DataFrame]:
+    def scored() -> Iterator[pd.DataFrame]:
         with pq.ParquetFile(scores) as file:
             for batch in file.iter_batches(_BATCH):
-                yield call_patterns(batch.to_pandas(), thresholds)
+                yield batch.to_pandas()
+
+    def called() -> Iterator[pd.DataFrame]:
+        return (call_patterns(batch, thresholds) for batch in scored())
 
     write_tables(
         (pa.Table.from_pandas(calls, preserve_index=False) for calls in called()),
         path,
         {"gpattern_bench": note},
     )
-    table = summarise_genes(called())
+    table = summarise_genes(called(), scored())
     genes = path.with_name(path.name.removesuffix(".parquet") + "-genes.csv")
-    shown = table.assign(gene=[_cell_text(gene) for gene in table["gene"]])
-    shown = shown.rename(columns=_cell_text)
-    write_text(genes, shown.to_csv(index=False, float_format="%.6f"))
+    text = table.assign(
+        **{key: [_cell_text(name) for name in table[key]] for key in ("gene", "patterns")}
+    ).rename(columns=_cell_text)
+    write_text(genes, text.to_csv(index=False, float_format="%.6f"))
     for pattern in thresholds:
         share = np.average(table[pattern], weights=table["cells"])
         if share > _NEARLY_ALL:

@@ -23,6 +23,13 @@ from gpattern_bench.evaluate.bootstrap import (
     interval,
     is_biased,
 )
+from gpattern_bench.evaluate.genes import (
+    SHARE,
+    gene_means,
+    gene_shares,
+    has_pattern,
+    second_largest,
+)
 from gpattern_bench.evaluate.inputs import label_columns, paired, type_name
 from gpattern_bench.evaluate.metrics import at_threshold, exact_mean, score_pattern
 from gpattern_bench.evaluate.result import Comparison, Result
@@ -299,6 +306,70 @@ class Evaluator:
                     truth[rows], scores[rows], thresholds, resamples, warnings
                 )
         return found
+
+    def eval_genes(
+        self,
+        predictions: Predictions,
+        val: Predictions | None = None,
+        *,
+        share: float = SHARE,
+        replicates: int = REPLICATES,
+        seed: int = 0,
+    ) -> Result:
+        """Score genes instead of pairs: one label and one score per gene and pattern.
+
+        A gene has a pattern that at least `share` of its labelled cells show; its score is the
+        mean of its pairs'. Thresholds are chosen on genes, and the bootstrap draws genes.
+
+        Parameters
+        ----------
+        predictions, val, replicates, seed
+            As in :meth:`eval`, but no arrays.
+        share : float
+            Above 0, at most 1.
+
+        Returns
+        -------
+        Result
+            Of genes: ``n`` counts them; ``clusters`` is "gene". Besides, ``share``, ``n_pairs``,
+            ``n_ambiguous`` (genes with two or more patterns), and ``ambiguous``: the metrics of
+            telling these from the rest by a gene's second largest score.
+
+        Raises
+        ------
+        PredictionError, EvaluationError
+            As :meth:`eval`, and for another share.
+        """
+        truth, scores, names, warnings = self._genes(predictions, self.split, self.labels, share)
+        thresholds = None
+        if val is not None:
+            labels = None if self.dataset is None else self.dataset.labels("val")
+            known, found, _, _ = self._genes(val, "val", labels, share)
+            thresholds = [
+                score_pattern(known[:, k], found[:, k]).threshold for k in range(known.shape[1])
+            ]
+        drawn = (
+            Resamples.of_genes(len(names), seed=seed, replicates=replicates) if replicates else None
+        )
+        result = self._result(truth, scores, thresholds, drawn, warnings)
+        several = truth.sum(axis=1) > 1
+        result |= {"share": share, "n_pairs": len(self.labels), "n_ambiguous": int(several.sum())}
+        if truth.shape[1] > 1:
+            result["ambiguous"] = asdict(score_pattern(several, second_largest(scores)))
+        return result
+
+    def _genes(
+        self, predictions: Predictions, split: str, labels: pd.DataFrame | None, share: float
+    ) -> tuple[NDArray[np.bool_], NDArray[np.float32], list[str], list[str]]:
+        """Return labels and scores (G, C) of genes, their names, and warnings."""
+        if isinstance(predictions, Mapping) or labels is None:
+            raise EvaluationError(
+                "genes need the pairs' names: give a prediction file or table, and for val a "
+                "dataset, not arrays or a table of labels"
+            )
+        truth, scores, warnings = self._aligned(predictions, split, labels)
+        names, _, shares = gene_shares(labels["gene"], truth)
+        return has_pattern(shares, share), gene_means(labels["gene"], scores), names, warnings
 
     def example(self, seed: int = 0) -> pd.DataFrame:
         """Make a valid table of random scores, as an example for yours."""

@@ -95,7 +95,7 @@ class Result(dict[str, Any]):
             for pattern, values in self.per_pattern.items()
         ]
         rows.append(["macro", *(self[f"{key}_macro"] for key in keys)])
-        note = f"{self['n']:,} pairs; fractions"
+        note = f"{self['n']:,} {'genes' if 'n_ambiguous' in self else 'pairs'}; fractions"
         if "ci" in self:
             bounds = [self["ci"][f"{key}_macro"] for key in keys]
             rows.append(["95 %", *(f"{low:.4f} to {high:.4f}" for low, high in bounds)])

@@ -1,8 +1,9 @@
-"""Ablations of GPSNet: tables 4 and 5 of the paper at small size, and a learning curve.
+"""Ablations of GPSNet: tables 4 and 5 of the paper, and a learning curve.
 
-Each row is a model of the preset ``small``, of which one thing was changed, trained on the train
-split of a dataset and scored on another of its splits. The paper's figures for NIH/3T3 and U-2 OS
-stand beside ours; other cells, another size of model: what compares is how they change.
+Each row is a model of one preset, of which one thing was changed, trained on the train split of a
+dataset and scored on another of its splits. The paper's figures for NIH/3T3 and U-2 OS stand beside
+ours. By default the preset is ``small``: other cells, another size of model; what compares is how
+they change. ``nih3t3`` and ``u2os`` are the paper's models, up to K = 2048 and of 12 layers.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,9 @@ from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import MethodError
 from gpattern_bench.evaluate.evaluator import Evaluator
 from gpattern_bench.methods.base import FitContext
-from gpattern_bench.methods.gpsnet.config import PRESETS, TRAININGS
+from gpattern_bench.methods.gpsnet.config import PRESETS, TRAININGS, steps_for
 from gpattern_bench.methods.gpsnet.method import GPSNetMethod
+from gpattern_bench.methods.gpsnet.variants import split_settings
 from gpattern_bench.methods.predict import predict_cells
 from gpattern_bench.runs.shards import run_key
 from gpattern_bench.tables.predictions import counted
@@ -82,7 +84,8 @@ K = 256 is the 2:1 of table 5), and of its table 5, at K = 256 and N = 12."""
 
 _PAPER = ("nih3t3", "u2os")
 _NEIGHBOURS = (1, 4, 16, 64, 256, 1024)  # a cell of `synthetic` has hardly more than 1024 molecules
-_DEPTHS = {"(N-1):1": (5, 1), "2:1": (4, 2), "1:1": (3, 3), "1:2": (2, 4), "1:(N-1)": (1, 5)}
+_MOST_NEIGHBOURS = 2048  # of the paper's table 4, for its own presets
+_SHARES = {"2:1": 4, "1:1": 3, "1:2": 2}  # sixths of the layers that are the encoder's
 _PARTS = (16, 8, 4, 2, 1)  # one n-th of the training cells
 _QUICK_CELLS, _QUICK_EPOCHS = 80, 6
 
@@ -98,7 +101,7 @@ class AblationRow:
     study : {"neighbours", "depths", "cells"}
         What was changed.
     setting : str
-        To what; for ``depths`` encoder:decoder as the paper names it, of N = 6 layers.
+        To what; for ``depths`` encoder:decoder as the paper names it, of N layers.
     cells : int
         Training cells.
     auc, acc, f1 : float
@@ -120,6 +123,8 @@ def train_variants(
     dataset: Dataset,
     *,
     studies: Sequence[str] = STUDIES,
+    preset: str = "small",
+    settings: Mapping[str, Any] | None = None,
     split: str = "val",
     seed: int = 0,
     quick: bool = False,
@@ -136,8 +141,15 @@ def train_variants(
     dataset : Dataset
         With labels, a train split and `split`.
     studies : sequence of str
-        Of :data:`STUDIES`: K of the KNN-attention at depths 2:4 (table 4), encoder:decoder depths
-        of 6 layers (table 5), and the number of training cells.
+        Of :data:`STUDIES`: K of the KNN-attention at the preset's depths (table 4), encoder:decoder
+        depths of as many layers as the preset has (table 5), and the number of training cells.
+    preset : str
+        What is changed: ``small`` has 6 layers, ``nih3t3`` and ``u2os`` have 12. K = 2048 is a row
+        of the paper's presets.
+    settings : mapping of str to value, optional
+        What differs from the preset in all rows, by fields of
+        :class:`~gpattern_bench.methods.gpsnet.config.Config` and
+        :class:`~gpattern_bench.methods.gpsnet.config.TrainingConfig`.
     split : str
         What to score; ``test`` only once nothing is chosen any more.
     seed : int
@@ -151,22 +163,28 @@ def train_variants(
     Raises
     ------
     MethodError
-        No such study.
+        No such study or preset, or a network or training that cannot have these settings.
     """
+    network, changed = split_settings(preset, settings or {})
     unknown = [study for study in studies if study not in STUDIES]
     if unknown:
         raise MethodError(f"no study named {', '.join(unknown)}; known: {', '.join(STUDIES)}")
     names = _drawn_cells(dataset, seed)
     names = names[:_QUICK_CELLS] if quick else names
-    training = TRAININGS["small"]
+    training = TRAININGS[preset]
     if quick:
         training = replace(training, epochs=_QUICK_EPOCHS, warmup=0.1)
-    settings = [(study, *each) for study in studies for each in _settings(study, len(names))]
+    training = replace(training, **changed)
+    by_cells = preset == "gpsnet" and not quick and not {"epochs", "steps"} & changed.keys()
+    base = PRESETS[preset] | network
+    rows = [(study, *row) for study in studies for row in _rows(study, preset, base, len(names))]
     found: dict[str, _Scores] = {}
-    for k, (study, setting, changes, cells) in enumerate(settings, 1):
-        name, began = f"{study} {setting}, {k} of {len(settings)}", time.monotonic()
+    for k, (study, setting, changes, cells) in enumerate(rows, 1):
+        name, began = f"{study} {setting}, {k} of {len(rows)}", time.monotonic()
+        if by_cells:
+            training = replace(training, steps=steps_for(cells))
         key = run_key("gpsnet_coordinates", dataset, seed) | {
-            "config": PRESETS["small"] | changes,
+            "config": base | changes,
             "training": asdict(training),
             "train_cells": cells,
             "split": split,
@@ -181,7 +199,7 @@ def train_variants(
         else:
             _log.info("%s: training on %d cells", name, cells)
             checkpoint = None if file is None else file.with_suffix(".safetensors")
-            method = GPSNetMethod("small", training=training, **changes)
+            method = GPSNetMethod(preset, training=training, **network | changes)
             context = FitContext(checkpoint=checkpoint)
             method.fit(dataset.iter_cells("train", keep=names[:cells]), seed, context)
             found[text] = _scored(method, dataset, split)
@@ -225,14 +243,30 @@ def ablation_table(rows: Iterable[AblationRow]) -> str:
     return tabulate(shown, heads, tablefmt="github", disable_numparse=True)
 
 
-def _settings(study: str, cells: int) -> Iterator[tuple[str, dict[str, Any], int]]:
-    """Settings of a study: how they are named, changes of the preset, training cells."""
+def _rows(
+    study: str, preset: str, base: Mapping[str, Any], cells: int
+) -> Iterator[tuple[str, dict[str, Any], int]]:
+    """Rows of a study: how they are named, changes of the preset, training cells."""
+    encoder, decoder = base["encoder_depth"], base["decoder_depth"]
     if study == "neighbours":
-        for k in _NEIGHBOURS:
+        if not encoder:
+            raise MethodError(
+                "K plays no part without an encoder: name another --preset, or --set "
+                "encoder_depth=1 or more"
+            )
+        more = () if preset in ("small", "gpsnet") else (_MOST_NEIGHBOURS,)
+        for k in (*_NEIGHBOURS, *more):
             yield str(k), {"neighbours": k}, cells
     elif study == "depths":
-        for ratio, (encoder, decoder) in _DEPTHS.items():
-            yield ratio, {"encoder_depth": encoder, "decoder_depth": decoder}, cells
+        n = encoder + decoder
+        if n % 6:
+            raise MethodError(
+                f"{n} layers cannot be divided 2:1 and 1:1: --set encoder_depth and decoder_depth "
+                "to a sum that 6 divides"
+            )
+        ours = {"(N-1):1": n - 1} | {ratio: n * part // 6 for ratio, part in _SHARES.items()}
+        for ratio, depth in (ours | {"1:(N-1)": 1}).items():
+            yield ratio, {"encoder_depth": depth, "decoder_depth": n - depth}, cells
     else:
         for part in _PARTS:
             yield f"1/{part}" if part > 1 else "all", {}, max(cells // part, 1)

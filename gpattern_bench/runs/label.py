@@ -46,7 +46,7 @@ from gpattern_bench.sources.registry import FOREST, forest_file
 from gpattern_bench.tables import schema
 from gpattern_bench.tables.manifest import LabelledBy
 from gpattern_bench.tables.parquet import read_table
-from gpattern_bench.tables.placement import count_inside, find_overlaps
+from gpattern_bench.tables.placement import count_inside, find_overlaps, nuclei_inside
 
 __all__ = ["Classifier", "label", "load_classifier", "write_labelled"]
 
@@ -308,6 +308,7 @@ def _labelled(dataset: Dataset, classifier: Classifier, recipe: Recipe) -> Itera
             {**dropped, "labels": {reason: rows for reason, rows in reasons.items() if rows}},
             np.asarray(2 * np.sqrt(area / np.pi)),
             count_inside(molecules, outlined),
+            nuclei_inside(outlined),
             find_overlaps(outlined),
         )
         dropped = {}  # counted once

@@ -27,7 +27,7 @@ from gpattern_bench.evaluate.evaluator import Evaluator, Result
 from gpattern_bench.methods import get_method
 from gpattern_bench.methods.base import Method, takes_context
 from gpattern_bench.methods.predict import predict_cells
-from gpattern_bench.runs.saved_model import load_model
+from gpattern_bench.runs.saved_model import load_model, variant_of_run
 from gpattern_bench.runs.training import choose_protocol, fitted_on
 from gpattern_bench.tables.predictions import Origin, Protocol, TrainedOn, counted
 
@@ -105,7 +105,8 @@ def _translated(cell: Cell, setting: Setting) -> Cell:
 
 def _kept(cell: Cell, rows: NDArray[np.intp]) -> Cell:
     """Keep some molecules of a cell; drop its labels, whose pairs change."""
-    return replace(cell, xy=cell.xy[rows], gene=cell.gene[rows], labels=None, labelled=None)
+    z = None if cell.z is None else cell.z[rows]
+    return replace(cell, xy=cell.xy[rows], gene=cell.gene[rows], z=z, labels=None, labelled=None)
 
 
 def _shuffled(cell: Cell, setting: Setting) -> Cell:
@@ -324,7 +325,7 @@ def run_robustness(
     Parameters
     ----------
     name : str
-        A method of :data:`gpattern_bench.methods.METHODS`.
+        A method of :data:`gpattern_bench.methods.METHODS`, or a variant that a run left in `out`.
     dataset : Dataset
         What was predicted.
     out : str or pathlib.Path
@@ -348,7 +349,7 @@ def run_robustness(
     """
     if seed < 0:
         raise MethodError(f"expected a seed of 0 or more, got {seed}")
-    method = get_method(name)
+    method = variant_of_run(name, Path(out) / dataset.name, seed) or get_method(name)
     if method.about.sees_labels:
         raise MethodError(f"{name} shows the labels: there is nothing to perturb")
     if _SPLIT not in dataset.splits or not dataset.has_labels:

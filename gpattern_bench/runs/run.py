@@ -47,6 +47,7 @@ from gpattern_bench.runs.training import (
     training_ids,
     val_cells,
 )
+from gpattern_bench.tables.model_output import Variant
 from gpattern_bench.tables.predictions import (
     Origin,
     Protocol,
@@ -57,6 +58,7 @@ from gpattern_bench.tables.predictions import (
 )
 
 __all__ = [
+    "BATCHES",
     "FOLDS",
     "Run",
     "fit_method",
@@ -72,6 +74,8 @@ _Scored = tuple[list[str], pd.DataFrame]  # fields of view, and scores of all of
 
 FOLDS = 5
 """Folds of the cross-validation by cell."""
+BATCHES = (1, 8)
+"""Cells scored together when the time of a network is measured; 1 is the paper's."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +102,16 @@ class Run:
         Number of learnt values: the method's attribute ``parameters``, if any.
     date : str or None
         Day on which it ended, UTC, ISO 8601. Reports of older versions lack this and the number
-        of parameters.
+        of parameters, and what follows.
     package_version : str
+    batch_size : int or None
+        Of a network: cells scored together, to these prediction files.
+    seconds_by_batch : dict of str to float or None
+        Of a network: batch size -> wall time of predicting test alone, also out of fold.
+    variant : Variant or None
+        Of what the method is a variant.
+    sample_cells : int or None
+        At most so many of the training cells, drawn at random, were fitted on; None: all.
     """
 
     method: str
@@ -115,6 +127,10 @@ class Run:
     parameters: int | None = None
     date: str | None = None
     package_version: str = __version__
+    batch_size: int | None = None
+    seconds_by_batch: dict[str, float] | None = None
+    variant: Variant | None = None
+    sample_cells: int | None = None
 
 
 def run_method(
@@ -126,6 +142,8 @@ def run_method(
     cv: bool = False,
     seed: int = 0,
     init: Path | None = None,
+    batch_size: int | None = None,
+    sample_cells: int | None = None,
 ) -> list[Path]:
     """Fit a method and write its prediction files for val and test.
 
@@ -154,6 +172,12 @@ def run_method(
     init : pathlib.Path, optional
         Folder of a saved model to start from, for a method that is trained in steps. What that
         was fitted on counts as training data. Of other patterns, its last layer begins anew.
+    batch_size : int, optional
+        Cells that a network scores together; scores differ in their last digits. Default: 1, and
+        the method's own out of fold. At each of :data:`BATCHES` too, test is timed.
+    sample_cells : int, optional
+        Fit on at most so many of the training cells (of each fold), drawn at random by the seed;
+        all pairs are predicted.
 
     Returns
     -------
@@ -170,6 +194,14 @@ def run_method(
         raise MethodError(f"expected a seed of 0 or more, got {seed}")
     name, make = _named(method)
     method = make()
+    if batch_size is not None and not isinstance(method, Network):
+        raise MethodError(f"{name} scores cell by cell: leave out --batch-size")
+    if batch_size is not None and batch_size < 1:
+        raise MethodError(f"expected a --batch-size of 1 or more, got {batch_size}")
+    if sample_cells is not None and not method.about.learns:
+        raise MethodError(f"{name} learns nothing: leave out --sample-cells")
+    if sample_cells is not None and sample_cells < 1:
+        raise MethodError(f"expected --sample-cells of 1 or more, got {sample_cells}")
     before: list[Dataset] = []
     if init is not None:
         before = _fitted_before(method, init, dataset, train_on)
@@ -185,28 +217,73 @@ def run_method(
             raise MethodError(f"{clash}: name another --out")
     training = folder / f"{origins[0].stem('training')}.safetensors"
     if method.about.learns and protocol != "cv-cell":
-        seconds["fit"] = fit_method(method, train_on or [dataset], seed, training, init=init)
+        seconds["fit"] = fit_method(
+            method, train_on or [dataset], seed, training, init=init, sample_cells=sample_cells
+        )
     if process_index() > 0:
         return []  # the first of the processes that train together continues
     scores: dict[str, Iterable[_Scored]] = {}
+    by_batch: dict[int, float] = {}
     for split in (origin.split for origin in origins):
-        began = time.perf_counter()
+        began, timed = time.perf_counter(), by_batch if split == "test" else None
         if protocol == "cv-cell":
-            folds = []
+            folds, aside = [], 0.0
             for k, (train, held_out) in enumerate(_folds(dataset, split, seed, train_on), 1):
                 _log.info("%s: fold %d of %d of %s", name, k, FOLDS, split)
+                train = train if sample_cells is None else train.sampled(sample_cells, seed)
                 method = make()  # for each fold: nothing of another is left in it
                 fit_in_context(method, train, seed, FitContext(init=init))
-                folds.append(predict_cells(method, held_out))
+                _set_batch(method, batch_size)
+                found, more = _scored(method, held_out, timed)
+                folds.append(found)
+                aside += more
             found = pd.concat(folds, ignore_index=True)
         else:
-            found = predict_cells(method, dataset.iter_cells(split))
+            _set_batch(method, batch_size)
+            found, aside = _scored(method, dataset.iter_cells(split), timed)
+        seconds[split] = time.perf_counter() - began - aside
         scores[split] = [(dataset.fovs(split), found)]
-        seconds[split] = time.perf_counter() - began
         _log.info("%s: predicted %s in %s", name, split, duration(seconds[split]))
-    files = write_run(method, dataset, origins, scores, folder, seconds=seconds)
+    files = write_run(
+        method,
+        dataset,
+        origins,
+        scores,
+        folder,
+        seconds=seconds,
+        seconds_by_batch=by_batch,
+        sample_cells=sample_cells,
+    )
     training.unlink(missing_ok=True)  # nothing to resume
     return files
+
+
+def _set_batch(method: Method, size: int | None) -> None:
+    if size is not None and isinstance(method, Network):
+        method.batch = size
+
+
+def _scored(
+    method: Method, cells: Cells, by_batch: dict[int, float] | None
+) -> tuple[pd.DataFrame, float]:
+    """Score cells, and add to `by_batch` what that takes a network at each batch size.
+
+    Also returns the seconds that only the measuring took.
+    """
+    began = time.perf_counter()
+    found = predict_cells(method, cells)
+    done = time.perf_counter()
+    if by_batch is None or not isinstance(method, Network):
+        return found, 0.0
+    own = method.batch
+    by_batch[own] = by_batch.get(own, 0.0) + done - began
+    for size in BATCHES:
+        if size != own:
+            method.batch, began = size, time.perf_counter()
+            predict_cells(method, cells)
+            by_batch[size] = by_batch.get(size, 0.0) + time.perf_counter() - began
+    method.batch = own
+    return found, time.perf_counter() - done
 
 
 def run_origins(
@@ -249,7 +326,7 @@ def _fitted_before(
     if not takes_context(method):
         raise MethodError(f"{method.about.name} cannot start from a model: leave out --init")
     _, model = load_model(init)
-    if model.method != method.about.name:
+    if _family(model.method, model.variant) != _family(method.about.name, _variant(method)):
         raise MethodError(
             f"--init {init} is a model of {model.method}; expected one of {method.about.name}"
         )
@@ -278,16 +355,21 @@ def fit_method(
     training: Path,
     *,
     init: Path | None = None,
+    sample_cells: int | None = None,
 ) -> float:
     """Fit on the train splits of datasets, or on all of one without; return the seconds.
 
     A method that takes a context may resume from the checkpoint `training`, which stays, and start
-    from the saved model `init`.
+    from the saved model `init`. With `sample_cells`, on at most so many cells, drawn at random.
     """
     name, began = method.about.name, time.perf_counter()
     _log.info("%s: fitting on %s", name, ", ".join(training_ids(sources) or ()))
     context = FitContext(val_cells(sources), training, init)
-    fit_in_context(method, training_cells(sources), seed, context)
+    train = training_cells(sources)
+    if sample_cells is not None:
+        train = train.sampled(sample_cells, seed)
+        _log.info("%s: on %d cells", name, len(train))
+    fit_in_context(method, train, seed, context)
     if isinstance(method, Network):
         method.batch = 1  # as the paper measures the time of validation
     seconds = time.perf_counter() - began
@@ -303,6 +385,8 @@ def write_run(
     folder: Path,
     *,
     seconds: dict[str, float],
+    seconds_by_batch: Mapping[int, float] | None = None,
+    sample_cells: int | None = None,
     peak_rss: float = 0.0,
 ) -> list[Path]:
     """Check the scores of every split and write all files of a run.
@@ -318,7 +402,7 @@ def write_run(
         :func:`~gpattern_bench.methods.predict.predict_cells` gave of them, rows in any order. One
         is in memory at a time.
     folder : pathlib.Path
-    seconds : dict of str to float
+    seconds, seconds_by_batch, sample_cells
         See :class:`Run`.
     peak_rss : float
         Of other processes that had a part in it, MiB.
@@ -346,7 +430,9 @@ def write_run(
                 if origin.split == "val":
                     thresholds = plain(val_thresholds(dataset, file))
         fitted_on = (trained_on or (dataset.id,)) if method.about.learns else None
-        model = Model(name, list(dataset.patterns), fitted_on, thresholds, seed)
+        model = Model(
+            name, list(dataset.patterns), fitted_on, thresholds, seed, variant=_variant(method)
+        )
         save_model(method, model, folder / origins[0].stem("model"))
     report = Run(
         method=name,
@@ -361,6 +447,11 @@ def write_run(
         device=_device(),
         parameters=_parameters(method),
         date=datetime.now(UTC).date().isoformat(),
+        batch_size=method.batch if isinstance(method, Network) else None,
+        seconds_by_batch={str(k): round(v, 3) for k, v in sorted((seconds_by_batch or {}).items())}
+        or None,
+        variant=_variant(method),
+        sample_cells=sample_cells,
     )
     path = folder / f"{origins[0].stem('run')}.json"
     write_text(path, json.dumps(asdict(report), indent=1) + "\n")
@@ -412,6 +503,14 @@ def peak_rss_mib() -> float:
 def _parameters(method: Method) -> int | None:
     found = getattr(method, "parameters", None)
     return None if found is None else int(found)
+
+
+def _variant(method: Method) -> Variant | None:
+    return getattr(method, "variant", None)
+
+
+def _family(name: str, variant: Variant | None) -> str:
+    return name if variant is None else variant.base
 
 
 def _device() -> str:

@@ -240,6 +240,8 @@ class _Job:
         about, cost = self.method.about, self.shards / "fit.json"
         if cost.is_file():
             self.method, _ = load_model(self.shards / "model")
+            if isinstance(self.method, Network):
+                self.method.batch = 1  # as after a fit
             found: dict[str, float] = json.loads(cost.read_text(encoding="utf-8"))
             _log.info("%s: found fitted", about.name)
             return found

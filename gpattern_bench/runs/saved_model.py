@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,14 +14,22 @@ from pydantic import TypeAdapter
 from gpattern_bench.base.files import write_text
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import GPatternBenchError, MethodError
-from gpattern_bench.methods import get_method
+from gpattern_bench.methods import METHODS, get_method
 from gpattern_bench.methods.base import Method
 from gpattern_bench.methods.predict import predict_pieces
 from gpattern_bench.tables import schema
 from gpattern_bench.tables.model_output import Model, ModelOutput
 from gpattern_bench.tables.predictions import write_tables
 
-__all__ = ["Model", "find_model", "load_model", "predict_tables", "save_model", "sound_scores"]
+__all__ = [
+    "Model",
+    "find_model",
+    "load_model",
+    "predict_tables",
+    "save_model",
+    "sound_scores",
+    "variant_of_run",
+]
 
 _Piece = TypeVar("_Piece")
 
@@ -35,7 +42,7 @@ def save_model(method: Method, model: Model, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _MODEL).unlink(missing_ok=True)  # a half-written folder has none
     method.save(folder)
-    write_text(folder / _MODEL, json.dumps(asdict(model), indent=1) + "\n")
+    write_text(folder / _MODEL, json.dumps(model.record(), indent=1) + "\n")
     return folder
 
 
@@ -74,7 +81,7 @@ def load_model(folder: str | Path) -> tuple[Method, Model]:
     try:
         text = (folder / _MODEL).read_text(encoding="utf-8")
         model = TypeAdapter(Model).validate_json(text)
-        method = get_method(model.method)
+        method = _named(model)
         method.load(folder)
     except GPatternBenchError:
         raise
@@ -84,6 +91,28 @@ def load_model(folder: str | Path) -> tuple[Method, Model]:
             "`gpattern-bench run` wrote, named model-..."
         ) from error
     return method, model
+
+
+def variant_of_run(name: str, folder: Path, seed: int) -> Method | None:
+    """Make the variant of that name that a run left in a folder, not fitted; None without one."""
+    if name in METHODS:
+        return None
+    for path in sorted(folder.glob(f"model-seed{seed}*/{_MODEL}")):
+        try:
+            model = TypeAdapter(Model).validate_json(path.read_bytes())
+        except (OSError, ValueError):
+            continue  # of another run
+        if model.method == name and model.variant is not None:
+            return _named(model)
+    return None
+
+
+def _named(model: Model) -> Method:
+    if model.variant is None:
+        return get_method(model.method)
+    from gpattern_bench.methods.gpsnet.variants import make_variant  # imports torch
+
+    return make_variant(model.variant, model.method)()
 
 
 def predict_tables(method: Method, model: Model, dataset: Dataset, path: str | Path) -> Path:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -22,9 +23,26 @@ from gpattern_bench.tables.predictions import (
     read_predictions,
 )
 
-__all__ = ["Model", "ModelOutput", "read_checked", "read_model_output"]
+__all__ = ["Model", "ModelOutput", "Variant", "read_checked", "read_model_output"]
 
 _KEY = b"gpattern_bench_model"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a method is a variant of.
+
+    Attributes
+    ----------
+    base, preset : str
+        The method, and its preset.
+    settings : dict of str to bool, int, float, str or list of float
+        What differs from the preset.
+    """
+
+    base: str
+    preset: str
+    settings: dict[str, bool | int | float | str | tuple[float, ...]]
 
 
 @dataclass(frozen=True)
@@ -43,6 +61,8 @@ class Model:
         for a pattern without positives there.
     seed : int
     package_version : str
+    variant : Variant or None
+        None: the method is one of the package, or your own.
     """
 
     method: str
@@ -51,6 +71,12 @@ class Model:
     thresholds: dict[str, float | None] | None
     seed: int
     package_version: str = __version__
+    variant: Variant | None = None
+
+    def record(self) -> dict[str, Any]:
+        """Give it as JSON holds it: `variant` only where there is one."""
+        found = asdict(self)
+        return found if self.variant else {k: v for k, v in found.items() if k != "variant"}
 
 
 @dataclass(frozen=True)
@@ -69,7 +95,7 @@ class ModelOutput:
 
     def to_metadata(self) -> dict[bytes, str]:
         """Return the metadata of the file."""
-        return {_KEY: json.dumps(asdict(self))}
+        return {_KEY: json.dumps({"dataset": self.dataset, "model": self.model.record()})}
 
 
 def read_model_output(source: str | Path | Mapping[bytes, bytes] | None) -> ModelOutput | None:

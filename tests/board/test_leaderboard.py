@@ -308,6 +308,12 @@ class TestMarks:
         for column in ("Training", "Parameters", "Date"):
             assert self.cells(column, found) == ["-"]
 
+    def test_cell_by_cell_is_a_column_if_any_row_has_it(self):
+        assert "Cell by cell" not in markdown(build_board([submitted(entry())]))
+        found = submitted(entry(seconds_batch_1=3.21))
+        assert self.cells("Cell by cell", found) == ["3.2 s"]
+        assert "Cell by cell" in build_page(build_board([found]), [found])
+
     def test_robust_is_a_column_if_any_row_has_it(self):
         robust = entry(robustness={"f1_worst_drop": 0.0123, "largest_change": 0.5})
         a, b = submitted(robust, method="a"), submitted(entry(), method="b")

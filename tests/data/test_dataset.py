@@ -424,8 +424,9 @@ class TestNoLabelReachesAMethod:
         fields = {field.name for field in dataclasses.fields(Cell)}
         assert fields == {
             *("cell_id", "fov", "xy", "gene", "boundary", "nucleus"),
-            *("labels", "labelled"),
+            *("labels", "labelled", "z"),
         }
+        assert cell.z is None  # heights come only if a method asks for them
         assert cell.labels is None
         assert cell.labelled is None
         assert set(vars(cell)) <= fields | {"_present"}

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 from gpattern_bench.data.cells import Cell
 from gpattern_bench.errors import MethodError
 from gpattern_bench.methods.gpsnet.attention import KNNAttention
-from gpattern_bench.methods.gpsnet.config import PRESETS, Config
+from gpattern_bench.methods.gpsnet.config import PRESETS, TRAININGS, Config
+from gpattern_bench.methods.gpsnet.loader import drop_molecules
 from gpattern_bench.methods.gpsnet.model import (
     GPSNet,
     OwnAttention,
@@ -257,6 +258,71 @@ def test_scores_depend_on_outlines_only_if_asked():
         assert torch.equal(score(model, replace(given, nucleus=None)), score(model, given)) == same
 
 
+def deep(made, scale=2.0, shift=0.0):
+    """The cell with heights: genes above 4 lie high."""
+    z = np.where(made.gene > 4, scale, -scale) + made.xy[:, 0] / 8 + shift
+    return replace(made, z=z)
+
+
+DEEP = pytest.mark.parametrize(
+    "config",
+    [
+        replace(TINY, depth=True, fourier=3, pooled=True),
+        replace(TINY, depth=True, outlines=True),
+        replace(INVARIANT, depth=True),
+        replace(INVARIANT, depth=True, inputs="micrometres", encoder_depth=1, **BIASED),
+    ],
+    ids=["coordinates", "outlines", "invariant", "with an encoder"],
+)
+
+
+@DEEP
+def test_heights_are_read_only_if_asked_for(config):
+    flat = cell(120)
+    model = network(config)
+    assert not torch.equal(score(model, deep(flat)), score(model, flat))
+    assert torch.equal(score(model, replace(flat, z=flat.xy[:, 0] * 0 + 7)), score(model, flat))
+    close = {"rtol": 0, "atol": 2e-5}
+    shifted = deep(flat, shift=100.0)
+    torch.testing.assert_close(score(model, shifted), score(model, deep(flat)), **close)
+    without = network(replace(config, depth=False))
+    assert torch.equal(score(without, deep(flat)), score(without, flat))
+
+
+@DEEP
+def test_heights_go_with_their_molecules(config):
+    model, made = network(config), deep(cell(120))
+    order = np.random.default_rng(1).permutation(120)
+    order = order[np.argsort(made.gene[order], kind="stable")]
+    mixed = replace(made, xy=made.xy[order], gene=made.gene[order], z=made.z[order])
+    assert torch.equal(score(model, mixed), score(model, made))
+    alone = torch.cat([score(model, made), score(model, cell(50, seed=2))])
+    together = score(model, made, cell(50, seed=2))
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+    labelled = deep(cell(120, labels=True))
+    fewer = drop_molecules(labelled, np.random.default_rng(0), 0.6)
+    assert 0 < len(fewer.gene) < 120
+    assert set(map(tuple, np.column_stack([fewer.xy, fewer.z]))) < set(
+        map(tuple, np.column_stack([labelled.xy, labelled.z]))
+    )
+
+
+def test_a_height_that_is_unknown_is_the_mean():
+    made = deep(cell(60))
+    made.z[5] = np.nan
+    found = prepare(made, ROWS, replace(TINY, depth=True)).z
+    assert torch.isfinite(found).all()
+    assert found.mean() == pytest.approx(0, abs=1e-6)
+    assert (found == 0).sum() == 1
+
+
+def test_the_bias_of_distance_is_that_in_space():
+    bias = KNNAttention(8, 2, biased=True).bias
+    places = torch.tensor([[[0.0, 0, 0, 1], [0, 0, 3, 1], [0, 4, 0, 2]]])
+    flat = torch.tensor([[[0.0, 0, 1], [3, 0, 1], [0, 4, 2]]])
+    torch.testing.assert_close(bias(places, places), bias(flat, flat))
+
+
 def test_outline_tokens_lie_on_the_outlines():
     ring = shapely.MultiPolygon([shapely.box(0, 0, 9, 9), shapely.box(20, 0, 23, 3)])
     given = replace(cell(50), boundary=ring)
@@ -414,6 +480,35 @@ def test_layers_have_as_many_parameters_as_plain_ones():
     assert len(model.decoder) == 8
 
 
+@pytest.mark.parametrize(
+    ("genes", "patterns", "encoder", "decoder", "millions"),
+    [(3721, 4, 8, 4, 129.74), (130, 4, 8, 4, 124.22), (960, 3, 12, 6, 186.92)],
+)
+def test_another_reading_of_the_paper_comes_close_to_its_sizes(
+    genes, patterns, encoder, decoder, millions
+):
+    """As docs/methods/gpsnet.md says it: NIH/3T3, U-2 OS and CosMx Lung."""
+    width, inner = 768, 4 * 768
+
+    def linear(inside, outside):
+        return (inside + 1) * outside  # with a bias
+
+    attention = 4 * linear(width, width)
+    geglu = linear(width, 2 * inner) + linear(inner, width)
+    size = encoder * (attention + geglu + 2 * width) + decoder * (2 * attention + geglu + 3 * width)
+    size += linear(2, width) + 2 * linear(width, width)  # of the coordinates
+    size += 2 * genes * width  # embeddings of molecules and of queries
+    size += 2 * width + linear(width, patterns)  # last norms, and the head
+    assert round(size / 1e6, 2) == millions
+
+
+def test_training_of_the_papers_presets_is_the_papers():
+    assert {TRAININGS[name].forgotten for name in ("nih3t3", "u2os", "cosmx_lung")} == {0.0}
+    training = TRAININGS["nih3t3"]
+    steps = training.steps_of(143)  # 80 % of 179 cells
+    assert steps == 360 < training.warmup_steps(steps) == 1000
+
+
 def test_sizes_are_printed_beside_the_papers():
     text = parameter_table()
     assert [name for name in PRESETS if name in text] == ["nih3t3", "u2os", "cosmx_lung"]
@@ -426,6 +521,9 @@ def test_configurations_survive_json(name):
     config = Config.preset(name, GENES, PATTERNS, neighbours=7)
     assert Config.from_json(config.to_json()) == config
     assert json.loads(config.to_json())["neighbours"] == 7
+    assert "depth" not in json.loads(config.to_json())  # the bytes of before
+    deep = replace(config, depth=True)
+    assert Config.from_json(deep.to_json()) == deep
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from dataclasses import replace
 from math import comb, sqrt
 
 import h5py
@@ -16,22 +17,25 @@ import pandas as pd
 import pytest
 import shapely
 from samples import dataset_of
+from scipy.special import expit
 from scipy.stats import chi2_contingency, chisquare, hypergeom, ks_2samp, kstest, norm
 
 from gpattern_bench.base.geometry import outline_distance, rings_of
 from gpattern_bench.curate.readers.bento import read_bento
 from gpattern_bench.curate.simulate.cells import PATTERNS, simulate
-from gpattern_bench.data.cells import Cell
+from gpattern_bench.data.cells import Cell, Cells
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.methods.sprawl import permutation as sprawl_random
 from gpattern_bench.methods.sprawl.method import (
     STATISTICS,
+    Sprawl,
     aggregate,
     cell_features,
     features,
     median_rank_p,
     median_rank_scores,
     median_rank_variance,
+    polarised_scores,
 )
 from gpattern_bench.methods.sprawl.permutation import DRAW_VARIANCE, pair_scores
 
@@ -334,6 +338,50 @@ class TestPairScores:
         found = pair_scores(np.eye(2), np.array([3, 5], np.int32), np.zeros(2), seed=0, name="c")
         assert np.isnan(found).all()
         assert found.punctate.shape == found.radial.shape == (2,)
+
+
+class TestPolarised:
+    """The paper's rule: punctate and radial significantly positive."""
+
+    @pytest.fixture
+    def cell(self) -> Cell:
+        rng = np.random.default_rng(0)
+        xy, gene = rng.normal(size=(300, 2)) * 5, np.sort(rng.integers(0, 5, 300))
+        xy[gene == 3] = rng.normal([12, 0], size=((gene == 3).sum(), 2))  # one side, together
+        xy = np.vstack([xy, [[3, 4]]])
+        gene = np.append(gene, 5).astype(np.int32)
+        return Cell("c", "f", xy, gene, shapely.Point(0, 0).buffer(20), None)
+
+    def test_is_high_for_a_gene_on_one_side(self, cell):
+        scores = polarised_scores(cell)
+        assert scores.argmax() == 3
+        assert scores[3] > expit(1.96) > scores[[0, 1, 2, 4]].max()
+        assert scores[5] == 0.5  # a single molecule is no evidence
+
+    def test_is_on_the_scale_of_the_other_rules(self, cell):
+        found = pair_scores(
+            cell.xy, cell.gene, np.zeros(2), seed=0, name="c"
+        )  # the buffer's vertices have their mean close to the origin
+        share = (1 + np.minimum(found.punctate, found.radial)[:5]) / 2
+        assert polarised_scores(cell)[:5] == pytest.approx(expit(norm.ppf(share)), abs=0.05)
+
+    def test_the_only_gene_of_a_cell_is_no_evidence(self, cell):
+        alone = replace(cell, xy=cell.xy[cell.gene == 3], gene=cell.gene[cell.gene == 3])
+        assert polarised_scores(alone).tolist() == [0.5]
+
+    @pytest.mark.parametrize("name", ["polarised", "polarized"])
+    def test_is_a_score_where_a_dataset_has_the_pattern(self, cell, name):
+        class One(Cells):
+            def __iter__(self):
+                yield cell
+
+        cells = One([], genes=tuple("abcdef"), patterns=("nuclear", name), labels=False)
+        [(_, scores)] = Sprawl().predict(cells)
+        assert scores[:, 1].tolist() == np.float32(polarised_scores(cell)).tolist()
+        plain = One([], genes=tuple("abcdef"), patterns=("nuclear", "other"), labels=False)
+        [(_, before)] = Sprawl().predict(plain)
+        assert scores[:, 0].tolist() == before[:, 0].tolist()
+        assert not before[:, 1].any()
 
 
 # Upstream

@@ -377,6 +377,39 @@ class TestFolds:
         assert max(len(spy.fits) for spy in Spy.made) == 1
 
 
+class TestSamples:
+    def seen(self, made, folder, seed=0, dataset="whole", **options) -> list[str]:
+        run_method("spy", made[dataset], folder, seed=seed, sample_cells=5, **options)
+        [(seen, _)] = Spy.made[-1].fits
+        assert all(seen.values())
+        return sorted(seen)
+
+    def test_of_training_cells_are_seeded_and_in_the_report(self, made, tmp_path):
+        first = self.seen(made, tmp_path / "a")
+        assert len(first) == 5
+        assert set(first) < {cell.cell_id for cell in made["whole"].iter_cells("train")}
+        assert first == self.seen(made, tmp_path / "b") != self.seen(made, tmp_path / "c", seed=1)
+        report = json.loads((tmp_path / "a" / "whole" / "run-seed0.json").read_text())
+        assert report["sample_cells"] == 5
+
+    def test_of_several_datasets_are_of_all_of_them_together(self, made, tmp_path):
+        train_on = [made["gold"], made["real"]]
+        assert len(self.seen(made, tmp_path, dataset="tiny", train_on=train_on)) == 5
+
+    def test_of_folds_are_of_the_other_folds(self, made, tmp_path):
+        assert len(self.seen(made, tmp_path, dataset="gold", cv=True)) == 5
+
+    def test_larger_than_there_are_cells_are_all(self, made, tmp_path):
+        run_method("ella", made["whole"], tmp_path / "a", sample_cells=10_000)
+        run_method("ella", made["whole"], tmp_path / "b")
+        a, b = (tmp_path / name / "whole" / "test-seed0.parquet" for name in "ab")
+        assert a.read_bytes() == b.read_bytes()
+
+    def test_need_a_method_that_learns(self, made, tmp_path):
+        with pytest.raises(MethodError, match="learns nothing: leave out --sample-cells"):
+            run_method("sprawl", made["whole"], tmp_path, sample_cells=5)
+
+
 class TestHiddenLabels:
     @pytest.mark.parametrize(
         ("method", "dataset", "options"),

@@ -145,7 +145,7 @@ class KNNAttention(nn.Module):
         """Attend among the molecules of a plan: (L, dim) or (B, L, dim) -> the same shape.
 
         All B share the plan's positions. Lay clouds with different positions end to end and use
-        :func:`join_plans`. With a bias, `positions` (L, 2) and `groups` (L,) are in the plan's
+        :func:`join_plans`. With a bias, `positions` (L, 2 or 3) and `groups` (L,) are in the plan's
         order, and there is one cloud.
         """
         if self.bias is not None:
@@ -184,10 +184,10 @@ class _DistanceBias(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(2, 8), nn.GELU(), nn.Linear(8, heads))
 
     def forward(self, query: Tensor, key: Tensor) -> Tensor:
-        """(blocks, B, 3) and (blocks, U, 3), x, y and group -> (blocks, heads, B, U)."""
-        apart = query[:, :, None] - key[:, None]  # (blocks, B, U, 3)
-        distance = torch.linalg.vector_norm(apart[..., :2], dim=-1)
-        same = (apart[..., 2] == 0).to(query.dtype)
+        """(blocks, B, D) and (blocks, U, D), place and group -> (blocks, heads, B, U)."""
+        apart = query[:, :, None] - key[:, None]  # (blocks, B, U, D), D = 3, or 4 with heights
+        distance = torch.linalg.vector_norm(apart[..., :-1], dim=-1)
+        same = (apart[..., -1] == 0).to(query.dtype)
         told = torch.stack([(distance + 0.003).log() / 2 + 1, same], dim=-1)
         out: Tensor = self.mlp(told).permute(0, 3, 1, 2)
         return out

@@ -13,7 +13,15 @@ import numpy as np
 from gpattern_bench.base.validation import shorten
 from gpattern_bench.errors import MethodError
 
-__all__ = ["FINE_TUNING", "PRESETS", "TRAININGS", "Config", "TrainingConfig", "steps_for"]
+__all__ = [
+    "FINE_TUNING",
+    "KNOWN",
+    "PRESETS",
+    "TRAININGS",
+    "Config",
+    "TrainingConfig",
+    "steps_for",
+]
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -65,12 +73,13 @@ _LEAST_TRAINING = {
     "steps": 0,
     "molecules": 0,
 }
-_KNOWN = {
+KNOWN = {
     "inputs": ("coordinates", "micrometres", "invariant"),
     "genes_as": ("embedding", "bias", "none"),
     "attends_to": ("all", "own", "both"),
 }
-_ADDED = (*_KNOWN, "self_attention", "counts", "distance_bias", "context")
+"""Settings that are texts, and what they may be."""
+_ADDED = (*KNOWN, "self_attention", "counts", "distance_bias", "context", "depth")
 _MOST = {
     "width": 1 << 14,
     "heads": 1 << 10,
@@ -126,6 +135,10 @@ class Config:
     context : bool
         Whether the invariant inputs have those of :mod:`gpattern_bench.methods.context` beside
         them, for cells without nuclei; their lengths are micrometres. False is the paper's.
+    depth : bool
+        Whether the network reads z too, where it is known: neighbours are those in space, and each
+        molecule's height above the mean of its cell is an input (0 where unknown). False is the
+        paper's, whose coordinates are two.
     pooled : bool
         Whether the query of a gene starts from the mean of its own molecules' encodings, beside
         its embedding. It makes unknown genes of one cell differ; False is the paper's.
@@ -156,6 +169,7 @@ class Config:
     counts: bool = False
     distance_bias: bool = False
     context: bool = False
+    depth: bool = False
 
     def __post_init__(self) -> None:
         problems = [
@@ -172,7 +186,7 @@ class Config:
             problems.append(f"{self.heads} heads do not divide the width of {self.width}")
         problems += [
             f"{name} is {getattr(self, name)!r}, expected {' or '.join(known)}"
-            for name, known in _KNOWN.items()
+            for name, known in KNOWN.items()
             if getattr(self, name) not in known
         ]
         if self.outlines and self.inputs != "coordinates":
@@ -202,8 +216,11 @@ class Config:
         return cls(tuple(genes), tuple(patterns), **PRESETS[name] | changes)
 
     def to_json(self) -> str:
-        """Convert to JSON."""
-        return json.dumps(asdict(self), indent=1)
+        """Convert to JSON; `depth` only if set, so that other models have the bytes they had."""
+        found = asdict(self)
+        if not self.depth:
+            del found["depth"]
+        return json.dumps(found, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -285,7 +302,7 @@ class TrainingConfig:
     bf16: bool = True
     turned: bool = False
     thinned: float = 0.0
-    forgotten: float = 0.05
+    forgotten: float = 0.0
     patience: int = 0
     steps: int = 0
     molecules: int = 0
@@ -297,8 +314,12 @@ class TrainingConfig:
             for name, least in _LEAST_TRAINING.items()
             if getattr(self, name) < least
         ]
-        if not self.rate > 0 or not self.clip > 0:
+        if not (0 < self.rate < math.inf and self.clip > 0):
             wrong.append(f"rate and clip are {self.rate} and {self.clip}, expected above 0")
+        if not 0 <= self.weight_decay < math.inf:
+            wrong.append(f"weight_decay is {self.weight_decay}, expected 0 or more")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            wrong.append(f"betas are {self.betas}, expected from 0 to below 1")
         wrong += [
             f"{name} is {getattr(self, name)}, expected a share"
             for name in ("thinned", "forgotten", "real")

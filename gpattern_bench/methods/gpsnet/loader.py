@@ -88,8 +88,8 @@ class LabelledTokens:
             return self._kept[index]
         tokens = self.prepared(index)
         plan = () if tokens.plan is None else (tokens.plan.keys, tokens.plan.bits)
-        fields = () if tokens.fields is None else (tokens.fields,)
-        size = sum(t.nbytes for t in (tokens.xy, tokens.row, *fields, *plan))
+        more = [t for t in (tokens.fields, tokens.z) if t is not None]
+        size = sum(t.nbytes for t in (tokens.xy, tokens.row, *more, *plan))
         if size <= self._room:
             self._room -= size
             self._kept[index] = tokens
@@ -125,6 +125,8 @@ class LabelledTokens:
                 digest.update(b"none" if shape is None else shape.wkb)
             for values in (cell.xy, self._rows[cell.gene], cell.labels, cell.labelled):
                 digest.update(np.ascontiguousarray(values).tobytes())
+            if cell.z is not None:
+                digest.update(cell.z.tobytes())
         return digest.hexdigest()
 
 
@@ -190,6 +192,7 @@ def drop_molecules(cell: Cell, rng: np.random.Generator, most: float, limit: int
     return replace(
         cell,
         xy=cell.xy[kept],
+        z=None if cell.z is None else cell.z[kept],
         gene=cell.gene[kept],
         labels=cell.labels[at],
         labelled=cell.labelled[at],

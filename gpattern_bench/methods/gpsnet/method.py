@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from gpattern_bench.methods.gpsnet.loader import prefetch
 from gpattern_bench.methods.gpsnet.model import GPSNet, Tokens, prepare, vocabulary_rows
 from gpattern_bench.methods.gpsnet.train import Trained, logits, train_network
 from gpattern_bench.methods.gpsnet.weights import fits, load_into, read_tensors, write_tensors
+from gpattern_bench.tables.model_output import Variant
 
 __all__ = [
     "CoordinateMLP",
@@ -37,6 +39,8 @@ __all__ = [
     "GPSNetMethod",
     "GPSNetOutlines",
 ]
+
+_log = logging.getLogger(__name__)
 
 _CONFIG, _TRAINING, _WEIGHTS = "config.json", "training.json", "model.safetensors"
 
@@ -76,6 +80,8 @@ class GPSNetMethod:
     )
     own_preset: ClassVar[str] = "gpsnet"
     own_changes: ClassVar[dict[str, Any]] = {}
+    own_training: ClassVar[dict[str, Any]] = {}
+    variant: ClassVar[Variant | None] = None  # of what it is one, as its files say
 
     def __init__(
         self,
@@ -88,9 +94,11 @@ class GPSNetMethod:
         if preset not in TRAININGS:
             raise MethodError(f"no GPSNet named {preset!r}; known: {', '.join(TRAININGS)}")
         self.preset = preset
-        self.training = training or TRAININGS[preset]
+        self.training = training or replace(TRAININGS[preset], **self.own_training)
         self.batch = _BATCH
-        self._scheduled = preset == "gpsnet" and training is None  # steps and stages by the cells
+        # steps and stages by the cells
+        own_length = training is not None or {"epochs", "steps"} & self.own_training.keys()
+        self._scheduled = preset == "gpsnet" and not own_length
         self._changes = self.own_changes | changes
         self._trained: Trained | None = None
 
@@ -120,10 +128,18 @@ class GPSNetMethod:
         init: GPSNet | None = None,
     ) -> Trained:
         config = Config.preset(self.preset, train.genes, train.patterns, **self._changes)
+        if config.depth:
+            if not train.has_depth:
+                raise MethodError(
+                    "depth is set, and no molecule of the training cells has a z: leave it out, or "
+                    "train on cells with z"
+                )
+            train, val = train.with_depth(), None if val is None else val.with_depth()
         if self._scheduled and init is None:
-            self.training = replace(TRAININGS[self.preset], steps=steps_for(len(train)))
+            steps = steps_for(len(train))
+            self.training = replace(TRAININGS[self.preset], steps=steps, **self.own_training)
         elif self._scheduled:
-            self.training = FINE_TUNING
+            self.training = replace(FINE_TUNING, **self.own_training)
         return train_network(
             config, self.training, train, seed, val=val, checkpoint=checkpoint, init=init
         )
@@ -223,6 +239,10 @@ class GPSNetMethod:
                 f"this model scores {', '.join(config.patterns)}; the cells are of a dataset with "
                 f"{', '.join(cells.patterns)}: train another model for them"
             )
+        if config.depth:
+            if not cells.has_depth:
+                _log.warning("%s reads z, and these cells have none: all are flat", self.about.name)
+            cells = cells.with_depth()
         network.to("cuda" if torch.cuda.is_available() else "cpu")
         rows = vocabulary_rows(config.genes, cells.genes)
         counted = network.gene_scores

@@ -103,13 +103,14 @@ class CoordinateEmbedding(nn.Module):
         self.frequency: Tensor
         self.register_buffer("directions", torch.from_numpy(directions).float())
         self.register_buffer("frequency", torch.from_numpy(frequency).float())
-        self.mlp = MLP(2 + 4 * config.fourier, config.width, config.width)
+        self.mlp = MLP(2 + config.depth + 4 * config.fourier, config.width, config.width)
 
-    def forward(self, xy: Tensor) -> Tensor:
-        """(T, 2) micrometres -> (T, W)."""
-        at = xy / UNIT
+    def forward(self, places: Tensor) -> Tensor:
+        """(T, 2) or with heights (T, 3) micrometres -> (T, W)."""
+        at = places / UNIT
         radius = torch.linalg.vector_norm(at, dim=-1, keepdim=True)  # (T, 1)
-        phase = torch.cat([at @ self.directions, radius * self.frequency], dim=-1)  # (T, 2 F)
+        along = at[:, :2] @ self.directions  # (T, F)
+        phase = torch.cat([along, radius * self.frequency], dim=-1)
         out: Tensor = self.mlp(torch.cat([at, phase.sin(), phase.cos()], dim=-1))
         return out
 
@@ -122,7 +123,7 @@ class FieldEmbedding(nn.Module):
         self.frequency: Tensor
         octaves = np.pi * 2.0 ** np.arange(config.fourier)
         self.register_buffer("frequency", torch.from_numpy(octaves).float())
-        inside = len(FIELDS) + 2 * _CONTINUOUS * config.fourier
+        inside = len(FIELDS) + config.depth + 2 * _CONTINUOUS * config.fourier
         if config.context:
             inside += len(context_columns(config.patterns))
         self.mlp = MLP(inside, 2 * config.width, config.width)
@@ -209,9 +210,9 @@ class EncoderBlock(nn.Module):
         self.attention = KNNAttention(width, config.heads, biased=config.distance_bias)
         self.norm, self.mlp = RMSNorm(width), MLP(width, config.mlp_ratio * width, width)
 
-    def forward(self, x: Tensor, plan: KNNPlan, xy: Tensor, row: Tensor) -> Tensor:
-        """(T, W) tokens, their positions (T, 2) and pairs (T,) -> (T, W)."""
-        x = x + self.attention(self.near(x), plan, xy, row)
+    def forward(self, x: Tensor, plan: KNNPlan, places: Tensor, row: Tensor) -> Tensor:
+        """(T, W) tokens, their positions (T, 2 or 3) and pairs (T,) -> (T, W)."""
+        x = x + self.attention(self.near(x), plan, places, row)
         out: Tensor = x + self.mlp(self.norm(x))
         return out
 
@@ -301,12 +302,13 @@ class GPSNet(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (G, C) float32 of all pairs, in the order of the batch."""
-        x = self.place(batch.xy if batch.fields is None else batch.fields)  # (T, W)
+        places = batch.places  # (T, 2 or 3)
+        x = self.place(places if batch.fields is None else batch.fields)  # (T, W)
         if self.gene is not None:
             rows = torch.cat([batch.query, self.outline_rows])  # (G + 2,)
             x = self.gene(rows[batch.row]) + x
         for block in self.encoder:
-            x = self._run(block, x, batch.plan, batch.xy, batch.row)
+            x = self._run(block, x, batch.plan, places, batch.row)
         memory = self.memory(x)  # (T, W)
         G = len(batch.query)
         start = batch.query if self.gene is not None else torch.zeros_like(batch.query)

@@ -62,6 +62,8 @@ class Tokens:
         (L, F) float32: :data:`FIELDS`, if they are the inputs, and the context if it is.
     labels, labelled : torch.Tensor or None
         (g, C) float32 and (g,) bool, as the cell's.
+    z : torch.Tensor or None
+        (L,) float32: heights above the cell's mean, in the unit of `xy`, if the network reads them.
     """
 
     xy: Tensor
@@ -72,6 +74,7 @@ class Tokens:
     fields: Tensor | None = None
     labels: Tensor | None = None
     labelled: Tensor | None = None
+    z: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.xy)
@@ -118,11 +121,17 @@ def prepare(
         (P, C) scores of the genes of the panel, if the configuration has the context.
     """
     row = np.searchsorted(cell.genes, cell.gene)
-    xy, fields = cell.xy, None
+    xy, fields, z = cell.xy, None, None
+    if config.depth:
+        z = np.zeros(len(xy)) if cell.z is None else np.nan_to_num(cell.z - np.nanmean(cell.z))
     if config.inputs != "coordinates":
         xy, fields = xy / cell.geometry.size, _fields(cell)
         if config.inputs == "micrometres":
             fields[:, :2] *= cell.geometry.size / _UNIT
+        if z is not None:
+            unit = _UNIT if config.inputs == "micrometres" else cell.geometry.size
+            fields = np.column_stack([fields, np.float32(z / unit)])
+            z = z / cell.geometry.size
         if config.context:
             assert scores is not None
             fields = np.column_stack([fields, context_fields(cell, scores)])
@@ -130,11 +139,14 @@ def prepare(
         shapes = [cell.boundary] if cell.nucleus is None else [cell.boundary, cell.nucleus]
         points = [_along(shape) for shape in shapes]
         kinds = [np.full(len(p), len(cell.genes) + kind) for kind, p in enumerate(points)]
+        if z is not None:
+            z = np.append(z, np.zeros(sum(map(len, points))))
         xy, row = np.concatenate([xy, *points]), np.concatenate([row, *kinds])
-    order = np.lexsort((row, xy[:, 1], xy[:, 0]))
+    at = xy if z is None else np.column_stack([xy, z])
+    order = np.lexsort((row, *at.T[::-1]))
     plan = None
     if config.encoder_depth:
-        plan = knn_plan(xy[order], config.neighbours)
+        plan = knn_plan(at[order], config.neighbours)
         assert plan.order is not None  # it is new
         order, plan = order[plan.order.numpy()], plan.in_order()
     return Tokens(
@@ -146,6 +158,7 @@ def prepare(
         fields=None if fields is None else torch.from_numpy(fields[order]),
         labels=None if cell.labels is None else torch.from_numpy(cell.labels).float(),
         labelled=None if cell.labelled is None else torch.from_numpy(cell.labelled),
+        z=None if z is None else torch.from_numpy(z[order].astype(np.float32)),
     )
 
 
@@ -240,6 +253,8 @@ class Batch:
         Rows of each cell in `query`, and in `xy`.
     labels, labelled : torch.Tensor or None
         (G, C) float32 and (G,) bool, if all cells have them.
+    z : torch.Tensor or None
+        (T,) float32.
     """
 
     xy: Tensor
@@ -252,6 +267,12 @@ class Batch:
     fields: Tensor | None = None
     labels: Tensor | None = None
     labelled: Tensor | None = None
+    z: Tensor | None = None
+
+    @property
+    def places(self) -> Tensor:
+        """(T, 2) float32, or (T, 3) with heights."""
+        return self.xy if self.z is None else torch.cat([self.xy, self.z[:, None]], dim=-1)
 
     def to(self, device: torch.device | str) -> Batch:
         """Copy to a device."""
@@ -266,6 +287,7 @@ class Batch:
             tokens=replace(self.tokens, device=torch.device(device)),
             labels=None if self.labels is None else self.labels.to(device),
             labelled=None if self.labelled is None else self.labelled.to(device),
+            z=None if self.z is None else self.z.to(device),
         )
 
 
@@ -287,6 +309,7 @@ def collate(cells: Sequence[Tokens]) -> Batch:
     known = len(labels) == len(labelled) == len(cells)
     plans = [cell.plan for cell in cells if cell.plan is not None]
     fields = [cell.fields for cell in cells if cell.fields is not None]
+    z = [cell.z for cell in cells if cell.z is not None]
     return Batch(
         xy=torch.cat([cell.xy for cell in cells]),
         row=torch.cat(row),
@@ -298,4 +321,5 @@ def collate(cells: Sequence[Tokens]) -> Batch:
         tokens=Spans(tuple(map(len, cells)), torch.device("cpu")),
         labels=torch.cat(labels) if known else None,
         labelled=torch.cat(labelled) if known else None,
+        z=torch.cat(z) if z else None,
     )

@@ -24,6 +24,7 @@ from gpattern_bench.methods.base import About, Scores, Untrained
 from gpattern_bench.methods.sprawl.permutation import DRAW_VARIANCE, ObservedDraws, pair_scores
 
 __all__ = [
+    "POLARISED",
     "STATISTICS",
     "Sprawl",
     "aggregate",
@@ -34,11 +35,15 @@ __all__ = [
     "median_rank_variance",
     "pattern_scores",
     "peripheral_central",
+    "polarised_scores",
 ]
 
 _Floats = NDArray[np.float64]
 
 STATISTICS = ("peripheral", "central", "punctate", "radial")
+
+POLARISED = ("polarised", "polarized")
+"""Names of a pattern that no registered dataset has; own labels may."""
 
 _TAU = 1.96  # two-sided 5 % point of the normal, "significant" in the paper's mapping
 
@@ -57,7 +62,7 @@ class Sprawl(Untrained):
         reference="Bierman et al., eLife 2024, doi:10.7554/eLife.87517",
         inputs=("coordinates", "gene", "cell outline"),
         learns=False,
-        rules_for=("cell_edge", "membrane", "nuclear", "cytoplasmic"),
+        rules_for=("cell_edge", "membrane", "nuclear", "cytoplasmic", *POLARISED),
     )
 
     def predict(self, cells: Cells) -> Scores:
@@ -69,9 +74,24 @@ class Sprawl(Untrained):
             # The only gene of a cell has no variance and is no evidence.
             spread = np.where(deviation > 0, deviation, np.inf)
             scores = pattern_scores(peripheral / spread, central / spread)
+            if set(POLARISED) & set(cells.patterns):
+                scores |= dict.fromkeys(POLARISED, polarised_scores(cell))
             zeros = np.zeros(len(cell.genes))
             columns = [scores.get(pattern, zeros) for pattern in cells.patterns]
             yield cell, np.stack(columns, axis=1).astype(np.float32)
+
+
+def polarised_scores(cell: Cell) -> _Floats:
+    """Score (g,) the paper's rule for polarised genes: punctate and radial significantly positive.
+
+    "And" is the minimum, on the logistic scale of :func:`pattern_scores`. Under shuffled genes one
+    draw of a score is uniform in [-1, 1], which gives its z: exact for one draw, cautious for the
+    mean of many, which varies less. 0.5 for a single molecule, and for the only gene of a cell.
+    """
+    pairs = pair_scores(cell.xy, cell.gene, _middle(cell), seed=0, name=cell.cell_id)
+    z = norm.ppf((1 + np.minimum(pairs.punctate, pairs.radial)) / 2)
+    known = ~np.isnan(z) & (cell.counts < len(cell.gene))
+    return np.asarray(expit(np.where(known, z, 0.0)))
 
 
 def peripheral_central(cell: Cell) -> tuple[_Floats, _Floats]:
