@@ -22,7 +22,9 @@ labels      no pattern               all labels are 0, and the recipe says ``pat
 
 Readers drop what the rules cannot see: ``gene not in var`` (Bento), ``without a field of view``
 (CosMx), ``row of another dataset`` and ``duplicate row`` (labels from csv files); for large exports
-they apply the first reasons above themselves.
+they apply the first reasons above themselves. Bento's forest, where it makes the labels, leaves out
+pairs of ``fewer than 5 molecules`` and those where ``a feature is missing (no nucleus)``
+(:mod:`gpattern_bench.runs.label`).
 """
 
 from __future__ import annotations
