@@ -645,7 +645,9 @@ class _Cost(TypedDict):
 def _cost(report: Path, split: str) -> _Cost:
     """Read a run's cost; all None without a report, some in reports of older versions."""
     if not report.is_file():
-        return dict.fromkeys(_Cost.__required_keys__)  # type: ignore[return-value]
+        found = dict.fromkeys(_Cost.__annotations__)
+        del found["seconds_batch_1"]
+        return found  # type: ignore[return-value]
     try:
         run = json.loads(report.read_text(encoding="utf-8"))
         alone = (run.get("seconds_by_batch") or {}).get("1")

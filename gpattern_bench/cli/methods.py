@@ -40,8 +40,6 @@ Settings = Annotated[
     epilog=examples(
         "run sprawl --dataset synthetic",
         "run bento --dataset u2os_gold --train-on synthetic --train-on nih3t3_gold",
-        "run ella --dataset cosmx_lung --sample-cells 2000",
-        "run gpsnet --preset small --set neighbours=16 --name near --dataset synthetic",
     )
 )
 def run(
@@ -235,9 +233,8 @@ def predict(
 
 @app.command(
     epilog=examples(
-        "ablation --quick --study depths",
+        "ablation --quick --study depths --json > ablation.json",
         "ablation --dataset u2os --preset u2os --study neighbours",
-        "ablation --json > ablation.json",
     )
 )
 def ablation(

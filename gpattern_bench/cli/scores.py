@@ -59,7 +59,6 @@ Replicates = Annotated[int, typer.Option(min=0, help="Bootstrap replicates; 0 = 
     epilog=examples(
         "evaluate test-seed0.parquet --dataset synthetic --val val-seed0.parquet",
         "evaluate test-seed0.parquet --dataset synthetic --by molecules",
-        "evaluate test-seed0.parquet --dataset synthetic --genes",
     )
 )
 def evaluate(

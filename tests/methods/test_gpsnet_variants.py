@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from samples import dataset_of, metadata_of, small_dataset
 
+from gpattern_bench.board.submission import _cost
 from gpattern_bench.board.submit import submit_run
 from gpattern_bench.curate.simulate.cells import simulate
 from gpattern_bench.data.dataset import Dataset
@@ -64,6 +65,15 @@ class TestFiles:
         assert report["batch_size"] == 3
         assert set(report["seconds_by_batch"]) == {str(size) for size in (*BATCHES, 3)}
         assert report["seconds_by_batch"]["3"] <= report["seconds"]["test"]
+
+    def test_bring_the_time_cell_by_cell_to_the_board(self, out, tmp_path):
+        report = out / "small" / "run-seed0.json"
+        told = json.loads(report.read_text())["seconds_by_batch"]["1"]
+        assert _cost(report, "test")["seconds_batch_1"] == told
+        older = json.loads(report.read_text()) | {"seconds_by_batch": None}
+        (tmp_path / "run-seed0.json").write_text(json.dumps(older))
+        for there in (tmp_path / "run-seed0.json", tmp_path / "none.json"):
+            assert "seconds_batch_1" not in _cost(there, "test")
 
     def test_make_the_method_again(self, out, dataset):
         method, model = load_model(out)
