@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-__all__ = ["Mark", "best_two", "count", "duration", "interval", "percent", "seconds", "typeset"]
+__all__ = [
+    "Mark",
+    "best_two",
+    "brief",
+    "count",
+    "duration",
+    "interval",
+    "percent",
+    "seconds",
+    "typeset",
+]
 
 Mark = Literal["best", "second"]
 """How a number is marked among those of its column."""
@@ -33,6 +43,15 @@ def duration(value: float | None) -> str:
     if value < 1:
         return f"{value:.2f} s"
     return f"{value / 60:.1f} min" if value < 6000 else f"{value / 3600:.1f} h"
+
+
+def brief(value: float | None) -> str:
+    """Print a duration to two digits or so, for a glance."""
+    if value is None:
+        return "-"
+    if value < 100:
+        return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
+    return f"{value / 60:.0f} min" if value < 6000 else f"{value / 3600:.0f} h"
 
 
 def count(value: int | None) -> str:

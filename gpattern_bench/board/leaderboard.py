@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from base64 import b64decode
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import isnan, nan
 from typing import Any, NotRequired
 
@@ -38,6 +38,7 @@ PROTOCOLS = {
     "cv-cell": "out of fold, 5 folds by cell",
 }
 """Protocol -> how the methods of a table were fitted, in words."""
+_NOT_STORED = ("degrees_of_freedom", "replicates")  # of a table: results.json has them
 
 
 class ReportedRow(TypedDict):
@@ -105,6 +106,11 @@ class Row:
         return self.macro["f1_macro"]
 
     @property
+    def total_seconds(self) -> float | None:
+        """Seconds of fit and prediction; out of fold, the prediction holds the fits."""
+        return None if self.seconds is None else (self.fit_seconds or 0.0) + self.seconds
+
+    @property
     def is_control(self) -> bool:
         """Whether it is a control or sees the labels, and so has no rank."""
         return self.kind == "control" or self.sees_labels
@@ -142,7 +148,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """The methods of one dataset version that were fitted in one way."""
+    """The methods of one dataset version that were fitted in one way.
+
+    ``replicates`` are those of each row's macro F1, which are too many for ``leaderboard.json``.
+    """
 
     dataset: str
     version: str
@@ -153,6 +162,18 @@ class Table:
     n_clusters: int
     clusters: str
     rows: list[Row]
+    degrees_of_freedom: int
+    replicates: list[NDArray[np.float64]] = field(repr=False, compare=False)
+
+    @property
+    def id(self) -> str:
+        """Where it stands on the page."""
+        return f"{self.dataset}-{self.version}-{self.protocol}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the table of ``leaderboard.json``."""
+        kept = {key: value for key, value in vars(self).items() if key not in _NOT_STORED}
+        return kept | {"rows": [row.to_json() for row in self.rows]}
 
 
 @dataclass(frozen=True)
@@ -165,10 +186,7 @@ class Board:
 
     def to_json(self) -> dict[str, Any]:
         """Give what ``leaderboard.json`` holds; null = undefined."""
-        tables = [
-            {**vars(table), "rows": [row.to_json() for row in table.rows]} for table in self.tables
-        ]
-        return {"format": 1, **vars(self), "tables": tables}
+        return {"format": 1, **vars(self), "tables": [table.to_json() for table in self.tables]}
 
 
 def build_board(
@@ -245,6 +263,11 @@ def _table(
     entries = [seeds[key] for key in sorted(seeds)]
     first = scored[0][1]
     metrics = first["metrics"]
+    rows, replicates = _ranked(
+        [_row(about, scores, unverified) for about, scores in entries],
+        [_replicates(scores) for _, scores in entries],
+        first["degrees_of_freedom"],
+    )
     return Table(
         dataset=first["dataset"],
         version=first["version"],
@@ -254,11 +277,9 @@ def _table(
         floor=exact_mean(values["floor"] for values in metrics["per_pattern"].values()),
         n_clusters=metrics["n_clusters"],
         clusters=metrics["clusters"],
-        rows=_ranked(
-            [_row(about, scores, unverified) for about, scores in entries],
-            [_replicates(scores) for _, scores in entries],
-            first["degrees_of_freedom"],
-        ),
+        rows=rows,
+        degrees_of_freedom=first["degrees_of_freedom"],
+        replicates=replicates,
     )
 
 
@@ -347,8 +368,10 @@ def _replicates(entries: Sequence[Score]) -> NDArray[np.float64]:
 
 def _ranked(
     rows: Sequence[Row], replicates: Sequence[NDArray[np.float64]], freedom: int
-) -> list[Row]:
+) -> tuple[list[Row], list[NDArray[np.float64]]]:
     """Sort rows by F1, undefined ones and those not verified last; add rank, tie group and lift.
+
+    The replicates come back in the order of the rows.
 
     Tie groups leave out methods that see the labels, lift is over the package's own controls, and
     both leave out rows that are not verified.
@@ -367,7 +390,8 @@ def _ranked(
 
     rank = 0
     ranked = []
-    for i in sorted(range(len(rows)), key=order):
+    places = sorted(range(len(rows)), key=order)
+    for i in places:
         row = replace(rows[i], tie_group=groups.get(str(i)))
         if row.is_ranked:
             rank += 1
@@ -379,7 +403,7 @@ def _ranked(
                 )
                 row = replace(row, lift_f1=lift, lift_f1_ci=[plain(end) for end in drawn])
         ranked.append(row)
-    return ranked
+    return ranked, [replicates[i] for i in places]
 
 
 def _number(value: float | None) -> float:
