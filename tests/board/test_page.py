@@ -340,6 +340,7 @@ class TestBrowser:
         assert methods_of(tab) == ["beta", "alpha", "evil", "none_at_all"]  # no rank is last
         assert press("Rank") == "descending"
         assert methods_of(tab) == ["evil", "alpha", "beta", "none_at_all"]
+        tab.locator('#columns input[value="seeds"]').check(force=True)
         assert press("Seeds") == "descending"
         assert methods_of(tab)[0] == "alpha"
         states = table.locator("th[aria-sort]").evaluate_all(
@@ -379,10 +380,90 @@ class TestBrowser:
         tab.locator("#controls").uncheck(force=True)
         assert methods_of(tab) == ["beta"]
 
-    def test_links_of_the_overview_show_their_table(self, opened):
+    def test_links_of_the_matrix_show_their_table(self, opened):
         tab = opened()
-        tab.locator(".overview a", has_text=CHOSEN).click()
+        choose(tab, CHOSEN)
+        tab.locator(".matrix a.dsn", has_text="synthetic").click()
+        assert tab.locator('section.table[data-dataset="synthetic"]').is_visible()
+        tab.locator("#matrix-note a", has_text=CHOSEN).click()  # no test: it has no control
         assert tab.locator(f'section.table[data-dataset="{CHOSEN}"]').is_visible()
+
+    def test_the_first_screen_says_what_leads(self, opened):
+        tab = opened(viewport={"width": 1440, "height": 900})
+        assert "SPRAWL" in tab.locator(".matrix tbody tr").first.inner_text()
+        for part in ("h1", ".deck", ".answers", ".levels", ".matrix tfoot"):
+            box = tab.locator(part).bounding_box()
+            assert box["y"] + box["height"] <= 900
+
+    def test_columns_are_chosen(self, opened):
+        tab = opened(viewport={"width": 948, "height": 900})
+        choose(tab, CHOSEN)
+        table = tab.locator("section.table:visible table.main")
+        box = table.locator("..")
+        assert box.evaluate("e => e.scrollWidth <= e.clientWidth")
+        assert table.get_by_role("columnheader", name="Looks at").count() == 0
+        for name in ("looks", "acc", "ap", "predict", "seeds"):
+            tab.locator(f'#columns input[value="{name}"]').check(force=True)
+        assert table.get_by_role("columnheader", name="Looks at").count() == 1
+        assert "overflows" in box.get_attribute("class")
+        head = table.locator("th.method").first
+        before = head.bounding_box()["x"]
+        box.evaluate("e => e.scrollTo(e.scrollWidth, 0)")
+        assert head.bounding_box()["x"] <= before  # the method stays in view
+        assert head.bounding_box()["x"] >= box.bounding_box()["x"] - 1
+
+    def test_a_phone_shows_f1_at_once(self, opened):
+        tab = opened(viewport={"width": 375, "height": 800})
+        choose(tab, CHOSEN)
+        row = tab.locator("section.table:visible table.main tbody tr").first
+        cell = row.locator("td.num").nth(1).bounding_box()
+        assert cell["x"] + cell["width"] <= 375
+
+    def test_text_finds_methods(self, opened):
+        tab = opened()
+        choose(tab, CHOSEN)
+        tab.locator("#search").fill("ALPHA")
+        assert methods_of(tab) == ["alpha"]
+        assert tab.locator("#shown").inner_text() == "1 of 7 methods"
+        tab.locator("#search").fill("")
+        assert len(methods_of(tab)) == 4
+
+    def test_the_address_keeps_what_was_chosen(self, opened, address):
+        tab = opened()
+        assert tab.url == address
+        choose(tab, CHOSEN)
+        tab.locator('#inputs input[value="nucleus outline"]').uncheck(force=True)
+        tab.locator('#columns input[value="acc"]').check(force=True)
+        tab.locator("#search").fill("e")
+        tab.locator("section.table:visible table.main .key-button").first.click()
+        query = tab.evaluate("location.search")
+        shown = methods_of(tab)
+        copy = opened()
+        copy.evaluate("query => history.replaceState(null, '', location.pathname + query)", query)
+        copy.evaluate("window.dispatchEvent(new Event('popstate'))")
+        assert methods_of(copy) == shown
+        assert copy.locator("tr.picked:visible").count() == tab.locator("tr.picked:visible").count()
+        assert copy.locator('#columns input[value="acc"]').is_checked()
+        assert copy.evaluate("location.search") == query
+
+    def test_a_picked_method_is_lit_in_all_charts(self, opened):
+        tab = opened()
+        tab.locator('.matrix tr[data-m="sprawl"] .key-button').click()
+        charts = tab.locator("section.table .chart:has(.line[data-m=sprawl])")
+        assert charts.count() > 10
+        lit = "es => es.every(e => e.classList.contains('lit'))"
+        assert charts.evaluate_all(lit)
+        pressed = tab.locator('button[data-pick="sprawl"][aria-pressed="true"]').count()
+        assert pressed == tab.locator('button[data-pick="sprawl"]').count() > 3
+        tab.locator('.matrix tr[data-m="sprawl"] .key-button').click()
+        assert tab.locator(".lit").count() == 0
+
+    def test_a_method_has_a_page_of_its_own(self, opened):
+        tab = opened()
+        tab.locator('.matrix a[href="#method-sprawl"]').click()
+        profile = tab.locator("#method-sprawl")
+        assert profile.locator("tbody tr:visible").count() == 1
+        assert "gpattern-bench run sprawl --dataset synthetic" in profile.inner_text()
 
     def test_tabs_by_keyboard(self, opened):
         tab = opened()
