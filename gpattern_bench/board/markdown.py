@@ -205,7 +205,7 @@ def _summary(table: Table) -> list[Column[Row]]:
 
 
 def _lift(row: Row) -> str:
-    return percent(row.lift_f1, "+.2f") + _brackets(row.lift_f1_ci, "+.1f")
+    return percent(row.lift_f1, "+.1f") + _brackets(row.lift_f1_ci)
 
 
 def _training_mark(row: Row, rows: Iterable[Row]) -> str:
