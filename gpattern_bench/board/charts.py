@@ -70,15 +70,17 @@ def styles(methods: Iterable[tuple[str, str, str]]) -> dict[str, Style]:
     """
     ordered = sorted(methods)
     families = dict.fromkeys(_family(name) for name, _, kind in ordered if kind != "control")
-    hues = {family: f"s{k % _HUES}" for k, family in enumerate(families)}
-    used: dict[str, int] = {}
+    hues = {family: k % _HUES for k, family in enumerate(families)}
+    used: dict[int, int] = {}
     found = {}
     for name, label, kind in ordered:
-        hue = "s-control" if kind == "control" else hues[_family(name)]
+        hue = _HUES if kind == "control" else hues[_family(name)]
         k = used[hue] = used.get(hue, -1) + 1
-        # Sixteen pairs of dash and mark, the first four with a mark of their own.
-        shape = (k + k // 4) % 4
-        found[name] = Style(name, label, f"{hue} d{k % 4} m{shape}", shape)
+        # Sixteen pairs of dash and mark per hue; neighbouring hues begin with other marks, for
+        # who sees no hues.
+        shape = (hue + k + k // 4) % 4
+        colour = "s-control" if kind == "control" else f"s{hue}"
+        found[name] = Style(name, label, f"{colour} d{k % 4} m{shape}", shape)
     return found
 
 

@@ -236,6 +236,17 @@ def test_styles_do_not_depend_on_the_order():
     assert len({s.classes for s in styles(methods).values()}) == 12
 
 
+def test_families_share_a_hue_and_no_two_methods_a_style():
+    names = ("boosted", "boosted_gene", "ella", "gpsnet", "gpsnet_outlines", "locfish")
+    found = styles([(name, name, "model") for name in (*names, *(f"x_{k}" for k in range(11)))])
+    hues = {name: style.classes.split()[0] for name, style in found.items()}
+    assert hues["boosted"] == hues["boosted_gene"]
+    assert len({hues[name] for name in ("boosted", "ella", "gpsnet", "locfish", "x_0")}) == 5
+    assert len({style.classes for style in found.values()}) == len(found)
+    marks = {name: found[name].shape for name in ("boosted", "ella", "gpsnet", "locfish")}
+    assert len(set(marks.values())) == 4  # also told apart without colours
+
+
 def test_labels_keep_their_distance():
     wanted = [10.0, 11.0, 12.0, 50.0, 99.0, 100.0]
     found = _spread(wanted, 10.0, 5.0, 100.0)
