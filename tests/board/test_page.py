@@ -7,7 +7,8 @@ import locale
 import re
 import shutil
 from dataclasses import replace
-from itertools import pairwise
+from importlib.resources import files
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from gpattern_bench.board.charts import _spread, styles
 from gpattern_bench.board.format import count, duration, percent, typeset
 from gpattern_bench.board.gallery import build_gallery
 from gpattern_bench.board.leaderboard import build_board
+from gpattern_bench.board.overview import build_overview
 from gpattern_bench.board.page import build_page
 from gpattern_bench.board.publish import read_reported
 from gpattern_bench.board.submission import Metadata, Submission, read_submissions
@@ -247,6 +249,34 @@ def test_families_share_a_hue_and_no_two_methods_a_style():
     assert len(set(marks.values())) == 4  # also told apart without colours
 
 
+# Of linear RGB, as seen without one kind of cone: Machado et al. 2009, severity 1.
+SIGHT = {
+    "all": np.eye(3),
+    "no red": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+    "no green": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+    "no blue": [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]],
+}
+TO_XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+
+
+def in_lab(colour: str, sight: str) -> np.ndarray:
+    c = np.array([int(colour[k : k + 2], 16) for k in (1, 3, 5)]) / 255
+    linear = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(np.array(SIGHT[sight]) @ linear, 0, 1)
+    x, y, z = np.cbrt(np.maximum(TO_XYZ @ seen / [0.9505, 1, 1.089], 0.0089))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+def test_hues_are_told_apart_by_all_kinds_of_sight(sight):
+    css = (files("gpattern_bench.board") / "page.css").read_text("utf-8")
+    palettes = {tuple(re.findall(r"--c\d: (#\w{6})", line)) for line in css.splitlines()} - {()}
+    assert {len(palette) for palette in palettes} == {7}
+    for palette in palettes:
+        seen = [in_lab(colour, sight) for colour in palette]
+        assert min(np.linalg.norm(a - b) for a, b in combinations(seen, 2)) > 30
+
+
 def test_labels_keep_their_distance():
     wanted = [10.0, 11.0, 12.0, 50.0, 99.0, 100.0]
     found = _spread(wanted, 10.0, 5.0, 100.0)
@@ -468,6 +498,32 @@ class TestBrowser:
         assert pressed == tab.locator('button[data-pick="sprawl"]').count() > 3
         tab.locator('.matrix tr[data-m="sprawl"] .key-button').click()
         assert tab.locator(".lit").count() == 0
+
+    def test_two_methods_are_compared(self, chromium, tmp_path):
+        made = [
+            submitted("alpha", entry(0.6)),
+            submitted("beta", entry(0.9)),
+            submitted("gamma", entry(0.61)),
+            submitted("gene_prior", entry(0.4), kind="control", inputs=["gene"]),
+        ]
+        overview = build_overview(build_board(made).tables)
+        path = tmp_path / "index.html"
+        path.write_text(rendered(made), "utf-8")
+        tab = chromium.new_page()
+        try:
+            tab.goto(f"{path.as_uri()}?compare=alpha,beta")
+            for one, other, better in (("alpha", "beta", "Beta"), ("gamma", "alpha", "")):
+                for name, value in (("a", one), ("b", other)):
+                    tab.locator(f'#compare select[name="{name}"]').select_option(value)
+                texts = tab.locator("#compare tbody tr").first.locator("td").all_inner_texts()
+                [of_test, _] = overview.compare(one, other)
+                low, high = of_test.ci
+                printed = f"{of_test.difference:+.1f} ({low:+.1f} to {high:+.1f})"
+                assert texts[2] == printed.replace("-", "\N{MINUS SIGN}")
+                assert texts[3] == (better or "cannot be told apart")
+            assert tab.evaluate("location.search") == "?compare=gamma%2Calpha"
+        finally:
+            tab.close()
 
     def test_a_method_has_a_page_of_its_own(self, opened):
         tab = opened()
