@@ -8,17 +8,21 @@ from math import ceil, floor, log10
 
 __all__ = ["Chart", "Line", "Style", "bins_chart", "styles", "time_chart", "unit_chart"]
 
-_HUES = 7  # of a palette for the colour-blind; beyond them, dashes
+_HUES = 7  # of a palette for the colour-blind; within one, dashes and marks
 _Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Style:
-    """How every chart draws a method: classes of the style sheet."""
+    """How every chart draws a method: classes of the style sheet, and the shape of its marks.
+
+    Shapes are 0 to 3: disc, square, diamond, triangle.
+    """
 
     method: str
     label: str
     classes: str
+    shape: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,22 +59,33 @@ class Chart:
 
 
 def styles(methods: Iterable[tuple[str, str, str]]) -> dict[str, Style]:
-    """Give every method its style; controls are grey.
+    """Give every method its style: a hue per family, in it dashes and marks; controls are grey.
+
+    A family are the names with the same first word (``boosted``, ``boosted_gene``).
 
     Parameters
     ----------
     methods : iterable of (name, label, kind)
         In any order, each once.
     """
-    found, hues, greys = {}, 0, 0
-    for name, label, kind in sorted(methods):
-        if kind == "control":
-            found[name] = Style(name, label, f"s-control d{greys % 4}")
-            greys += 1
-        else:
-            found[name] = Style(name, label, f"s{hues % _HUES} d{hues // _HUES % 4}")
-            hues += 1
+    ordered = sorted(methods)
+    families = dict.fromkeys(_family(name) for name, _, kind in ordered if kind != "control")
+    hues = {family: k % _HUES for k, family in enumerate(families)}
+    used: dict[int, int] = {}
+    found = {}
+    for name, label, kind in ordered:
+        hue = _HUES if kind == "control" else hues[_family(name)]
+        k = used[hue] = used.get(hue, -1) + 1
+        # Sixteen pairs of dash and mark per hue; neighbouring hues begin with other marks, for
+        # who sees no hues.
+        shape = (hue + k + k // 4) % 4
+        colour = "s-control" if kind == "control" else f"s{hue}"
+        found[name] = Style(name, label, f"{colour} d{k % 4} m{shape}", shape)
     return found
+
+
+def _family(name: str) -> str:
+    return name.split("_")[0]
 
 
 def unit_chart(

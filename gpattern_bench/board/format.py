@@ -9,6 +9,7 @@ __all__ = [
     "LABELLED_BY",
     "Mark",
     "best_two",
+    "brief",
     "count",
     "duration",
     "interval",
@@ -49,6 +50,15 @@ def duration(value: float | None) -> str:
     if value < 1:
         return f"{value:.2f} s"
     return f"{value / 60:.1f} min" if value < 6000 else f"{value / 3600:.1f} h"
+
+
+def brief(value: float | None) -> str:
+    """Print a duration to two digits or so, for a glance."""
+    if value is None:
+        return "-"
+    if value < 100:
+        return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
+    return f"{value / 60:.0f} min" if value < 6000 else f"{value / 3600:.0f} h"
 
 
 def count(value: int | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from base64 import b64decode
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import isnan, nan
 from typing import Any, NotRequired
 
@@ -40,6 +40,7 @@ PROTOCOLS = {
 }
 """Protocol -> how the methods of a table were fitted, in words."""
 _LABELLER = "bento"  # the method whose published classifier labels datasets
+_NOT_STORED = ("degrees_of_freedom", "replicates")  # of a table: results.json has them
 
 
 class ReportedRow(TypedDict):
@@ -108,6 +109,11 @@ class Row:
         return self.macro["f1_macro"]
 
     @property
+    def total_seconds(self) -> float | None:
+        """Seconds of fit and prediction; out of fold, the prediction holds the fits."""
+        return None if self.seconds is None else (self.fit_seconds or 0.0) + self.seconds
+
+    @property
     def is_control(self) -> bool:
         """Whether it is a control or sees the labels, and so has no rank."""
         return self.kind == "control" or self.sees_labels
@@ -148,6 +154,7 @@ class Table:
     """The methods of one dataset version that were fitted in one way.
 
     ``labelled_by``: the classifier whose calls the labels are, None if they are of other origin.
+    ``replicates`` are those of each row's macro F1, which are too many for ``leaderboard.json``.
     """
 
     dataset: str
@@ -159,14 +166,21 @@ class Table:
     n_clusters: int
     clusters: str
     rows: list[Row]
+    degrees_of_freedom: int
+    replicates: list[NDArray[np.float64]] = field(repr=False, compare=False)
     labelled_by: str | None = None
+
+    @property
+    def id(self) -> str:
+        """Where it stands on the page."""
+        return f"{self.dataset}-{self.version}-{self.protocol}"
 
     def to_json(self) -> dict[str, Any]:
         """Give the table of ``leaderboard.json``."""
-        found = {**vars(self), "rows": [row.to_json() for row in self.rows]}
+        kept = {key: value for key, value in vars(self).items() if key not in _NOT_STORED}
         if self.labelled_by is None:
-            del found["labelled_by"]
-        return found
+            del kept["labelled_by"]
+        return kept | {"rows": [row.to_json() for row in self.rows]}
 
 
 @dataclass(frozen=True)
@@ -267,6 +281,11 @@ def _table(
     entries = [seeds[key] for key in sorted(seeds)]
     first = scored[0][1]
     metrics = first["metrics"]
+    rows, replicates = _ranked(
+        [_row(about, scores, unverified) for about, scores in entries],
+        [_replicates(scores) for _, scores in entries],
+        first["degrees_of_freedom"],
+    )
     return Table(
         dataset=first["dataset"],
         version=first["version"],
@@ -276,11 +295,9 @@ def _table(
         floor=exact_mean(values["floor"] for values in metrics["per_pattern"].values()),
         n_clusters=metrics["n_clusters"],
         clusters=metrics["clusters"],
-        rows=_ranked(
-            [_row(about, scores, unverified) for about, scores in entries],
-            [_replicates(scores) for _, scores in entries],
-            first["degrees_of_freedom"],
-        ),
+        rows=rows,
+        degrees_of_freedom=first["degrees_of_freedom"],
+        replicates=replicates,
         labelled_by=_labelled_by(_version_of(first)),
     )
 
@@ -371,8 +388,10 @@ def _replicates(entries: Sequence[Score]) -> NDArray[np.float64]:
 
 def _ranked(
     rows: Sequence[Row], replicates: Sequence[NDArray[np.float64]], freedom: int
-) -> list[Row]:
+) -> tuple[list[Row], list[NDArray[np.float64]]]:
     """Sort rows by F1, undefined ones and those not verified last; add rank, tie group and lift.
+
+    The replicates come back in the order of the rows.
 
     Tie groups leave out methods that see the labels, lift is over the package's own controls, and
     both leave out rows that are not verified.
@@ -391,7 +410,8 @@ def _ranked(
 
     rank = 0
     ranked = []
-    for i in sorted(range(len(rows)), key=order):
+    places = sorted(range(len(rows)), key=order)
+    for i in places:
         row = replace(rows[i], tie_group=groups.get(str(i)))
         if row.is_ranked:
             rank += 1
@@ -403,7 +423,7 @@ def _ranked(
                 )
                 row = replace(row, lift_f1=lift, lift_f1_ci=[plain(end) for end in drawn])
         ranked.append(row)
-    return ranked
+    return ranked, [replicates[i] for i in places]
 
 
 def _number(value: float | None) -> float:

@@ -104,26 +104,78 @@
     select(0);
   });
 
-  // Legends: a method's button lifts it out of the charts beside it.
-  for (const legend of all(".legend")) {
-    const charts = all(".chart", legend.parentElement);
-    for (const item of legend.children) {
-      const button = document.createElement("button");
-      button.type = "button";
-      button.setAttribute("aria-pressed", "false");
-      button.append(...item.childNodes);
-      item.append(button);
-      button.addEventListener("click", () => {
-        button.setAttribute("aria-pressed", String(button.getAttribute("aria-pressed") !== "true"));
-        const lit = new Set(
-          all('button[aria-pressed="true"]', legend).map((b) => b.parentElement.dataset.m),
-        );
-        for (const chart of charts) {
-          chart.classList.toggle("lit", lit.size > 0);
-          for (const line of all(".line", chart)) line.classList.toggle("on", lit.has(line.dataset.m));
-        }
-      });
+  // Picking a method: its legend entries and the signs before its name lift it out of all charts.
+  const picked = new Set();
+  const showPicked = () => {
+    for (const button of all("button[data-pick]")) {
+      button.setAttribute("aria-pressed", String(picked.has(button.dataset.pick)));
     }
+    for (const row of all("tr[data-m]")) row.classList.toggle("picked", picked.has(row.dataset.m));
+    for (const chart of all(".chart")) {
+      const lines = all(".line", chart);
+      for (const line of lines) line.classList.toggle("on", picked.has(line.dataset.m));
+      chart.classList.toggle("lit", lines.some((line) => picked.has(line.dataset.m)));
+    }
+  };
+  const pickable = (button, name) => {
+    button.type = "button";
+    button.dataset.pick = name;
+    button.setAttribute("aria-pressed", "false");
+    button.addEventListener("click", () => {
+      if (!picked.delete(name)) picked.add(name);
+      showPicked();
+      save();
+    });
+    return button;
+  };
+  for (const item of all(".legend > li")) {
+    const button = pickable(document.createElement("button"), item.dataset.m);
+    button.append(...item.childNodes);
+    item.append(button);
+  }
+  for (const sign of all("tr[data-m] > th > .key")) {
+    const button = pickable(document.createElement("button"), sign.closest("tr").dataset.m);
+    button.className = "key-button";
+    button.setAttribute("aria-label", `Highlight ${sign.parentElement.querySelector("a").textContent}`);
+    sign.replaceWith(button);
+    button.append(sign);
+  }
+
+  // Comparison of two methods, from differences that the page holds.
+  const compare = document.getElementById("compare");
+  const chosen = compare ? all("select", compare) : [];
+  const showComparison = () => {
+    if (!compare) return;
+    const [a, b] = chosen.map((select) => select.selectedIndex);
+    const [one, other] = chosen.map((select) => select.selectedOptions[0]);
+    const n = chosen[0].length;
+    const [i, j] = a < b ? [a, b] : [b, a];
+    const at = i * n - (i * (i + 1)) / 2 + j - i - 1;
+    const pairs = compare.dataset.differences.split(";");
+    const cells = a === b ? [] : pairs[at].split(",");
+    const sign = a < b ? 1 : -1;
+    const print = (x) => `${x < 0 ? "\u2212" : "+"}${Math.abs(x).toFixed(1)}`;
+    const heads = all("thead th", compare);
+    [heads[1].textContent, heads[2].textContent] = [one.textContent, other.textContent];
+    all("tbody tr", compare).forEach((row, k) => {
+      const texts = [one, other].map((option) => option.dataset.f1.split(",")[k] || "\u2013");
+      const [difference, ...ends] = (cells[k] || "").split(" ").filter(Boolean).map((x) => sign * x);
+      const [low, high] = ends.sort((x, y) => x - y);
+      let better = "";
+      if (difference !== undefined) {
+        texts.push(print(difference) + (ends.length ? ` (${print(low)} to ${print(high)})` : ""));
+        better = low > 0 ? one.textContent : high < 0 ? other.textContent : "cannot be told apart";
+      } else texts.push("\u2013");
+      texts.forEach((text, m) => (row.children[m + 1].textContent = text));
+      row.children[4].textContent = better;
+      row.children[4].className = low > 0 || high < 0 ? "better" : "";
+    });
+  };
+  for (const select of chosen) {
+    select.addEventListener("change", () => {
+      showComparison();
+      save();
+    });
   }
 
   // Filters: datasets show or hide tables; inputs and controls show or hide methods everywhere.
@@ -133,6 +185,18 @@
     const inputs = row.dataset.inputs ? row.dataset.inputs.split("|") : [];
     methods.set(row.dataset.m, { inputs, control: row.dataset.kind === "control" });
   }
+  const search = document.getElementById("search");
+  const texts = new Map();
+  for (const profile of all(".profile")) {
+    texts.set(profile.dataset.m, profile.querySelector("summary").textContent.toLowerCase());
+  }
+  const columns = all('input[name="column"]', form);
+  // Where a table is wider than its box, say so.
+  const hint = () => {
+    for (const box of all(".scroll")) {
+      box.classList.toggle("overflows", box.scrollWidth > box.clientWidth + 1);
+    }
+  };
   const filter = () => {
     const dataset = form.querySelector('input[name="dataset"]:checked').value;
     for (const section of all("section.table")) {
@@ -140,25 +204,89 @@
     }
     const barred = new Set(all('input[name="input"]:not(:checked)', form).map((box) => box.value));
     const controls = document.getElementById("controls").checked;
-    const shows = ({ inputs, control }) =>
-      (controls || !control) && !inputs.some((name) => barred.has(name));
-    const shown = new Set([...methods].filter(([, about]) => shows(about)).map(([name]) => name));
-    for (const part of all("[data-m]")) part.toggleAttribute("hidden", !shown.has(part.dataset.m));
+    const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const found = (name) => words.every((word) => `${name} ${texts.get(name) ?? ""}`.includes(word));
+    const shows = (name, { inputs, control }) =>
+      (controls || !control) && !inputs.some((input) => barred.has(input)) && found(name);
+    const shown = new Set([...methods].filter(([n, about]) => shows(n, about)).map(([n]) => n));
+    for (const part of all("[data-m]")) {
+      part.toggleAttribute("hidden", methods.has(part.dataset.m) && !shown.has(part.dataset.m));
+    }
     document.getElementById("shown").textContent = `${shown.size} of ${methods.size} methods`;
+    const board = document.getElementById("board");
+    for (const box of columns) board.classList.toggle(`show-${box.value}`, box.checked);
+    hint();
   };
-  form.addEventListener("change", filter);
+
+  // The address keeps what was chosen, so that it can be sent to somebody.
+  const datasets = all('input[name="dataset"]', form);
+  const inputs = all('input[name="input"]', form);
+  const save = () => {
+    const state = new URLSearchParams();
+    const put = (key, value) => value && state.set(key, value);
+    const dataset = datasets.find((radio) => radio.checked);
+    if (dataset !== datasets[0]) state.set("dataset", dataset.value);
+    put("without", inputs.filter((box) => !box.checked).map((box) => box.value).join(","));
+    put("controls", document.getElementById("controls").checked ? "" : "no");
+    put("find", search.value);
+    put("columns", columns.filter((box) => box.checked).map((box) => box.value).join(","));
+    put("pick", [...picked].join(","));
+    const pair = chosen.map((select) => select.value);
+    put("compare", chosen.some((s, k) => s.selectedIndex !== k) ? pair.join(",") : "");
+    const query = state.size ? `?${state}` : "";
+    try {
+      history.replaceState(null, "", location.href.split(/[?#]/)[0] + query + location.hash);
+    } catch {
+      // A page inside a frame may have no address of its own.
+    }
+  };
+  const restore = () => {
+    const state = new URLSearchParams(location.search);
+    const listed = (key) => (state.get(key) ?? "").split(",").filter(Boolean);
+    const asked = datasets.find((radio) => radio.value === state.get("dataset")) ?? datasets[0];
+    if (asked) asked.checked = true;
+    for (const box of inputs) box.checked = !listed("without").includes(box.value);
+    document.getElementById("controls").checked = state.get("controls") !== "no";
+    search.value = state.get("find") ?? "";
+    for (const box of columns) box.checked = listed("columns").includes(box.value);
+    picked.clear();
+    for (const name of listed("pick")) if (methods.has(name)) picked.add(name);
+    listed("compare").slice(0, chosen.length).forEach((name, k) => {
+      if ([...chosen[k].options].some((option) => option.value === name)) chosen[k].value = name;
+    });
+  };
+  form.addEventListener("change", () => {
+    filter();
+    save();
+  });
+  search.addEventListener("input", () => {
+    filter();
+    save();
+  });
   form.addEventListener("submit", (event) => event.preventDefault());
   const follow = () => {
     const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    if (target && target.tagName === "DETAILS") target.open = true;
     const section = target && target.closest("section.table");
     if (!section || !section.hidden) return;
-    for (const radio of all('input[name="dataset"]', form)) {
-      radio.checked = radio.value === section.dataset.dataset;
-    }
+    for (const radio of datasets) radio.checked = radio.value === section.dataset.dataset;
     filter();
+    save();
     section.scrollIntoView();
   };
+  addEventListener("popstate", () => {
+    restore();
+    show();
+  });
   addEventListener("hashchange", follow);
-  if (methods.size) filter();
+  addEventListener("resize", hint);
+  const show = () => {
+    if (methods.size) filter();
+    showPicked();
+    showComparison();
+  };
+  restore();
+  show();
   follow();
+  hint();
 })();

@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
-from math import isnan, nan
+from math import ceil, floor, isnan, nan
+from urllib.parse import quote
 
+from gpattern_bench.base.version import __version__
 from gpattern_bench.board import format as printed
 from gpattern_bench.board.charts import Chart, Style, bins_chart, styles, time_chart, unit_chart
 from gpattern_bench.board.format import Mark, best_two, percent, typeset
 from gpattern_bench.board.gallery import Gallery, build_gallery
 from gpattern_bench.board.leaderboard import PROTOCOLS, Board, ReportedRow, Row, Table
-from gpattern_bench.board.submission import Score, Submission
+from gpattern_bench.board.overview import LEVELS, Overview, build_overview
+from gpattern_bench.board.submission import Metadata, Score, Submission
 from gpattern_bench.evaluate.curves import Curves
 from gpattern_bench.evaluate.metrics import exact_mean
+from gpattern_bench.methods import METHODS
 
 __all__ = ["build_page"]
 
 _INPUTS = ("coordinates", "gene", "cell outline", "nucleus outline")
-_COLUMNS = (("f1_macro", "F1"), ("auc_macro", "AUC"), ("acc_macro", "ACC"),
-            ("f1_val_macro", "F1 (val)"), ("ap_macro", "AP"))  # fmt: skip
+_COLUMNS = (("f1_macro", "F1", ""), ("auc_macro", "AUC", ""), ("acc_macro", "ACC", "acc"),
+            ("f1_val_macro", "F1 (val)", "val"), ("ap_macro", "AP", "ap"))  # fmt: skip
+_MORE = {
+    "acc": "ACC", "val": "F1 (val)", "ap": "AP", "robust": "Worst F1 drop", "new": "F1, new cells",
+    "seeds": "Seeds", "parameters": "Parameters", "fit": "Training", "predict": "Validation",
+    "onebyone": "Cell by cell",
+    "looks": "Looks at", "date": "Date",
+}  # fmt: skip
+"""Columns of the main tables that are shown on demand."""
+_CSV = ("dataset", "version", "protocol", "method", "trained_on", "rank", "tie_group", "f1",
+        "f1_low", "f1_high", "auc", "lift", "seconds")  # fmt: skip
 _OF_PATTERN = ("auc", "acc", "f1")
 _FEW = 5  # scores in a tenth below which no share is drawn
 
@@ -51,15 +66,11 @@ class Section:
     """One table of the board, and what the page draws of it."""
 
     table: Table
-    id: str
     protocol: str  # in words
     patterns: list[str]
-    columns: list[tuple[str, str]]  # macro metrics and their headers
+    columns: list[tuple[str, str, str]]  # macro metrics, headers, names of columns on demand
     by_seed: list[list[float | None]]  # macro F1, per row
     lines: list[Style]  # in charts, per row
-    leader: Row | None  # the best candidate
-    tied: int  # candidates of the leader's tie group
-    control: Row | None  # the best that does not see the labels
     marks: dict[str, dict[str, Mark]]  # by macro metric
     pattern_marks: dict[tuple[str, str], dict[str, Mark]]  # by pattern and metric
     has: dict[str, bool]  # optional columns
@@ -67,6 +78,37 @@ class Section:
     curves: list[PatternCharts]
     molecules: Molecules
     time: Chart | None
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The axis of mean skill: its ends, and its ticks."""
+
+    low: float
+    high: float
+    ticks: list[int]
+
+    def at(self, value: float) -> str:
+        """Give the place of a value, in per cent of the axis."""
+        return f"{100 * (value - self.low) / (self.high - self.low):.2f}%"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A method's row in a table."""
+
+    section: Section
+    row: Row
+    n_ranked: int
+
+
+@dataclass(frozen=True)
+class Profile:
+    """All that the page has of a method: what it says, its rows, and how to run it."""
+
+    about: Metadata
+    standings: list[Standing]
+    commands: list[str]
 
 
 def build_page(board: Board, submissions: Sequence[Submission]) -> str:
@@ -91,17 +133,30 @@ def build_page(board: Board, submissions: Sequence[Submission]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    for name in ("percent", "interval", "duration", "count"):
+    environment.filters["whole"] = lambda value: typeset(f"{value:.0f}")
+    for name in ("percent", "interval", "duration", "brief", "count"):
         environment.filters[name] = _typeset(getattr(printed, name))
     about = sorted((s.metadata for s in submissions if s.results), key=lambda m: m.method)
     drawn = styles((m.method, m.label, m.kind) for m in about)
     gallery = build_gallery(submissions)
+    overview = build_overview(board.tables)
+    sections = [_section(table, submissions, drawn) for table in board.tables]
     return environment.get_template("page.html.j2").render(
-        sections=[_section(table, submissions, drawn) for table in board.tables],
+        overview=overview,
+        levels=LEVELS,
+        protocols=PROTOCOLS,
+        runners=sorted({author for each in about for author in each.authors}),
+        package=__version__,
+        axis=_axis(overview),
+        differences=_differences(overview),
+        sections=sections,
+        more=_MORE,
         datasets=list(dict.fromkeys(table.dataset for table in board.tables)),
         reported=[(table, _reported_marks(table["rows"])) for table in board.reported],
         versions=board.versions,
-        methods=about,
+        methods=[_profile(each, sections) for each in about],
+        date=max((row.date for t in board.tables for row in t.rows if row.date), default=None),
+        csv=quote(_csv(board)),
         styles=drawn,
         inputs=_INPUTS,
         gallery=gallery,
@@ -116,6 +171,72 @@ def _typeset(function: Callable[..., str]) -> Callable[..., str]:
     return lambda *args: typeset(function(*args))
 
 
+def _axis(overview: Overview | None) -> Axis | None:
+    found = [entry.skill for entry in overview.entries if entry.skill] if overview else []
+    ends = [end for skill in found for pair in (skill.ci, skill.left_out) if pair for end in pair]
+    if not ends:
+        return None
+    low, high = min(0.0, *ends) - 1, max(*ends, 20.0)
+    return Axis(low, high, list(range(20 * ceil(low / 20), 20 * floor(high / 20) + 1, 20)))
+
+
+def _differences(overview: Overview | None) -> str:
+    """Write all comparisons of two methods for the script.
+
+    Pairs end with ``;`` and tests, then the mean skill, with ``,``: difference and interval in
+    points, nothing where a method was not run.
+    """
+    if overview is None:
+        return ""
+    names = [entry.method for entry in overview.entries]
+    pairs = []
+    for i, one in enumerate(names):
+        for other in names[i + 1 :]:
+            cells = [""] * (len(overview.tests) + 1)
+            for found in overview.compare(one, other):
+                at = len(overview.tests) if found.test is None else found.test
+                cells[at] = " ".join(f"{v:.1f}" for v in (found.difference, *(found.ci or ())))
+            pairs.append(",".join(cells))
+    return ";".join(pairs)
+
+
+def _profile(about: Metadata, sections: Sequence[Section]) -> Profile:
+    standings = [
+        Standing(section, row, sum(other.is_ranked for other in section.table.rows))
+        for section in sections
+        for row in section.table.rows
+        if row.method == about.method
+    ]
+    commands = dict.fromkeys(
+        _command(about.method, found.section.table, found.row) for found in standings
+    )
+    return Profile(about, standings, list(commands) if about.method in METHODS else [])
+
+
+def _command(method: str, table: Table, row: Row) -> str:
+    words = ["gpattern-bench run", method, "--dataset", table.dataset]
+    words += [f"--train-on {name}" for name in row.trained_on or ()]
+    if table.protocol == "cv-cell" and row.labels_used is not None:
+        words.append("--cv cell")
+    return " ".join(words)
+
+
+def _csv(board: Board) -> str:
+    """Write the main numbers of every row."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_CSV)
+    for table in board.tables:
+        for row in table.rows:
+            low, high = row.ci.get("f1_macro") or (None, None)
+            writer.writerow([
+                table.dataset, table.version, table.protocol, row.method,
+                " ".join(row.trained_on or ()), row.rank, row.tie_group, row.f1, low, high,
+                row.macro["auc_macro"], row.lift_f1, row.total_seconds,
+            ])  # fmt: skip
+    return text.getvalue()
+
+
 def _section(table: Table, submissions: Sequence[Submission], drawn: dict[str, Style]) -> Section:
     rows = table.rows
     scores = [_scores_of(row, table, submissions) for row in rows]
@@ -123,8 +244,6 @@ def _section(table: Table, submissions: Sequence[Submission], drawn: dict[str, S
     curves = [(line, of[0]["curves"]) for line, of in zip(lines, scores, strict=True)]
     candidates = [row for row in rows if row.is_ranked]
     patterns = list(rows[0].per_pattern)
-    leaders = [row for row in candidates if row.f1 is not None]
-    controls = [row for row in rows if row.is_reference and row.is_verified]
     timed = [
         (line, row.seconds, row.f1)
         for line, row in zip(lines, rows, strict=True)
@@ -132,20 +251,18 @@ def _section(table: Table, submissions: Sequence[Submission], drawn: dict[str, S
     ]
     return Section(
         table=table,
-        id=f"{table.dataset}-{table.version}-{table.protocol}",
         protocol=PROTOCOLS[table.protocol],
         patterns=patterns,
         columns=[
-            (metric, name)
-            for metric, name in _COLUMNS
+            (metric, name, column)
+            for metric, name, column in _COLUMNS
             if metric != "f1_val_macro" or any(row.macro[metric] is not None for row in rows)
         ],
         by_seed=[[score["metrics"]["f1_macro"] for score in of] for of in scores],
         lines=lines,
-        leader=next(iter(leaders), None),
-        tied=sum(row.tie_group == leaders[0].tie_group for row in leaders),
-        control=next((row for row in controls if row.f1 is not None), None),
-        marks={metric: _marks(row.macro[metric] for row in candidates) for metric, _ in _COLUMNS},
+        marks={
+            metric: _marks(row.macro[metric] for row in candidates) for metric, _, _ in _COLUMNS
+        },
         pattern_marks={
             (pattern, metric): _marks(row.per_pattern[pattern][metric] for row in candidates)
             for pattern in patterns
@@ -175,7 +292,10 @@ def _line_style(row: Row, rows: Iterable[Row], drawn: dict[str, Style]) -> Style
     if sum(other.method == row.method for other in rows) == 1:
         return style
     training = ", ".join(row.trained_on or ("train split",))
-    return replace(style, label=f"{style.label} ({training})")
+    weight = [other for other in rows if other.method == row.method].index(row)
+    return replace(
+        style, label=f"{style.label} ({training})", classes=f"{style.classes} w{min(weight, 2)}"
+    )
 
 
 def _scores_of(row: Row, table: Table, submissions: Iterable[Submission]) -> list[Score]:

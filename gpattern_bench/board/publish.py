@@ -17,6 +17,7 @@ from gpattern_bench.board.duplicates import flag_duplicates
 from gpattern_bench.board.invariants import impossible
 from gpattern_bench.board.leaderboard import Board, ReportedTable, build_board
 from gpattern_bench.board.markdown import markdown
+from gpattern_bench.board.overview import build_overview
 from gpattern_bench.board.page import build_page
 from gpattern_bench.board.rules import contradictions
 from gpattern_bench.board.submission import Score, Skipped, Submission, rescore, results_text
@@ -171,8 +172,10 @@ def _unpinned_labels(submissions: Iterable[Submission]) -> list[str]:
 
 def _texts(board: Board, submissions: Sequence[Submission]) -> dict[str, str]:
     """Render every file of the board, by name."""
+    overview = build_overview(board.tables)
+    stored = board.to_json() | {"overview": overview and overview.to_json()}
     return {
         "LEADERBOARD.md": markdown(board),
-        "leaderboard.json": json.dumps(board.to_json(), indent=1, ensure_ascii=False) + "\n",
+        "leaderboard.json": json.dumps(stored, indent=1, ensure_ascii=False) + "\n",
         "index.html": build_page(board, submissions),
     }

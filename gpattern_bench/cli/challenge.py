@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from gpattern_bench.cli.options import Json, app, echo, examples, print_json, print_rows
+from gpattern_bench.cli.options import Group, Json, app, echo, examples, print_json, print_rows
 
 challenge = typer.Typer(
+    cls=Group,
     help="For maintainers: draw new cells of a simulation by a secret seed, score methods on them.",
     epilog=examples("challenge draw --out challenge", "challenge score --help"),
     no_args_is_help=True,

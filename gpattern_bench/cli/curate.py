@@ -13,6 +13,7 @@ from gpattern_bench.cli.options import (
     FOUR_PATTERNS,
     THREE_PATTERNS,
     Cluster,
+    Group,
     Name,
     Seed,
     app,
@@ -22,6 +23,7 @@ from gpattern_bench.cli.options import (
 from gpattern_bench.sources.controls import CONTROLS
 
 curate = typer.Typer(
+    cls=Group,
     help="Turn a source release into a folder of tables, usable wherever a dataset's name is.",
     epilog=examples("curate xenium outs --out mine", "curate cosmx --help"),
     no_args_is_help=True,

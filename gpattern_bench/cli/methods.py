@@ -43,7 +43,7 @@ Settings = Annotated[
     )
 )
 def run(
-    method: Annotated[str, typer.Argument(metavar="METHOD", help="Name of a method.")],
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="One that `methods` lists.")],
     dataset: DatasetOption,
     train_on: Annotated[
         list[str] | None,
@@ -174,6 +174,24 @@ def run_all_(
         echo(f"{outcome.method} failed: {outcome.why}", err=True)
     if failed:
         raise typer.Exit(1)
+
+
+@app.command(epilog=examples("methods", "methods --json"))
+def methods(as_json: Json = False) -> None:
+    """List the methods of the package: what they look at, whether they learn, what they do."""
+    from dataclasses import asdict
+
+    from gpattern_bench.methods import METHODS, get_method
+
+    found = [get_method(name).about for name in METHODS]
+    if as_json:
+        print_json([asdict(about) for about in found])
+        return
+    for about in found:
+        how = "learns" if about.learns else "learns nothing"
+        looks = ", ".join(about.inputs) or "nothing"
+        echo(f"{about.name}: {about.label}, a {about.kind}; {how}; looks at {looks}")
+        echo(f"    {about.summary}")
 
 
 @app.command(epilog=examples("features bento synthetic --out features.parquet"))

@@ -6,13 +6,33 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from gpattern_bench.base.validation import printable
 
 FOUR_PATTERNS = "cell_edge,cytoplasmic,nuclear,nuclear_edge"
 THREE_PATTERNS = "cytoplasmic,membrane,nuclear"
 
+
+class Group(TyperGroup):
+    """A group that lists its commands with whole summaries, in lines of the terminal's width."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the commands; click cuts summaries at 45 characters."""
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [
+                    (name, command.get_short_help_str(limit=1000))
+                    for name, command in commands
+                    if command is not None and not command.hidden
+                ]
+            )
+
+
 app = typer.Typer(
+    cls=Group,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Benchmark of gene spatial pattern classification in subcellular spatial transcriptomics.",
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from gpattern_bench.cli.options import Name, app, echo, examples
+from gpattern_bench.cli.options import Group, Name, app, echo, examples
 from gpattern_bench.errors import GPatternBenchError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 plot = typer.Typer(
+    cls=Group,
     help="Draw a figure of the paper from data at hand: SVG, PDF or PNG.",
     epilog=examples("plot splits synthetic --out splits.svg", "plot cell --help"),
     no_args_is_help=True,

@@ -255,10 +255,13 @@ class TestRows:
 
 class TestMarks:
     def cells(self, column: str, *found: Submission, reported=()) -> list[str]:
-        """A column of the only table."""
-        header, _, *rows = table_rows(markdown(build_board(found, reported)))
-        at = [name.strip() for name in header].index(column)
-        return [row[at].strip() for row in rows[: len(found)]]
+        """A column of the summary, or else of the table with all metrics."""
+        lines = table_rows(markdown(build_board(found, reported)))
+        for k in (0, len(found) + 2):
+            if column in (header := [name.strip() for name in lines[k]]):
+                rows = lines[k + 2 : k + 2 + len(found)]
+                return [row[header.index(column)].strip() for row in rows]
+        raise ValueError(column)
 
     def test_best_and_second_best_candidates_of_each_metric(self):
         scores = {"a": 0.9, "b": 0.7, "c": 0.5, "d": 1.0}
@@ -423,8 +426,8 @@ class TestTables:
             build_board([submitted(entry(), label=label), submitted(entry(), method="z")])
         )
         rows = table_rows(text)
-        assert len(rows) == 4  # header, rule and two rows
-        assert len({len(row) for row in rows}) == 1
+        assert len(rows) == 8  # the summary and all metrics: header, rule and two rows
+        assert len({len(row) for row in rows[:4]}) == len({len(row) for row in rows[4:]}) == 1
 
     @pytest.mark.parametrize("label", ["<script>alert(1)</script>", "<!-- a", "a<br>b"])
     def test_no_label_brings_markup(self, label):

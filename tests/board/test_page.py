@@ -7,7 +7,8 @@ import locale
 import re
 import shutil
 from dataclasses import replace
-from itertools import pairwise
+from importlib.resources import files
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from gpattern_bench.board.charts import _spread, styles
 from gpattern_bench.board.format import count, duration, percent, typeset
 from gpattern_bench.board.gallery import build_gallery
 from gpattern_bench.board.leaderboard import build_board
+from gpattern_bench.board.overview import build_overview
 from gpattern_bench.board.page import build_page
 from gpattern_bench.board.publish import read_reported
 from gpattern_bench.board.submission import Metadata, Submission, read_submissions
@@ -236,6 +238,45 @@ def test_styles_do_not_depend_on_the_order():
     assert len({s.classes for s in styles(methods).values()}) == 12
 
 
+def test_families_share_a_hue_and_no_two_methods_a_style():
+    names = ("boosted", "boosted_gene", "ella", "gpsnet", "gpsnet_outlines", "locfish")
+    found = styles([(name, name, "model") for name in (*names, *(f"x_{k}" for k in range(11)))])
+    hues = {name: style.classes.split()[0] for name, style in found.items()}
+    assert hues["boosted"] == hues["boosted_gene"]
+    assert len({hues[name] for name in ("boosted", "ella", "gpsnet", "locfish", "x_0")}) == 5
+    assert len({style.classes for style in found.values()}) == len(found)
+    marks = {name: found[name].shape for name in ("boosted", "ella", "gpsnet", "locfish")}
+    assert len(set(marks.values())) == 4  # also told apart without colours
+
+
+# Of linear RGB, as seen without one kind of cone: Machado et al. 2009, severity 1.
+SIGHT = {
+    "all": np.eye(3),
+    "no red": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+    "no green": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+    "no blue": [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]],
+}
+TO_XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+
+
+def in_lab(colour: str, sight: str) -> np.ndarray:
+    c = np.array([int(colour[k : k + 2], 16) for k in (1, 3, 5)]) / 255
+    linear = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(np.array(SIGHT[sight]) @ linear, 0, 1)
+    x, y, z = np.cbrt(np.maximum(TO_XYZ @ seen / [0.9505, 1, 1.089], 0.0089))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+def test_hues_are_told_apart_by_all_kinds_of_sight(sight):
+    css = (files("gpattern_bench.board") / "page.css").read_text("utf-8")
+    palettes = {tuple(re.findall(r"--c\d: (#\w{6})", line)) for line in css.splitlines()} - {()}
+    assert {len(palette) for palette in palettes} == {7}
+    for palette in palettes:
+        seen = [in_lab(colour, sight) for colour in palette]
+        assert min(np.linalg.norm(a - b) for a, b in combinations(seen, 2)) > 30
+
+
 def test_labels_keep_their_distance():
     wanted = [10.0, 11.0, 12.0, 50.0, 99.0, 100.0]
     found = _spread(wanted, 10.0, 5.0, 100.0)
@@ -340,6 +381,7 @@ class TestBrowser:
         assert methods_of(tab) == ["beta", "alpha", "evil", "none_at_all"]  # no rank is last
         assert press("Rank") == "descending"
         assert methods_of(tab) == ["evil", "alpha", "beta", "none_at_all"]
+        tab.locator('#columns input[value="seeds"]').check(force=True)
         assert press("Seeds") == "descending"
         assert methods_of(tab)[0] == "alpha"
         states = table.locator("th[aria-sort]").evaluate_all(
@@ -379,10 +421,116 @@ class TestBrowser:
         tab.locator("#controls").uncheck(force=True)
         assert methods_of(tab) == ["beta"]
 
-    def test_links_of_the_overview_show_their_table(self, opened):
+    def test_links_of_the_matrix_show_their_table(self, opened):
         tab = opened()
-        tab.locator(".overview a", has_text=CHOSEN).click()
+        choose(tab, CHOSEN)
+        tab.locator(".matrix a.dsn", has_text="synthetic").click()
+        assert tab.locator('section.table[data-dataset="synthetic"]').is_visible()
+        tab.locator("#matrix-note a", has_text=CHOSEN).click()  # no test: it has no control
         assert tab.locator(f'section.table[data-dataset="{CHOSEN}"]').is_visible()
+
+    def test_the_first_screen_says_what_leads(self, opened):
+        tab = opened(viewport={"width": 1440, "height": 900})
+        assert "SPRAWL" in tab.locator(".matrix tbody tr").first.inner_text()
+        for part in ("h1", ".deck", ".answers", ".levels", ".matrix tfoot"):
+            box = tab.locator(part).bounding_box()
+            assert box["y"] + box["height"] <= 900
+
+    def test_columns_are_chosen(self, opened):
+        tab = opened(viewport={"width": 948, "height": 900})
+        choose(tab, CHOSEN)
+        table = tab.locator("section.table:visible table.main")
+        box = table.locator("..")
+        assert box.evaluate("e => e.scrollWidth <= e.clientWidth")
+        assert table.get_by_role("columnheader", name="Looks at").count() == 0
+        for name in ("looks", "acc", "ap", "predict", "seeds"):
+            tab.locator(f'#columns input[value="{name}"]').check(force=True)
+        assert table.get_by_role("columnheader", name="Looks at").count() == 1
+        assert "overflows" in box.get_attribute("class")
+        head = table.locator("th.method").first
+        before = head.bounding_box()["x"]
+        box.evaluate("e => e.scrollTo(e.scrollWidth, 0)")
+        assert head.bounding_box()["x"] <= before  # the method stays in view
+        assert head.bounding_box()["x"] >= box.bounding_box()["x"] - 1
+
+    def test_a_phone_shows_f1_at_once(self, opened):
+        tab = opened(viewport={"width": 375, "height": 800})
+        choose(tab, CHOSEN)
+        row = tab.locator("section.table:visible table.main tbody tr").first
+        cell = row.locator("td.num").nth(1).bounding_box()
+        assert cell["x"] + cell["width"] <= 375
+
+    def test_text_finds_methods(self, opened):
+        tab = opened()
+        choose(tab, CHOSEN)
+        tab.locator("#search").fill("ALPHA")
+        assert methods_of(tab) == ["alpha"]
+        assert tab.locator("#shown").inner_text() == "1 of 7 methods"
+        tab.locator("#search").fill("")
+        assert len(methods_of(tab)) == 4
+
+    def test_the_address_keeps_what_was_chosen(self, opened, address):
+        tab = opened()
+        assert tab.url == address
+        choose(tab, CHOSEN)
+        tab.locator('#inputs input[value="nucleus outline"]').uncheck(force=True)
+        tab.locator('#columns input[value="acc"]').check(force=True)
+        tab.locator("#search").fill("e")
+        tab.locator("section.table:visible table.main .key-button").first.click()
+        query = tab.evaluate("location.search")
+        shown = methods_of(tab)
+        copy = opened()
+        copy.evaluate("query => history.replaceState(null, '', location.pathname + query)", query)
+        copy.evaluate("window.dispatchEvent(new Event('popstate'))")
+        assert methods_of(copy) == shown
+        assert copy.locator("tr.picked:visible").count() == tab.locator("tr.picked:visible").count()
+        assert copy.locator('#columns input[value="acc"]').is_checked()
+        assert copy.evaluate("location.search") == query
+
+    def test_a_picked_method_is_lit_in_all_charts(self, opened):
+        tab = opened()
+        tab.locator('.matrix tr[data-m="sprawl"] .key-button').click()
+        charts = tab.locator("section.table .chart:has(.line[data-m=sprawl])")
+        assert charts.count() > 10
+        lit = "es => es.every(e => e.classList.contains('lit'))"
+        assert charts.evaluate_all(lit)
+        pressed = tab.locator('button[data-pick="sprawl"][aria-pressed="true"]').count()
+        assert pressed == tab.locator('button[data-pick="sprawl"]').count() > 3
+        tab.locator('.matrix tr[data-m="sprawl"] .key-button').click()
+        assert tab.locator(".lit").count() == 0
+
+    def test_two_methods_are_compared(self, chromium, tmp_path):
+        made = [
+            submitted("alpha", entry(0.6)),
+            submitted("beta", entry(0.9)),
+            submitted("gamma", entry(0.61)),
+            submitted("gene_prior", entry(0.4), kind="control", inputs=["gene"]),
+        ]
+        overview = build_overview(build_board(made).tables)
+        path = tmp_path / "index.html"
+        path.write_text(rendered(made), "utf-8")
+        tab = chromium.new_page()
+        try:
+            tab.goto(f"{path.as_uri()}?compare=alpha,beta")
+            for one, other, better in (("alpha", "beta", "Beta"), ("gamma", "alpha", "")):
+                for name, value in (("a", one), ("b", other)):
+                    tab.locator(f'#compare select[name="{name}"]').select_option(value)
+                texts = tab.locator("#compare tbody tr").first.locator("td").all_inner_texts()
+                [of_test, _] = overview.compare(one, other)
+                low, high = of_test.ci
+                printed = f"{of_test.difference:+.1f} ({low:+.1f} to {high:+.1f})"
+                assert texts[2] == printed.replace("-", "\N{MINUS SIGN}")
+                assert texts[3] == (better or "cannot be told apart")
+            assert tab.evaluate("location.search") == "?compare=gamma%2Calpha"
+        finally:
+            tab.close()
+
+    def test_a_method_has_a_page_of_its_own(self, opened):
+        tab = opened()
+        tab.locator('.matrix a[href="#method-sprawl"]').click()
+        profile = tab.locator("#method-sprawl")
+        assert profile.locator("tbody tr:visible").count() == 1
+        assert "gpattern-bench run sprawl --dataset synthetic" in profile.inner_text()
 
     def test_tabs_by_keyboard(self, opened):
         tab = opened()

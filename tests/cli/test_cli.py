@@ -25,12 +25,13 @@ from gpattern_bench.cli.board import _DEMO
 from gpattern_bench.curate.simulate import cells as simulate
 from gpattern_bench.curate.simulate.cells import PATTERNS
 from gpattern_bench.data.dataset import Dataset
+from gpattern_bench.methods import METHODS
 from gpattern_bench.predictions import write_predictions
 
 COMMANDS = ["list", "info", "cite", "datasheet", "download", "export", "verify", "curate"]
 COMMANDS += ["simulate", "run", "run-all", "validate", "evaluate"]
 COMMANDS += ["compare", "calls", "predict", "submit", "leaderboard", "ablation", "demo"]
-COMMANDS += ["features", "robustness", "plot", "challenge"]
+COMMANDS += ["features", "methods", "robustness", "plot", "challenge"]
 
 
 class Outcome:
@@ -109,6 +110,20 @@ class TestAsAPersonRunsIt:
     def test_version(self):
         found = shell("--version")
         assert (found.returncode, found.stdout.strip()) == (0, __version__)
+
+    @pytest.mark.parametrize("words", [(), ("curate",), ("run",)], ids=" ".join)
+    def test_help_is_short_and_summaries_are_whole(self, cli, words):
+        found = cli(*words, "-h").out
+        assert found == cli(*words, "--help").out
+        assert "..." not in found.partition("Commands:")[2]
+
+    @pytest.mark.slow
+    def test_methods_are_listed(self, cli):
+        text = cli("methods").out
+        assert all(f"\n{name}: " in f"\n{text}" for name in METHODS)
+        assert "sprawl: SPRAWL, a baseline; learns nothing; looks at coordinates" in text
+        about = json.loads(cli("methods", "--json").out)
+        assert [one["name"] for one in about] == list(METHODS)
 
     def test_help_lists_every_command(self):
         found = shell("--help")
