@@ -6,9 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import ceil, floor, log10
 
+import shapely
+
 __all__ = ["Chart", "Line", "Style", "bins_chart", "styles", "time_chart", "unit_chart"]
 
 _HUES = 7  # of a palette for the colour-blind; within one, dashes and marks
+_UNSEEN = 0.2  # pixels
 _Point = tuple[float, float]
 
 
@@ -124,7 +127,7 @@ def unit_chart(
         [(left + size * t, name) for t, name in zip(ticks, names, strict=True)],
         [(top + size * (1 - t), name) for t, name in zip(ticks, names, strict=True)],
         [
-            Line(style, _path(placed), placed if dots else ())
+            Line(style, _path(placed if dots else _thinned(placed)), placed if dots else ())
             for style, points in curves
             if (placed := place(points))
         ],
@@ -205,6 +208,14 @@ def _spread(wanted: Sequence[float], gap: float, low: float, high: float) -> lis
     means = [total / size for total, size in blocks for _ in range(int(size))]
     last = max(high - gap * (len(wanted) - 1), low)
     return [round(min(max(m, low), last) + i * gap, 1) for i, m in enumerate(means)]
+
+
+def _thinned(points: Sequence[_Point]) -> list[_Point]:
+    """Leave out points that move a line by less than the eye sees: curves are most of the page."""
+    if len(points) < 3:
+        return list(points)
+    kept = shapely.simplify(shapely.linestrings(points), _UNSEEN, preserve_topology=False)
+    return [(float(x), float(y)) for x, y in shapely.get_coordinates(kept)]
 
 
 def _path(points: Sequence[_Point]) -> str:
