@@ -58,7 +58,6 @@ from gpattern_bench.tables.predictions import (
 )
 
 __all__ = [
-    "BATCHES",
     "FOLDS",
     "Run",
     "fit_method",
@@ -74,8 +73,6 @@ _Scored = tuple[list[str], pd.DataFrame]  # fields of view, and scores of all of
 
 FOLDS = 5
 """Folds of the cross-validation by cell."""
-BATCHES = (1, 8)
-"""Cells scored together when the time of a network is measured; 1 is the paper's."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +104,8 @@ class Run:
     batch_size : int or None
         Of a network: cells scored together, to these prediction files.
     seconds_by_batch : dict of str to float or None
-        Of a network: batch size -> wall time of predicting test alone, also out of fold.
+        Of a network: batch size -> wall time of predicting test alone, also out of fold. Always
+        of 1, as the paper measures validation; of `batch_size` beside it if that is another.
     variant : Variant or None
         Of what the method is a variant.
     sample_cells : int or None
@@ -174,7 +172,8 @@ def run_method(
         was fitted on counts as training data. Of other patterns, its last layer begins anew.
     batch_size : int, optional
         Cells that a network scores together; scores differ in their last digits. Default: 1, and
-        the method's own out of fold. At each of :data:`BATCHES` too, test is timed.
+        the method's own out of fold. If it is not 1, test is predicted cell by cell as
+        well, for the time that takes.
     sample_cells : int, optional
         Fit on at most so many of the training cells (of each fold), drawn at random by the seed;
         all pairs are predicted.
@@ -266,7 +265,7 @@ def _set_batch(method: Method, size: int | None) -> None:
 def _scored(
     method: Method, cells: Cells, by_batch: dict[int, float] | None
 ) -> tuple[pd.DataFrame, float]:
-    """Score cells, and add to `by_batch` what that takes a network at each batch size.
+    """Score cells, and add to `by_batch` what that takes a network, and what cell by cell.
 
     Also returns the seconds that only the measuring took.
     """
@@ -277,12 +276,11 @@ def _scored(
         return found, 0.0
     own = method.batch
     by_batch[own] = by_batch.get(own, 0.0) + done - began
-    for size in BATCHES:
-        if size != own:
-            method.batch, began = size, time.perf_counter()
-            predict_cells(method, cells)
-            by_batch[size] = by_batch.get(size, 0.0) + time.perf_counter() - began
-    method.batch = own
+    if own != 1:
+        method.batch = 1
+        predict_cells(method, cells)
+        by_batch[1] = by_batch.get(1, 0.0) + time.perf_counter() - done
+        method.batch = own
     return found, time.perf_counter() - done
 
 

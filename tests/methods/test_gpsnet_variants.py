@@ -20,7 +20,7 @@ from gpattern_bench.methods.gpsnet.method import GPSNetMethod
 from gpattern_bench.methods.gpsnet.variants import make_variant, parse_settings, split_settings
 from gpattern_bench.runs import ablation as ablations
 from gpattern_bench.runs.ablation import train_variants
-from gpattern_bench.runs.run import BATCHES, run_method
+from gpattern_bench.runs.run import run_method
 from gpattern_bench.runs.saved_model import load_model
 from gpattern_bench.tables.model_output import Variant, read_model_output
 from gpattern_bench.tables.predictions import read_origin
@@ -63,7 +63,7 @@ class TestFiles:
     def test_have_the_time_at_each_batch_size(self, out):
         report = json.loads((out / "small" / "run-seed0.json").read_text())
         assert report["batch_size"] == 3
-        assert set(report["seconds_by_batch"]) == {str(size) for size in (*BATCHES, 3)}
+        assert set(report["seconds_by_batch"]) == {"1", "3"}
         assert report["seconds_by_batch"]["3"] <= report["seconds"]["test"]
 
     def test_bring_the_time_cell_by_cell_to_the_board(self, out, tmp_path):
@@ -74,6 +74,15 @@ class TestFiles:
         (tmp_path / "run-seed0.json").write_text(json.dumps(older))
         for there in (tmp_path / "run-seed0.json", tmp_path / "none.json"):
             assert "seconds_batch_1" not in _cost(there, "test")
+
+    def test_out_of_fold_have_the_time_without_the_fits(self, tmp_path):
+        gold = small_dataset(tmp_path, "gold", split="test", n_fovs=2)
+        made = make_variant(Variant("gpsnet", "u2os", TINY | {"steps": 1}), "mine")()
+        run_method(made, gold, tmp_path / "out", cv=True)
+        report = json.loads((tmp_path / "out" / "gold" / "run-seed0-cv-cell.json").read_text())
+        assert report["batch_size"] == 8
+        assert set(report["seconds_by_batch"]) == {"1", "8"}
+        assert report["seconds_by_batch"]["8"] < report["seconds"]["test"]
 
     def test_make_the_method_again(self, out, dataset):
         method, model = load_model(out)
