@@ -48,6 +48,8 @@ def build(entry: Entry, root: Path, *, download: bool = True) -> Path:
         A source file cannot be fetched.
     SourceError
         A source file has another format than its reader expects.
+    MethodError
+        The classifier that makes the labels is damaged.
     TableError
         The values differ from those that the registry pins; nothing is written.
     """
