@@ -129,6 +129,8 @@ def cite(name: Name) -> None:
         typer.echo(f"{what}: {getattr(entry, what)}")
     for address in dict.fromkeys(file.urls[0] for file in entry.files if file.urls):
         typer.echo(f"address: {address}")
+    for made in dict.fromkeys(file.made for file in entry.files if file.made):
+        typer.echo(f"one file is {made}")
 
 
 @app.command(
