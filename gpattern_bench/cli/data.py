@@ -130,6 +130,8 @@ def cite(name: Name) -> None:
         echo(f"{what}: {getattr(entry, what)}")
     for address in dict.fromkeys(file.urls[0] for file in entry.files if file.urls):
         echo(f"address: {address}")
+    for made in dict.fromkeys(file.made for file in entry.files if file.made):
+        echo(f"one file is {made}")
 
 
 @app.command(

@@ -25,10 +25,18 @@ from gpattern_bench.evaluate.inputs import label_array, score_array
 from gpattern_bench.evaluate.metrics import score_pattern
 from gpattern_bench.tables.predictions import write_tables
 
-__all__ = ["call_patterns", "makes_calls", "summarise_genes", "val_thresholds", "write_calls"]
+__all__ = [
+    "NEARLY_ALL",
+    "call_patterns",
+    "makes_calls",
+    "summarise_genes",
+    "val_thresholds",
+    "write_calls",
+]
 
 _BATCH = 1 << 18  # pairs per batch
-_NEARLY_ALL = 0.95  # share of called pairs above which calls are uninformative
+NEARLY_ALL = 0.95
+"""Share of called pairs above which calls are uninformative."""
 
 _log = logging.getLogger(__name__)
 
@@ -235,7 +243,7 @@ def write_calls(scores: Path, thresholds: Mapping[str, float | None], path: Path
     write_text(genes, text.to_csv(index=False, float_format="%.6f"))
     for pattern in thresholds:
         share = np.average(table[pattern], weights=table["cells"])
-        if share > _NEARLY_ALL:
+        if share > NEARLY_ALL:
             _log.warning(
                 "%s: %s is called for %.1f %% of the pairs. The threshold of largest F1 is low if "
                 "scores hardly separate pairs with and without a pattern: use the scores, not "

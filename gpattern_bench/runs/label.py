@@ -7,6 +7,7 @@ such labels says how well a method imitates the classifier.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
@@ -29,6 +30,7 @@ from gpattern_bench.curate.write import write_dataset
 from gpattern_bench.data.cells import Cell, Cells, CellTables
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import MethodError, TableError
+from gpattern_bench.evaluate.calls import NEARLY_ALL
 from gpattern_bench.methods.base import Method
 from gpattern_bench.methods.bento.method import bento_features
 from gpattern_bench.methods.bento.rnaforest import (
@@ -49,6 +51,8 @@ from gpattern_bench.tables.parquet import read_table
 from gpattern_bench.tables.placement import count_inside, find_overlaps, nuclei_inside
 
 __all__ = ["Classifier", "label", "load_classifier", "write_labelled"]
+
+_log = logging.getLogger(__name__)
 
 _Calls = tuple[Cell, dict[str, NDArray[np.bool_]], NDArray[np.bool_]]
 _KEPT = ("title", "release", "source", "licence", "terms", "citation", "published")
@@ -291,12 +295,15 @@ def _labelled(dataset: Dataset, classifier: Classifier, recipe: Recipe) -> Itera
         labels=False,
     )
     called = Progress("label", len(cells)).over(classifier.calls(cells, manifest.unit_um))
-    pairs, kept = 0, 0
+    pairs, kept, of_pattern = 0, 0, dict.fromkeys(classifier.patterns, 0)
+    name_of = classifier.about(manifest.unit_um).name
     dropped = {table: manifest.dropped.get(table, {}) for table in ("molecules", "cells")}
     for fov, found in groupby(called, key=lambda each: each[0].fov):
         reasons: dict[str, int] = {}
         labels = _labels(list(found), dataset.genes, recipe, reasons)
         pairs, kept = pairs + len(labels) + sum(reasons.values()), kept + len(labels)
+        for pattern in of_pattern:
+            of_pattern[pattern] += int(labels[pattern].to_numpy().sum())
         molecules, outlined = (
             read_table(dataset.folder / f"{name}.parquet", {fov}) for name in ("molecules", "cells")
         )
@@ -314,10 +321,16 @@ def _labelled(dataset: Dataset, classifier: Classifier, recipe: Recipe) -> Itera
         dropped = {}  # counted once
     if not kept:
         raise MethodError(
-            f"{classifier.about(manifest.unit_um).name} gives none of the {pairs:,} pairs of "
+            f"{name_of} gives none of the {pairs:,} pairs of "
             f"{dataset.id} a label; check the unit of its coordinates ({manifest.unit_um:g} um) "
             "and that its cells have nuclei"
         )
+    for pattern, called_for in of_pattern.items():
+        if called_for > NEARLY_ALL * kept:
+            _log.warning(
+                "%s: %s is called for %.1f %% of the labelled pairs, so it tells none apart",
+                name_of, pattern, 100 * called_for / kept,
+            )  # fmt: skip
 
 
 def _labels(

@@ -106,6 +106,14 @@ class TestSavedModel:
         assert not made.labels()["cell_edge"].any()
         assert made.manifest.labelled_by.thresholds["cell_edge"] is None
 
+    def test_a_pattern_that_nearly_all_pairs_get_is_warned_about(self, home, tmp_path, caplog):
+        folder, _, bare = home
+        method, model = load_model(folder / "runs")
+        at = model.thresholds | {"nuclear": 0.0}
+        save_model(method, Model(**vars(model) | {"thresholds": at}), tmp_path / "model")
+        label(bare, tmp_path / "model", tmp_path / "made")
+        assert "sprawl, seed 0: nuclear is called for 100.0 % of the labelled pairs" in caplog.text
+
     def test_the_models_patterns_replace_those_of_the_tables(self, home, tmp_path):
         folder, _, _ = home
         release = simulate(5, n_fovs=4, cells_per_fov=2, n_genes=6, mean_molecules=40)
@@ -258,6 +266,9 @@ class TestCommand:
         assert "dropped from labels:" in out
         assert "labelled_by:" in command("info", tmp_path / "made")[1]
         assert "labelled_by:" in command("info", "u2os_bento")[1]
+        assert (
+            "one file is made of the model file of bento-tools" in command("cite", "u2os_bento")[1]
+        )
 
     def test_without_the_arrays_it_says_how_they_are_made(self, home, tmp_path, cli, monkeypatch):
         monkeypatch.setenv("GPATTERN_BENCH_DATA", str(tmp_path / "cache"))
