@@ -103,6 +103,12 @@ def markdown(board: Board) -> str:
     overview = build_overview(board.tables)
     sections = ["# Leaderboard\n"]
     sections += [] if overview is None else [_overview(overview)]
+    sections.append(_READING)
+    if board.versions:
+        sections.append(
+            f"Scores are reproduced with the versions in `leaderboard/versions.txt`: "
+            f"{escaped(board.versions)}.\n"
+        )
     sections += [_section(table, board.reported) for table in board.tables]
     if board.reported:
         sections.append(
@@ -116,12 +122,6 @@ def markdown(board: Board) -> str:
         + _lines(reported["notes"])
         for reported in board.reported
     ]
-    sections.append(_READING)
-    if board.versions:
-        sections.append(
-            f"Scores are reproduced with the versions in `leaderboard/versions.txt`: "
-            f"{escaped(board.versions)}.\n"
-        )
     return "\n".join(sections)
 
 

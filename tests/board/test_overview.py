@@ -317,7 +317,7 @@ class TestRows:
         board = build_board([submitted("m", entry(0.8, noise(1, 0.01)))])
         assert build_overview(board.tables) is None
         assert build_overview([]) is None
-        assert markdown(board).startswith("# Leaderboard\n\n## d@1.0.0")
+        assert markdown(board).startswith("# Leaderboard\n\n<details>")
 
     def test_names_are_short_and_stay_apart(self):
         names = ("cosmx_lung_mini", "u2os_gold", "u2os_other", "synthetic", "synthetic_wide", "_")
