@@ -46,7 +46,7 @@ def arrays_sha256(arrays: Mapping[str, NDArray[Any]]) -> str:
     Examples
     --------
     >>> arrays_sha256({"a": np.arange(3, dtype="int8")})[:8]
-    '00000000'
+    '7c2d3451'
     """
     total = hashlib.sha256()
     for name in sorted(arrays):

@@ -147,7 +147,7 @@ def provenance(file: SourceFile, sources: Path) -> dict[str, Any]:
     Without a published checksum, bytes and SHA-256 are those of the first download, and
     ``checksum`` says so.
     """
-    facts = file.model_dump(mode="json", exclude=set() if file.made else {"made", "arrays_sha256"})
+    facts = file.model_dump(mode="json")
     if file.checksum:
         return facts | {"checksum": "published"}
     cached = CachedFile(file, sources)

@@ -8,7 +8,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import PureWindowsPath
 from types import MappingProxyType
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import (
@@ -17,7 +17,9 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    SerializerFunctionWrapHandler,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -97,6 +99,12 @@ class SourceFile(_Checked):
         if not self.urls and not self.made:
             raise ValueError("expected at least 1 item in urls, or how the file is made")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_stated(self, all_fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what only files that nobody publishes have, so that old manifests stay."""
+        found: dict[str, Any] = all_fields(self)
+        return {k: v for k, v in found.items() if v or k not in ("made", "arrays_sha256")}
 
     @field_validator("path")
     @classmethod
