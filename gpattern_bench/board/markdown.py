@@ -138,6 +138,9 @@ def _overview(overview: Overview) -> str:
     order = f"{overview.order} " if overview.order else ""
     left_out = ", ".join(f"`{name}`" for name in map(escaped, overview.left_out))
     left_out = f"No test for want of a control: {left_out}. " if left_out else ""
+    if overview.imitated:
+        names = ", ".join(f"`{name}`" for name in map(escaped, overview.imitated))
+        left_out += f"No test, for the labels are the calls of a classifier: {names}. "
     key = " ".join(_KEY.split()).format(order=order, left_out=left_out)
     return (
         f"**{escaped(overview.headline)}.** {escaped(overview.deck)}\n\n"

@@ -189,6 +189,9 @@ class Overview:
         Whether the order depends on a dataset; empty where none can be left out.
     left_out : list of str
         Datasets without a control, which are no tests.
+    imitated : list of str
+        Datasets whose labels are a classifier's calls, which are no tests: scores say how well a
+        method imitates it.
     """
 
     tests: list[Test]
@@ -199,6 +202,7 @@ class Overview:
     without: list[Without]
     order: str
     left_out: list[str]
+    imitated: list[str]
 
     @property
     def n_datasets(self) -> int:
@@ -287,7 +291,7 @@ def build_overview(tables: Sequence[Table]) -> Overview | None:
     ----------
     tables : sequence of Table
     """
-    newest = _newest(tables)
+    newest = _newest(table for table in tables if table.labelled_by is None)
     known = [(table, control) for table in newest if (control := _control(table))]
     names = _short({table.dataset for table, _ in known})
     place = {protocol: k for k, (protocol, _, _) in enumerate(_LABELS)}
@@ -305,6 +309,7 @@ def build_overview(tables: Sequence[Table]) -> Overview | None:
         without=_without(entries),
         order=_order(tests, entries),
         left_out=sorted({table.dataset for table in newest if _control(table) is None}),
+        imitated=sorted({table.dataset for table in tables if table.labelled_by}),
     )
 
 

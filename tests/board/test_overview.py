@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from math import sqrt
 from pathlib import Path
 from typing import ClassVar
@@ -312,6 +313,21 @@ class TestRows:
         )
         assert [test.table.dataset for test in found.tests] == ["d"]
         assert found.left_out == ["e"]
+
+    def test_a_table_of_a_classifiers_labels_is_no_test(self):
+        board = build_board(
+            [
+                submitted("m", entry(0.8, noise(1, 0.01)), entry(0.8, noise(2, 0.01), dataset="e")),
+                control(entry(0.3, noise(3, 0.01)), entry(0.3, noise(4, 0.01), dataset="e")),
+            ]
+        )
+        tables = [
+            replace(table, labelled_by="a forest" if table.dataset == "e" else None)
+            for table in board.tables
+        ]
+        found = build_overview(tables)
+        assert [test.table.dataset for test in found.tests] == ["d"]
+        assert (found.left_out, found.imitated) == ([], ["e"])
 
     def test_without_any_there_is_no_overview(self):
         board = build_board([submitted("m", entry(0.8, noise(1, 0.01)))])
