@@ -99,6 +99,9 @@ def write_dataset(
                 done.append(piece, writers)
         _refuse_empty(done)
         _refuse_misplaced(done.cells, recipe)
+        if recipe.split == "auto":  # the manifest says what that was
+            chosen = "fov" if "labels" in done.writers else "test"
+            recipe = recipe.model_copy(update={"split": chosen})
         splits = _split(done, recipe)
         done.write_splits(splits)
         leaks = find_leaks(splits, done.cells, partial(read_fovs, beside / "molecules.parquet"))
@@ -329,7 +332,7 @@ def _split(done: _Written, recipe: Recipe) -> dict[str, str]:
                 f"release has {', '.join(fovs.index)}; give each of these one split"
             )
         return dict(recipe.splits)
-    if recipe.split == "test" or (recipe.split == "auto" and "labels" not in done.writers):
+    if recipe.split == "test":
         return dict.fromkeys(fovs.index, "test")
     if recipe.split == "named":
         named = {fov: fov.partition("-")[0] for fov in fovs.index}
