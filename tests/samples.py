@@ -22,6 +22,21 @@ PATIENCE_S = 1800
 """Longest wait for another process or thread: with fifteen at work on each core it still ends."""
 
 
+# Two patterns over five pairs, small enough to score by hand.
+FIVE_LABELS = pd.DataFrame(
+    {
+        "cell_id": ["a", "a", "b", "b", "c"],
+        "gene": ["g", "h", "g", "h", "g"],
+        "inner": [True, True, False, False, False],
+        "outer": [False, True, False, True, True],
+    }
+)
+FIVE_SCORES = FIVE_LABELS[["cell_id", "gene"]].assign(
+    inner=np.float32([0.9, 0.4, 0.6, 0.2, 0.1]),
+    outer=np.float32([0.1, 0.8, 0.3, 0.7, 0.3]),
+)
+
+
 def dataset_of(
     folder: Path,
     release: Release,

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import dataset_of
+from samples import FIVE_LABELS, FIVE_SCORES, dataset_of
 
 from gpattern_bench import Evaluator, load_dataset
 from gpattern_bench.curate.release import Release
@@ -27,21 +27,8 @@ PER_PATTERN = ["n", "n_positive", "prevalence", "auc", "ap", "f1", "threshold", 
 PER_PATTERN += ["precision", "recall", "floor"]
 PER_PATTERN_VAL = ["f1_val", "acc_val", "threshold_val"]
 
-# Two patterns over five pairs, small enough to score by hand.
-LABELS = pd.DataFrame(
-    {
-        "cell_id": ["a", "a", "b", "b", "c"],
-        "gene": ["g", "h", "g", "h", "g"],
-        "inner": [True, True, False, False, False],
-        "outer": [False, True, False, True, True],
-    }
-)
-SCORES = LABELS[["cell_id", "gene"]].assign(
-    inner=np.float32([0.9, 0.4, 0.6, 0.2, 0.1]),
-    outer=np.float32([0.1, 0.8, 0.3, 0.7, 0.3]),
-)
-TRUTH = LABELS[["inner", "outer"]].to_numpy()
-PRED = SCORES[["inner", "outer"]].to_numpy()
+TRUTH = FIVE_LABELS[["inner", "outer"]].to_numpy()
+PRED = FIVE_SCORES[["inner", "outer"]].to_numpy()
 
 
 def build(folder, *, labels=True):
@@ -79,7 +66,7 @@ class TestKeys:
             assert list(values) == [*PER_PATTERN, *PER_PATTERN_VAL, "ci"]
 
     def test_a_result_is_a_dict_with_extras(self):
-        result = Evaluator(LABELS).eval(SCORES)
+        result = Evaluator(FIVE_LABELS).eval(FIVE_SCORES)
         assert isinstance(result, dict)
         assert result.per_pattern is result["per_pattern"]
         assert result.undefined is result["undefined"]
@@ -96,7 +83,7 @@ class TestKeys:
 class TestByHand:
     def test_the_patterns(self):
         # inner: best at 0.4: TP 2 of M 3, F1 4/5. outer: at 0.3: TP 3 of M 4, F1 6/7; at 0.7: 4/5.
-        found = Evaluator(LABELS).eval(SCORES).per_pattern
+        found = Evaluator(FIVE_LABELS).eval(FIVE_SCORES).per_pattern
         inner, outer = found["inner"], found["outer"]
         assert (inner["f1"], inner["acc"], inner["precision"], inner["recall"]) == (
             *(0.8, 0.8),
@@ -110,13 +97,13 @@ class TestByHand:
         assert (inner["floor"], inner["prevalence"], inner["n_positive"]) == (4 / 7, 0.4, 2)
 
     def test_the_macro_averages(self):
-        result = Evaluator(LABELS).eval(SCORES)
+        result = Evaluator(FIVE_LABELS).eval(FIVE_SCORES)
         assert result["f1_macro"] == (0.8 + 6 / 7) / 2
         assert result["auc_macro"] == (5 / 6 + 5.5 / 6) / 2
 
     def test_subset_accuracy(self):
         # Wrong are inner of the third pair (0.6) and outer of the third (0.3): one pair of five.
-        assert Evaluator(LABELS).eval(SCORES)["accuracy_subset"] == 0.8
+        assert Evaluator(FIVE_LABELS).eval(FIVE_SCORES)["accuracy_subset"] == 0.8
 
     def test_thresholds_from_val(self):
         # On val the best threshold of inner is 0.5, of outer 0.75.
@@ -124,7 +111,7 @@ class TestByHand:
             "y_true": [[1, 1], [0, 0], [0, 0]],
             "y_pred": [[0.5, 0.75], [0.4, 0.7], [0.3, 0.1]],
         }
-        result = Evaluator(LABELS).eval(SCORES, val)
+        result = Evaluator(FIVE_LABELS).eval(FIVE_SCORES, val)
         inner, outer = result.per_pattern["inner"], result.per_pattern["outer"]
         # At 0.5: called a-g (right), b-g (wrong); a-h missed: F1 1/2, ACC 3/5.
         assert (inner["threshold_val"], inner["f1_val"], inner["acc_val"]) == (0.5, 0.5, 0.6)
@@ -134,8 +121,8 @@ class TestByHand:
 
     def test_val_scores_change_nothing_else(self):
         val = {"y_true": [[1, 1], [0, 0]], "y_pred": [[0.5, 0.75], [0.4, 0.7]]}
-        with_val = Evaluator(LABELS).eval(SCORES, val)
-        without = Evaluator(LABELS).eval(SCORES)
+        with_val = Evaluator(FIVE_LABELS).eval(FIVE_SCORES, val)
+        without = Evaluator(FIVE_LABELS).eval(FIVE_SCORES)
         for key in (*MACRO, "accuracy_subset", "n", "undefined"):
             assert with_val[key] == without[key]
 
@@ -164,19 +151,21 @@ class TestShown:
         assert frame["n"].dtype == int
 
     def test_without_intervals(self):
-        frame = Evaluator(LABELS).eval(SCORES).to_frame()
-        assert list(frame.columns) == list(Evaluator(LABELS).eval(SCORES).per_pattern["inner"])
+        frame = Evaluator(FIVE_LABELS).eval(FIVE_SCORES).to_frame()
+        assert list(frame.columns) == list(
+            Evaluator(FIVE_LABELS).eval(FIVE_SCORES).per_pattern["inner"]
+        )
         assert frame.loc["macro", "f1"] == (0.8 + 6 / 7) / 2
 
     def test_print_is_short(self):
-        lines = str(Evaluator(LABELS).eval(SCORES)).splitlines()
+        lines = str(Evaluator(FIVE_LABELS).eval(FIVE_SCORES)).splitlines()
         assert lines[0].split() == ["pattern", "auc", "acc", "f1", "ap"]
         assert lines[2].split() == ["inner", "0.8333", "0.8000", "0.8000", "0.8333"]
         assert lines[-1] == "5 pairs; fractions"
         assert len(lines) == 2 + 3 + 1
 
     def test_the_undefined_is_a_dash(self):
-        lines = str(Evaluator(LABELS.assign(outer=False)).eval(SCORES)).splitlines()
+        lines = str(Evaluator(FIVE_LABELS.assign(outer=False)).eval(FIVE_SCORES)).splitlines()
         assert lines[3].split() == ["outer", "-", "-", "-", "-"]
         assert "undefined auc: outer" in lines[-1]
 
@@ -184,9 +173,14 @@ class TestShown:
         pairs = len(ds.pairs("test"))
         expected = f"<Evaluator of small@1.2.0, split test: {pairs} pairs, 4 patterns>"
         assert repr(Evaluator(ds)) == expected
-        assert repr(Evaluator(LABELS)) == "<Evaluator of a table of labels: 5 pairs, 2 patterns>"
-        assert repr(Evaluator(LABELS).check(SCORES)) == "<Checked predictions: 5 pairs, fine>"
-        assert "1 problem>" in repr(Evaluator(LABELS).check(SCORES[1:]))
+        assert (
+            repr(Evaluator(FIVE_LABELS)) == "<Evaluator of a table of labels: 5 pairs, 2 patterns>"
+        )
+        assert (
+            repr(Evaluator(FIVE_LABELS).check(FIVE_SCORES))
+            == "<Checked predictions: 5 pairs, fine>"
+        )
+        assert "1 problem>" in repr(Evaluator(FIVE_LABELS).check(FIVE_SCORES[1:]))
 
 
 class TestInputs:
@@ -195,10 +189,10 @@ class TestInputs:
     @pytest.mark.parametrize(
         "scores",
         [
-            SCORES.sample(frac=1, random_state=1),
-            SCORES[["outer", "gene", "inner", "cell_id"]],
-            SCORES.set_index(np.arange(5)[::-1]),
-            pa.Table.from_pandas(SCORES, preserve_index=False),
+            FIVE_SCORES.sample(frac=1, random_state=1),
+            FIVE_SCORES[["outer", "gene", "inner", "cell_id"]],
+            FIVE_SCORES.set_index(np.arange(5)[::-1]),
+            pa.Table.from_pandas(FIVE_SCORES, preserve_index=False),
             {"y_true": TRUTH, "y_pred": PRED},
             {"y_true": TRUTH.astype(float), "y_pred": PRED},
             {"y_true": TRUTH.astype(np.uint8), "y_pred": PRED},
@@ -207,15 +201,15 @@ class TestInputs:
         ids=["frame", "columns", "index", "table", "bool", "float", "uint8", "lists"],
     )
     def test_give_the_same_result(self, scores):
-        ev = Evaluator(LABELS)
-        assert ev.eval(scores) == ev.eval(SCORES)
+        ev = Evaluator(FIVE_LABELS)
+        assert ev.eval(scores) == ev.eval(FIVE_SCORES)
 
     @pytest.mark.parametrize("wrap", [lambda f: f, lambda f: pa.Table.from_pandas(f)])
     def test_float64_is_compared_as_float64(self, wrap):
         # 0.1 < 0.1 + 1e-12, which float32 cannot tell apart.
-        scores = SCORES.assign(inner=[0.1 + 1e-12, 0.1 + 1e-12, 0.1, 0.1, 0.1], outer=0.5)
+        scores = FIVE_SCORES.assign(inner=[0.1 + 1e-12, 0.1 + 1e-12, 0.1, 0.1, 0.1], outer=0.5)
         scores = scores.astype({"inner": "float64", "outer": "float64"})
-        assert Evaluator(LABELS).eval(wrap(scores)).per_pattern["inner"]["auc"] == 1.0
+        assert Evaluator(FIVE_LABELS).eval(wrap(scores)).per_pattern["inner"]["auc"] == 1.0
 
     def test_a_file_equals_its_frame(self, ds, tmp_path):
         scores = drawn(ds, "test")
@@ -225,14 +219,14 @@ class TestInputs:
 
     def test_y_true_wins_over_the_labels(self):
         perfect = {"y_true": PRED > 0.5, "y_pred": PRED}
-        assert Evaluator(LABELS).eval(perfect)["f1_macro"] == 1.0
+        assert Evaluator(FIVE_LABELS).eval(perfect)["f1_macro"] == 1.0
 
     def test_a_dict_may_have_any_number_of_rows(self):
         arrays = {"y_true": np.tile(TRUTH, (3, 1)), "y_pred": np.tile(PRED, (3, 1))}
-        assert Evaluator(LABELS).eval(arrays)["n"] == 15
+        assert Evaluator(FIVE_LABELS).eval(arrays)["n"] == 15
 
     def test_a_dict_without_rows_has_no_metric(self):
-        result = Evaluator(LABELS).eval(
+        result = Evaluator(FIVE_LABELS).eval(
             {"y_true": np.zeros((0, 2), bool), "y_pred": np.zeros((0, 2))}
         )
         assert result["n"] == 0
@@ -240,10 +234,10 @@ class TestInputs:
 
     def test_extra_columns_of_a_frame_are_named(self):
         with pytest.raises(PredictionError, match="too many: outside"):
-            Evaluator(LABELS).eval(SCORES.assign(outside=0.5))
+            Evaluator(FIVE_LABELS).eval(FIVE_SCORES.assign(outside=0.5))
 
     def test_a_warning_of_a_constant_column_is_in_the_result(self):
-        result = Evaluator(LABELS).eval(SCORES.assign(outer=np.float32(0.5)))
+        result = Evaluator(FIVE_LABELS).eval(FIVE_SCORES.assign(outer=np.float32(0.5)))
         assert result["warnings"] == ["column outer is constant (0.5 for every pair)"]
 
 
@@ -273,9 +267,9 @@ class TestEvaluatorOf:
 
     @pytest.mark.parametrize("wrap", [lambda f: f, pa.Table.from_pandas], ids=["frame", "table"])
     def test_a_table_of_labels(self, wrap):
-        ev = Evaluator(wrap(LABELS))
+        ev = Evaluator(wrap(FIVE_LABELS))
         assert ev.patterns == ("inner", "outer")
-        assert ev.eval(SCORES)["n"] == 5
+        assert ev.eval(FIVE_SCORES)["n"] == 5
 
     def test_the_labels_of_a_dataset_as_a_table(self, ds):
         scores = drawn(ds, "test")
@@ -289,9 +283,9 @@ class TestEvaluatorOf:
     @pytest.mark.parametrize(
         "labels",
         [
-            LABELS.drop(columns="gene"),
-            LABELS[["cell_id", "gene"]],
-            LABELS.assign(inner=0.5, outer="yes"),
+            FIVE_LABELS.drop(columns="gene"),
+            FIVE_LABELS[["cell_id", "gene"]],
+            FIVE_LABELS.assign(inner=0.5, outer="yes"),
         ],
         ids=["no gene", "no patterns", "no labels"],
     )
@@ -301,24 +295,24 @@ class TestEvaluatorOf:
 
     def test_a_pair_labelled_twice_is_refused(self):
         with pytest.raises(EvaluationError, match="1 rows that repeat a pair"):
-            Evaluator(pd.concat([LABELS, LABELS[:1]]))
+            Evaluator(pd.concat([FIVE_LABELS, FIVE_LABELS[:1]]))
 
 
 class TestFormats:
     def test_the_input_names_every_column_and_the_number_of_pairs(self):
-        text = Evaluator(LABELS).expected_input_format
+        text = Evaluator(FIVE_LABELS).expected_input_format
         for part in ("cell_id: text", "gene: text", "inner: float32", "outer: float", "5 pairs"):
             assert part in text
 
     def test_the_output_names_every_key(self):
-        text = Evaluator(LABELS).expected_output_format
+        text = Evaluator(FIVE_LABELS).expected_output_format
         for key in (*MACRO, *MACRO_VAL, *REST, *PER_PATTERN):
             assert key in text
 
 
 class TestUndefined:
     def with_labels(self, **columns):
-        return Evaluator(LABELS.assign(**columns)).eval(SCORES)
+        return Evaluator(FIVE_LABELS.assign(**columns)).eval(FIVE_SCORES)
 
     def test_without_positives_nothing_but_counts_is_defined(self):
         result = self.with_labels(outer=False)
@@ -346,12 +340,12 @@ class TestUndefined:
 
     def test_a_pattern_without_positives_in_val_has_no_val_metrics(self):
         val = {"y_true": [[1, 0], [0, 0]], "y_pred": [[0.5, 0.75], [0.4, 0.7]]}
-        result = Evaluator(LABELS).eval(SCORES, val)
+        result = Evaluator(FIVE_LABELS).eval(FIVE_SCORES, val)
         assert result.undefined == {"f1_val": ["outer"], "acc_val": ["outer"]}
         assert result["f1_val_macro"] == result.per_pattern["inner"]["f1_val"]
 
     def test_when_all_is_defined_nothing_is_named(self):
-        assert Evaluator(LABELS).eval(SCORES).undefined == {}
+        assert Evaluator(FIVE_LABELS).eval(FIVE_SCORES).undefined == {}
 
 
 class TestErrors:
@@ -380,35 +374,35 @@ class TestErrors:
     )
     def test_of_arrays(self, arrays, expected):
         with pytest.raises(EvaluationError, match=expected):
-            Evaluator(LABELS).eval(arrays)
+            Evaluator(FIVE_LABELS).eval(arrays)
 
     def test_of_scores_in_arrays_name_the_pattern(self):
         pred = PRED.copy()
         pred[3, 1] = np.nan
         with pytest.raises(EvaluationError, match=r"outer(.|\n)*row 3"):
-            Evaluator(LABELS).eval({"y_true": TRUTH, "y_pred": pred})
+            Evaluator(FIVE_LABELS).eval({"y_true": TRUTH, "y_pred": pred})
 
     @pytest.mark.parametrize("thing", [PRED, [1, 2], None, 0.5], ids=lambda t: type(t).__name__)
     def test_of_things_that_are_no_predictions(self, thing):
         with pytest.raises((EvaluationError, PredictionError, TypeError)):
-            Evaluator(LABELS).eval(thing)
+            Evaluator(FIVE_LABELS).eval(thing)
 
     @pytest.mark.parametrize(
         "scores",
         [
-            pd.concat([SCORES, SCORES[["inner"]]], axis=1),
-            SCORES.assign(inner=["a", 1, 2, 3, 4]),
-            SCORES.assign(cell_id=[1, "a", "b", "b", "c"]),
+            pd.concat([FIVE_SCORES, FIVE_SCORES[["inner"]]], axis=1),
+            FIVE_SCORES.assign(inner=["a", 1, 2, 3, 4]),
+            FIVE_SCORES.assign(cell_id=[1, "a", "b", "b", "c"]),
         ],
         ids=["a column twice", "scores of mixed type", "ids of mixed type"],
     )
     def test_of_frames_that_arrow_cannot_hold(self, scores):
         with pytest.raises(PredictionError):
-            Evaluator(LABELS).eval(scores)
+            Evaluator(FIVE_LABELS).eval(scores)
 
     def test_val_scores_of_a_table_of_labels_must_bring_their_labels(self):
         with pytest.raises(EvaluationError, match="val scores need val labels"):
-            Evaluator(LABELS).eval(SCORES, SCORES)
+            Evaluator(FIVE_LABELS).eval(FIVE_SCORES, FIVE_SCORES)
 
     def test_the_test_file_is_no_val_file(self, ds, tmp_path):
         path = write_predictions(
@@ -423,7 +417,7 @@ class TestErrors:
             Evaluator(ds).eval(drawn(ds, "test"), drawn(ds, "test"))
 
     def test_check_of_a_frame_does_not_raise(self):
-        assert "1 pair is missing" in Evaluator(LABELS).check(SCORES[1:]).problems[0]
+        assert "1 pair is missing" in Evaluator(FIVE_LABELS).check(FIVE_SCORES[1:]).problems[0]
 
     def test_what_was_checked_raises_its_problems_with_its_path(self, ds, tmp_path):
         path = write_predictions(tmp_path / "val.parquet", drawn(ds, "val"), ds, "val", method="m")
@@ -443,8 +437,8 @@ class TestErrors:
 )
 def test_any_order_of_the_rows_gives_the_identical_result(order, grid):
     values = np.float32(grid) / np.float32(3)
-    scores = SCORES.assign(inner=values[:, 0], outer=values[:, 1])
-    ev = Evaluator(LABELS)
+    scores = FIVE_SCORES.assign(inner=values[:, 0], outer=values[:, 1])
+    ev = Evaluator(FIVE_LABELS)
     assert repr(ev.eval(scores.iloc[list(order)])) == repr(ev.eval(scores))
 
 
@@ -452,6 +446,6 @@ def test_any_order_of_the_rows_gives_the_identical_result(order, grid):
 @given(order=st.permutations(range(5)), labels=st.lists(st.booleans(), min_size=10, max_size=10))
 def test_any_order_of_the_arrays_gives_the_identical_result(order, labels):
     truth = np.array(labels).reshape(5, 2)
-    ev = Evaluator(LABELS)
+    ev = Evaluator(FIVE_LABELS)
     shuffled = {"y_true": truth[list(order)], "y_pred": PRED[list(order)]}
     assert repr(ev.eval(shuffled)) == repr(ev.eval({"y_true": truth, "y_pred": PRED}))

@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
+from samples import FIVE_LABELS, FIVE_SCORES
 from scipy import sparse
 
 from gpattern_bench import Evaluator
@@ -19,21 +20,9 @@ from gpattern_bench.evaluate.metrics import at_threshold, score_pattern
 from gpattern_bench.evaluate.strata import stratify
 from gpattern_bench.tables.predictions import as_table, read_predictions
 
-LABELS = pd.DataFrame(
-    {
-        "cell_id": ["a", "a", "b", "b", "c"],
-        "gene": ["g", "h", "g", "h", "g"],
-        "inner": [True, True, False, False, False],
-        "outer": [False, True, False, True, True],
-    }
-)
-SCORES = LABELS[["cell_id", "gene"]].assign(
-    inner=np.float32([0.9, 0.4, 0.6, 0.2, 0.1]),
-    outer=np.float32([0.1, 0.8, 0.3, 0.7, 0.3]),
-)
-Y = LABELS.set_index(["cell_id", "gene"])
-S = SCORES.set_index(["cell_id", "gene"])
-EXPECTED = Evaluator(LABELS).eval({"y_true": Y.to_numpy(), "y_pred": S.to_numpy()})
+Y = FIVE_LABELS.set_index(["cell_id", "gene"])
+S = FIVE_SCORES.set_index(["cell_id", "gene"])
+EXPECTED = Evaluator(FIVE_LABELS).eval({"y_true": Y.to_numpy(), "y_pred": S.to_numpy()})
 ORDER = [3, 0, 4, 2, 1]
 
 
@@ -48,7 +37,7 @@ class Exported:
 
 
 def scored(y_true, y_pred):
-    return Evaluator(LABELS).eval({"y_true": y_true, "y_pred": y_pred})
+    return Evaluator(FIVE_LABELS).eval({"y_true": y_true, "y_pred": y_pred})
 
 
 class TestDicts:
@@ -164,8 +153,8 @@ class TestDicts:
     def test_val_scores_are_aligned_too(self):
         straight = {"y_true": Y, "y_pred": S}
         turned = {"y_true": Y, "y_pred": S[["outer", "inner"]].iloc[ORDER]}
-        ev = Evaluator(LABELS)
-        assert ev.eval(SCORES, turned) == ev.eval(SCORES, straight)
+        ev = Evaluator(FIVE_LABELS)
+        assert ev.eval(FIVE_SCORES, turned) == ev.eval(FIVE_SCORES, straight)
 
 
 def as_kinds():
@@ -181,7 +170,7 @@ def as_kinds():
         "Float32",
         arrow,
     ):
-        yield str(kind), LABELS.astype({"inner": kind})
+        yield str(kind), FIVE_LABELS.astype({"inner": kind})
     for name, values in {
         "objects": [1, True, 0.0, False, np.int8(0)],
         "decimals": [Decimal(1), Decimal("1.0"), Decimal(0), Decimal(0), Decimal(0)],
@@ -189,8 +178,8 @@ def as_kinds():
         "numbered categories": pd.Categorical([1, 1, 0, 0, 0]),
         "sparse": pd.arrays.SparseArray([1, 1, 0, 0, 0]),
     }.items():
-        yield name, LABELS.assign(inner=values)
-    table = pa.Table.from_pandas(LABELS, preserve_index=False)
+        yield name, FIVE_LABELS.assign(inner=values)
+    table = pa.Table.from_pandas(FIVE_LABELS, preserve_index=False)
     yield "arrow table", table
     yield "arrow ints", table.set_column(2, "inner", table["inner"].cast(pa.int8()))
     yield "exported", Exported(table)
@@ -205,7 +194,7 @@ class TestLabels:
         ev = Evaluator(KINDS[kind])
         assert ev.patterns == ("inner", "outer")
         assert ev.labels[["inner", "outer"]].dtypes.eq(bool).all()
-        assert ev.eval(SCORES) == Evaluator(LABELS).eval(SCORES)
+        assert ev.eval(FIVE_SCORES) == Evaluator(FIVE_LABELS).eval(FIVE_SCORES)
 
     @pytest.mark.parametrize(
         "values",
@@ -218,7 +207,7 @@ class TestLabels:
         ids=["boolean", "object", "float", "Int8"],
     )
     def test_labels_that_lack_are_named_with_their_type(self, values):
-        labels = LABELS.assign(inner=values)
+        labels = FIVE_LABELS.assign(inner=values)
         kind = labels["inner"].dtype
         with pytest.raises(EvaluationError, match=rf"inner \({kind}\) has no label in 1 of 5 rows"):
             Evaluator(labels)
@@ -234,30 +223,32 @@ class TestLabels:
         ids=["words", "digits", "two", "half"],
     )
     def test_a_scored_column_that_is_no_pattern_is_named_with_its_type(self, values, shown):
-        labels = LABELS.assign(inner=values)
+        labels = FIVE_LABELS.assign(inner=values)
         kind = labels["inner"].dtype
         with pytest.raises(EvaluationError) as caught:
-            Evaluator(labels).eval(SCORES)
+            Evaluator(labels).eval(FIVE_SCORES)
         assert f"column inner ({kind}) is no pattern" in str(caught.value)
         assert shown in str(caught.value)
 
     def test_what_is_not_scored_may_be_anything(self):
-        labels = LABELS.assign(fov=[0, 1, 0, 1, 0], n_molecules=1, area=2.5, note="n")
+        labels = FIVE_LABELS.assign(fov=[0, 1, 0, 1, 0], n_molecules=1, area=2.5, note="n")
         assert Evaluator(labels).patterns == ("inner", "outer")
-        assert Evaluator(labels).eval(SCORES, replicates=0) == Evaluator(LABELS).eval(SCORES)
+        assert Evaluator(labels).eval(FIVE_SCORES, replicates=0) == Evaluator(FIVE_LABELS).eval(
+            FIVE_SCORES
+        )
 
     def test_a_column_twice(self):
         with pytest.raises(EvaluationError, match="more than once: inner"):
-            Evaluator(pd.concat([LABELS, LABELS[["inner"]]], axis=1))
+            Evaluator(pd.concat([FIVE_LABELS, FIVE_LABELS[["inner"]]], axis=1))
 
     @pytest.mark.parametrize(
         "ids", [[1, 1, 2, 2, 3], ["a", "a", "b", "b", None], pd.Categorical([1, 1, 2, 2, 3])]
     )
     def test_ids_are_text(self, ids):
         with pytest.raises(EvaluationError, match=r"column cell_id .* expected text everywhere"):
-            Evaluator(LABELS.assign(cell_id=ids))
+            Evaluator(FIVE_LABELS.assign(cell_id=ids))
 
-    @pytest.mark.parametrize("thing", [Y.to_numpy(), [LABELS], None, 1], ids=type)
+    @pytest.mark.parametrize("thing", [Y.to_numpy(), [FIVE_LABELS], None, 1], ids=type)
     def test_what_is_no_table(self, thing):
         with pytest.raises(EvaluationError, match=r"a table of labels, got [nlNi]"):
             Evaluator(thing)
@@ -265,24 +256,24 @@ class TestLabels:
 
 class TestTables:
     def test_of_any_library_that_exports_arrow(self):
-        table = pa.Table.from_pandas(SCORES, preserve_index=False)
+        table = pa.Table.from_pandas(FIVE_SCORES, preserve_index=False)
         views = table.set_column(0, "cell_id", table["cell_id"].cast(pa.string_view()))
         for scores in (Exported(table), views, Exported(views), table.to_batches()[0]):
-            assert Evaluator(LABELS).eval(scores) == Evaluator(LABELS).eval(SCORES)
+            assert Evaluator(FIVE_LABELS).eval(scores) == Evaluator(FIVE_LABELS).eval(FIVE_SCORES)
 
     def test_files_with_views(self, tmp_path):
-        table = as_table(SCORES)
+        table = as_table(FIVE_SCORES)
         views = table.set_column(0, "cell_id", table["cell_id"].cast(pa.string_view()))
         pa.parquet.write_table(views, tmp_path / "a.parquet")
         assert read_predictions(tmp_path / "a.parquet")[0].equals(table)
 
     def test_others_are_named_with_their_library(self):
         with pytest.raises(EvaluationError, match=r"got scipy\.csr_matrix"):
-            Evaluator(LABELS).eval(sparse.csr_matrix(S.to_numpy()))
+            Evaluator(FIVE_LABELS).eval(sparse.csr_matrix(S.to_numpy()))
 
     def test_half_precision_is_refused_in_words(self):
         with pytest.raises(PredictionError, match="column inner is float16, expected float32 or"):
-            Evaluator(LABELS).eval(SCORES.astype({"inner": "float16"}))
+            Evaluator(FIVE_LABELS).eval(FIVE_SCORES.astype({"inner": "float16"}))
 
 
 class TestOnePattern:
@@ -333,13 +324,13 @@ class TestOnePattern:
 
 @pytest.mark.parametrize("molecules", [[1, 0, 3, 4, 5], [1, np.nan, 3, 4, 5], [1, None, 2, 3, 4]])
 def test_pairs_without_molecules_are_in_no_stratum(molecules):
-    labels = LABELS.assign(n_molecules=pd.array(molecules))
+    labels = FIVE_LABELS.assign(n_molecules=pd.array(molecules))
     with pytest.raises(EvaluationError, match="n_molecules below 1, or none, in 1 rows"):
         stratify("molecules", labels, None, "test")
 
 
 def test_strata_by_nullable_counts():
-    labels = LABELS.assign(n_molecules=pd.array([1, 2, 4, 5, 50], "Int32"))
+    labels = FIVE_LABELS.assign(n_molecules=pd.array([1, 2, 4, 5, 50], "Int32"))
     assert stratify("molecules", labels, None, "test")[0].tolist() == [0, 1, 1, 2, 5]
 
 
@@ -347,10 +338,16 @@ def test_strata_by_nullable_counts():
     ("batches", "problem"),
     [
         ([], "no batch"),
-        ([SCORES], "calls, column inner: expected 0 or 1"),
-        ([LABELS, LABELS.drop(columns="inner")], "a batch has the patterns outer, the first has"),
-        ([LABELS.assign(gene=["g", None, "g", "h", "g"])], "gene is missing"),
-        ([LABELS.astype({"inner": "boolean"}).mask(LABELS["outer"])], "gene is missing|0 or 1"),
+        ([FIVE_SCORES], "calls, column inner: expected 0 or 1"),
+        (
+            [FIVE_LABELS, FIVE_LABELS.drop(columns="inner")],
+            "a batch has the patterns outer, the first has",
+        ),
+        ([FIVE_LABELS.assign(gene=["g", None, "g", "h", "g"])], "gene is missing"),
+        (
+            [FIVE_LABELS.astype({"inner": "boolean"}).mask(FIVE_LABELS["outer"])],
+            "gene is missing|0 or 1",
+        ),
     ],
     ids=["none", "scores", "other patterns", "no gene", "missing"],
 )
