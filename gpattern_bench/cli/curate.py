@@ -155,42 +155,47 @@ def _add(form: str, example: str, text: str, **options: Any) -> None:
     curate.command(form, help=text, epilog=examples(f"curate {form} {example} --out mine"))(command)
 
 
+_MAY_BE_LABELLED: dict[str, Any] = {
+    "unit_um": _REQUIRED,
+    "split": "auto",
+    "patternless": "drop",
+}
+_LABELS_CSV: dict[str, Any] = {
+    "tile_um": 500.0,
+    "labels": None,
+    "labels_where": None,
+    "patterns": FOUR_PATTERNS,
+}
+"""Options that formats share, and their defaults."""
+
+
 _add(
     "bento-h5ad",
     "cells.h5ad --unit-um 0.103",
     "Curate an h5ad file as Bento writes it; labels come from its layers.",
-    unit_um=_REQUIRED,
     patterns=FOUR_PATTERNS,
-    split="auto",
-    patternless="drop",
+    **_MAY_BE_LABELLED,
 )
 _add(
     "spatialdata",
     "sample.zarr --unit-um 0.108",
     "Curate a SpatialData zarr: points, shapes and, optionally, a csv of labels.",
-    unit_um=_REQUIRED,
     points=None,
     cells=None,
     nuclei=None,
     gene_column=None,
     cell_column=None,
     fov_column=None,
-    tile_um=500.0,
-    labels=None,
-    labels_where=None,
-    patterns=FOUR_PATTERNS,
-    split="auto",
-    patternless="drop",
+    **_LABELS_CSV,
+    **_MAY_BE_LABELLED,
 )
 _add(
     "cosmx",
     "Lung5_Rep1 --unit-um 0.18",
     "Curate CosMx flat files, a folder or the tar.gz; labels come from CellComp, if there. A pixel "
     "is 0.18 um in the lung release of 2022, 0.12028 um in newer ones.",
-    unit_um=_REQUIRED,
     crops=None,
-    split="auto",
-    patternless="drop",
+    **_MAY_BE_LABELLED,
 )
 _add(
     "xenium",
@@ -214,7 +219,6 @@ _add(
     "table",
     "molecules.csv --cells cells.geojson --unit-um 1",
     "Curate a table of molecules, one row each (csv, tsv or Parquet), and files of outlines.",
-    unit_um=_REQUIRED,
     cells_file=None,
     nuclei_file=None,
     surrogate_outlines=False,
@@ -223,12 +227,8 @@ _add(
     gene=None,
     cell=None,
     fov=None,
-    tile_um=500.0,
-    labels=None,
-    labels_where=None,
-    patterns=FOUR_PATTERNS,
-    split="auto",
-    patternless="drop",
+    **_LABELS_CSV,
+    **_MAY_BE_LABELLED,
 )
 
 _COLUMNS = ("x", "y", "gene", "cell", "fov")
