@@ -62,16 +62,15 @@ def read_release(recipe: Recipe, sources: Path, scratch: Path) -> Iterator[Piece
         return read_xenium(path, scratch, tile=tile, quality=Quality.of(recipe))
     labels, dropped = _labels(recipe, sources)
     if recipe.format == "table":
-        from gpattern_bench.curate.readers.plain_table import read_plain_table
+        from gpattern_bench.curate.readers.plain_table import plain_pieces, read_plain_table
 
         if (recipe.cells is None) != recipe.surrogate_outlines:
             raise SourceError(
                 f"{path}: expected outlines from a file (--cells) or around the molecules "
                 f"(--surrogate-outlines), got {'neither' if recipe.cells is None else 'both'}"
             )
-        return read_plain_table(
+        found = read_plain_table(
             path,
-            scratch,
             columns={
                 "x": recipe.x_column,
                 "y": recipe.y_column,
@@ -81,6 +80,10 @@ def read_release(recipe: Recipe, sources: Path, scratch: Path) -> Iterator[Piece
             },
             cells=None if recipe.cells is None else sources / recipe.cells,
             nuclei=None if recipe.nuclei is None else sources / recipe.nuclei,
+        )
+        return plain_pieces(
+            *found,
+            scratch,
             tile=tile,
             quality=Quality.of(recipe),
             labels=labels,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -28,7 +29,7 @@ from gpattern_bench.curate.release import Dropped, Piece
 from gpattern_bench.errors import SourceError
 from gpattern_bench.tables.parquet import codes_into
 
-__all__ = ["plain_pieces", "read_plain_table"]
+__all__ = ["PlainTable", "plain_pieces", "read_plain_table"]
 
 _log = logging.getLogger(__name__)
 
@@ -39,44 +40,33 @@ Blocks = Callable[[], Iterator[pa.Table]]
 """Gives the molecules from the first to the last, block by block, as often as it is called."""
 
 
+class PlainTable(NamedTuple):
+    """Molecules and outlines, as :func:`plain_pieces` takes them."""
+
+    blocks: Blocks
+    outlines: pd.Series | None
+    nuclei: pd.Series | None
+
+
 def read_plain_table(
-    path: Path,
-    scratch: Path,
-    *,
-    columns: Mapping[str, str | None],
-    cells: Path | None,
-    nuclei: Path | None,
-    tile: float,
-    quality: Quality,
-    labels: pd.DataFrame | None = None,
-    dropped: Dropped | None = None,
-) -> Iterator[Piece]:
-    """Read a table of molecules, one row each, and outlines.
+    path: Path, *, columns: Mapping[str, str | None], cells: Path | None, nuclei: Path | None
+) -> PlainTable:
+    """Open a table of molecules, one row each, and read outlines.
 
     Parameters
     ----------
     path : pathlib.Path
         csv, tsv or Parquet (:func:`.columns.read_blocks`).
-    scratch : pathlib.Path
-        Folder for temporary files.
     columns : mapping
         Names of the columns ``x``, ``y``, ``gene``, ``cell`` and ``fov``; None: the usual name
         (for a cell ``cell_id``), and tiles instead of ``fov``. A column ``z`` is read if there.
     cells, nuclei : pathlib.Path or None
-        Files of outlines (:func:`.outline_file.read_outlines`); see :func:`plain_pieces`.
-    quality : Quality
-        Applies to ``qv``, ``is_gene`` and ``codeword_category``, where they are there.
-    tile, labels, dropped
-        As in :func:`.group_by_fov.group_by_fov`.
-
-    Yields
-    ------
-    Piece
+        Files of outlines (:func:`.outline_file.read_outlines`).
 
     Raises
     ------
     SourceError
-        A file or column is missing or damaged, or no molecule lies in a cell.
+        A file or column is missing or damaged.
     """
     if not path.exists():
         raise SourceError(f"no file at {path}: expected a table of molecules, csv, tsv or Parquet")
@@ -113,16 +103,7 @@ def read_plain_table(
             block = block.rename_columns([names.get(name, name) for name in block.column_names])
             yield with_plain_ids(block, path, ("cell", "fov"))
 
-    return plain_pieces(
-        blocks,
-        outlines,
-        inside,
-        scratch,
-        tile=tile,
-        quality=quality,
-        labels=labels,
-        dropped=dropped,
-    )
+    return PlainTable(blocks, outlines, inside)
 
 
 def plain_pieces(
@@ -153,8 +134,10 @@ def plain_pieces(
         Outlines of nuclei, indexed by the id of their cell; several of one cell are its nucleus.
     scratch : pathlib.Path
         Folder for temporary files.
-    tile, quality, labels, dropped
-        As in :func:`read_plain_table`.
+    quality : Quality
+        Applies to ``qv``, ``is_gene`` and ``codeword_category``, where they are there.
+    tile, labels, dropped
+        As in :func:`.group_by_fov.group_by_fov`.
 
     Yields
     ------
