@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from gpattern_bench.curate.quality import COLUMNS
-from gpattern_bench.curate.readers.frames import moved, relative_map
 from gpattern_bench.curate.readers.geoparquet import CELL_IDS
+from gpattern_bench.curate.readers.transformations import moved, relative_map
 from gpattern_bench.data.cells import read_cells
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import MissingExtraError, SourceError

@@ -11,8 +11,8 @@ import shapely
 from exports import CELLS, INSIDE, ngff, write_spatialdata
 from shapely import MultiPolygon, Point, affinity, box
 
-from gpattern_bench.curate.readers.frames import plane_maps, relative_map
 from gpattern_bench.curate.readers.spatialdata import read_spatialdata
+from gpattern_bench.curate.readers.transformations import plane_maps, relative_map
 from gpattern_bench.curate.rules import apply_rules
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import SourceError

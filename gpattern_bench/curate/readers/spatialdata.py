@@ -19,10 +19,10 @@ from gpattern_bench.base.validation import shorten
 from gpattern_bench.curate.quality import read_columns
 from gpattern_bench.curate.readers.assign import tiles
 from gpattern_bench.curate.readers.columns import as_text
-from gpattern_bench.curate.readers.frames import moved, plane_maps, relative_map
 from gpattern_bench.curate.readers.geoparquet import read_geometries, read_ids
 from gpattern_bench.curate.readers.group_by_fov import centroids, join_parts
 from gpattern_bench.curate.readers.ids import plain_id, plain_ids
+from gpattern_bench.curate.readers.transformations import moved, plane_maps, relative_map
 from gpattern_bench.curate.release import Release, reading
 from gpattern_bench.errors import MissingExtraError, SourceError
 
@@ -62,7 +62,7 @@ def read_spatialdata(
     Outlines of one id are one nucleus of several parts; for cells, an error.
 
     Coordinates are the x and y of the points, as stored. Outlines in another frame are mapped
-    there through a coordinate system that both have (:mod:`.frames`), "global" first.
+    there through a coordinate system that both have (:mod:`.transformations`), "global" first.
 
     Parameters
     ----------
