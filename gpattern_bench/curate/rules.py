@@ -48,7 +48,7 @@ from gpattern_bench.errors import SourceError
 from gpattern_bench.sources.recipe import Recipe
 from gpattern_bench.tables import schema
 from gpattern_bench.tables.parquet import used_codes
-from gpattern_bench.tables.placement import count_inside, find_overlaps, nuclei_inside
+from gpattern_bench.tables.placement import measure_cells
 
 __all__ = ["DIAMETER_UM", "Tables", "apply_rules", "unit_warnings"]
 
@@ -72,24 +72,16 @@ class Tables:
         None where the source has no labels.
     dropped : dict of str to dict of str to int
         Table -> reason -> dropped rows.
-    diameters : numpy.ndarray
-        (cells,) um, of disks with the cells' areas.
-    inside : numpy.ndarray
-        (cells,) molecules in their cell (:func:`gpattern_bench.tables.placement.count_inside`).
-    nuclei : numpy.ndarray
-        (cells,) 1: the nucleus lies in its cell, 0: not, NaN: there is none.
-    overlaps : numpy.ndarray
-        (cells,) bool: the outline overlaps another cell of the field of view.
+    measured : pandas.DataFrame
+        (cells,) Their sizes, and what lies where
+        (:func:`gpattern_bench.tables.placement.measure_cells`).
     """
 
     molecules: pa.Table
     cells: pa.Table
     labels: pa.Table | None
     dropped: Dropped
-    diameters: NDArray[np.float64]
-    inside: NDArray[np.int64]
-    nuclei: NDArray[np.float64]
-    overlaps: NDArray[np.bool_]
+    measured: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -153,7 +145,6 @@ def apply_rules(release: Release, recipe: Recipe) -> Tables:
         pairs = _Pairs(pd.Index(cells["cell_id"]), molecules.genes, keys)
         labels = _labels(release.labels, raw, pairs, recipe, dropped["labels"])
         labels = _labels_table(labels, pairs, n_molecules, cells["fov"], recipe)
-    area = shapely.area(cells["cell_boundary"].to_numpy())
     n_genes = np.bincount(keys // max(len(molecules.genes), 1), minlength=len(cells))
     tables = _molecules_table(molecules, cells), _cells_table(cells, count, n_genes)
     return Tables(
@@ -163,10 +154,7 @@ def apply_rules(release: Release, recipe: Recipe) -> Tables:
             table: {reason: rows for reason, rows in reasons.items() if rows}
             for table, reasons in dropped.items()
         },
-        diameters=np.asarray(2 * np.sqrt(area / np.pi)),
-        inside=count_inside(*tables),
-        nuclei=nuclei_inside(tables[1]),
-        overlaps=find_overlaps(tables[1]),
+        measured=measure_cells(*tables),
     )
 
 

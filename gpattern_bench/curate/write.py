@@ -249,13 +249,7 @@ class _Written:
                 self.writers[name] = writers.enter_context(writer)
             self.writers[name].append(table)
         cells = piece.cells.select(["fov", "cell_id", "x", "y", "n_molecules"]).to_pandas()
-        cells = cells.assign(
-            diameter=piece.diameters,
-            inside=piece.inside,
-            nucleus_inside=piece.nuclei,
-            overlaps=piece.overlaps,
-        )
-        self._cells.append(cells)
+        self._cells.append(cells.join(piece.measured))
         self._fovs.append(_fov_counts(piece, self._patterns))
         self.genes.update(piece.molecules["gene"].unique().to_pylist())
 

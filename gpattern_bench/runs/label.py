@@ -15,12 +15,10 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
-import shapely
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from gpattern_bench.base.files import file_sha256
-from gpattern_bench.base.outlines import parse_wkb
 from gpattern_bench.base.progress import Progress
 from gpattern_bench.base.validation import invalid_text
 from gpattern_bench.curate.build import making
@@ -48,7 +46,7 @@ from gpattern_bench.sources.registry import FOREST, forest_file
 from gpattern_bench.tables import schema
 from gpattern_bench.tables.manifest import LabelledBy
 from gpattern_bench.tables.parquet import read_table
-from gpattern_bench.tables.placement import count_inside, find_overlaps, nuclei_inside
+from gpattern_bench.tables.placement import measure_cells
 
 __all__ = ["Classifier", "label", "load_classifier", "write_labelled"]
 
@@ -307,16 +305,12 @@ def _labelled(dataset: Dataset, classifier: Classifier, recipe: Recipe) -> Itera
         molecules, outlined = (
             read_table(dataset.folder / f"{name}.parquet", {fov}) for name in ("molecules", "cells")
         )
-        area = shapely.area(parse_wkb(outlined["cell_boundary"].to_numpy(zero_copy_only=False)))
         yield Tables(
             molecules,
             outlined,
             labels,
             {**dropped, "labels": {reason: rows for reason, rows in reasons.items() if rows}},
-            np.asarray(2 * np.sqrt(area / np.pi)),
-            count_inside(molecules, outlined),
-            nuclei_inside(outlined),
-            find_overlaps(outlined),
+            measure_cells(molecules, outlined),
         )
         dropped = {}  # counted once
     if not kept:

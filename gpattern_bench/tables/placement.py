@@ -26,12 +26,10 @@ __all__ = [
     "LEAST_SHARE",
     "TOLERANCE_UM",
     "USUAL_SHARE",
-    "count_inside",
     "find_foreign_nuclei",
     "find_misplaced",
-    "find_overlaps",
+    "measure_cells",
     "measure_placement",
-    "nuclei_inside",
     "place",
     "placement_text",
     "placement_warnings",
@@ -58,8 +56,8 @@ _OVERLAP = 0.05  # of the smaller cell's area; neighbours share edges
 _BLOCK = 100_000  # points at a time
 
 
-def count_inside(molecules: pa.Table, cells: pa.Table) -> NDArray[np.int64]:
-    """Count each cell's molecules in or within :data:`TOLERANCE_UM` of its own outline.
+def measure_cells(molecules: pa.Table, cells: pa.Table) -> pd.DataFrame:
+    """Measure what the tables alone do not say of each cell; parse its outlines once.
 
     Parameters
     ----------
@@ -68,16 +66,32 @@ def count_inside(molecules: pa.Table, cells: pa.Table) -> NDArray[np.int64]:
 
     Returns
     -------
-    numpy.ndarray
-        (cells,)
+    pandas.DataFrame
+        (cells,) ``diameter``: um, of a disk of the cell's area; ``inside``: molecules in or within
+        :data:`TOLERANCE_UM` of their own cell's outline; ``nucleus_inside``: 1 if the nucleus'
+        centre lies there, 0 if not, NaN without a nucleus; ``overlaps``: whether the outline shares
+        more than 5 % of the smaller one's area with another cell.
     """
-    outlines = _outlines(cells)
+    outlines, nuclei = (_outlines(cells, f"{name}_boundary") for name in ("cell", "nucleus"))
+    return pd.DataFrame(
+        {
+            "diameter": 2 * np.sqrt(shapely.area(outlines) / np.pi),
+            "inside": _count_inside(molecules, cells["cell_id"], outlines),
+            "nucleus_inside": _nuclei_inside(outlines, nuclei),
+            "overlaps": _overlaps(outlines),
+        }
+    )
+
+
+def _count_inside(
+    molecules: pa.Table, cells: pa.ChunkedArray, outlines: NDArray[Any]
+) -> NDArray[np.int64]:
     shapely.prepare(outlines)
     counts = np.zeros(len(cells), dtype=np.int64)
     if not len(molecules):
         return counts
     ids = pa.chunked_array(molecules["cell_id"]).unify_dictionaries().combine_chunks()
-    found = pc.index_in(ids.dictionary, value_set=cells["cell_id"].combine_chunks())
+    found = pc.index_in(ids.dictionary, value_set=cells.combine_chunks())
     cell = found.fill_null(-1).to_numpy(zero_copy_only=False)[ids.indices.to_numpy()]
     xy = np.stack([molecules[axis].to_numpy().astype(np.float64) for axis in "xy"], axis=1)
     known = np.flatnonzero((cell >= 0) & np.isfinite(xy).all(axis=1))
@@ -91,16 +105,13 @@ def count_inside(molecules: pa.Table, cells: pa.Table) -> NDArray[np.int64]:
     return counts
 
 
-def nuclei_inside(cells: pa.Table) -> NDArray[np.float64]:
-    """Tell (n,) whether each nucleus' centre lies in its cell: 1, 0 or, without a nucleus, NaN."""
-    nuclei = _outlines(cells, "nucleus_boundary")
-    inside = shapely.dwithin(_outlines(cells), shapely.centroid(nuclei), TOLERANCE_UM)
+def _nuclei_inside(outlines: NDArray[Any], nuclei: NDArray[Any]) -> NDArray[np.float64]:
+    inside = shapely.dwithin(outlines, shapely.centroid(nuclei), TOLERANCE_UM)
     return np.where(shapely.is_missing(nuclei), np.nan, inside)
 
 
-def find_overlaps(cells: pa.Table) -> NDArray[np.bool_]:
-    """Mark cells (n,) that share more than 5 % of the smaller one's area with another cell."""
-    outlines = _outlines(cells)
+def _overlaps(outlines: NDArray[Any]) -> NDArray[np.bool_]:
+    outlines = outlines.copy()
     outlines[~shapely.is_valid(outlines)] = None
     marked = np.zeros(len(outlines), dtype=np.bool_)
     one, other = shapely.STRtree(outlines).query(outlines, predicate="intersects")
@@ -123,8 +134,7 @@ def measure_placement(folder: Path, fovs: Iterable[str]) -> Placement:
             read_table(folder / f"{name}.parquet", {fov}) for name in ("molecules", "cells")
         )
         frame = cells.select(["cell_id", "n_molecules"]).to_pandas()
-        counts = {"inside": count_inside(molecules, cells), "overlaps": find_overlaps(cells)}
-        frames.append(frame.assign(**counts))
+        frames.append(frame.join(measure_cells(molecules, cells)))
     return place(pd.concat(frames, ignore_index=True))
 
 
@@ -214,6 +224,6 @@ def _worst(placement: Placement) -> str:
     return f"; fewest in the cells {', '.join(cells)}" if cells else ""
 
 
-def _outlines(cells: pa.Table, column: str = "cell_boundary") -> NDArray[Any]:
+def _outlines(cells: pa.Table, column: str) -> NDArray[Any]:
     wkb = cells[column].to_numpy()
     return parse_wkb(np.asarray(wkb, dtype=object), on_invalid="ignore")

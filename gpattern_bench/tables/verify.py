@@ -28,7 +28,7 @@ from gpattern_bench.tables.parquet import (
     read_whole,
     table_sha256,
 )
-from gpattern_bench.tables.placement import count_inside, find_misplaced, find_overlaps, place
+from gpattern_bench.tables.placement import find_misplaced, measure_cells, place
 
 __all__ = ["check_labels", "find_problems"]
 
@@ -183,8 +183,7 @@ class _Totals:
         held = counts.groupby("cell_id").agg(["sum", "size"]).reindex(frame["cell_id"])
         if not (held.to_numpy() == frame[["n_molecules", "n_genes"]].to_numpy()).all():
             yield "cells.parquet: counts of some cells differ from molecules.parquet"
-        frame = frame.assign(inside=count_inside(molecules, cells), overlaps=find_overlaps(cells))
-        self.cells.append(frame)
+        self.cells.append(frame.join(measure_cells(molecules, cells)))
         self._genes |= set(counts.index.unique("gene"))
         here = {"fovs": len(frame) > 0, "cells": len(frame), "molecules": len(molecules)}
         for name, rows in (here | {"pairs": len(counts)}).items():

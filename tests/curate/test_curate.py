@@ -1223,8 +1223,8 @@ def test_molecules_near_their_outline_count_as_inside():
     rows = [("1-0", "A", 109.0, 50.0), ("1-0", "A", 111.0, 50.0), ("1-0", "A", 50.0, 50.0)]
     rows += [("1-0", "A", 35.0, 50.0), ("1-0", "A", 250.0, 50.0), ("2-0", "A", 250.0, 50.0)]
     made = tables(molecules=molecules(rows), cells=cells({**SQUARE, "1-0": ring}), labels=None)
-    assert made.inside.tolist() == [2, 1]
-    assert made.overlaps.tolist() == [False, False]
+    assert made.measured["inside"].tolist() == [2, 1]
+    assert made.measured["overlaps"].tolist() == [False, False]
 
 
 @pytest.mark.parametrize(("left", "overlap"), [(100, False), (96, False), (94, True), (20, True)])
@@ -1233,7 +1233,7 @@ def test_cells_that_overlap_are_counted(tmp_path, left, overlap):
     outlines = {"1-0": box(0, 0, 100, 100), "2-0": box(left, 0, left + 100, 100)}
     rows = [("1-0", "A", 10.0, 50.0), ("2-0", "A", left + 90.0, 50.0)]
     made = tables(molecules=molecules(rows), cells=cells(outlines), labels=None)
-    assert made.overlaps.tolist() == [overlap] * 2
+    assert made.measured["overlaps"].tolist() == [overlap] * 2
     placement = manifest(write_to(tmp_path / "set", made))["placement"]
     assert placement["overlapping_cells"] == 2 * overlap
     assert (placement["molecules"], placement["inside"], placement["worst"]) == (2, 2, {})
