@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     epilog=examples(
         "call outs --out answer",
         "call Flat_files --unit-um 0.12028 --out answer",
-        "call mine --model gpsnet-four-patterns --out answer",
     )
 )
 def call(
