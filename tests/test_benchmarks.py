@@ -14,6 +14,7 @@ import pytest
 from samples import PATIENCE_S
 
 from gpattern_bench.evaluate.bootstrap import Resamples
+from gpattern_bench.runs.saved_model import load_model
 
 pytestmark = pytest.mark.slow
 
@@ -101,7 +102,10 @@ def costs():
 def test_costs_have_points_and_exponents_along_every_axis(costs, tmp_path):
     command = [sys.executable, str(BENCHMARK.with_name("costs.py")), "--quick", "--tmp", tmp_path]
     done = run(command)
-    points = json.loads(done.stdout.splitlines()[-1])["points"]
+    found = json.loads(done.stdout.splitlines()[-1])
+    points = found["points"]
+    assert [row["what"] for row in found["call"]] == ["call", "of this, curation"]
+    assert all(row["cells"] == 30 and row["cpu_s"] > 0 for row in found["call"])
     of_all = {"curation", "evaluation", "evaluation with intervals", "predict, gene_prior"}
     assert {(point["what"], point["axis"]) for point in points} == {
         *((what, axis) for what in of_all for axis in ("base", *costs.AXES)),
@@ -254,3 +258,12 @@ def test_datasets_are_made_from_an_empty_cache():
     found = json.loads(done.stdout.splitlines()[-1])["seconds"]
     assert list(found) == ["simulate, synthetic", "load_dataset, synthetic"]
     assert min(found.values()) > 0
+
+
+def test_models_of_the_package_are_made_again(tmp_path):
+    command = [sys.executable, BENCHMARK.with_name("pretrained.py"), "--quick", "--out", tmp_path]
+    done = run([*command, "--only", "gpsnet-cosmx"])
+    [(name, card)] = json.loads(done.stdout.splitlines()[-1]).items()
+    assert json.loads((tmp_path / name / "card.json").read_text()) == card
+    assert set(card["thresholds"]) == set(card["rates"]) == {"cytoplasmic", "membrane", "nuclear"}
+    assert load_model(tmp_path / name)[1].thresholds == card["thresholds"]

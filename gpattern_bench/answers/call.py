@@ -143,6 +143,11 @@ def call(
         surrogate_outlines=surrogate_outlines,
     )
     judge = _Judge.load(_model_for(asked) if model is None else model)
+    if out is not None and asked.holds(Path(out).expanduser()):
+        raise GPatternBenchError(
+            f"{out} lies in the source {source}, which would change with every start: give another "
+            "--out"
+        )
     if out is None:
         home = Path(tempfile.mkdtemp(prefix="gpattern-bench-"))
         atexit.register(shutil.rmtree, home, ignore_errors=True)
@@ -193,6 +198,7 @@ def _answer(asked: Source, judge: _Judge, folder: Path, jobs: int) -> Answer:
     request = {"source": dict(asked.identity), "model": judge.sha256}
     if _is_answered(folder, request):
         _log.info("%s: is answered already", folder)
+        _clear(folder)  # killed just before it did so
         return read_answer(folder)
     write_text(folder / _BEGUN, json.dumps(request, indent=1) + "\n")
     dataset = _tables(asked, folder, jobs)
@@ -215,9 +221,15 @@ def _answer(asked: Source, judge: _Judge, folder: Path, jobs: int) -> Answer:
     write_tables((scope.add(dataset, shard) for shard in shards), folder / CELLS)
     record = _record(asked, judge, dataset, counts, scope, folder) | {"request": request}
     write_text(folder / ANSWER, json.dumps(plain(record), indent=1) + "\n")
-    for left in (*folder.glob("scores-*"), folder / _BEGUN):
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    _clear(folder)
     return read_answer(folder)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what only an unfinished answer needs."""
+    for scored in folder.glob("scores-*"):
+        shutil.rmtree(scored)
+    (folder / _BEGUN).unlink(missing_ok=True)
 
 
 def _is_answered(folder: Path, request: Mapping[str, Any]) -> bool:

@@ -60,6 +60,12 @@ class Source:
         assert made is not None
         return made.patterns
 
+    def holds(self, path: Path) -> bool:
+        """Tell whether a path is in the release."""
+        if self.folder is None or self.recipe is None:
+            return False
+        return path.resolve().is_relative_to((self.folder / self.recipe.path).resolve())
+
 
 def find_source(
     source: Any,

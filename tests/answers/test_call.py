@@ -307,6 +307,8 @@ class TestSources:
         with monkeypatch.context() as patch:
             patch.setattr(module, "curate", None)
             call(outs, tmp_path / "answer", jobs=1)
+        with pytest.raises(GPatternBenchError, match="lies in the source"):
+            call(outs, outs / "answer", jobs=1)
         (outs / "nucleus_boundaries.csv.gz").write_bytes(b"")
         with pytest.raises(GPatternBenchError, match=r"another source .*files that are new"):
             call(outs, tmp_path / "answer", jobs=1)
