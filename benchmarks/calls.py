@@ -1,24 +1,25 @@
-"""How far calls can be trusted: probabilities, thresholds, shares of cells, wrong calls, few molecules.
+"""How far calls can be trusted: probabilities, thresholds, shares, wrong calls, few molecules.
 
 All of it is fitted to simulated val (the val splits of `synthetic` and `synthetic_wide` together)
 and measured on `synthetic` test, on `synthetic_wide` test, whose cells have other settings than any
-that the model has seen, and on both sets of human labels. Means over the seeds of a model trained
-on simulated cells; 95 % intervals over cells, replicates averaged over seeds.
+that the model has seen, and on both sets of human labels. The names of genes are hidden from the
+models. Means over the seeds of a model trained on simulated cells; 95 % intervals over cells,
+replicates averaged over seeds.
 
 - *calibration*: error of the scores as probabilities, as they are and recalibrated
-- *reliability*: share of pairs with the pattern, by probability
+- *reliability*: share of pairs with the pattern, by score
 - *thresholds*: F1 at thresholds that no label of the scored set chose
 - *quantification*: error of a gene's share of cells with a pattern
 - *discoveries*: share of calls that are wrong, expected and true
-- *abstention*: what is known of pairs with few molecules
+- *molecules*, *abstention*: what is known of pairs with few molecules, and who is not called
 
-The choices, with their rules, which were written before the first look at the gold sets here:
+The choices had these rules, written before the first look at the gold sets here:
 
-1. *Calibration by simulated val* is the way, of those fitted to simulated val, with the lowest Brier
-   score on `synthetic_wide` test; the scores as they are, unless the difference from them has an
-   interval without 0. *By human labels* (both gold sets pooled) is shipped instead only if
-   calibrating each cell line by the labels of the other has a lower Brier score than that, over both
-   lines, with an interval without 0.
+1. *Calibration by simulated val* is the way, of those fitted to simulated val, with the lowest
+   Brier score on `synthetic_wide` test; the scores as they are, unless the difference from them has
+   an interval without 0. *By human labels* (both gold sets pooled) is shipped instead only if
+   calibrating each cell line by the labels of the other has a lower Brier score than that, over
+   both lines, with an interval without 0.
 2. *Thresholds*: the rule with the highest macro F1 over shifts of prevalence of `synthetic_wide`
    test (each pattern at .02 to .8 of the pairs); today's, the threshold of largest F1 on simulated
    val, unless the difference from it has an interval without 0. Gold shows what it is worth.
@@ -26,14 +27,17 @@ The choices, with their rules, which were written before the first look at the g
    that over shifts (samples of 10 and 50 pairs, of few, many or any molecules, shares 0 to .8) and
    that of its genes as they are, unless on the gold sets it is worse than counting calls with an
    interval without 0.
-4. *Confident calls* (expected share of wrong ones at most .10) are shipped if their true share is at
-   most .15 on `synthetic_wide` test and on the gold sets together, and each interval reaches .10.
+4. *Confident calls* (expected share of wrong ones at most .10) are shipped if their true share is
+   at most .15 on `synthetic_wide` test and on the gold sets together, and each interval reaches
+   .10.
 5. *Not called* are pairs with fewer molecules than the least number from which on, in every larger
    bin too, three calls of four are right on simulated val (all patterns together).
 
-Rerun: `python benchmarks/calls.py --out runs/gpsnet_real` with the runs of `gpsnet_real.py` (made if
-they lack: five trainings), `--model FOLDER` for a saved model, or ``--quick``: one seed, two steps,
-simulated cells only.
+What came of them is in docs/metrics.md.
+
+Rerun: `python benchmarks/calls.py --out runs/gpsnet_real` with the models of `gpsnet_real.py` (made
+if they lack: five trainings), `--model FOLDER` for another saved model, or ``--quick``: one seed,
+`synthetic` only, from the committed predictions.
 """
 
 from __future__ import annotations
@@ -41,14 +45,15 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass
-from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from gpsnet_real import BINS, GOLD, SEEDS, SIMULATED, Row, calibration_errors, made
+from gpsnet_real import GOLD, SEEDS, SIMULATED, calibration_errors, saved
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 from timing import show
@@ -57,7 +62,7 @@ from gpattern_bench import Evaluator, load_dataset
 from gpattern_bench.evaluate.bootstrap import Resamples, interval
 from gpattern_bench.evaluate.calibration import calibrate, fit_calibration
 from gpattern_bench.evaluate.metrics import score_pattern
-from gpattern_bench.evaluate.quantify import count_odds, expected_shares, likeliest_shares
+from gpattern_bench.evaluate.quantify import count_odds, likeliest_shares, log_likelihood
 from gpattern_bench.methods.predict import predict_cells
 from gpattern_bench.runs.saved_model import load_model
 
@@ -69,7 +74,8 @@ SHARES = (0.0, 0.05, 0.2, 0.5, 0.8)
 DRAWS = 200
 WRONG = 0.1
 MOLECULES = (1, 2, 3, 4, 5, 7, 10, 20, 50)  # lower ends of bins
-ENOUGH = 0.75  # of calls are right
+LEAST = 5  # molecules of a called pair
+FEWEST = 10  # genes of a table
 
 
 @dataclass
@@ -98,6 +104,11 @@ class Set:
     def of_pairs(self) -> Any:
         """Weights (1 + B, N) of the pairs."""
         return self.weights[:, self.cells.of_pair]
+
+
+def digits(value: Any) -> float:
+    """A figure as it is printed."""
+    return round(float(value), 3)
 
 
 def told(values: Any, freedom: int, *, biased: bool = False, signed: bool = False) -> str:
@@ -141,14 +152,18 @@ def main() -> None:
 
 
 def scored(name: str, split: str, given: Any) -> Iterator[Any]:
-    """Prediction files, or tables, of a split by each seed."""
-    if given.model is not None:
-        method, _ = load_model(given.model)
-        yield predict_cells(method, load_dataset(name).iter_cells(split), bar=False)
-        return
-    for seed in range(given.seeds):
-        file = made(Row("simulation", "gpsnet", name, SIMULATED), seed, given.out, False)
-        yield file.with_name(file.name.replace("test", split, 1))
+    """Tables of scores of a split, by each seed.
+
+    The genes are hidden: a model that has learned how often simulated genes have a pattern would
+    tell it of their cells here, and of no gene of anybody's own cells.
+    """
+    for seed in range(given.seeds if given.model is None else 1):
+        folder = given.model or saved("gpsnet", SIMULATED, seed, given.out)[0]
+        method, _ = load_model(folder)
+        cells = copy(load_dataset(name).iter_cells(split))
+        cells.genes = tuple(f"?{gene}" for gene in cells.genes)
+        table = predict_cells(method, cells, bar=False)
+        yield table.assign(gene=table["gene"].str[1:])
 
 
 def loaded(name: str, split: str, predictions: list[Any]) -> Set:
@@ -205,7 +220,7 @@ def isotonic(scores: Any, truth: Any) -> Callable[[Any], Any]:
 
 
 WAYS: dict[str, Callable[[Any, Any], Callable[[Any], Any]]] = {
-    "as they are": lambda scores, truth: lambda new: new,
+    "as they are": lambda _scores, _truth: lambda new: new,
     "temperature": temperature,
     "logistic": platt,
     "isotonic": isotonic,
@@ -262,24 +277,23 @@ def calibration(val: Set, tests: dict[Any, Set]) -> list[dict[str, Any]]:
 
 
 def reliability(val: Set, tests: dict[Any, Set]) -> list[dict[str, Any]]:
-    """Share of pairs with the pattern by fifths of the probability, all patterns together."""
+    """Share of pairs with the pattern by fifths of the score, all patterns together."""
+    del val
     rows = []
     for test in tests.values():
-        each = [platt(s, val.truth)(t) for s, t in zip(val.scores, test.scores, strict=True)]
         for fifth in range(5):
             shares, means, sizes = [], [], []
-            for p in each:
+            for p in test.scores:
                 inside = np.minimum((p * 5).astype(int), 4) == fifth
                 pairs = test.summed(inside.sum(1))
                 with np.errstate(invalid="ignore", divide="ignore"):
                     shares.append(test.summed((inside & test.truth).sum(1)) / pairs)
                     means.append((p * inside).sum() / inside.sum())
                 sizes.append(inside.sum())
-            rows.append({
-                "table": test.name, "probability": f"{fifth / 5:.1f} to {fifth / 5 + 0.2:.1f}",
-                "mean": round(float(np.nanmean(means)), 3), "pairs": round(float(np.mean(sizes))),
-                "with the pattern": told(np.mean(shares, axis=0), test.cells.degrees_of_freedom),
-            })  # fmt: skip
+            line = {"table": test.name, "score": f"{fifth / 5:.1f} to {fifth / 5 + 0.2:.1f}"}
+            line |= {"mean": digits(np.nanmean(means)), "pairs": round(float(np.mean(sizes)))}
+            freedom = test.cells.degrees_of_freedom
+            rows.append(line | {"with the pattern": told(np.mean(shares, axis=0), freedom)})
     return rows
 
 
@@ -300,6 +314,7 @@ RULES = (
     "largest F1 on simulated val", "0.5", "0.5, shifted", "largest expected F1",
     "largest expected F1, shifted",
 )  # fmt: skip
+THEIRS = "largest F1 on the other line"
 
 
 def called_by(p: Any, prior: float, weights: Any, val_threshold: float) -> dict[str, Any]:
@@ -320,15 +335,22 @@ def f1(called: Any, truth: Any, weights: Any) -> float:
     return float(2 * both / max((weights * called).sum() + (weights * truth).sum(), 1e-12))
 
 
+def best(one: Set, seed: int) -> Any:
+    """Thresholds (C,) of the largest F1 on a set."""
+    pairs = zip(one.truth.T, one.scores[seed].T, strict=True)
+    return np.array([score_pattern(truth, p).threshold for truth, p in pairs])
+
+
 def thresholds(val: Set, tests: dict[Any, Set]) -> list[dict[str, Any]]:
     """Macro F1 by each rule: of sets as they are, and of `synthetic_wide` test at other shares."""
     rows = []
+    seeds = range(len(val.scores))
     for key, test in tests.items():
-        runs = [thresholded(val, test, seed, tests.get((GOLD.get(key[0]), "test")))
-                for seed in range(len(val.scores))]  # fmt: skip
+        other = tests.get((GOLD.get(key[0]), "test"))
+        runs = [thresholded(val, test, seed, other) for seed in seeds]
         rows += ruled(test.name, runs, test.cells.degrees_of_freedom)
     test = tests.get(UNSEEN, tests[SEEN])
-    runs = [at_shifts(val, test, seed) for seed in range(len(val.scores))]
+    runs = [at_shifts(val, test, seed) for seed in seeds]
     rows += ruled(f"{test.name}, shifted", runs, test.cells.degrees_of_freedom)
     return rows
 
@@ -344,43 +366,34 @@ def ruled(name: str, runs: list[dict[str, Any]], freedom: int) -> list[dict[str,
 
 
 def thresholded(val: Set, test: Set, seed: int, other: Set | None) -> dict[str, Any]:
-    """Macro F1 (1 + B,) by rule."""
-    curve = platt(val.scores[seed], val.truth)
-    p, before = (curve(one.scores[seed]).astype(float) for one in (test, val))
+    """Macro F1 (1 + B,) by rule; those that look at unlabelled scores look at each replicate."""
+    p, at, prior = test.scores[seed], best(val, seed), val.truth.mean(0)
     drawn = test.of_pairs()[: DRAWS + 1]
     found: dict[str, Any] = {}
-    for k in range(len(test.patterns)):
-        at = score_pattern(val.truth[:, k], before[:, k]).threshold
-        prior = val.truth[:, k].mean()
+    for k, truth in enumerate(test.truth.T):
         for b, weights in enumerate(drawn):
-            calls = called_by(p[:, k], prior, weights, at)
-            if other is not None:
-                theirs = curve(other.scores[seed])[:, k].astype(float)
-                best = score_pattern(other.truth[:, k], theirs).threshold
-                calls["largest F1 on the other line"] = p[:, k] >= best
-            if not (weights * test.truth[:, k]).any():
+            if not (weights * truth).any():
                 continue
+            calls = called_by(p[:, k], prior[k], weights, at[k])
+            if other is not None:
+                calls[THEIRS] = p[:, k] >= best(other, seed)[k]
             for rule, called in calls.items():
                 table = found.setdefault(rule, np.full((len(drawn), p.shape[1]), np.nan))
-                table[b, k] = f1(called, test.truth[:, k], weights)
+                table[b, k] = f1(called, truth, weights)
     return {rule: np.nanmean(table, axis=1) for rule, table in found.items()}
 
 
 def at_shifts(val: Set, test: Set, seed: int) -> dict[str, Any]:
     """Macro F1 (1 + B,) by rule, mean over prevalences that pairs are weighted to."""
-    curve = platt(val.scores[seed], val.truth)
-    p, before = (curve(one.scores[seed]).astype(float) for one in (test, val))
+    p, at, prior = test.scores[seed], best(val, seed), val.truth.mean(0)
     drawn = test.of_pairs()[: DRAWS // 4 + 1]
     found = {rule: np.zeros(len(drawn)) for rule in RULES}
-    for k in range(len(test.patterns)):
-        truth, prior = test.truth[:, k], val.truth[:, k].mean()
-        at = score_pattern(val.truth[:, k], before[:, k]).threshold
-        for b, weights in enumerate(drawn):
-            with_it, without = (weights * truth).sum(), (weights * ~truth).sum()
-            for share in SHIFTS:
-                moved = weights * np.where(truth, share / with_it, (1 - share) / without)
-                for rule, called in called_by(p[:, k], prior, moved, at).items():
-                    found[rule][b] += f1(called, truth, moved)
+    for (k, truth), (b, weights) in product(enumerate(test.truth.T), enumerate(drawn)):
+        with_it, without = (weights * truth).sum(), (weights * ~truth).sum()
+        for share in SHIFTS:
+            moved = weights * np.where(truth, share / with_it, (1 - share) / without)
+            for rule, called in called_by(p[:, k], prior[k], moved, at[k]).items():
+                found[rule][b] += f1(called, truth, moved)
     return {rule: values / len(SHIFTS) / p.shape[1] for rule, values in found.items()}
 
 
@@ -389,24 +402,26 @@ def at_shifts(val: Set, test: Set, seed: int) -> dict[str, Any]:
 
 @dataclass
 class Rates:
-    """What simulated val says of one pattern: at its threshold, and of the mean probability."""
+    """What simulated val says of one pattern: at its threshold, and of the mean score."""
 
     threshold: float
     prior: float
     called: Any  # (bins + 1, 2): share of pairs without and with it that are called; last: all
-    mean: Any  # likewise: mean probability
+    mean: Any  # likewise: mean score
 
 
-def rates(p: Any, truth: Any, molecules: Any) -> Rates:
-    """Of probabilities and labels (N,), by bins of molecules."""
-    threshold = score_pattern(truth, p).threshold
-    where = binned(molecules)
-    masks = [where == b for b in range(len(MOLECULES))] + [np.ones(len(p), bool)]
-    tables = [
-        np.array([[values[m & (truth == y)].mean() for y in (False, True)] for m in masks])
-        for values in (p >= threshold, p)
-    ]
-    return Rates(threshold, truth.mean(), *tables)
+def rates(val: Set, seed: int) -> list[Rates]:
+    """Of each pattern, by bins of molecules."""
+    where = binned(val.molecules)
+    masks = [where == b for b in range(len(MOLECULES))] + [np.ones(len(where), bool)]
+    found = []
+    for truth, p, at in zip(val.truth.T, val.scores[seed].T, best(val, seed), strict=True):
+        tables = [
+            np.array([[values[m & (truth == y)].mean() for y in (False, True)] for m in masks])
+            for values in (p >= at, p)
+        ]
+        found.append(Rates(at, truth.mean(), *tables))
+    return found
 
 
 def binned(molecules: Any) -> Any:
@@ -414,58 +429,84 @@ def binned(molecules: Any) -> Any:
     return np.searchsorted(MOLECULES, molecules, side="right") - 1
 
 
+COUNTED, LIKELIEST = "counted calls", "likeliest"
 ESTIMATORS = (
-    "counted calls", "adjusted count", "adjusted count, by molecules", "mean probability",
-    "adjusted mean", "adjusted mean, by molecules", "likeliest", "expected, of all groups",
+    COUNTED, "adjusted count", "adjusted count, by molecules", "mean score", "adjusted mean",
+    "adjusted mean, by molecules", LIKELIEST, "empirical Bayes",
 )  # fmt: skip
+HELD = ("held, counted", "held, likeliest")  # whether intervals hold the share
 
 
-def estimates(p: Any, molecules: Any, group: Any, groups: int, known: Rates) -> dict[str, Any]:
-    """Shares (G,) of the pairs of groups by every estimator, and the likeliest one's interval."""
-    where = binned(molecules)
+def estimates(p: Any, molecules: Any, group: Any, truth: Any, known: Rates) -> dict[str, Any]:
+    """Errors (G,) of the shares of groups by every estimator; whether intervals hold them.
+
+    `truth` has the true shares (G,).
+    """
+    where, groups = binned(molecules), len(truth)
+    n = np.bincount(group, minlength=groups)
 
     def mean(values: Any) -> Any:
-        return np.bincount(group, values, groups) / np.bincount(group, minlength=groups)
+        return np.bincount(group, values, groups) / n
 
     found = {}
-    for name, values, table in (
-        ("count", (p >= known.threshold).astype(float), known.called),
-        ("mean", p.astype(float), known.mean),
+    for plain, name, values, table in (
+        (COUNTED, "count", (p >= known.threshold).astype(float), known.called),
+        ("mean score", "mean", p.astype(float), known.mean),
     ):
-        plain = mean(values)
+        found[plain] = mean(values)
         low, high = table[-1]
-        found["counted calls" if name == "count" else "mean probability"] = plain
-        found[f"adjusted {name}"] = np.clip((plain - low) / (high - low), 0, 1)
+        found[f"adjusted {name}"] = np.clip((found[plain] - low) / (high - low), 0, 1)
         above, span = mean(values - table[where, 0]), mean(table[where, 1] - table[where, 0])
         found[f"adjusted {name}, by molecules"] = np.clip(above / span, 0, 1)
     counts = count_odds(p[:, None], [known.prior], group, groups)
-    found["likeliest"], found["low"], found["high"] = (x[:, 0] for x in likeliest_shares(counts))
-    found[ESTIMATORS[-1]] = expected_shares(counts)[:, 0]
-    return found
+    found[LIKELIEST], *ends = (values[:, 0] for values in likeliest_shares(counts))
+    found["empirical Bayes"] = expected_shares(counts)[:, 0]
+    errors = {name: np.abs(found[name] - truth) for name in ESTIMATORS}
+    for name, (low, high) in zip(HELD, (wilson(found[COUNTED], n), ends), strict=True):
+        errors[name] = (low - 1e-9 <= truth) & (truth <= high + 1e-9)
+    return errors
+
+
+def expected_shares(counts: Any) -> Any:
+    """Shares (G, C) by empirical Bayes: how often genes have which share is estimated of all.
+
+    By EM, from equal weights, thirty steps; then each gene's mean given its own pairs.
+    """
+    likelihood = log_likelihood(counts)
+    likelihood = np.exp(likelihood - likelihood.max(axis=-1, keepdims=True))
+    often = np.full(likelihood.shape[1:], 1 / likelihood.shape[-1])
+    for _ in range(30):
+        given = likelihood * often
+        given /= given.sum(axis=-1, keepdims=True)
+        often = given.mean(axis=0)
+    return given @ np.linspace(0, 1, likelihood.shape[-1])
+
+
+def wilson(share: Any, n: Any) -> tuple[Any, Any]:
+    """The 95 % interval that counting gives."""
+    z = 1.96
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    return middle - half, middle + half
 
 
 def quantification(val: Set, tests: dict[Any, Set]) -> list[dict[str, Any]]:
     """Mean absolute error of shares: of drawn samples, of genes, and of whole sets."""
-    curves = [platt(s, val.truth) for s in val.scores]
-    known = []
-    for seed, curve in enumerate(curves):
-        p = curve(val.scores[seed])
-        known.append([rates(p[:, k], val.truth[:, k], val.molecules) for k in range(p.shape[1])])
-    test = tests.get(UNSEEN, tests[SEEN])
-    rows = at_shares(test, [c(s) for c, s in zip(curves, test.scores, strict=True)], known)
-    for key, one in tests.items():
-        each = [c(s) for c, s in zip(curves, one.scores, strict=True)]
-        rows += of_genes(one, each, known)
-        if key in REAL:
-            rows += of_sets(one, each, known)
+    known = [rates(val, seed) for seed in range(len(val.scores))]
+    rows = at_shares(tests.get(UNSEEN, tests[SEEN]), known)
+    for key, test in tests.items():
+        rows += of_genes(test, known)
+        rows += of_sets(test, known) if key in REAL else []
     return rows
 
 
-def errors_told(name: str, errors: dict[str, Any], freedom: int) -> list[dict[str, Any]]:
+def shares_told(name: str, found: dict[str, Any], freedom: int) -> list[dict[str, Any]]:
     """Lines of a table: errors (1 + B,) by estimator, and their differences from counting."""
+    held = dict(zip((COUNTED, LIKELIEST), HELD, strict=True))
     return [
-        {"table": name, "estimator": e, "error": told(errors[e], freedom),
-         "error - counted": told(errors[e] - errors[ESTIMATORS[0]], freedom, signed=True)}
+        {"table": name, "estimator": e, "error": told(found[e], freedom),
+         "error - counted": told(found[e] - found[COUNTED], freedom, signed=True),
+         "its interval holds the share": digits(found[held[e]][0]) if e in held else None}
         for e in ESTIMATORS
     ]  # fmt: skip
 
@@ -473,87 +514,77 @@ def errors_told(name: str, errors: dict[str, Any], freedom: int) -> list[dict[st
 KINDS = {"any": (1, 10**9), "1 to 4": (1, 4), "10 or more": (10, 10**9)}
 
 
-def at_shares(test: Set, each: list[Any], known: list[list[Rates]]) -> list[dict[str, Any]]:
+def at_shares(test: Set, known: list[list[Rates]]) -> list[dict[str, Any]]:
     """Samples of 10 and 50 pairs of a test split, of every share, drawn from drawn cells."""
     rng = np.random.default_rng(0)
-    replicates = DRAWS // 2
-    tables = {(kind, n): {e: np.zeros(replicates) for e in (*ESTIMATORS, "held")}
-              for kind in KINDS for n in (10, 50)}  # fmt: skip
-    for b in range(replicates):
+    draws = DRAWS // 4
+    tables = {kind: {e: np.zeros(draws) for e in (*ESTIMATORS, *HELD)} for kind in KINDS}
+    part = 1 / len(known) / len(test.patterns) / 2
+    for b, (kind, (low, high)), n in product(range(draws), KINDS.items(), (10, 50)):
         weights = test.cells.weights[b][test.cells.of_pair]
-        for (kind, n), table in tables.items():
-            low, high = KINDS[kind]
-            pairs = np.flatnonzero((test.molecules >= low) & (test.molecules <= high))
-            for k in range(len(test.patterns)):
-                chance = weights[pairs] * test.truth[pairs, k], weights[pairs] * ~test.truth[pairs, k]
-                sizes = [round(n * share) for share in SHARES for _ in range(4)]
-                drawn = np.concatenate([
-                    np.r_[rng.choice(pairs, size, p=chance[0] / chance[0].sum()),
-                          rng.choice(pairs, n - size, p=chance[1] / chance[1].sum())]
-                    for size in sizes
-                ])  # fmt: skip
-                truth = np.array(sizes) / n
-                group = np.repeat(np.arange(len(sizes)), n)
-                for p, rate in zip(each, known, strict=True):
-                    found = estimates(
-                        p[drawn, k], test.molecules[drawn], group, len(sizes), rate[k]
-                    )
-                    weight = 1 / len(each) / len(test.patterns)
-                    for e in ESTIMATORS:
-                        table[e][b] += weight * np.abs(found[e] - truth).mean()
-                    held = (found["low"] <= truth) & (truth <= found["high"])
-                    table["held"][b] += weight * held.mean()
+        weights = weights * (test.molecules >= low) * (test.molecules <= high)
+        sizes = [round(n * share) for share in SHARES for _ in range(4)]
+        group = np.repeat(np.arange(len(sizes)), n)
+        for k, truth in enumerate(test.truth.T):
+            chances = [weights * (truth == y) / (weights * (truth == y)).sum() for y in (1, 0)]
+            some = (
+                rng.choice(len(truth), m, p=chance)
+                for size in sizes
+                for m, chance in zip((size, n - size), chances, strict=True)
+            )
+            drawn = np.concatenate(list(some))
+            for p, rate in zip(test.scores, known, strict=True):
+                found = estimates(
+                    p[drawn, k], test.molecules[drawn], group, np.array(sizes) / n, rate[k]
+                )
+                for e, values in found.items():
+                    tables[kind][e][b] += part * values.mean()
     rows = []
-    freedom = test.cells.degrees_of_freedom
-
-    def with_mean(values: Any) -> Any:
-        return np.r_[values.mean(), values]
-
-    whole = {e: np.mean([t[e] for t in tables.values()], axis=0) for e in (*ESTIMATORS, "held")}
-    for (kind, n), table in {("all of these", ""): whole, **tables}.items():
-        name = f"{test.name}: {kind}" + (f" molecules, {n} pairs" if n else "")
-        rows += errors_told(name, {e: with_mean(table[e]) for e in ESTIMATORS}, freedom)
-        rows[-2]["interval holds the share"] = round(float(table["held"].mean()), 3)
+    for kinds in (tuple(KINDS), *((kind,) for kind in KINDS)):
+        means = {e: np.mean([tables[k][e] for k in kinds], axis=0) for e in (*ESTIMATORS, *HELD)}
+        name = "all of these" if len(kinds) > 1 else f"{kinds[0]} molecules"
+        rows += shares_told(
+            f"{test.name}, shifted: {name}",
+            {e: np.r_[values.mean(), values] for e, values in means.items()},
+            test.cells.degrees_of_freedom,
+        )
     return rows
 
 
-def of_genes(test: Set, each: list[Any], known: list[list[Rates]]) -> list[dict[str, Any]]:
+def of_genes(test: Set, known: list[list[Rates]]) -> list[dict[str, Any]]:
     """Genes with two or more labelled pairs, resampled."""
     code, _ = pd.factorize(test.labels["gene"])
-    size = np.bincount(code)
-    kept = size[code] > 1
+    kept = np.bincount(code)[code] > 1
     group, names = pd.factorize(code[kept])
-    if len(names) < 3:
+    if len(names) < FEWEST:
         return []
-    count = np.bincount(group)
-    errors = {e: np.zeros(len(names)) for e in ESTIMATORS}
-    for k in range(len(test.patterns)):
-        truth = np.bincount(group, test.truth[kept, k]) / count
-        for p, rate in zip(each, known, strict=True):
-            found = estimates(p[kept, k], test.molecules[kept], group, len(names), rate[k])
-            for e in ESTIMATORS:
-                errors[e] += np.abs(found[e] - truth) / len(each) / len(test.patterns)
+    errors = {e: np.zeros(len(names)) for e in (*ESTIMATORS, *HELD)}
+    for k, truth in enumerate(test.truth[kept].T):
+        shares = np.bincount(group, truth) / np.bincount(group)
+        for p, rate in zip(test.scores, known, strict=True):
+            found = estimates(p[kept, k], test.molecules[kept], group, shares, rate[k])
+            for e, values in found.items():
+                errors[e] += values / len(known) / len(test.patterns)
     drawn = Resamples.of_genes(len(names)).weights
     means = {e: np.r_[v.mean(), drawn @ v / len(names)] for e, v in errors.items()}
     name = f"{test.name}: {len(names)} genes of {kept.sum() / len(names):.1f} pairs"
-    return errors_told(name, means, len(names) - 1)
+    return shares_told(name, means, len(names) - 1)
 
 
-def of_sets(test: Set, each: list[Any], known: list[list[Rates]]) -> list[dict[str, Any]]:
+def of_sets(test: Set, known: list[list[Rates]]) -> list[dict[str, Any]]:
     """All pairs of a set together, cells resampled; mean over the patterns."""
     drawn = test.of_pairs()[: DRAWS + 1].astype(int)
-    errors = {e: np.zeros(len(drawn)) for e in ESTIMATORS}
+    errors = {e: np.zeros(len(drawn)) for e in (*ESTIMATORS, *HELD)}
     for b, weights in enumerate(drawn):
-        pairs = np.repeat(np.arange(len(test.truth)), weights)
-        for k in range(len(test.patterns)):
-            truth = test.truth[pairs, k].mean()
-            for p, rate in zip(each, known, strict=True):
-                found = estimates(
-                    p[pairs, k], test.molecules[pairs], np.zeros(len(pairs), int), 1, rate[k]
-                )
-                for e in ESTIMATORS:
-                    errors[e][b] += abs(found[e][0] - truth) / len(each) / len(test.patterns)
-    return errors_told(f"{test.name}: all pairs", errors, test.cells.degrees_of_freedom)
+        pairs = np.repeat(np.arange(len(weights)), weights)
+        whole = np.zeros(len(pairs), int)
+        for k, truth in enumerate(test.truth[pairs].T):
+            for p, rate in zip(test.scores, known, strict=True):
+                share = np.array([truth.mean()])
+                found = estimates(p[pairs, k], test.molecules[pairs], whole, share, rate[k])
+                for e, values in found.items():
+                    errors[e][b] += values[0] / len(known) / len(test.patterns)
+    return shares_told(f"{test.name}: all pairs", errors, test.cells.degrees_of_freedom)
 
 
 # Wrong calls
@@ -567,110 +598,95 @@ def confident(p: Any) -> float:
     return float(falling[some[-1]]) if len(some) else 2.0
 
 
+def with_gold(tests: dict[Any, Set]) -> dict[Any, Set]:
+    """The sets, and both gold sets as one."""
+    both = [tests[key] for key in REAL if key in tests]
+    return {**tests, "gold": joined("both gold sets", both)} if both else dict(tests)
+
+
 def discoveries(val: Set, tests: dict[Any, Set]) -> list[dict[str, Any]]:
-    """Share of calls that are wrong, by the probabilities and by the labels."""
-    prior = val.truth.mean(0)
-    sets = dict(tests)
-    if all(key in tests for key in REAL):
-        sets["gold"] = joined("both gold sets", [tests[key] for key in REAL])  # type: ignore[index]
+    """Share of calls that are wrong, expected by the scores, and by the labels.
+
+    By pattern: expected / true.
+    """
     rows = []
-    for test in sets.values():
-        for name in ("threshold of val", "confident", "confident, shifted"):
-            expected, wrong, made_ = [], [], []
-            by_pattern = np.zeros((len(test.patterns), 2))
-            for seed, s in enumerate(test.scores):
-                curve = platt(val.scores[seed], val.truth)
-                p, before = curve(s).astype(float), curve(val.scores[seed])
-                if name == "confident, shifted":
-                    p = shifted(p, prior)
-                at = [
-                    confident(p[:, k]) if name != "threshold of val"
-                    else score_pattern(val.truth[:, k], before[:, k]).threshold
-                    for k in range(len(test.patterns))
-                ]  # fmt: skip
-                called = p >= np.array(at)
-                by_pattern += np.c_[(called & ~test.truth).sum(0), called.sum(0)]
-                total = test.summed(called.sum(1))
-                with np.errstate(invalid="ignore", divide="ignore"):
-                    wrong.append(test.summed((called & ~test.truth).sum(1)) / total)
-                expected.append(((1 - p) * called).sum() / max(called.sum(), 1))
-                made_.append(called.mean())
-            freedom = test.cells.degrees_of_freedom
-            line = {
-                "table": test.name, "calls": name, "called": round(float(np.mean(made_)), 3),
-                "expected wrong": round(float(np.mean(expected)), 3),
-                "wrong": told(np.nanmean(wrong, axis=0), freedom),
-            }  # fmt: skip
-            for k, pattern in enumerate(test.patterns):
-                bad, all_ = by_pattern[k]
-                line[pattern] = round(bad / all_, 3) if all_ else None
-            rows.append(line)
+    for test, name in product(with_gold(tests).values(), ("threshold of val", "confident")):
+        shares, called_ = [], []
+        sums = np.zeros((3, len(test.patterns)))  # expected wrong, wrong, all
+        for seed, p in enumerate(test.scores):
+            at = best(val, seed) if name != "confident" else [confident(column) for column in p.T]
+            called = p >= np.array(at)
+            wrong = called & ~test.truth
+            sums += [((1 - p) * called).sum(0), wrong.sum(0), called.sum(0)]
+            with np.errstate(invalid="ignore", divide="ignore"):
+                shares.append(test.summed(wrong.sum(1)) / test.summed(called.sum(1)))
+            called_.append(called.mean())
+        line = {"table": test.name, "calls": name, "called": digits(np.mean(called_))}
+        line["expected wrong"] = digits(sums[0].sum() / max(sums[2].sum(), 1))
+        line["wrong"] = told(np.nanmean(shares, axis=0), test.cells.degrees_of_freedom)
+        for pattern, (expected, bad, calls) in zip(test.patterns, sums.T, strict=True):
+            line[pattern] = f"{expected / calls:.2f} / {bad / calls:.2f}" if calls else None
+        rows.append(line)
     return rows
 
 
 # Few molecules
 
 
-def abstention(val: Set, tests: dict[Any, Set]) -> list[dict[str, Any]]:
-    """AUC and balanced accuracy by molecules, then what abstaining does to the calls that remain."""
-    sets = {"val": val, **tests}
-    if all(key in tests for key in REAL):
-        sets["gold"] = joined("both gold sets", [tests[key] for key in REAL])
+def molecules(val: Set, tests: dict[Any, Set]) -> list[dict[str, Any]]:
+    """AUC, share of calls that are right, and of positives that are found, by molecules."""
     rows = []
-    at = []
-    for s in val.scores:
-        p = platt(s, val.truth)(s)
-        at.append(np.array([score_pattern(y, q).threshold for y, q in zip(val.truth.T, p.T, strict=True)]))
-    least = 1
-    for key, one in sets.items():
+    for one in (val, *with_gold(tests).values()):
         where = binned(one.molecules)
-        each = [platt(v, val.truth)(s) for v, s in zip(val.scores, one.scores, strict=True)]
-        for b, low in enumerate(MOLECULES):
+        for b in np.unique(where):
             inside = where == b
-            if not inside.any():
-                continue
             truth = one.truth[inside]
-            auc = float(np.mean([macro_auc(truth, p[inside]) for p in each]))
-            drawn = np.array([macro_auc(*taken(one, each[0], inside, r)) for r in range(DRAWS)])
-            freedom = one.cells.degrees_of_freedom
-            calls = [p[inside] >= t for p, t in zip(each, at, strict=True)]
-            right, found = (np.mean([(c & truth).sum() / max(of(c).sum(), 1) for c in calls])
-                            for of in (lambda c: c, lambda c, y=truth: y))  # fmt: skip
-            rows.append({
-                "table": one.name, "molecules": upper(b), "pairs": int(inside.sum()),
-                "AUC": told(np.r_[auc, drawn - np.nanmean(drawn) + auc], freedom),
-                "calls right": round(float(right), 3), "found": round(float(found), 3),
-            })  # fmt: skip
-            if key == "val" and right < ENOUGH:
-                least = MOLECULES[b + 1]
-    rows.append({"table": "least molecules", "molecules": str(least)})
-    for one in sets.values():
-        each = [platt(v, val.truth)(s).astype(float) for v, s in zip(val.scores, one.scores, strict=True)]
-        few = np.repeat((one.molecules < least)[:, None], one.truth.shape[1], axis=1)
-        for name in ("nothing", f"below {least} molecules", "as many near the threshold"):
-            left, wrong, score = [], [], []
-            for p, t in zip(each, at, strict=True):
-                out = few & (name != "nothing")
-                if name.startswith("as many"):
-                    near = np.abs(log_odds(p) - log_odds(t))
-                    out = near <= np.sort(near, axis=0)[max(few[:, 0].sum() - 1, 0)]
-                    out &= few[:, 0].any()
-                called = p >= t
-                left.append(1 - out.mean())
-                wrong.append(one.summed(((called != one.truth) & ~out).sum(1)) / one.summed((~out).sum(1)))
-                score.append(np.mean([
-                    2 * one.summed(c & y & ~o) / np.maximum(one.summed(c & ~o) + one.summed(y & ~o), 1)
-                    for c, y, o in zip(called.T, one.truth.T, out.T, strict=True)
-                ], axis=0))  # fmt: skip
-            freedom = one.cells.degrees_of_freedom
-            rows.append({
-                "table": one.name, "abstains": name, "called or not": round(float(np.mean(left)), 3),
-                "wrong": told(np.mean(wrong, axis=0), freedom), "F1": told(np.mean(score, axis=0), freedom),
-            })  # fmt: skip
+            auc = float(np.mean([macro_auc(truth, p[inside]) for p in one.scores]))
+            drawn = np.array([macro_auc(*taken(one, inside, r)) for r in range(DRAWS)])
+            calls = [p[inside] >= best(val, seed) for seed, p in enumerate(one.scores)]
+            hits = [(called & truth).sum() for called in calls]
+            right = [h / max(called.sum(), 1) for h, called in zip(hits, calls, strict=True)]
+            line = {"table": one.name, "molecules": named(b), "pairs": int(inside.sum())}
+            around = np.r_[auc, drawn - np.nanmean(drawn) + auc]  # of one seed, about the mean
+            line["AUC"] = told(around, one.cells.degrees_of_freedom)
+            line["calls right"] = digits(np.mean(right))
+            rows.append(line | {"found": digits(np.mean(hits) / truth.sum())})
     return rows
 
 
-def upper(b: int) -> str:
+def abstention(val: Set, tests: dict[Any, Set]) -> list[dict[str, Any]]:
+    """What abstaining does to the calls that remain."""
+    rows = []
+    for one in (val, *with_gold(tests).values()):
+        few = np.repeat((one.molecules < LEAST)[:, None], one.truth.shape[1], axis=1)
+        for name in ("nothing", f"below {LEAST} molecules", "as many, near the threshold"):
+            left, wrong, score = [], [], []
+            for seed, p in enumerate(one.scores):
+                at = best(val, seed)
+                kept, called = ~few, p >= at
+                if name == "nothing" or not few.any():
+                    kept = np.ones_like(few)
+                elif name.startswith("as many"):
+                    near = np.abs(log_odds(p) - log_odds(at))
+                    kept = near > np.sort(near, axis=0)[few[:, 0].sum() - 1]
+                left.append(kept.mean())
+                off = ((called != one.truth) & kept).sum(1)
+                wrong.append(one.summed(off) / one.summed(kept.sum(1)))
+                columns = zip(called.T, one.truth.T, kept.T, strict=True)
+                parts = [
+                    2 * one.summed(c & y & k)
+                    / np.maximum(one.summed(c & k) + one.summed(y & k), 1)
+                    for c, y, k in columns
+                ]  # fmt: skip
+                score.append(np.mean(parts, axis=0))
+            freedom = one.cells.degrees_of_freedom
+            line = {"table": one.name, "not called": name, "left": digits(np.mean(left))}
+            line["calls and others wrong"] = told(np.mean(wrong, axis=0), freedom)
+            rows.append(line | {"F1": told(np.mean(score, axis=0), freedom)})
+    return rows
+
+
+def named(b: int) -> str:
     """The name of a bin."""
     low = MOLECULES[b]
     if b + 1 == len(MOLECULES):
@@ -678,11 +694,11 @@ def upper(b: int) -> str:
     return str(low) if MOLECULES[b + 1] == low + 1 else f"{low} to {MOLECULES[b + 1] - 1}"
 
 
-def taken(one: Set, p: Any, inside: Any, replicate: int) -> tuple[Any, Any]:
-    """Labels and probabilities of the pairs of a bin in a replicate."""
+def taken(one: Set, inside: Any, replicate: int) -> tuple[Any, Any]:
+    """Labels and the first seed's scores of the pairs of a bin in a replicate."""
     weights = one.cells.weights[replicate][one.cells.of_pair] * inside
-    pairs = np.repeat(np.arange(len(p)), weights.astype(int))
-    return one.truth[pairs], p[pairs]
+    pairs = np.repeat(np.arange(len(weights)), weights.astype(int))
+    return one.truth[pairs], one.scores[0][pairs]
 
 
 def macro_auc(truth: Any, p: Any) -> float:
@@ -697,6 +713,7 @@ PARTS: dict[str, Callable[[Set, dict[Any, Set]], list[dict[str, Any]]]] = {
     "thresholds": thresholds,
     "quantification": quantification,
     "discoveries": discoveries,
+    "molecules": molecules,
     "abstention": abstention,
 }
 

@@ -20,12 +20,11 @@ from gpattern_bench.errors import EvaluationError
 from gpattern_bench.evaluate.genes import reserved
 from gpattern_bench.evaluate.inputs import score_array
 
-__all__ = ["count_odds", "estimate_shares", "expected_shares", "likeliest_shares"]
+__all__ = ["count_odds", "estimate_shares", "likeliest_shares", "log_likelihood"]
 
 _STEP, _MOST = 0.1, 8.0  # of the log-odds that are told apart
 _ODDS = np.exp(np.arange(-_MOST, _MOST + _STEP / 2, _STEP))
 _SHARES = np.linspace(0, 1, 201)
-_STEPS = 30
 _LOWER = 3.841458820694124 / 2  # of log-likelihood: the 95 % quantile of chi-squared, halved
 
 
@@ -162,7 +161,7 @@ def likeliest_shares(
     share, low, high : numpy.ndarray
         (...) fractions.
     """
-    likelihood = _likelihood(counts)
+    likelihood = log_likelihood(counts)
     best = likelihood.argmax(axis=-1)
     inside = likelihood >= likelihood.max(axis=-1, keepdims=True) - _LOWER
     low = inside.argmax(axis=-1)
@@ -170,23 +169,9 @@ def likeliest_shares(
     return _SHARES[best], _SHARES[low], _SHARES[high]
 
 
-def expected_shares(counts: NDArray[Any]) -> NDArray[np.float64]:
-    """Find the shares (G, C) to be expected of genes that resemble each other as these G do.
+def log_likelihood(counts: NDArray[Any]) -> NDArray[np.float64]:
+    """Compute the log-likelihood (..., 201) of every share from 0 to 1, up to a constant.
 
-    Empirical Bayes: how often genes have which share of a pattern is estimated from all of them by
-    EM (from equal weights, a number of steps, without a formula), and a gene's share is its mean
-    given that and the gene's own pairs (G, C, 161).
+    A pair's scores have the likelihood ``1 - share + share * odds``, up to a factor.
     """
-    likelihood = _likelihood(counts)
-    likelihood = np.exp(likelihood - likelihood.max(axis=-1, keepdims=True))  # (G, C, shares)
-    often = np.full(likelihood.shape[1:], 1 / len(_SHARES))
-    for _ in range(_STEPS):
-        given = likelihood * often
-        given /= given.sum(axis=-1, keepdims=True)
-        often = given.mean(axis=0)
-    return np.asarray(given @ _SHARES)
-
-
-def _likelihood(counts: NDArray[Any]) -> NDArray[np.float64]:
-    """Log-likelihood (..., shares): pairs' scores have 1 - share + share * odds, up to a factor."""
     return np.asarray(counts @ np.log(np.outer(_ODDS - 1, _SHARES) + 1))
