@@ -45,8 +45,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator
-from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -63,6 +62,7 @@ from gpattern_bench.evaluate.bootstrap import Resamples, interval
 from gpattern_bench.evaluate.calibration import calibrate, fit_calibration
 from gpattern_bench.evaluate.metrics import score_pattern
 from gpattern_bench.evaluate.quantify import count_odds, likeliest_shares, log_likelihood
+from gpattern_bench.methods.gpsnet.method import GPSNetMethod
 from gpattern_bench.methods.predict import predict_cells
 from gpattern_bench.runs.saved_model import load_model
 
@@ -160,10 +160,10 @@ def scored(name: str, split: str, given: Any) -> Iterator[Any]:
     for seed in range(given.seeds if given.model is None else 1):
         folder = given.model or saved("gpsnet", SIMULATED, seed, given.out)[0]
         method, _ = load_model(folder)
-        cells = copy(load_dataset(name).iter_cells(split))
-        cells.genes = tuple(f"?{gene}" for gene in cells.genes)
-        table = predict_cells(method, cells, bar=False)
-        yield table.assign(gene=table["gene"].str[1:])
+        assert isinstance(method, GPSNetMethod)
+        config = method.network.config
+        method.network.config = replace(config, genes=tuple(f"? {gene}" for gene in config.genes))
+        yield predict_cells(method, load_dataset(name).iter_cells(split), bar=False)
 
 
 def loaded(name: str, split: str, predictions: list[Any]) -> Set:
