@@ -9,6 +9,7 @@ replicates averaged over seeds.
 - *calibration*: error of the scores as probabilities, as they are and recalibrated
 - *reliability*: share of pairs with the pattern, by score
 - *thresholds*: F1 at thresholds that no label of the scored set chose
+- *values*: the thresholds of simulated val and the rates of the calls there, for a card
 - *quantification*: error of a gene's share of cells with a pattern
 - *discoveries*: share of calls that are wrong, expected and true
 - *molecules*, *abstention*: what is known of pairs with few molecules, and who is not called
@@ -128,7 +129,9 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--quick", action="store_true", help="one seed, `synthetic` only")
     given = parser.parse_args()
+    global DRAWS
     if given.quick:
+        DRAWS = 8
         files = Path(__file__).parents[1] / "submissions/gpsnet/predictions/synthetic"
         sets = {
             ("synthetic", split): loaded(
@@ -163,7 +166,9 @@ def scored(name: str, split: str, given: Any) -> Iterator[Any]:
         assert isinstance(method, GPSNetMethod)
         config = method.network.config
         method.network.config = replace(config, genes=tuple(f"? {gene}" for gene in config.genes))
-        yield predict_cells(method, load_dataset(name).iter_cells(split), bar=False)
+        dataset = load_dataset(name)
+        table = predict_cells(method, dataset.iter_cells(split), bar=False)
+        yield table.merge(dataset.pairs(split)[["cell_id", "gene"]].astype(str))
 
 
 def loaded(name: str, split: str, predictions: list[Any]) -> Set:
@@ -395,6 +400,18 @@ def at_shifts(val: Set, test: Set, seed: int) -> dict[str, Any]:
             for rule, called in called_by(p[:, k], prior[k], moved, at[k]).items():
                 found[rule][b] += f1(called, truth, moved)
     return {rule: values / len(SHIFTS) / p.shape[1] for rule, values in found.items()}
+
+
+def values(val: Set, tests: dict[Any, Set]) -> list[dict[str, Any]]:
+    """Thresholds of simulated val, and the rates of the calls there; of the first seed."""
+    del tests
+    columns = zip(val.patterns, best(val, 0), val.scores[0].T, val.truth.T, strict=True)
+    return [
+        {"pattern": name, "threshold": float(at), "prevalence": round(float(truth.mean()), 4),
+         "sensitivity": round(float((p >= at)[truth].mean()), 4),
+         "specificity": round(float((p < at)[~truth].mean()), 4)}
+        for name, at, p, truth in columns
+    ]  # fmt: skip
 
 
 # Shares of cells
@@ -711,6 +728,7 @@ PARTS: dict[str, Callable[[Set, dict[Any, Set]], list[dict[str, Any]]]] = {
     "calibration": calibration,
     "reliability": reliability,
     "thresholds": thresholds,
+    "values": values,
     "quantification": quantification,
     "discoveries": discoveries,
     "molecules": molecules,
