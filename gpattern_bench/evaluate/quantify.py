@@ -74,11 +74,11 @@ def estimate_shares(
     reserved(patterns)
     counts: dict[str, NDArray[np.int64]] = {}
     for batch in batches:
-        absent = {"gene", *patterns} - set(batch.columns)
-        if absent or batch["gene"].isna().any():
+        bad = [name for name in ("gene", *patterns) if list(batch.columns).count(name) != 1]
+        if bad or batch["gene"].isna().any():
             raise EvaluationError(
-                "probabilities: expected the columns gene, without gaps, and "
-                f"{', '.join(patterns)}; absent: {', '.join(sorted(absent)) or 'some genes'}"
+                f"probabilities: expected the columns gene, without gaps, and {', '.join(patterns)}, "
+                f"once each; missing or repeated: {', '.join(bad) or 'names of some genes'}"
             )
         columns = [score_array(f"probabilities, column {name}", batch[name]) for name in patterns]
         code, names = pd.factorize(batch["gene"].astype(str))

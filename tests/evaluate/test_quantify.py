@@ -108,8 +108,9 @@ def test_probabilities_of_0_and_1_are_nearly_certain():
     [
         ([], PRIOR, "there is no pair"),
         ([pairs(2)[:0]], PRIOR, "there is no pair"),
-        ([pairs(2).drop(columns="edge")], PRIOR, "absent: edge"),
-        ([pairs(2).assign(gene=None)], PRIOR, "absent: some genes"),
+        ([pairs(2).drop(columns="edge")], PRIOR, "missing or repeated: edge"),
+        ([pd.concat([pairs(2)] * 2, axis=1)], PRIOR, "missing or repeated: gene, edge, nuclear"),
+        ([pairs(2).assign(gene=None)], PRIOR, "names of some genes"),
         ([pairs(2).assign(edge=nan)], PRIOR, "scores are missing"),
         ([pairs(2).assign(edge=1.5)], PRIOR, r"in \[0, 1\] everywhere"),
         ([pairs(2).assign(edge=1)], PRIOR, "column edge: expected float32 or float64"),
