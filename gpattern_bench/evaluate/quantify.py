@@ -77,8 +77,9 @@ def estimate_shares(
         bad = [name for name in ("gene", *patterns) if list(batch.columns).count(name) != 1]
         if bad or batch["gene"].isna().any():
             raise EvaluationError(
-                f"probabilities: expected the columns gene, without gaps, and {', '.join(patterns)}, "
-                f"once each; missing or repeated: {', '.join(bad) or 'names of some genes'}"
+                "probabilities: expected the columns gene, without gaps, and "
+                f"{', '.join(patterns)}, once each; missing or repeated: "
+                f"{', '.join(bad) or 'names of some genes'}"
             )
         columns = [score_array(f"probabilities, column {name}", batch[name]) for name in patterns]
         code, names = pd.factorize(batch["gene"].astype(str))
