@@ -171,6 +171,28 @@ def test_gpsnet_and_its_rival_are_trained_alike_and_compared(tmp_path):
         assert (tmp_path / method / "synthetic" / "test-seed0.parquet").is_file()
 
 
+def test_calls_are_measured_against_labels(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(BENCHMARK.parent)
+    monkeypatch.setattr(sys, "argv", ["calls.py", "--quick"])
+    importlib.import_module("calls").main()
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    ways = {row["probabilities"]: row for row in found["calibration"]}
+    assert ways["logistic"]["Brier"] < ways["as they are"]["Brier"]  # val has the same settings
+    assert found["reliability"][0]["pairs"] > 5_000  # most scores are low
+    first, *others = [row for row in found["thresholds"] if row["table"] == "synthetic"]
+    assert len(others) == 4
+    assert first["F1 - first"] == "+0.000 [+0.000, +0.000]"
+    assert all(0.5 < row["sensitivity"] < row["specificity"] < 1 for row in found["values"])
+    counted, *_, likeliest, _ = found["quantification"][:8]
+    assert likeliest["error"] < counted["error"]  # as text: both begin with 0.
+    assert likeliest["its interval holds the share"] > 0.9
+    called, sure = found["discoveries"]
+    assert sure["called"] < called["called"]
+    few, *_, many = [row for row in found["molecules"] if row["table"] == "synthetic"]
+    assert few["calls right"] < many["calls right"]
+    assert found["abstention"][0]["left"] == 1 > found["abstention"][1]["left"]
+
+
 def test_calibration_is_that_of_the_pairs_one_by_one(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARK.parent)
     real = importlib.import_module("gpsnet_real")
