@@ -10,8 +10,9 @@ were. More cells are more fields of view, as in a larger sample. Each row of a t
 - *predict*: a method's scores of all cells, in pieces, as `run-all` and `predict` have them;
 - *fit*: of a fixed number of cells, so that it has no curve over cells; one epoch of GPSNet.
 
-*call* has a table of its own: from flat files to an answer by the model of the package, in one
-process, at a tenth of the size of `cosmx_lung`, and its parts.
+*call* has a table of its own: from flat files to an answer by the model of the package, at a tenth
+of the size of `cosmx_lung`; in one process, its curation alone, and in two processes (all of their
+seconds and memory, imports included).
 
 Each point is a process of its own, which first does the same with a few cells: modules are imported
 and compiled code is read from disk before anything counts. Such a process sorts and grows trees in
@@ -39,6 +40,7 @@ from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
+from full import command, watched
 from timing import fresh, here, resident, show, told
 
 from gpattern_bench import Evaluator
@@ -202,6 +204,10 @@ def of_call(call: Callable[..., Any], size: Size, home: Path, tiny: Path) -> lis
             measured, curating, (tiny, home / "first"), (home, home / "tables")
         ),
     }
+    if call is fresh:
+        words = ("call", home / RECIPE.path, "--unit-um", RECIPE.unit_um, "--out", home / "two")
+        whole, _ = watched(command(*map(str, words), "--jobs", "2"))
+        costs["call, two processes"] = whole
     counts = Dataset(home / "tables").counts
     shutil.rmtree(home)
     keys = ("cells", "molecules", "pairs")

@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from gpattern_bench.data.cells import Cell, Cells
+from gpattern_bench.data.cells import Cells
 from gpattern_bench.methods.base import Method, Network
 from gpattern_bench.runs.saved_model import Model, load_model, sound_scores
 from gpattern_bench.tables.predictions import write_tables
@@ -20,7 +19,6 @@ from gpattern_bench.tables.predictions import write_tables
 __all__ = ["is_scored", "score_cells"]
 
 _MARK = "gpattern_bench_scored"
-_Scored = tuple[Cell, NDArray[np.float32]]
 
 
 def score_cells(model: Path, sha256: str, cells: Cells, path: Path) -> None:
@@ -31,13 +29,25 @@ def score_cells(model: Path, sha256: str, cells: Cells, path: Path) -> None:
     """
     method, about = _loaded(model, sha256)
 
-    def found() -> Iterator[_Scored]:
-        shape = (-1, len(about.patterns))
-        yield from sound_scores(method.predict(cells), about, lambda one: one[1].reshape(shape))
-
+    shape = (-1, len(about.patterns))
+    ids, genes, counts, scores = [], [], [], []
     with _one_thread(method):
-        table = _table(list(found()), cells, about)
-    write_tables([table], path, {_MARK: "1"})
+        for cell, values in sound_scores(
+            method.predict(cells), about, lambda one: one[1].reshape(shape)
+        ):
+            ids.append(cell.cell_id)
+            genes.append(cell.genes)
+            counts.append(cell.counts)
+            scores.append(values)
+    cell_of = np.repeat(np.arange(len(ids), dtype=np.int32), [len(each) for each in genes])
+    names = pa.array(list(cells.genes), pa.string())
+    columns = {
+        "cell_id": pa.DictionaryArray.from_arrays(pa.array(cell_of), pa.array(ids, pa.string())),
+        "gene": pa.DictionaryArray.from_arrays(pa.array(np.concatenate(genes)), names),
+        "n_molecules": pa.array(np.concatenate(counts).astype(np.int32)),
+    }
+    columns |= dict(zip(about.patterns, map(pa.array, np.concatenate(scores).T), strict=True))
+    write_tables([pa.table(columns)], path, {_MARK: "1"})
 
 
 def is_scored(path: Path) -> bool:
@@ -46,22 +56,6 @@ def is_scored(path: Path) -> bool:
         return _MARK.encode() in (pq.read_schema(path).metadata or {})
     except (OSError, pa.ArrowException):
         return False
-
-
-def _table(scored: list[_Scored], cells: Cells, model: Model) -> pa.Table:
-    ids = [cell.cell_id for cell, _ in scored]
-    pairs = np.array([len(cell.genes) for cell, _ in scored])
-    cell = np.repeat(np.arange(len(ids), dtype=np.int32), pairs)
-    gene = np.concatenate([cell.genes for cell, _ in scored])
-    counts = np.concatenate([cell.counts for cell, _ in scored]).astype(np.int32)
-    scores = np.concatenate([values for _, values in scored])
-    names = pa.array(list(cells.genes), pa.string())
-    columns = {
-        "cell_id": pa.DictionaryArray.from_arrays(pa.array(cell), pa.array(ids, pa.string())),
-        "gene": pa.DictionaryArray.from_arrays(pa.array(gene), names),
-        "n_molecules": pa.array(counts),
-    }
-    return pa.table(columns | {name: scores[:, k] for k, name in enumerate(model.patterns)})
 
 
 @lru_cache(maxsize=1)  # a worker scores many fields of view with one model
