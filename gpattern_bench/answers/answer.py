@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gpattern_bench.data.dataset import Dataset, load_dataset
@@ -61,22 +62,21 @@ class Answer:
         return load_dataset(self.record["tables"])
 
     def pairs(self) -> pd.DataFrame:
-        """Read all pairs: molecules and, per pattern, call (null: none) and probability."""
-        return self._read(PAIRS)
+        """Read all pairs: molecules and, per pattern, call (NA: not called) and probability."""
+        table = pq.read_table(self.folder / PAIRS)
+        found: pd.DataFrame = table.to_pandas(types_mapper={pa.bool_(): pd.BooleanDtype()}.get)
+        return found
 
     def cells(self) -> pd.DataFrame:
         """Read all cells: size, molecules, and whether the model has seen such cells."""
-        return self._read(CELLS)
+        found: pd.DataFrame = pq.read_table(self.folder / CELLS).to_pandas()
+        return found
 
     def genes(self) -> pd.DataFrame:
         """Read all genes: the share of cells in which each pattern is called, with intervals."""
         # no name is a number, and none is missing: there is a gene NA
         text = {"gene": str, "patterns": str}
         return pd.read_csv(self.folder / GENES, dtype=text, keep_default_na=False, na_values=[""])
-
-    def _read(self, name: str) -> pd.DataFrame:
-        found: pd.DataFrame = pq.read_table(self.folder / name).to_pandas()
-        return found
 
 
 def read_answer(folder: str | Path) -> Answer:

@@ -398,7 +398,7 @@ def _record(
 ) -> dict[str, Any]:
     """Say what was done."""
     rule, card, totals = judge.rule, judge.card, counts.totals()
-    of_pattern = totals.pop("of_pattern")
+    of_pattern, wrong = totals.pop("of_pattern"), totals.pop("expected_wrong")
     warnings = scope.warnings() + _rule_warnings(rule, card, totals, of_pattern)
     for text in warnings:
         _log.warning("%s", text)
@@ -426,6 +426,7 @@ def _record(
             **totals,
             "of_pattern": of_pattern,
         },
+        "expected_wrong": None if card is None else wrong,
         "scope": scope.record(),
         "warnings": warnings,
         "files": {name: (folder / name).stat().st_size for name in (SCORES, PAIRS, CELLS, GENES)},

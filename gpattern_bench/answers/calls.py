@@ -170,6 +170,7 @@ class GeneCounts:
         self._called = np.zeros((len(patterns), len(genes)), np.int64)  # pairs called or not
         self._positive = np.zeros((len(patterns), len(genes)), np.int64)
         self._chance = np.zeros((len(patterns), len(genes)))
+        self._right = np.zeros(len(patterns))  # expected number of right calls
 
     def add(self, pairs: pa.Table) -> None:
         """Add what :meth:`Rule.apply` gave."""
@@ -183,6 +184,7 @@ class GeneCounts:
             self._called[k] += np.bincount(gene[called], minlength=n)
             self._positive[k] += np.bincount(gene[positive], minlength=n)
             self._chance[k] += np.bincount(gene[called], chance[called], minlength=n)
+            self._right[k] += chance[positive].sum()
 
     def table(self) -> pd.DataFrame:
         """Sum up per gene, of the genes with a pair.
@@ -211,12 +213,18 @@ class GeneCounts:
         return table
 
     def totals(self) -> dict[str, Any]:
-        """Give the numbers of all genes together: pairs, called ones, and shares by pattern."""
+        """Give the numbers of all genes together: pairs, called ones, and calls by pattern.
+
+        ``expected_wrong`` is the share of a pattern's calls that are expected to be wrong, the mean
+        of 1 - probability over them; NaN without calls.
+        """
         called = int(self._called.sum(axis=1).max())
         positive: NDArray[np.int64] = self._positive.sum(axis=1)
+        wrong = 1 - self._right / np.where(positive > 0, positive, np.nan)
         return {
             "pairs": int(self._pairs.sum()),
             "called": called,
             "not_called": int(self._pairs.sum()) - called,
             "of_pattern": dict(zip(self._patterns, positive.tolist(), strict=True)),
+            "expected_wrong": dict(zip(self._patterns, wrong.tolist(), strict=True)),
         }

@@ -91,7 +91,9 @@ def _tell(answer: Answer) -> None:
     echo(f"  not called: {record['not_called']} ({counts['not_called']:,} pairs)")
     for pattern, number in counts["of_pattern"].items():
         share = number / counts["called"] if counts["called"] else 0
-        echo(f"  {pattern}: {number:,} pairs, {share:.1%} of the called")
+        wrong = (record["expected_wrong"] or {}).get(pattern)
+        doubt = "" if wrong is None else f"; {wrong:.0%} of these are expected to be wrong"
+        echo(f"  {pattern}: {number:,} pairs, {share:.1%} of the called{doubt}")
     if scope["seen_in_training"] is not None:
         echo(f"  cells unlike those of the training: {scope['out_of_scope']:,}")
 

@@ -152,6 +152,10 @@ class TestTheAnswer:
         counts = record["counts"]
         assert counts["pairs"] == counts["called"] + counts["not_called"] == len(answer.pairs())
         assert counts["molecules"] == bare.counts["molecules"]
+        pairs = answer.pairs()
+        right = pairs.loc[pairs["nuclear"].fillna(False), "nuclear_probability"]
+        assert counts["of_pattern"]["nuclear"] == len(right) > 0
+        assert record["expected_wrong"]["nuclear"] == pytest.approx(1 - right.mean(), abs=1e-6)
         assert json.loads(json.dumps(record)) == record
         assert answer.dataset.id == bare.id
         assert repr(answer).startswith("<Answer bare@1.2.0 by gpsnet-four-patterns: 36 cells")
@@ -232,7 +236,7 @@ class TestModels:
     def test_a_model_without_a_card_calls_at_its_thresholds(self, bare, prior, caplog):
         found = call(bare, model=prior, jobs=1)
         assert any("has no card" in text for text in found.warnings)
-        assert found.record["calibration"] is None
+        assert found.record["calibration"] is found.record["expected_wrong"] is None
         assert found.record["counts"]["not_called"] == 0
         pairs, scores = found.pairs(), pd.read_parquet(found.folder / "scores.parquet")
         assert pairs["nuclear_probability"].equals(scores["nuclear"].rename("nuclear_probability"))
