@@ -88,7 +88,6 @@ def main() -> None:
     torch.set_num_threads(1)
     if given.quick:
         gpsnet.steps_for = lambda cells: 2 + 0 * cells
-        gpsnet.FINE_TUNING = replace(gpsnet.FINE_TUNING, steps=2)
     found = {}
     with tempfile.TemporaryDirectory() as scratch:
         work = given.work or Path(scratch)
