@@ -10,6 +10,10 @@ were. More cells are more fields of view, as in a larger sample. Each row of a t
 - *predict*: a method's scores of all cells, in pieces, as `run-all` and `predict` have them;
 - *fit*: of a fixed number of cells, so that it has no curve over cells; one epoch of GPSNet.
 
+*call* has a table of its own: from flat files to an answer by the model of the package, at a tenth
+of the size of `cosmx_lung`; in one process, its curation alone, and in two processes (all of their
+seconds and memory, imports included).
+
 Each point is a process of its own, which first does the same with a few cells: modules are imported
 and compiled code is read from disk before anything counts. Such a process sorts and grows trees in
 one thread. Seconds are of the processor, and memory is the peak beyond what the process held by
@@ -36,6 +40,7 @@ from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
+from full import command, watched
 from timing import fresh, here, resident, show, told
 
 from gpattern_bench import Evaluator
@@ -92,6 +97,7 @@ FULL = (  # base; whether it is curated and evaluated; methods
     (Size(1, 200, 300.0, 240), False, METHODS_TIMED),
 )
 QUICK = ((Size(1, 60, 300.0, 60), True, ("gene_prior",)),)
+TENTH = Size(3, 10_015, 303.0, 960)  # of cosmx_lung
 
 
 def main() -> None:
@@ -123,11 +129,13 @@ def main() -> None:
                 for method in some:
                     points += of_method(call, method, axis, home, tiny, model / method)
                 shutil.rmtree(home)
+        called = of_call(call, TINY if options.quick else TENTH, home, tiny)
     table(points, ["curation", "evaluation", "evaluation with intervals"])
     learning = [method for method in methods if get_method(method).about.learns]
     table(points, [f"predict, {method}" for method in methods])
     table(points, [f"fit, {method}" for method in learning])
-    print(json.dumps({"points": points}))
+    show(called)
+    print(json.dumps({"points": points, "call": called}))
 
 
 def sizes(base: Size, factors: tuple[int, ...]) -> Iterator[tuple[str, Size]]:
@@ -187,6 +195,25 @@ def of_method(
     return [*found, point(f"predict, {method}", axis, home, scored)]
 
 
+def of_call(call: Callable[..., Any], size: Size, home: Path, tiny: Path) -> list[dict[str, Any]]:
+    """Costs of an answer, from flat files, and of its first part alone."""
+    draw(size, home)
+    costs = {
+        "call": call(measured, calling, (tiny, tiny / "called"), (home, home / "called")),
+        "of this, curation": call(
+            measured, curating, (tiny, home / "first"), (home, home / "tables")
+        ),
+    }
+    if call is fresh:
+        words = ("call", home / RECIPE.path, "--unit-um", RECIPE.unit_um, "--out", home / "two")
+        whole, _ = watched(command(*map(str, words), "--jobs", "2"))
+        costs["call, two processes"] = whole
+    counts = Dataset(home / "tables").counts
+    shutil.rmtree(home)
+    keys = ("cells", "molecules", "pairs")
+    return [{"what": what, **{k: counts[k] for k in keys}, **cost} for what, cost in costs.items()]
+
+
 def point(what: str, axis: str, home: Path, cost: dict[str, Any]) -> dict[str, Any]:
     """A point: how large the tables are, and what it cost."""
     dataset = Dataset(home / "tables")
@@ -226,6 +253,14 @@ def measured(
 def curating(home: Path, out: Path) -> Callable[[], object]:
     """From flat files to tables."""
     return partial(curate, RECIPE, home, out, name="drawn", version="1.0.0")
+
+
+def calling(home: Path, out: Path) -> Callable[[], object]:
+    """From flat files to an answer."""
+    from gpattern_bench.answers.call import call  # imports torch with the model
+
+    options: dict[str, Any] = {"form": RECIPE.format, "unit_um": RECIPE.unit_um, "jobs": 1}
+    return partial(call, home / RECIPE.path, out, **options)
 
 
 def evaluating(home: Path, replicates: int) -> Callable[[], object]:

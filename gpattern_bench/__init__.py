@@ -1,6 +1,6 @@
 """gpattern-bench: benchmark of gene spatial pattern classification.
 
->>> from gpattern_bench import load_dataset, Evaluator
+>>> from gpattern_bench import Evaluator, call, load_dataset
 """
 
 from __future__ import annotations
@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from gpattern_bench.base.version import __version__
 
-__all__ = ["Evaluator", "__version__", "list_datasets", "load_dataset"]
+__all__ = ["Evaluator", "__version__", "call", "list_datasets", "load_dataset"]
 
 if TYPE_CHECKING:
+    from gpattern_bench.answers.call import call
     from gpattern_bench.data.dataset import load_dataset
     from gpattern_bench.evaluate.evaluator import Evaluator
     from gpattern_bench.sources.registry import list_datasets
 
 _HOME = {
     "Evaluator": "gpattern_bench.evaluate.evaluator",
+    "call": "gpattern_bench.answers.call",
     "list_datasets": "gpattern_bench.sources.registry",
     "load_dataset": "gpattern_bench.data.dataset",
 }

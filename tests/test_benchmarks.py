@@ -14,6 +14,7 @@ import pytest
 from samples import PATIENCE_S
 
 from gpattern_bench.evaluate.bootstrap import Resamples
+from gpattern_bench.runs.saved_model import load_model
 
 pytestmark = pytest.mark.slow
 
@@ -101,7 +102,10 @@ def costs():
 def test_costs_have_points_and_exponents_along_every_axis(costs, tmp_path):
     command = [sys.executable, str(BENCHMARK.with_name("costs.py")), "--quick", "--tmp", tmp_path]
     done = run(command)
-    points = json.loads(done.stdout.splitlines()[-1])["points"]
+    found = json.loads(done.stdout.splitlines()[-1])
+    points = found["points"]
+    assert [row["what"] for row in found["call"]] == ["call", "of this, curation"]
+    assert all(row["cells"] == 30 and row["cpu_s"] > 0 for row in found["call"])
     of_all = {"curation", "evaluation", "evaluation with intervals", "predict, gene_prior"}
     assert {(point["what"], point["axis"]) for point in points} == {
         *((what, axis) for what in of_all for axis in ("base", *costs.AXES)),
@@ -165,6 +169,28 @@ def test_gpsnet_and_its_rival_are_trained_alike_and_compared(tmp_path):
     assert [row["cells"] for row in found["speed"]] == [320, 40, 40]
     for method in rows:
         assert (tmp_path / method / "synthetic" / "test-seed0.parquet").is_file()
+
+
+def test_calls_are_measured_against_labels(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(BENCHMARK.parent)
+    monkeypatch.setattr(sys, "argv", ["calls.py", "--quick"])
+    importlib.import_module("calls").main()
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    ways = {row["probabilities"]: row for row in found["calibration"]}
+    assert ways["logistic"]["Brier"] < ways["as they are"]["Brier"]  # val has the same settings
+    assert found["reliability"][0]["pairs"] > 5_000  # most scores are low
+    first, *others = [row for row in found["thresholds"] if row["table"] == "synthetic"]
+    assert len(others) == 4
+    assert first["F1 - first"] == "+0.000 [+0.000, +0.000]"
+    assert all(0.5 < row["sensitivity"] < row["specificity"] < 1 for row in found["values"])
+    counted, *_, likeliest, _ = found["quantification"][:8]
+    assert likeliest["error"] < counted["error"]  # as text: both begin with 0.
+    assert likeliest["its interval holds the share"] > 0.9
+    called, sure = found["discoveries"]
+    assert sure["called"] < called["called"]
+    few, *_, many = [row for row in found["molecules"] if row["table"] == "synthetic"]
+    assert few["calls right"] < many["calls right"]
+    assert found["abstention"][0]["left"] == 1 > found["abstention"][1]["left"]
 
 
 def test_calibration_is_that_of_the_pairs_one_by_one(monkeypatch):
@@ -254,3 +280,15 @@ def test_datasets_are_made_from_an_empty_cache():
     found = json.loads(done.stdout.splitlines()[-1])["seconds"]
     assert list(found) == ["simulate, synthetic", "load_dataset, synthetic"]
     assert min(found.values()) > 0
+
+
+def test_models_of_the_package_are_made_again(tmp_path, monkeypatch, capsys, brief_training):
+    monkeypatch.syspath_prepend(BENCHMARK.parent)
+    monkeypatch.setattr("torch.set_num_threads", lambda n: None)  # those of later tests
+    options = ["--quick", "--only", "gpsnet-cosmx", "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["pretrained.py", *options])
+    importlib.import_module("pretrained").main()
+    [(name, card)] = json.loads(capsys.readouterr().out.splitlines()[-1]).items()
+    assert json.loads((tmp_path / name / "card.json").read_text()) == card
+    assert set(card["thresholds"]) == set(card["rates"]) == {"cytoplasmic", "membrane", "nuclear"}
+    assert load_model(tmp_path / name)[1].thresholds == card["thresholds"]

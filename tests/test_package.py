@@ -82,6 +82,7 @@ class TestNames:
         assert set(gpattern_bench.__all__) == {
             "Evaluator",
             "__version__",
+            "call",
             "list_datasets",
             "load_dataset",
         }

@@ -303,8 +303,8 @@ def label(
         typer.Option(
             "--with",
             metavar="MODEL_OR_ARRAYS",
-            help="A model-... folder that `run` wrote, or a folder with only one; rnaforest "
-            "(Bento's published forest), or a file of its arrays.",
+            help="A model-... folder that `run` wrote, a folder with only one, or one that "
+            "`models` lists; rnaforest (Bento's published forest), or a file of its arrays.",
         ),
     ],
     out: Annotated[Path, _PARAMETERS["out"].__metadata__[0]],

@@ -224,9 +224,11 @@ def features(
 def predict(
     tables: Name,
     model: Annotated[
-        Path,
+        str,
         typer.Option(
-            metavar="DIR", help="A model-... folder that `run` wrote, or a folder with only one."
+            metavar="MODEL",
+            help="A model-... folder that `run` wrote, a folder with only one, or one that "
+            "`models` lists.",
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="Parquet file of scores.")],

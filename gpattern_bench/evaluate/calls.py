@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import isnan, nan
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,12 @@ from gpattern_bench.tables.predictions import write_tables
 __all__ = [
     "NEARLY_ALL",
     "call_patterns",
+    "gene_table",
     "makes_calls",
     "summarise_genes",
     "val_thresholds",
     "write_calls",
+    "write_genes",
 ]
 
 _BATCH = 1 << 18  # pairs per batch
@@ -165,8 +167,32 @@ def summarise_genes(
     if patterns is None:
         raise EvaluationError("no calls: there is no batch to sum up")
     counts = counts.sort_index()
+    table = gene_table(counts, patterns, share=share)
+    if scores is not None:
+        means = _mean_scores(scores, patterns)
+        if not means.index.equals(counts.index):
+            raise EvaluationError("calls and scores are not of the same genes: give both of all")
+        for pattern in patterns:
+            table[f"{pattern}_score"] = means[pattern].to_numpy()
+    return table
+
+
+def gene_table(
+    counts: pd.DataFrame, patterns: Sequence[str], *, share: float = SHARE
+) -> pd.DataFrame:
+    """Turn counts per gene into shares with intervals: the table of :func:`summarise_genes`.
+
+    Parameters
+    ----------
+    counts : pandas.DataFrame
+        By gene, sorted: ``cells`` and, per pattern, in how many of them it is called.
+    patterns : sequence of str
+    share : float
+        As in :func:`summarise_genes`.
+    """
     n = counts["cells"].to_numpy(np.float64)
     table = pd.DataFrame({"gene": list(counts.index), "cells": n.astype(np.int64)})
+    n = np.where(n > 0, n, nan)  # of no cells nothing is known
     z = float(norm.ppf(0.975))
     for pattern in patterns:
         part = counts[pattern].to_numpy(np.float64) / n
@@ -175,16 +201,10 @@ def summarise_genes(
         table[pattern] = part
         table[f"{pattern}_low"] = np.clip(middle - half, 0, 1)
         table[f"{pattern}_high"] = np.clip(middle + half, 0, 1)
-    has = has_pattern(table[patterns].to_numpy(np.float64).reshape(len(table), -1), share)
+    has = has_pattern(table[list(patterns)].to_numpy(np.float64).reshape(len(table), -1), share)
     names = np.array(patterns, object)
     table["patterns"] = ["+".join(names[row]) for row in has]
     table["ambiguous"] = has.sum(axis=1) > 1
-    if scores is not None:
-        means = _mean_scores(scores, patterns)
-        if not means.index.equals(counts.index):
-            raise EvaluationError("calls and scores are not of the same genes: give both of all")
-        for pattern in patterns:
-            table[f"{pattern}_score"] = means[pattern].to_numpy()
     return table
 
 
@@ -237,10 +257,7 @@ def write_calls(scores: Path, thresholds: Mapping[str, float | None], path: Path
     )
     table = summarise_genes(called(), scored())
     genes = path.with_name(path.name.removesuffix(".parquet") + "-genes.csv")
-    text = table.assign(
-        **{key: [_cell_text(name) for name in table[key]] for key in ("gene", "patterns")}
-    ).rename(columns=_cell_text)
-    write_text(genes, text.to_csv(index=False, float_format="%.6f"))
+    write_genes(table, genes)
     for pattern in thresholds:
         share = np.average(table[pattern], weights=table["cells"])
         if share > NEARLY_ALL:
@@ -251,6 +268,14 @@ def write_calls(scores: Path, thresholds: Mapping[str, float | None], path: Path
                 path.name, pattern, 100 * share,
             )  # fmt: skip
     return [path, genes]
+
+
+def write_genes(table: pd.DataFrame, path: Path) -> None:
+    """Write a table of genes as csv, with no name that a spreadsheet would run."""
+    text = table.assign(
+        **{key: [_cell_text(name) for name in table[key]] for key in ("gene", "patterns")}
+    ).rename(columns=_cell_text)
+    write_text(path, text.to_csv(index=False, float_format="%.6f"))
 
 
 def _cell_text(name: str) -> str:

@@ -6,7 +6,6 @@ such labels says how well a method imitates the classifier.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterator, Mapping
 from itertools import groupby
@@ -18,7 +17,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from gpattern_bench.base.files import file_sha256
 from gpattern_bench.base.progress import Progress
 from gpattern_bench.base.validation import invalid_text
 from gpattern_bench.curate.build import making
@@ -38,7 +36,14 @@ from gpattern_bench.methods.bento.rnaforest import (
     RnaForest,
     pixel_um,
 )
-from gpattern_bench.runs.saved_model import Model, find_model, load_model, sound_scores
+from gpattern_bench.runs.pretrained import pretrained_folder, pretrained_names
+from gpattern_bench.runs.saved_model import (
+    Model,
+    find_model,
+    load_model,
+    model_sha256,
+    sound_scores,
+)
 from gpattern_bench.sources.cache import cache_root
 from gpattern_bench.sources.fetch import fetch
 from gpattern_bench.sources.recipe import Recipe
@@ -124,7 +129,7 @@ class _Saved:
         model: Model = self._model
         return LabelledBy(
             name=f"{model.method}, seed {model.seed}",
-            sha256=_folder_sha256(self._folder),
+            sha256=model_sha256(self._folder),
             thresholds=dict(self._thresholds),
             fitted_on=model.fitted_on,
         )
@@ -150,7 +155,8 @@ def load_classifier(source: str | Path) -> Classifier:
     ----------
     source : str or pathlib.Path
         ``"rnaforest"``: Bento's published forest, from the cache or the mirror; a path of its
-        arrays (``.npz``); or the folder of a saved model, or one that holds only one.
+        arrays (``.npz``); the folder of a saved model, or one that holds only one; or the name of
+        a model of the package (:mod:`.pretrained`).
 
     Raises
     ------
@@ -164,12 +170,13 @@ def load_classifier(source: str | Path) -> Classifier:
     path = Path(source).expanduser()
     if path.is_file():
         return _Published(path)
-    if not path.is_dir():
+    if not path.is_dir() and pretrained_folder(source) is None:
         raise MethodError(
             f"there is no classifier {source}: expected {FOREST} (Bento's published forest), a "
-            "file of its arrays (.npz), or the model-... folder of a run"
+            "file of its arrays (.npz), the model-... folder of a run, or a model of the package: "
+            f"{', '.join(pretrained_names())}"
         )
-    return _Saved(path)
+    return _Saved(pretrained_folder(source) or path)
 
 
 def label(
@@ -348,11 +355,3 @@ def _labels(
         *(pa.array(column) for column in np.concatenate(values).T),
     ]
     return pa.Table.from_arrays(columns, schema=schema.labels(recipe.patterns))
-
-
-def _folder_sha256(folder: Path) -> str:
-    """Hash the names and contents of a folder's files."""
-    total = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        total.update(f"{file_sha256(path)}  {path.relative_to(folder).as_posix()}\n".encode())
-    return total.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,12 +12,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from gpattern_bench.base.files import write_text
+from gpattern_bench.base.files import file_sha256, write_text
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import GPatternBenchError, MethodError
 from gpattern_bench.methods import METHODS, get_method
 from gpattern_bench.methods.base import Method
 from gpattern_bench.methods.predict import predict_pieces
+from gpattern_bench.runs.pretrained import pretrained_folder, pretrained_names
 from gpattern_bench.tables import schema
 from gpattern_bench.tables.model_output import Model, ModelOutput
 from gpattern_bench.tables.predictions import write_tables
@@ -25,6 +27,7 @@ __all__ = [
     "Model",
     "find_model",
     "load_model",
+    "model_sha256",
     "predict_tables",
     "save_model",
     "sound_scores",
@@ -47,13 +50,19 @@ def save_model(method: Method, model: Model, folder: Path) -> Path:
 
 
 def find_model(folder: str | Path) -> Path:
-    """Find the model folder: this one, or the only one that a run wrote in it.
+    """Find the model folder: this one, the only one that a run wrote in it, or by its name.
+
+    A name is that of a model of the package (:mod:`.pretrained`); what exists under that path is
+    meant before it.
 
     Raises
     ------
     MethodError
         There are several; the text lists them.
     """
+    named = pretrained_folder(folder)
+    if named is not None:
+        return named
     folder = Path(folder)
     if (folder / _MODEL).is_file():
         return folder
@@ -70,7 +79,7 @@ def find_model(folder: str | Path) -> Path:
 
 
 def load_model(folder: str | Path) -> tuple[Method, Model]:
-    """Read a model folder, or the only one inside a folder (:func:`find_model`).
+    """Read a model folder, the only one inside a folder, or a model by name (:func:`find_model`).
 
     Raises
     ------
@@ -88,9 +97,18 @@ def load_model(folder: str | Path) -> tuple[Method, Model]:
     except Exception as error:  # damaged files break libraries in ways that none documents
         raise MethodError(
             f"{folder} holds no readable model ({error!r}); expected a folder that "
-            "`gpattern-bench run` wrote, named model-..."
+            "`gpattern-bench run` wrote, named model-..., or a model of the package: "
+            f"{', '.join(pretrained_names())}"
         ) from error
     return method, model
+
+
+def model_sha256(folder: Path) -> str:
+    """Hash the names and contents of a model folder's files."""
+    total = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        total.update(f"{file_sha256(path)}  {path.relative_to(folder).as_posix()}\n".encode())
+    return total.hexdigest()
 
 
 def variant_of_run(name: str, folder: Path, seed: int) -> Method | None:

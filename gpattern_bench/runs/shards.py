@@ -47,7 +47,8 @@ class Shard:
 
     Attributes
     ----------
-    split : str
+    split : str or None
+        None: of all splits.
     file : str
         Name of the file of its scores.
     fovs : list of str
@@ -56,7 +57,7 @@ class Shard:
         Those of them.
     """
 
-    split: str
+    split: str | None
     file: str
     fovs: list[str]
     cells: Cells
@@ -86,8 +87,8 @@ def run_key(method: str, dataset: Dataset, seed: int) -> dict[str, Any]:
     }
 
 
-def cut_shards(dataset: Dataset, split: str, *, per_cell: bool) -> list[Shard]:
-    """Cut a split between fields of view; into one shard if cells are not scored `per_cell`.
+def cut_shards(dataset: Dataset, split: str | None, *, per_cell: bool) -> list[Shard]:
+    """Cut a split (None: all) between fields of view; into one shard if not scored `per_cell`.
 
     How it is cut does not depend on the number of workers, so that any number of them may go on
     with what others began.
@@ -102,11 +103,13 @@ def cut_shards(dataset: Dataset, split: str, *, per_cell: bool) -> list[Shard]:
             labels=dataset.has_labels,
         )
         which = hashlib.sha256(json.dumps(fovs).encode()).hexdigest()[:8]
-        shards.append(Shard(split, f"{split}-{len(shards):05d}-{which}.parquet", fovs, cells))
+        shards.append(
+            Shard(split, f"{split or 'all'}-{len(shards):05d}-{which}.parquet", fovs, cells)
+        )
     return shards
 
 
-def _groups(dataset: Dataset, split: str) -> Iterator[list[str]]:
+def _groups(dataset: Dataset, split: str | None) -> Iterator[list[str]]:
     """Group consecutive fields of view to :data:`MOLECULES` or more."""
     fovs = dataset.fovs(split)
     table = read_table(dataset.folder / "cells.parquet", fovs, ["fov", "n_molecules"])

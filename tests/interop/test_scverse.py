@@ -12,13 +12,13 @@ import pytest
 import shapely
 from shapely import MultiPolygon, box
 
-from gpattern_bench import load_dataset
+from gpattern_bench import call, load_dataset
 from gpattern_bench.curate.build import curate
 from gpattern_bench.curate.release import Release
 from gpattern_bench.curate.rules import apply_rules
 from gpattern_bench.curate.write import write_dataset
 from gpattern_bench.data.dataset import Dataset
-from gpattern_bench.errors import MissingExtraError, PredictionError
+from gpattern_bench.errors import MissingExtraError, PredictionError, SourceError
 from gpattern_bench.interop.scverse import to_anndata, to_spatialdata
 from gpattern_bench.predictions import write_predictions
 from gpattern_bench.sources.recipe import Recipe
@@ -280,3 +280,14 @@ def test_the_libraries_are_imported_only_when_they_are_needed():
     code = "import sys, gpattern_bench.interop.scverse; print('anndata' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_an_object_in_memory_is_called(spatialdata, own):
+    data = to_spatialdata(own)
+    found = call(data, model="gpsnet-four-patterns", jobs=1)
+    assert found.cells()["cell_id"].tolist() == ["a", "b"]
+    assert found.cells()["has_nucleus"].tolist() == [True, False]
+    pairs = found.pairs().set_index(["cell_id", "gene"])["n_molecules"]
+    assert pairs.to_dict() == {("a", "G2"): 2, ("b", "G1"): 1}
+    with pytest.raises(SourceError, match="--format is not for a SpatialData object"):
+        call(data, form="xenium", jobs=1)

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from gpattern_bench.base.files import replacing
-from gpattern_bench.errors import MethodError, MissingExtraError
+from gpattern_bench.errors import MethodError
 
 __all__ = ["fits", "load_into", "read_tensors", "write_tensors"]
 
@@ -19,14 +21,7 @@ _NOTE = "gpattern_bench"  # the only key of the header's metadata: the order of 
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Any = None) -> None:
-    """Write tensors and a note; a file that is there stays until the new one is whole.
-
-    Raises
-    ------
-    MissingExtraError
-        safetensors is not installed.
-    """
-    safetensors = _safetensors()
+    """Write tensors and a note; a file that is there stays until the new one is whole."""
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with replacing(path) as beside:
         safetensors.torch.save_file(plain, beside, {_NOTE: json.dumps(note)})
@@ -39,10 +34,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     ------
     MethodError
         The file is missing, cut off or something else.
-    MissingExtraError
-        safetensors is not installed.
     """
-    safetensors = _safetensors()
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             note = json.loads((file.metadata() or {})[_NOTE])
@@ -95,15 +87,3 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) ->
 
 def _kind(tensor: Tensor | None) -> str:
     return "nothing" if tensor is None else f"{tuple(tensor.shape)} {tensor.dtype}"
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors
-        import safetensors.torch
-    except ImportError as error:
-        raise MissingExtraError(
-            "the weights of GPSNet are safetensors files, and safetensors is not installed: "
-            "pip install 'gpattern-bench[train]'"
-        ) from error
-    return safetensors

@@ -1,0 +1,104 @@
+"""Finished answers: a folder of tables, and what was done."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gpattern_bench.data.dataset import Dataset, load_dataset
+from gpattern_bench.errors import GPatternBenchError
+
+__all__ = ["ANSWER", "CELLS", "GENES", "PAIRS", "SCORES", "TABLES", "Answer", "read_answer"]
+
+ANSWER = "answer.json"
+TABLES = "tables"
+SCORES, PAIRS, CELLS = "scores.parquet", "pairs.parquet", "cells.parquet"
+GENES = "genes.csv"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A finished answer.
+
+    Attributes
+    ----------
+    folder : pathlib.Path
+    record : dict
+        Contents of ``answer.json``.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+
+    def __repr__(self) -> str:
+        counts = self.record["counts"]
+        return (
+            f"<Answer {self.record['dataset']} by {self.record['model']['name']}: "
+            f"{counts['cells']:,} cells, {counts['genes']:,} genes, {counts['called']:,} of "
+            f"{counts['pairs']:,} pairs called, in {self.folder}>"
+        )
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """The patterns of the calls."""
+        return tuple(self.record["patterns"])
+
+    @property
+    def warnings(self) -> list[str]:
+        """What to know before the answer is believed."""
+        return list(self.record["warnings"])
+
+    @property
+    def dataset(self) -> Dataset:
+        """The tables that were asked of."""
+        if self.record["tables"] == TABLES:
+            return Dataset(self.folder / TABLES)
+        return load_dataset(self.record["tables"])
+
+    def pairs(self) -> pd.DataFrame:
+        """Read all pairs: molecules and, per pattern, call (NA: not called) and probability."""
+        table = pq.read_table(self.folder / PAIRS)
+        found: pd.DataFrame = table.to_pandas(types_mapper={pa.bool_(): pd.BooleanDtype()}.get)
+        return found
+
+    def cells(self) -> pd.DataFrame:
+        """Read all cells: size, molecules, and whether the model has seen such cells."""
+        found: pd.DataFrame = pq.read_table(self.folder / CELLS).to_pandas()
+        return found
+
+    def genes(self) -> pd.DataFrame:
+        """Read all genes: the share of cells in which each pattern is called, with intervals."""
+        # no name is a number, and none is missing: there is a gene NA
+        text = {"gene": str, "patterns": str}
+        return pd.read_csv(self.folder / GENES, dtype=text, keep_default_na=False, na_values=[""])
+
+
+def read_answer(folder: str | Path) -> Answer:
+    """Read a finished answer.
+
+    Raises
+    ------
+    GPatternBenchError
+        The folder holds none, or one that is not finished or not whole.
+    """
+    folder = Path(folder).expanduser()
+    try:
+        record = json.loads((folder / ANSWER).read_text(encoding="utf-8"))
+        sizes = {name: (folder / name).stat().st_size for name in record["files"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise GPatternBenchError(
+            f"{folder} holds no finished answer ({error}): expected a folder that `gpattern-bench "
+            "call SOURCE --out FOLDER` wrote; run it again, it goes on where it was"
+        ) from error
+    if changed := [name for name, size in sizes.items() if size != record["files"][name]]:
+        raise GPatternBenchError(
+            f"{folder}: {', '.join(changed)} changed since the answer was written: remove the "
+            "folder and call again"
+        )
+    return Answer(folder, record)
