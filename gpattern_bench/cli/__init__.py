@@ -21,7 +21,7 @@ from gpattern_bench.errors import GPatternBenchError
 
 # Each adds its commands to the application, in this order.
 from gpattern_bench.cli import data, curate, methods, robustness, scores, plots  # isort: skip # noqa: F401
-from gpattern_bench.cli import board, challenge  # isort: skip # noqa: F401
+from gpattern_bench.cli import board, challenge, differential  # isort: skip # noqa: F401
 
 __all__ = ["app", "main"]
 

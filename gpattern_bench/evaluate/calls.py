@@ -28,6 +28,7 @@ from gpattern_bench.tables.predictions import write_tables
 __all__ = [
     "NEARLY_ALL",
     "call_patterns",
+    "cell_text",
     "makes_calls",
     "summarise_genes",
     "val_thresholds",
@@ -238,8 +239,8 @@ def write_calls(scores: Path, thresholds: Mapping[str, float | None], path: Path
     table = summarise_genes(called(), scored())
     genes = path.with_name(path.name.removesuffix(".parquet") + "-genes.csv")
     text = table.assign(
-        **{key: [_cell_text(name) for name in table[key]] for key in ("gene", "patterns")}
-    ).rename(columns=_cell_text)
+        **{key: [cell_text(name) for name in table[key]] for key in ("gene", "patterns")}
+    ).rename(columns=cell_text)
     write_text(genes, text.to_csv(index=False, float_format="%.6f"))
     for pattern in thresholds:
         share = np.average(table[pattern], weights=table["cells"])
@@ -253,6 +254,6 @@ def write_calls(scores: Path, thresholds: Mapping[str, float | None], path: Path
     return [path, genes]
 
 
-def _cell_text(name: str) -> str:
+def cell_text(name: str) -> str:
     """Quote a name that a spreadsheet would take for a formula and run: `'` in front."""
     return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else name
