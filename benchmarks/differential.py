@@ -31,7 +31,7 @@ from gpattern_bench.curate.simulate.cells import simulate
 from gpattern_bench.runs.run import run_method
 from gpattern_bench.runs.saved_model import load_model, predict_tables
 
-GENES, CELLS, FOVS = 150, 120, 6  # cells of a donor
+GENES, CELLS, FOVS = 150, 150, 6  # cells of a donor on average
 PATTERNS = ("nuclear", "cell_edge")
 PRIOR = 0.25  # share of pairs with a pattern
 DONOR, FOV = 0.4, 0.2  # standard deviations of the log odds; of a donor, a part is common to genes
@@ -77,7 +77,9 @@ def drawn(
     field = FOV * rng.normal(size=(n_units, FOVS, GENES, len(PATTERNS)))
 
     cell = np.arange(n_units * CELLS)
-    of_unit, fov = cell // CELLS, rng.integers(0, FOVS, len(cell))
+    weight = rng.uniform(0.4, 1.6, n_units)  # donors have more or fewer cells
+    of_unit = np.sort(rng.choice(n_units, len(cell), p=weight / weight.sum()))
+    fov = rng.integers(0, FOVS, len(cell))
     size = rng.normal(0, 0.3, len(cell)) + rng.normal(0, 0.1, n_units)[of_unit]
     mean = np.exp(rng.normal(1.2, 0.8, GENES))
     factor = np.where(np.arange(GENES) % 2 == 0, expression, 1.0)

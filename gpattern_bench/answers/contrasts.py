@@ -184,28 +184,32 @@ def variance_over_fovs(
     """Variance of each difference over fields of view, and its degrees of freedom.
 
     A field of view's part in the difference is the sum of its residuals, over the pairs and the
-    number of samples; fields of view of both groups, where groups are kinds of cells, count once.
+    number of samples. One that is in both groups, where groups are kinds of cells, has one part.
+    NaN where a sample has a single field of view.
     """
-    away = np.zeros((len(sums.genes), int(units.cluster.max()) + 1))
-    present = np.zeros(away.shape, bool)
-    # At the mean of the stratum, the adjusted residual is p - mean - (x - mean) slope.
-    for strata, n, sign in ((one.of_reference, at.n_reference, -1), (one.of_group, at.n_group, 1)):
-        for stratum in strata:
+    part = np.zeros((len(sums.genes), int(units.cluster.max()) + 1))
+    present = np.zeros(part.shape, bool)
+    strata, alone = np.zeros((2, len(part)))
+    for side, n, sign in ((one.of_reference, at.n_reference, -1), (one.of_group, at.n_group, 1)):
+        for stratum in side:
             here = np.flatnonzero(units.stratum == stratum)
-            count = sums.n[k][:, here]
-            total = count.sum(1)
-            with np.errstate(invalid="ignore", divide="ignore"):
-                mean_p = sums.p[k][:, here].sum(1) / total
-            rest = sums.p[k][:, here] - count * mean_p[:, None]
-            moved = sums.x[k][:, here] - count[..., None] * found.x[:, stratum][:, None]
+            used = ~np.isnan(found.value[:, stratum])
+            count = np.where(used[:, None], sums.n[k][:, here], 0)
+            total = np.maximum(count.sum(1), 1)
+            mean = sums.p[k][:, here].sum(1) / total
+            rest = sums.p[k][:, here] - count * mean[:, None]
+            x = np.nan_to_num(found.x[:, stratum])
+            moved = sums.x[k][:, here] - count[..., None] * x[:, None]
             rest -= np.einsum("gui,gi->gu", moved, found.slopes)
-            share = sign * rest / np.maximum(total * n, 1)[:, None]
-            used = (~np.isnan(found.value[:, stratum]))[:, None] & (count > 0)
-            away[:, units.cluster[here]] += np.where(used, share, 0)
-            present[:, units.cluster[here]] |= used
-    clusters = present.sum(1)
-    freedom = np.where(clusters >= 2, clusters - 1.0, np.nan)
-    return (away**2).sum(1) * clusters / np.maximum(clusters - 1, 1), freedom
+            fovs = (count > 0).sum(1)
+            few = np.sqrt(fovs / np.maximum(fovs - 1, 1))  # residuals of a sample sum to 0
+            share = sign * few[:, None] * rest / np.maximum(total * n, 1)[:, None]
+            part[:, units.cluster[here]] += np.where(used[:, None], share, 0)
+            present[:, units.cluster[here]] |= count > 0
+            strata += used
+            alone += used & (fovs < 2)
+    freedom = present.sum(1) - strata
+    return (part**2).sum(1), np.where((freedom >= 1) & (alone == 0), freedom, np.nan)
 
 
 def _mean(values: _Floats) -> _Floats:

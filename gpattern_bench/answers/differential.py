@@ -298,18 +298,19 @@ def _rows(
         p = np.where(testable, 2 * student.sf(np.abs(difference / error), freedom), np.nan)
         if one.over_fovs:
             p = np.full(len(p), np.nan)
-    low = [np.clip(part, _LEAST_ODDS, 1 - _LEAST_ODDS) for part in (at.reference, at.group)]
-    log_odds = np.log(low[1] / (1 - low[1])) - np.log(low[0] / (1 - low[0]))
+    first, other = (
+        np.clip(part, _LEAST_ODDS, 1 - _LEAST_ODDS) for part in (at.reference, at.group)
+    )
+    log_odds = np.log(other / (1 - other)) - np.log(first / (1 - first))
     # The mean slope of the log odds between the two probabilities: intervals agree on what is 0.
-    apart = np.abs(low[1] - low[0]) > 1e-6
-    middle = (low[0] + low[1]) / 2
-    with np.errstate(invalid="ignore", divide="ignore"):
-        steep = np.where(apart, log_odds / (low[1] - low[0]), 1 / (middle * (1 - middle)))
-    with np.errstate(over="ignore"):
+    middle = (first + other) / 2
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        apart = np.abs(difference) > 1e-6
+        steep = np.where(apart, log_odds / difference, 1 / (middle * (1 - middle)))
         ratios = [np.exp(log_odds + sign * half * steep) for sign in (-1, 1)]
     notes = [
         _row_note(one, int(a), int(b), bool(still), min_pairs)
-        for a, b, still in zip(at.n_reference, at.n_group, flat, strict=True)
+        for a, b, still in zip(at.n_reference, at.n_group, np.isnan(half), strict=True)
     ]
     return pd.DataFrame(
         {
@@ -348,7 +349,7 @@ def _row_note(one: Comparison, reference: int, group: int, still: bool, min_pair
         missing = "no interval and no p" if n[least] < 2 else "no p"
         return f"{missing}: {has} have {min_pairs} called cells with the gene"
     if still:
-        return "no interval: one field of view, or the probability does not vary"
+        return "no interval: a sample has one field of view, or the probability does not vary"
     return "no p: too few samples" if one.over_fovs else ""
 
 

@@ -239,7 +239,7 @@ def _need_whole_ids(where: str, unknown: NDArray[np.object_], cells: pd.Index, r
     """Refuse ids that lost their leading zeros, and files of other cells."""
     if not len(unknown):
         return
-    bare = {name.lstrip("0"): name for name in cells if name.startswith("0")}
+    bare = {name.lstrip("0") or "0": name for name in cells if name[:1] == "0"}
     lost = [name for name in unknown if name in bare]
     if lost:
         raise EvaluationError(
