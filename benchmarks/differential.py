@@ -12,12 +12,20 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy.special import expit, logit
-from scipy.stats import false_discovery_control, kstest, ttest_ind, ttest_rel
+from scipy.stats import (
+    false_discovery_control,
+    kstest,
+    ttest_ind,
+    ttest_ind_from_stats,
+    ttest_rel,
+)
 from tabulate import tabulate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
@@ -31,11 +39,14 @@ from gpattern_bench.curate.simulate.cells import simulate
 from gpattern_bench.runs.run import run_method
 from gpattern_bench.runs.saved_model import load_model, predict_tables
 
-GENES, CELLS, FOVS = 150, 150, 6  # cells of a donor on average
+GENES, CELLS, FOVS = 100, 150, 6  # cells of a donor on average
 PATTERNS = ("nuclear", "cell_edge")
 PRIOR = 0.25  # share of pairs with a pattern
 DONOR, FOV = 0.4, 0.2  # standard deviations of the log odds; of a donor, a part is common to genes
+FEW, MANY = 200.0, 1000.0  # molecules of a simulated cell
 OLD_MODEL = Path(__file__).resolve().parents[1] / "tests/files/runs_of_2026_11/boosted"  # --quick
+
+Draw = Callable[..., tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]]
 
 
 def drawn(
@@ -46,6 +57,9 @@ def drawn(
     shift: float = 0.0,
     expression: float = 1.0,
     paired: bool = False,
+    alike: bool = False,
+    genes: int = GENES,
+    cells: int = CELLS,
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Draw pairs, cells with condition and donor, and which genes were shifted in the second group.
 
@@ -59,30 +73,34 @@ def drawn(
         Factor on the molecules of half of the genes in the second group.
     paired : bool
         Whether both groups are of the same donors.
+    alike : bool
+        Whether donors differ in nothing; fields of view do.
+    genes, cells : int
+        How many; cells of a donor on average.
     """
     rng = np.random.default_rng([seed, *donors])
     n_units = sum(donors)
     group = np.repeat([0, 1], donors)
     donor = np.arange(n_units) % donors[0] if paired else np.arange(n_units)
     n_people = donor.max() + 1
-    spread = DONOR * np.sqrt(4 / rng.chisquare(4, (GENES, len(PATTERNS))))  # differs between genes
-    person = rng.normal(size=(n_people, GENES, len(PATTERNS))) * spread
+    spread = DONOR * np.sqrt(4 / rng.chisquare(4, (genes, len(PATTERNS))))  # differs between genes
+    person = rng.normal(size=(n_people, genes, len(PATTERNS))) * spread
     person += 0.25 * DONOR * rng.normal(size=(n_people, 1, len(PATTERNS)))
-    unit = person[donor]
+    unit = person[donor] * (not alike)
     if paired:  # donors respond differently, too
         unit = unit + 0.5 * DONOR * rng.normal(size=unit.shape)
-    base = rng.normal(logit(PRIOR), 1.2, (GENES, len(PATTERNS)))
+    base = rng.normal(logit(PRIOR), 1.2, (genes, len(PATTERNS)))
     planted = rng.random(base.shape) < shifted
     moved = planted * shift * rng.choice([-1, 1], base.shape)
-    field = FOV * rng.normal(size=(n_units, FOVS, GENES, len(PATTERNS)))
+    field = FOV * rng.normal(size=(n_units, FOVS, genes, len(PATTERNS)))
 
-    cell = np.arange(n_units * CELLS)
+    cell = np.arange(n_units * cells)
     weight = rng.uniform(0.4, 1.6, n_units)  # donors have more or fewer cells
     of_unit = np.sort(rng.choice(n_units, len(cell), p=weight / weight.sum()))
     fov = rng.integers(0, FOVS, len(cell))
     size = rng.normal(0, 0.3, len(cell)) + rng.normal(0, 0.1, n_units)[of_unit]
-    mean = np.exp(rng.normal(1.2, 0.8, GENES))
-    factor = np.where(np.arange(GENES) % 2 == 0, expression, 1.0)
+    mean = np.exp(rng.normal(1.2, 0.8, genes))
+    factor = np.where(np.arange(genes) % 2 == 0, expression, 1.0)
     expected = mean * np.exp(size)[:, None] * np.where(group[of_unit, None] == 1, factor, 1.0)
     expected = expected * rng.gamma(2, 0.5, expected.shape)
     count = rng.poisson(expected)
@@ -102,7 +120,7 @@ def drawn(
             **dict(zip(PATTERNS, score.T, strict=True)),
         }
     )
-    cells = pd.DataFrame(
+    table = pd.DataFrame(
         {
             "cell_id": np.char.add("c", cell.astype(str)),
             "fov": [f"{s}-{f}" for s, f in zip(of_unit, fov, strict=True)],
@@ -111,12 +129,8 @@ def drawn(
             "donor": np.char.add("d", donor[of_unit].astype(str)),
         }
     )
-    names = [(f"G{g}", pattern) for g in range(GENES) for pattern in PATTERNS]
-    return (
-        pairs,
-        cells,
-        pd.DataFrame({"planted": planted.ravel()}, pd.MultiIndex.from_tuples(names)),
-    )
+    names = pd.MultiIndex.from_product([[f"G{g}" for g in range(genes)], PATTERNS])
+    return pairs, table, pd.DataFrame({"planted": planted.ravel()}, names)
 
 
 def compare(pairs: pd.DataFrame, cells: pd.DataFrame, *, blind: bool = False) -> pd.DataFrame:
@@ -133,23 +147,33 @@ def compare(pairs: pd.DataFrame, cells: pd.DataFrame, *, blind: bool = False) ->
 def simple_tests(pairs: pd.DataFrame, cells: pd.DataFrame, *, paired: bool) -> dict[str, pd.Series]:
     """The p of Student's t over cells, and of Welch's over samples' means, without covariates."""
     joined = pairs.merge(cells[["cell_id", "condition", "donor"]])
-    patterns = [n for n in pairs.columns if n not in ("cell_id", "gene", "n_molecules")]
-    found: dict[str, dict[tuple[str, str], float]] = {"cells": {}, "welch": {}}
-    for gene, rows in joined.groupby("gene"):
-        means = rows.groupby(["condition", "donor"])[patterns].mean()
-        counts = rows.groupby(["condition", "donor"]).size()
-        means = means[counts >= 20]
-        a, b = (means[means.index.get_level_values(0) == name].droplevel(0) for name in ("a", "b"))
+    over_cells, over_samples = {}, {}
+    for pattern in [n for n in pairs.columns if n not in ("cell_id", "gene", "n_molecules")]:
+        of_cells = joined.groupby(["gene", "condition"])[pattern].agg(["mean", "std", "count"])
+        of_cells = of_cells.unstack().dropna()
+        stats = [
+            of_cells[name, side].to_numpy()
+            for side in ("a", "b")
+            for name in ("mean", "std", "count")
+        ]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            p = ttest_ind_from_stats(*stats).pvalue
+        over_cells[pattern] = pd.Series(p, of_cells.index)
+        means = joined.groupby(["gene", "condition", "donor"])[pattern].agg(["mean", "count"])
+        means = means["mean"][means["count"] >= 20].unstack("donor")
+        a, b = (means.xs(side, level="condition") for side in ("a", "b"))
+        a, b = a.align(b, join="inner", axis=0)
         if paired:
-            a, b = a.align(b, join="inner")
-        if min(len(a), len(b)) < 3:
-            continue
-        of_cells = ttest_ind(*(rows[rows["condition"] == name][patterns] for name in ("a", "b")))
-        over = ttest_rel(a, b) if paired else ttest_ind(a, b, equal_var=False)
-        for k, pattern in enumerate(patterns):
-            found["cells"][gene, pattern] = of_cells.pvalue[k]
-            found["welch"][gene, pattern] = over.pvalue[k]
-    return {name: pd.Series(values) for name, values in found.items()}
+            a, b = a.where(b.notna()), b.where(a.notna())
+        enough = (a.notna().sum(axis=1) >= 3) & (b.notna().sum(axis=1) >= 3)
+        a, b = (part[enough].dropna(axis=1, how="all") for part in (a, b))
+        test = ttest_rel if paired else partial(ttest_ind, equal_var=False)
+        found = test(a.to_numpy(), b.to_numpy(), axis=1, nan_policy="omit").pvalue
+        over_samples[pattern] = pd.Series(np.ma.filled(found, np.nan), a.index)
+    return {
+        name: pd.concat(found).swaplevel().rename_axis(["gene", "pattern"])
+        for name, found in (("cells", over_cells), ("welch", over_samples))
+    }
 
 
 def share(values: list[float]) -> tuple[float, float, float]:
@@ -176,7 +200,7 @@ def fdr(p: pd.Series) -> pd.Series:
     return pd.concat(parts)
 
 
-def null_part(runs: int) -> list[dict[str, object]]:
+def null_part(runs: int, draw: Draw) -> list[dict[str, object]]:
     """Nothing differs but the donors."""
     rows = []
     for donors, paired in (
@@ -185,7 +209,7 @@ def null_part(runs: int) -> list[dict[str, object]]:
     ):  # fmt: skip
         ours, cells, welch, pooled, covered = [], [], [], [], []
         for seed in range(runs):
-            pairs, of_cells, _ = drawn(seed, donors, paired=paired)
+            pairs, of_cells, _ = draw(seed, donors, paired=paired)
             table = compare(pairs, of_cells)
             simple = simple_tests(pairs, of_cells, paired=paired)
             known = table["p"].notna()
@@ -211,14 +235,29 @@ def null_part(runs: int) -> list[dict[str, object]]:
     return rows
 
 
-def power_part(runs: int) -> list[dict[str, object]]:
+def fields_part(runs: int, draw: Draw) -> list[dict[str, object]]:
+    """One sample a group, intervals over fields of view: what they hold, and what they do not."""
+    rows = []
+    for alike in (True, False):
+        covered = []
+        for seed in range(runs):
+            pairs, of_cells, _ = draw(30_000 + seed, (1, 1), alike=alike)
+            table = compare(pairs, of_cells)
+            known = table["difference_low"].notna()
+            holds = (table["difference_low"] <= 0) & (table["difference_high"] >= 0)
+            covered.append(float(holds[known].mean()))
+        rows.append({"donors": "alike" if alike else "differ", "intervals hold 0": share(covered)})
+    return rows
+
+
+def power_part(runs: int, draw: Draw) -> list[dict[str, object]]:
     """A tenth of the genes and patterns are shifted."""
     rows = []
     for donors, paired in (((3, 3), False), ((6, 6), False), ((3, 3), True)):
         for shift in (0.5, 1.0, 1.5):
             found: dict[str, list[float]] = {"ours": [], "Welch": [], "false": [], "effect": []}
-            for seed in range(runs):
-                pairs, of_cells, truth = drawn(
+            for seed in range(max(2, runs // 2)):
+                pairs, of_cells, truth = draw(
                     10_000 + seed, donors, shifted=0.1, shift=shift, paired=paired
                 )
                 table = compare(pairs, of_cells)
@@ -244,14 +283,14 @@ def power_part(runs: int) -> list[dict[str, object]]:
     return rows
 
 
-def expression_part(runs: int) -> list[dict[str, object]]:
+def expression_part(runs: int, draw: Draw) -> list[dict[str, object]]:
     """Half of the genes have three times the molecules in one group; nothing else differs."""
     rows = []
     for donors in ((3, 3), (6, 6)):
         shares: dict[str, list[float]] = {"with": [], "without": []}
         for seed in range(runs):
-            pairs, of_cells, _ = drawn(20_000 + seed, donors, expression=3.0)
-            pairs = pairs[pairs["gene"].isin([f"G{k}" for k in range(0, GENES, 2)])]
+            pairs, of_cells, _ = draw(20_000 + seed, donors, expression=3.0)
+            pairs = pairs[pairs["gene"].str[1:].astype(int) % 2 == 0]
             shares["with"].append(below(compare(pairs, of_cells)["p"]))
             shares["without"].append(below(compare(pairs, of_cells, blind=True)["p"]))
         rows.append(_expression_row("drawn", donors[0], shares))
@@ -270,9 +309,9 @@ def _expression_row(cells: str, donors: int, shares: dict[str, list[float]]) -> 
 def simulated_donor(
     folder: Path, model: tuple[object, object], seed: int, genes: int, molecules: float, cells: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Pairs and cells of a donor: one field of view, which has its nuclei, drift and detection."""
+    """Pairs and cells of a donor: three fields of view, each with its nuclei, drift, detection."""
     release = simulate(
-        seed, n_fovs=1, cells_per_fov=cells, mean_molecules=molecules, gene_seed=genes
+        seed, n_fovs=3, cells_per_fov=cells // 3, mean_molecules=molecules, gene_seed=genes
     )
     dataset = dataset_of(folder / f"{seed}-{genes}-{molecules:.0f}", release, FOUR, split="test")
     path = predict_tables(*model, dataset, folder / "scores.parquet")
@@ -300,13 +339,13 @@ def simulator_part(runs: int, model: Path, donors: int, cells: int) -> list[dict
                     )
                     for k in range(start, start + donors)
                 ]
-                for start, molecules in ((0, 300.0), (500, 900.0))
+                for start, molecules in ((0, FEW), (500, MANY))
             }
             rng = np.random.default_rng(genes)
-            for _ in range(max(1, donors // (2 * n))):
+            for _ in range(3):
                 few = rng.permutation(donors)
-                low = [pools[300.0][k] for k in few[: 2 * n]]
-                high = [pools[900.0][k] for k in few[:n]]
+                low = [pools[FEW][k] for k in few[: 2 * n]]
+                high = [pools[MANY][k] for k in few[:n]]
                 null = compare(*_joined(low[:n], low[n:]))
                 shares["null"].append(below(null["p"]))
                 pooled.append(null["p"].dropna())
@@ -337,24 +376,25 @@ def _joined(
 def main() -> None:
     """Run the parts; the last line printed is JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=50, help="of each row")
-    parser.add_argument("--quick", action="store_true", help="two runs, and an old small model")
+    parser.add_argument("--runs", type=int, default=24, help="of each row; half for power")
+    parser.add_argument(
+        "--quick", action="store_true", help="two small runs, and an old small model"
+    )
     parser.add_argument("--model", type=Path, help="of boosted; default: fitted on synthetic")
     options = parser.parse_args()
     runs = 2 if options.quick else options.runs
-    found = {
-        "null": null_part(runs),
-        "power": power_part(runs),
-        "expression": expression_part(runs),
-    }
+    draw = partial(drawn, genes=24, cells=60) if options.quick else drawn
+    parts = {"null": null_part, "fields of view": fields_part, "power": power_part}
+    parts["expression"] = expression_part
+    found = {name: part(runs, draw) for name, part in parts.items()}
     if options.quick:
-        found["simulator"] = simulator_part(2, OLD_MODEL, 6, 30)
+        found["simulator"] = simulator_part(1, OLD_MODEL, 6, 24)
     elif options.model:
-        found["simulator"] = simulator_part(10, options.model, 12, 60)
+        found["simulator"] = simulator_part(6, options.model, 9, 60)
     else:
         with tempfile.TemporaryDirectory() as folder:
             run_method("boosted", load_dataset("synthetic"), folder)
-            found["simulator"] = simulator_part(10, Path(folder), 12, 60)
+            found["simulator"] = simulator_part(6, Path(folder), 9, 60)
     for name, rows in found.items():
         print(f"\n{name}\n")
         print(tabulate([_printed(row) for row in rows], headers="keys", tablefmt="github"))

@@ -1,4 +1,1 @@
-"""Answers about one's own cells: what is localised where, and what differs between conditions.
-
-Data arrive as a folder of calls; tables for people leave.
-"""
+"""From a slide to an answer: cells scored and called by a model, with what to think of it."""
