@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -359,6 +360,40 @@ def simulator_part(runs: int, model: Path, donors: int, cells: int) -> list[dict
     return [row]
 
 
+def speed_part(n_cells: int, n_genes: int = 1000) -> list[dict[str, object]]:
+    """Time of an answer in which every cell has a hundred of the genes."""
+    rng = np.random.default_rng(0)
+    cell = np.repeat(np.arange(n_cells), 100)
+    names = np.array([f"c{k}" for k in range(n_cells)], object)
+    genes = np.array([f"G{k}" for k in range(n_genes)], object)
+    first = rng.integers(0, n_genes, n_cells)
+    gene = (first[cell] + 7 * np.tile(np.arange(100), n_cells)) % n_genes
+    pairs = pd.DataFrame(
+        {"cell_id": names[cell], "gene": genes[gene], "n_molecules": rng.geometric(0.3, len(cell))}
+        | {pattern: rng.random(len(cell), np.float32) for pattern in FOUR}
+    )
+    sample = rng.integers(0, 12, n_cells)
+    cells = pd.DataFrame(
+        {
+            "cell_id": names,
+            "fov": (sample * 20 + rng.integers(0, 20, n_cells)).astype(str),
+            "area_um2": rng.lognormal(4, 0.3, n_cells),
+            "condition": np.where(sample < 6, "a", "b"),
+            "donor": np.char.add("d", sample.astype(str)),
+        }
+    )
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        write_answer(Path(folder), pairs, cells)
+        for by_sample in ("donor", None):
+            began = time.process_time()
+            differential(folder, cells, "condition", by_sample)
+            seconds = round(time.process_time() - began, 2)
+            over = "samples" if by_sample else "fields of view"
+            rows.append({"pairs": len(pairs), "intervals over": over, "CPU s": seconds})
+    return rows
+
+
 def _joined(
     first: list[tuple[pd.DataFrame, pd.DataFrame]], other: list[tuple[pd.DataFrame, pd.DataFrame]]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -395,6 +430,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             run_method("boosted", load_dataset("synthetic"), folder)
             found["simulator"] = simulator_part(6, Path(folder), 9, 60)
+    found["speed"] = speed_part(1_000 if options.quick else 100_000)
     for name, rows in found.items():
         print(f"\n{name}\n")
         print(tabulate([_printed(row) for row in rows], headers="keys", tablefmt="github"))

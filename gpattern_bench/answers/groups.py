@@ -57,9 +57,10 @@ class Comparison:
     of_reference, of_group : numpy.ndarray
         Strata (group times number of samples, plus sample); of paired samples, in the same order.
     paired : bool
-        Whether samples are in both groups; others are then not compared.
-    unpaired : int
-        Samples that are in one group only, of a paired comparison.
+        Whether these samples are in both groups, and are compared within.
+    left_out : int
+        Samples that are in one group only, of a paired comparison; or in both, where they are fewer
+        than three and each group has three others.
     """
 
     reference: str
@@ -67,22 +68,30 @@ class Comparison:
     of_reference: NDArray[np.int64]
     of_group: NDArray[np.int64]
     paired: bool
-    unpaired: int
+    left_out: int
 
     @classmethod
     def of(cls, groups: Groups, reference: int, group: int) -> Comparison:
         """Find the samples of two groups, and those that are in both."""
         first, other = (np.unique(groups.sample[groups.group == k]) for k in (reference, group))
-        both = np.intersect1d(first, other)
-        paired = len(both) > 0 and len(groups.samples) > 1
+        n_both, left_out = len(np.intersect1d(first, other)), 0
+        alone = np.setdiff1d(first, other), np.setdiff1d(other, first)
+        few = n_both < MIN_SAMPLES <= min(map(len, alone))
+        paired = n_both > 0 and not few and len(groups.samples) > 1
+        if paired:
+            left_out = len(alone[0]) + len(alone[1])
+            first = other = np.intersect1d(first, other)
+        elif few:
+            left_out = n_both
+            first, other = alone
         n = len(groups.samples)
         return cls(
             groups.names[reference],
             groups.names[group],
-            reference * n + (both if paired else first),
-            group * n + (both if paired else other),
+            reference * n + first,
+            group * n + other,
             paired,
-            len(first) + len(other) - 2 * len(both) if paired else 0,
+            left_out,
         )
 
     @property
@@ -114,11 +123,13 @@ class Comparison:
         few = min(self.samples) < MIN_SAMPLES
         if self.paired:
             text += f"compared within the {self.samples[0]} samples that both groups have"
-            if self.unpaired:
-                text += f"; {self.unpaired} that only one of them has are left out"
+            if self.left_out:
+                text += f"; {self.left_out} that only one of them has are left out"
             text += " (samples that are not the same donor need different names)"
         else:
             text += f"{self.samples[1]} against {self.samples[0]} samples"
+            if self.left_out:
+                text += f"; {self.left_out} that both groups have are left out, too few to pair"
         if few:
             text += f"; no p, which needs {MIN_SAMPLES} samples a group"
         if self.over_fovs:

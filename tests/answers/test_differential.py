@@ -122,6 +122,18 @@ class TestNumbers:
         np.testing.assert_allclose(rows_of(found)["p"], test.pvalue, rtol=1e-6)
         assert (found.table["samples_group"] == 3).all()
 
+    def test_two_donors_in_both_groups_are_left_out_where_there_are_others(self, even):
+        answer, pairs, cells = even
+        both = cells["donor"].isin(["d0", "d4"])
+        shared = cells.assign(donor=cells["donor"].mask(both, "shared"))
+        found = differential(answer, shared, "condition", "donor")
+        assert found.notes[0].endswith(
+            "samples; 1 that both groups have are left out, too few to pair"
+        )
+        mean = means(pairs, cells[~both])
+        test = ttest_ind(mean["treated"], mean["control"], axis=1)
+        np.testing.assert_allclose(rows_of(found)["p"], test.pvalue, rtol=1e-6)
+
     def test_values_and_slopes_are_those_of_least_squares(self, uneven):
         answer, pairs, cells = uneven
         found = rows_of(differential(answer, cells, "condition", "donor"))
