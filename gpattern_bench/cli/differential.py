@@ -17,7 +17,7 @@ _SHOWN = 15
     "differential",
     epilog=examples(
         "differential answer --groups cells.csv --by condition --sample donor",
-        "differential answer --groups cells.csv --by condition --sample donor --reference control",
+        "differential answer --groups cells.csv --by condition --reference control",
     ),
 )
 def differential_(
