@@ -188,9 +188,11 @@ def variance_over_fovs(
     NaN where a sample has a single field of view.
     """
     part = np.zeros((len(sums.genes), int(units.cluster.max()) + 1))
-    present = np.zeros(part.shape, bool)
+    present = np.zeros((2, *part.shape), bool)
     strata, alone = np.zeros((2, len(part)))
-    for side, n, sign in ((one.of_reference, at.n_reference, -1), (one.of_group, at.n_group, 1)):
+    sides = ((one.of_reference, at.n_reference), (one.of_group, at.n_group))
+    for group, (side, n) in enumerate(sides):
+        sign = 2 * group - 1
         for stratum in side:
             here = np.flatnonzero(units.stratum == stratum)
             used = ~np.isnan(found.value[:, stratum])
@@ -205,10 +207,12 @@ def variance_over_fovs(
             few = np.sqrt(fovs / np.maximum(fovs - 1, 1))  # residuals of a sample sum to 0
             share = sign * few[:, None] * rest / np.maximum(total * n, 1)[:, None]
             part[:, units.cluster[here]] += np.where(used[:, None], share, 0)
-            present[:, units.cluster[here]] |= count > 0
+            present[group][:, units.cluster[here]] |= count > 0
             strata += used
             alone += used & (fovs < 2)
-    freedom = present.sum(1) - strata
+    # Parts of a sample sum to 0; where groups share fields of view, so do those of both together.
+    shared = np.any(present[0] & present[1], axis=1)
+    freedom = (present[0] | present[1]).sum(axis=1) - strata + shared
     return (part**2).sum(1), np.where((freedom >= 1) & (alone == 0), freedom, np.nan)
 
 

@@ -67,6 +67,8 @@ COLUMNS = (
 
 _LEAST_ODDS = 1e-4  # probabilities are kept this far from 0 and 1 for odds
 
+_BEYOND = "adjusted beyond 0 or 1: the samples' molecules or cell sizes are too far apart"
+
 _Floats = NDArray[np.float64]
 
 
@@ -135,7 +137,8 @@ def differential(
             Two-sided; fdr over the genes of this pattern and group. NaN with fewer than three
             samples in a group.
         note
-            Why something is missing.
+            Why something is missing; or that the adjusted probability of a group lies beyond 0 or
+            1, where it is cut: the adjustment reaches too far.
 
         Sorted by group, p, and the size of the difference.
 
@@ -308,9 +311,13 @@ def _rows(
         apart = np.abs(difference) > 1e-6
         steep = np.where(apart, log_odds / difference, 1 / (middle * (1 - middle)))
         ratios = [np.exp(log_odds + sign * half * steep) for sign in (-1, 1)]
+    with np.errstate(invalid="ignore"):
+        beyond = np.abs(np.stack([at.reference, at.group]) - 0.5).max(0) > 0.5
     notes = [
-        _row_note(one, int(a), int(b), bool(still), min_pairs)
-        for a, b, still in zip(at.n_reference, at.n_group, np.isnan(half), strict=True)
+        "; ".join(filter(None, (_row_note(one, int(a), int(b), bool(still), min_pairs), far)))
+        for a, b, still, far in zip(
+            at.n_reference, at.n_group, np.isnan(half), np.where(beyond, _BEYOND, ""), strict=True
+        )
     ]
     return pd.DataFrame(
         {
@@ -362,10 +369,14 @@ def _fdr(p: _Floats) -> _Floats:
 
 
 def _about(table: pd.DataFrame, min_pairs: int) -> list[str]:
-    """Say how many rows lack a p, and why."""
-    few = table["note"].str.startswith(("left out", "no interval and no p", "no p:"))
+    """Say how many rows lack an effect or a p for want of cells."""
+    left_out = table["difference"].isna()
+    few = ~left_out & table["note"].str.startswith(("no interval and no p", "no p:"))
     few &= table["unit"] != "fields of view"
-    if not few.any():
-        return []
-    rows = f"{int(few.sum()):,} of {len(table):,} rows have no p"
-    return [f"{rows}: too few samples have {min_pairs} called cells with the gene (column note)"]
+    why = f"too few samples have {min_pairs} called cells with the gene (column note)"
+    notes = []
+    if n := int(left_out.sum()):
+        notes.append(f"left out: {n:,} of {len(table):,} rows, {why}")
+    if n := int(few.sum()):
+        notes.append(f"{n:,} of {len(table):,} rows have no p: {why}")
+    return notes

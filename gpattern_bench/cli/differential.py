@@ -53,12 +53,14 @@ def differential_(
     from gpattern_bench.answers.differential import differential, write_differential
 
     found = differential(answer, groups, by, sample, reference=reference, min_pairs=min_pairs)
-    print_rows([_row(row) for row in found.table.head(_SHOWN).to_dict("records")])
-    if found.table["p"].notna().any():
-        n = int((found.table["fdr"] < 0.05).sum())
-        echo(f"\n{n:,} of {len(found.table):,} differ at a false discovery rate of 5 %")
+    compared = found.table.dropna(subset=["difference"])
+    print_rows([_row(row) for row in compared.head(_SHOWN).to_dict("records")])
+    tested = int(compared["p"].notna().sum())
+    if tested:
+        n = int((compared["fdr"] < 0.05).sum())
+        echo(f"\n{n:,} of {tested:,} tested differ at a false discovery rate of 5 %")
     else:
-        echo(f"\n{len(found.table):,} compared, without p; the largest differences are above")
+        echo(f"\n{len(compared):,} compared, without p; the largest differences are above")
     for note in found.notes:
         echo(note)
     echo(str(write_differential(found, out or answer / "differential.csv")))
@@ -81,7 +83,7 @@ def _row(row: Mapping[Any, Any]) -> dict[str, str]:
         "samples": f"{row['samples_group']}, {row['samples_reference']}",
         "probability": f"{number('probability_group')}, {number('probability_reference')}",
         "difference [95 %]": interval("difference", "+.3f"),
-        "odds ratio [95 %]": interval("odds_ratio", ".2f"),
+        "odds ratio [95 %]": interval("odds_ratio", ".3g"),
         "p": number("p", ".1e"),
         "fdr": number("fdr", ".1e"),
     }

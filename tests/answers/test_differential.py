@@ -274,6 +274,21 @@ class TestFewSamples:
             assert table["difference_low"].isna().all()
         assert table["note"].str.startswith("no interval: a sample has one field").all()
 
+    def test_kinds_of_cells_of_one_field_of_view_are_not_independent(self, even):
+        answer, pairs, cells = even
+        few = cells[cells["donor"] == "d0"]
+        few = few.assign(condition=np.where(few.index % 2 == 0, "control", "treated"))
+        rows = rows_of(differential(answer, few, "condition", min_pairs=10))
+        joined = pairs.merge(few)
+        for gene, mine in joined.groupby("gene"):
+            away = 0
+            for sign, (_, part) in zip((-1, 1), mine.groupby("condition"), strict=True):
+                rest = part["nuclear"] - part["nuclear"].mean()
+                away = away + sign * rest.groupby(part["fov"]).sum() / len(part)
+            half = t.ppf(0.975, 4) * np.sqrt((away**2).sum() * 5 / 4)
+            width = rows.loc[gene, "difference_high"] - rows.loc[gene, "difference_low"]
+            assert width == pytest.approx(2 * half, rel=1e-4)
+
     def test_genes_in_too_few_cells_are_left_out_and_say_so(self, tmp_path):
         pairs, cells = drawn()
         donor = pairs["cell_id"].map(cells.set_index("cell_id")["donor"])
@@ -293,7 +308,10 @@ class TestFewSamples:
         )
         assert rows["p"].notna().tolist() == [True, False, False, False]
         assert rows["difference"].notna().tolist() == [True, True, False, True]
-        assert any(note.startswith("6 of 8 rows have no p") for note in found.notes)
+        assert [note[:26] for note in found.notes[1:]] == [
+            "left out: 2 of 8 rows, too",
+            "4 of 8 rows have no p: too",
+        ]
         more = differential(answer, cells, "condition", "donor", min_pairs=10)
         assert more.table["p"].notna().all()
 
@@ -316,6 +334,18 @@ class TestFewSamples:
         assert (rows["difference"] == 0).all()
         assert rows["p"].isna().all()
         assert rows["note"].str.contains("does not vary").all()
+
+    def test_an_adjustment_that_reaches_too_far_says_so(self, tmp_path):
+        pairs, cells = drawn(even=True)
+        treated = pairs["cell_id"].map(cells.set_index("cell_id")["condition"]) == "treated"
+        some = np.random.default_rng(0).integers(0, 3, len(pairs))
+        pairs["n_molecules"] = np.where(treated, 400, 4) + some * np.where(treated, 200, 2)
+        pairs["nuclear"] = np.float32(0.1) + 0.2 * some + 0.01 * pairs["cell_edge"]
+        rows = rows_of(
+            differential(write_answer(tmp_path, pairs, cells), cells, "condition", "donor")
+        )
+        assert rows["note"].str.startswith("adjusted beyond 0 or 1").all()
+        assert rows["probability_group"].isin([0, 1]).any()
 
 
 class TestCells:
@@ -486,7 +516,7 @@ class TestFiles:
         line = ["differential", answer, "--groups", tmp_path / "cells.csv", "--by", "condition"]
         code, out, _ = command(*line, "--sample", "donor")
         assert code == 0
-        assert "1 of 8 differ at a false discovery rate of 5 %" in out
+        assert "1 of 8 tested differ at a false discovery rate of 5 %" in out
         assert "treated against control: 4 against 4 samples" in out
         assert out.splitlines()[-1] == str(answer / "differential.csv")
         assert len(read_differential(answer / "differential.csv")) == 8
