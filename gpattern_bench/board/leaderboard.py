@@ -82,7 +82,7 @@ class Row:
     ``new_cells`` the outcome on cells drawn after the submission
     (:mod:`gpattern_bench.board.challenge`). ``cpu_`` is processor time, None unless the run of
     every seed measured it; ``versions`` alike, several of one package with commas between.
-    ``holds_fits`` is true if the prediction's time, out of fold, holds the fits.
+    ``holds_fits`` is true if the prediction's time, out of fold, holds the fits of a seed.
     """
 
     rank: int | None = None
@@ -348,7 +348,6 @@ def _row(about: Metadata, entries: Sequence[Score], unverified: Collection[tuple
     values = {key: [_number(found.get(key)) for found in metrics] for key in MACROS}
     several, rules = len(entries) > 1, about.rules_for
     robust = [found for entry in entries if (found := entry["robustness"])]
-    fit_seconds = _mean(v for entry in entries if (v := entry["fit_seconds"]) is not None)
     return Row(
         method=about.method,
         label=about.label,
@@ -363,12 +362,17 @@ def _row(about: Metadata, entries: Sequence[Score], unverified: Collection[tuple
         trained_on=entries[0]["trained_on"],
         seconds=_mean(v for entry in entries if (v := entry["seconds"]) is not None),
         seconds_batch_1=_mean(v for e in entries if (v := e.get("seconds_batch_1")) is not None),
-        fit_seconds=fit_seconds,
+        fit_seconds=_mean(v for entry in entries if (v := entry["fit_seconds"]) is not None),
         cpu_seconds=_mean_of_all(entry.get("cpu_seconds") for entry in entries),
         cpu_fit_seconds=_mean_of_all(entry.get("cpu_fit_seconds") for entry in entries),
         cpu_seconds_batch_1=_mean_of_all(entry.get("cpu_seconds_batch_1") for entry in entries),
         versions=_joined_versions([entry.get("versions") for entry in entries]),
-        holds_fits=entries[0]["protocol"] == "cv-cell" and fit_seconds is None,
+        holds_fits=any(
+            entry["protocol"] == "cv-cell"
+            and entry["fit_seconds"] is None
+            and entry["seconds"] is not None
+            for entry in entries
+        ),
         device=entries[0]["device"],
         parameters=next((v for e in entries if (v := e["parameters"]) is not None), None),
         date=max((date for entry in entries if (date := entry["date"])), default=None),

@@ -351,6 +351,11 @@ class TestMarks:
         rows = build_board([held, apart]).to_json()["tables"][0]["rows"]
         assert [row.get("holds_fits") for row in rows] == [True, None]
         assert "wall with fits" in build_page(build_board([held]), [held])
+        mixed = submitted(*held.results, entry("c", protocol="cv-cell", seed=1, **used))
+        assert self.cells("Validation", mixed) == ["1.0 s wall with fits"]
+        untold = submitted(entry("d", protocol="cv-cell", seconds=None))
+        assert self.cells("Validation", untold) == ["-"]
+        assert not build_board([untold]).tables[0].rows[0].holds_fits
 
     def test_what_learns_nothing_holds_no_fit_out_of_fold(self):
         found = submitted(entry("a", protocol="untrained"), method="a", trained_on=None)
