@@ -44,10 +44,18 @@ def leaderboard(
     """Write LEADERBOARD.md, leaderboard.json and index.html from the submissions' results.
 
     --check alone needs no dataset. --check --rescore needs every dataset whose files have
-    checksums, and fails if a file was not scored again.
+    checksums, and fails if a file was not scored again. It warns of results whose run does not say
+    date, parameters, device and versions.
     """
     from gpattern_bench.board.metadata import schema_drift, write_schema
-    from gpattern_bench.board.publish import board_of, drift, problems_of, score_again, write_board
+    from gpattern_bench.board.publish import (
+        board_of,
+        drift,
+        problems_of,
+        score_again,
+        unmeasured,
+        write_board,
+    )
     from gpattern_bench.board.submission import read_submissions
     from gpattern_bench.board.verified import record_verified
 
@@ -77,6 +85,8 @@ def leaderboard(
     board = board_of(found, out)
     if check:
         _refuse(drift(board, found, out) + schema_drift(submissions))
+        for text in unmeasured(found):
+            echo(f"warning: {text}", err=True)
         echo("the board is what the submissions give")
     else:
         write_board(board, found, out)
