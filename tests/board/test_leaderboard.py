@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import locale
 import re
@@ -19,7 +20,7 @@ import yaml
 from samples import metadata_of, stored_result
 
 from gpattern_bench import load_dataset
-from gpattern_bench.base.files import plain
+from gpattern_bench.base.files import file_sha256, plain
 from gpattern_bench.board.leaderboard import build_board
 from gpattern_bench.board.markdown import markdown
 from gpattern_bench.board.metadata import write_schema
@@ -31,6 +32,7 @@ from gpattern_bench.board.publish import (
     unmeasured,
     write_board,
 )
+from gpattern_bench.board.snapshot import snapshot_text
 from gpattern_bench.board.submission import Metadata, Submission, read_submissions
 from gpattern_bench.board.submit import submit_run
 from gpattern_bench.errors import SubmissionError
@@ -498,6 +500,38 @@ class TestTables:
 
 
 @pytest.mark.slow
+class TestSnapshot:
+    def test_has_every_result_with_its_hashes(self, here, leaderboard):
+        assert leaderboard("--snapshot", "a.json")[0] == 0
+        assert leaderboard("--snapshot", "b.json")[0] == 0
+        text = (here / "a.json").read_text("utf-8")
+        assert text == (here / "b.json").read_text("utf-8")
+        found = json.loads(text)
+        stored = {
+            (made.metadata.method, score["predictions"]): score
+            for made in submissions(here)
+            for score in made.results
+        }
+        assert [(r["method"], r["predictions"]) for r in found["results"]] == sorted(stored)
+        for row in found["results"]:
+            score = stored[row["method"], row["predictions"]]
+            file = here / "submissions" / row["method"] / row["predictions"]
+            assert row["sha256"]["test"] == file_sha256(file)
+            assert row["metrics"]["f1_macro"] == score["metrics"]["f1_macro"]
+            assert found["labels"][f"{row['dataset']}@{row['version']}"] == score["labels_sha256"]
+        digest = found.pop("sha256")
+        compact = json.dumps(found, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        assert hashlib.sha256(compact.encode()).hexdigest() == digest
+
+    def test_withdrawn_ones_are_not_in_it(self):
+        gone = submitted(entry(), status="withdrawn")
+        assert json.loads(snapshot_text([gone], None))["results"] == []
+
+    def test_check_writes_none(self, here, leaderboard):
+        assert leaderboard("--check", "--snapshot", "a.json")[0] == 2
+        assert not (here / "a.json").exists()
+
+
 class TestDrift:
     def test_of_the_repository_there_is_none(self, leaderboard, monkeypatch):
         if not (REPOSITORY / "submissions").is_dir():
