@@ -42,7 +42,7 @@ Settings = Annotated[
     epilog=examples(
         "run sprawl --dataset synthetic",
         "run bento --dataset u2os_gold --train-on synthetic --train-on nih3t3_gold",
-    )
+    ),
 )
 def run(
     method: Annotated[str, typer.Argument(metavar="METHOD", help="A method named below.")],
