@@ -239,6 +239,18 @@ def test_which_method_has_the_numbers_of_the_board() -> None:
     assert {cell.split(" ")[0] for cell in said if re.match(r"\d+\.\d \[", cell)} <= numbers
 
 
+def test_the_picture_is_that_of_the_board() -> None:
+    path = DOCS / "picture.py"
+    spec = importlib.util.spec_from_file_location("picture", path)
+    assert spec is not None
+    assert spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    drawn = made.picture()
+    assert made.PICTURE.read_text(encoding="utf-8") == drawn, "run `python docs/picture.py`"
+    assert len(drawn) < 60_000
+
+
 # The site
 
 
