@@ -239,6 +239,7 @@ def test_which_method_has_the_numbers_of_the_board() -> None:
     assert {cell.split(" ")[0] for cell in said if re.match(r"\d+\.\d \[", cell)} <= numbers
 
 
+@pytest.mark.slow
 def test_the_picture_is_that_of_the_board() -> None:
     path = DOCS / "picture.py"
     spec = importlib.util.spec_from_file_location("picture", path)
