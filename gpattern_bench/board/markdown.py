@@ -63,8 +63,9 @@ includes 0. Plain: behind the best, ahead of every control. (Brackets): not demo
 control; ↓: behind one. · not run. Numbers of two columns do not compare. *Skill* orders the rows:
 100 (F1 \N{MINUS SIGN} best control) / (100 \N{MINUS SIGN} best control), mean over the tests of a
 dataset, then over datasets; a method that was not run on every test has none. Of a method that was
-fitted in several ways the one with most datasets counts. {order}{left_out}With intervals, curves,
-filters and a comparison of any two methods: `index.html` in this folder. All metrics, test by test:
+fitted in several ways the one with most datasets counts. {order}{left_out}What to run, by the
+labels that you have: `WHICH_METHOD.md` in this folder; with intervals, curves, filters and a
+comparison of any two methods: `index.html`. All metrics, test by test:
 below."""
 _LEVEL_MARKS: dict[Level, str] = {
     "best": "**{}**", "between": "{}", "control": "({})", "behind": "↓{}"
