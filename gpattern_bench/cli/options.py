@@ -31,14 +31,14 @@ class Group(TyperGroup):
 
 
 class OfMethod(TyperCommand):
-    """A command for methods of the package, which its help names."""
+    """A command for methods, which its help names: those of the package and of plug-ins."""
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Write the names, read when help is asked for, then the examples."""
-        from gpattern_bench.methods import METHODS
+        from gpattern_bench.methods import METHODS, plugins
 
         with formatter.section("Methods"):
-            formatter.write_text(", ".join(METHODS))
+            formatter.write_text(", ".join([*METHODS, *plugins()]))
         super().format_epilog(ctx, formatter)
 
 
