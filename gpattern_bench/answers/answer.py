@@ -14,12 +14,23 @@ import pyarrow.parquet as pq
 from gpattern_bench.data.dataset import Dataset, load_dataset
 from gpattern_bench.errors import GPatternBenchError
 
-__all__ = ["ANSWER", "CELLS", "GENES", "PAIRS", "SCORES", "TABLES", "Answer", "read_answer"]
+__all__ = [
+    "ANSWER",
+    "CELLS",
+    "GENES",
+    "PAIRS",
+    "REPORT",
+    "SCORES",
+    "TABLES",
+    "Answer",
+    "read_answer",
+]
 
 ANSWER = "answer.json"
 TABLES = "tables"
 SCORES, PAIRS, CELLS = "scores.parquet", "pairs.parquet", "cells.parquet"
 GENES = "genes.csv"
+REPORT = "report.html"
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from gpattern_bench.tables.predictions import write_tables
 __all__ = [
     "NEARLY_ALL",
     "call_patterns",
+    "cell_text",
     "gene_table",
     "makes_calls",
     "summarise_genes",
@@ -273,11 +274,11 @@ def write_calls(scores: Path, thresholds: Mapping[str, float | None], path: Path
 def write_genes(table: pd.DataFrame, path: Path) -> None:
     """Write a table of genes as csv, with no name that a spreadsheet would run."""
     text = table.assign(
-        **{key: [_cell_text(name) for name in table[key]] for key in ("gene", "patterns")}
-    ).rename(columns=_cell_text)
+        **{key: [cell_text(name) for name in table[key]] for key in ("gene", "patterns")}
+    ).rename(columns=cell_text)
     write_text(path, text.to_csv(index=False, float_format="%.6f"))
 
 
-def _cell_text(name: str) -> str:
+def cell_text(name: str) -> str:
     """Quote a name that a spreadsheet would take for a formula and run: `'` in front."""
     return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else name
