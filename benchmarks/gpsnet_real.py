@@ -23,7 +23,7 @@ Prediction files go to ``--out`` as `gpattern-bench run` writes them, ready for 
 are there are not made again. Needs the gold sets' and the lung set's files (mirror or network).
 
 Rerun: `python benchmarks/gpsnet_real.py --out runs/gpsnet_real` (two hours on two cores), parts
-of it with ``--parts``, or ``--quick``: one seed, two steps, simulated cells only.
+of it with ``--parts``, or ``--quick``: one seed, two steps, five trees, simulated cells only.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.evaluate.bootstrap import Resamples, interval, is_biased
 from gpattern_bench.evaluate.calls import val_thresholds
 from gpattern_bench.methods import get_method
+from gpattern_bench.methods.boosted import method as boosted
 from gpattern_bench.methods.gpsnet import method as gpsnet
 from gpattern_bench.methods.gpsnet.config import TRAININGS
 from gpattern_bench.methods.gpsnet.method import GPSNetEnsemble, GPSNetMethod
@@ -199,6 +200,7 @@ def made(row: Row, seed: int, out: Path, quick: bool) -> Path:
     """Run a row with a seed, unless that is done; return the test file."""
     if quick:
         gpsnet.steps_for = lambda cells: 2 + 0 * cells
+        boosted._TREES, boosted._ROUNDS = 5, 5
     dataset, sources = load_dataset(row.dataset), [load_dataset(name) for name in row.train_on]
     folder = out / row.method
     method = get_method(row.method)

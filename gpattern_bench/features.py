@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import cast
 
 import pandas as pd
 import pyarrow as pa
@@ -14,6 +15,7 @@ from gpattern_bench.base.files import replacing
 from gpattern_bench.base.progress import Progress
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import UnknownMethodError
+from gpattern_bench.methods import get_method, plugins
 
 __all__ = ["FEATURES", "compute_features", "write_features"]
 
@@ -37,7 +39,9 @@ def compute_features(
     Parameters
     ----------
     method : str
-        One of :data:`FEATURES`; its page in ``docs/methods`` has the columns.
+        One of :data:`FEATURES`, whose pages in ``docs/methods`` have the columns, or a method of
+        another package (:func:`gpattern_bench.methods.plugins`) that has a method ``features``:
+        it takes cells, and yields frames like these.
     dataset : Dataset
     split : str or None
         None: all splits.
@@ -98,15 +102,24 @@ def write_features(
 def _computed(
     method: str, dataset: Dataset, split: str | None, unit_um: float | None
 ) -> Iterator[pd.DataFrame]:
-    if method not in FEATURES:
-        raise UnknownMethodError(
-            f"{method!r} has no raw features; methods that have: {', '.join(FEATURES)}"
-        )
-    module, _, function = FEATURES[method].partition(":")
-    compute = getattr(import_module(module), function)
+    compute = _function(method)
     unit = {} if unit_um is None else {"unit_um": unit_um}
     cells = dataset.iter_cells(split).without_labels()
     return Progress(method, unit="parts").over(compute(cells, **unit))
+
+
+def _function(method: str) -> Callable[..., Iterable[pd.DataFrame]]:
+    """Find the function of a method; of another package's, its method of the name `features`."""
+    if method in FEATURES:
+        module, _, function = FEATURES[method].partition(":")
+        found: Callable[..., Iterable[pd.DataFrame]] = getattr(import_module(module), function)
+        return found
+    theirs = plugins()
+    if method in theirs and (own := getattr(get_method(method), "features", None)):
+        return cast("Callable[..., Iterable[pd.DataFrame]]", own)
+    raise UnknownMethodError(
+        f"{method!r} has no raw features; methods that have: {', '.join(FEATURES)}"
+    )
 
 
 def _batches(frames: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:

@@ -282,10 +282,13 @@ def test_datasets_are_made_from_an_empty_cache():
     assert min(found.values()) > 0
 
 
-def test_models_of_the_package_are_made_again(tmp_path):
-    command = [sys.executable, BENCHMARK.with_name("pretrained.py"), "--quick", "--out", tmp_path]
-    done = run([*command, "--only", "gpsnet-cosmx"])
-    [(name, card)] = json.loads(done.stdout.splitlines()[-1]).items()
+def test_models_of_the_package_are_made_again(tmp_path, monkeypatch, capsys, brief_training):
+    monkeypatch.syspath_prepend(BENCHMARK.parent)
+    monkeypatch.setattr("torch.set_num_threads", lambda n: None)  # those of later tests
+    options = ["--quick", "--only", "gpsnet-cosmx", "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["pretrained.py", *options])
+    importlib.import_module("pretrained").main()
+    [(name, card)] = json.loads(capsys.readouterr().out.splitlines()[-1]).items()
     assert json.loads((tmp_path / name / "card.json").read_text()) == card
     assert set(card["thresholds"]) == set(card["rates"]) == {"cytoplasmic", "membrane", "nuclear"}
     assert load_model(tmp_path / name)[1].thresholds == card["thresholds"]

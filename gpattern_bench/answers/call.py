@@ -430,7 +430,7 @@ def _record(
     """Say what was done."""
     rule, card, totals = judge.rule, judge.card, counts.totals()
     of_pattern, wrong = totals.pop("of_pattern"), totals.pop("expected_wrong")
-    warnings = scope.warnings() + _rule_warnings(rule, card, totals, of_pattern)
+    warnings = scope.warnings() + _rule_warnings(rule, card, totals, of_pattern, wrong)
     warnings += [] if shuffled is None else shuffled_warnings(shuffled)
     for text in warnings:
         _log.warning("%s", text)
@@ -467,7 +467,11 @@ def _record(
 
 
 def _rule_warnings(
-    rule: Rule, card: Card | None, totals: Mapping[str, int], of_pattern: Mapping[str, int]
+    rule: Rule,
+    card: Card | None,
+    totals: Mapping[str, int],
+    of_pattern: Mapping[str, int],
+    wrong: Mapping[str, float],
 ) -> list[str]:
     """Say what of the calls is to be doubted."""
     found = []
@@ -476,6 +480,12 @@ def _rule_warnings(
             "the model has no card: its scores stand for probabilities, pairs of few molecules are "
             "called too, and whether it has seen such cells is not known"
         )
+    else:
+        found += [
+            f"{pattern}: {share:.0%} of its calls are expected to be wrong: use the probabilities"
+            for pattern, share in wrong.items()
+            if share > 0.5
+        ]
     if not totals["called"]:
         found.append(f"no pair is called: not called are {rule.text}")
     found += [

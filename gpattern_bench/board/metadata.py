@@ -105,15 +105,17 @@ def _filled(text: str) -> str:
     return text
 
 
-_Text = Annotated[
-    str, Field(min_length=1, max_length=2000), AfterValidator(_filled), AfterValidator(check_text)
-]
-_Label = Annotated[
-    str,
-    Field(min_length=1, max_length=LONGEST),
-    AfterValidator(_filled),
-    AfterValidator(check_label),
-]
+def _filled_text(text: str) -> str:
+    return check_text(_filled(text))
+
+
+def _filled_label(text: str) -> str:
+    return check_label(_filled(text))
+
+
+# One validator each: pydantic before 2.12 drops all but the last of several beside a Field.
+_Text = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_filled_text)]
+_Label = Annotated[str, Field(min_length=1, max_length=LONGEST), AfterValidator(_filled_label)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 _Name = Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$", max_length=60)]
 _TrainedOn = Annotated[

@@ -98,7 +98,7 @@ def submit_run(run: Path, to: Path) -> Metadata:
             problems += [f"{file}: {text}" for text in file_contradictions(metadata, origin)]
         dataset = datasets[f"{origin.dataset}@{origin.version}"]
         if isinstance(dataset, Dataset):
-            _check_companions(file, origin, dataset, problems)
+            _check_companions(file, origin, dataset, metadata, problems)
             real = not dataset.manifest.is_simulated
             if metadata is not None and "labels" in metadata.inputs and real:
                 problems.append(
@@ -201,7 +201,9 @@ def _checked(
     return origin
 
 
-def _check_companions(file: Path, origin: Origin, dataset: Dataset, problems: list[str]) -> None:
+def _check_companions(
+    file: Path, origin: Origin, dataset: Dataset, metadata: Metadata | None, problems: list[str]
+) -> None:
     """Check what lies with a test file: its val file, and the report of its run if there is one."""
     val = file.with_name(f"{origin.stem('val')}.parquet")
     if "val" in dataset.splits:
@@ -223,6 +225,22 @@ def _check_companions(file: Path, origin: Origin, dataset: Dataset, problems: li
         for key in ("method", "dataset", "version", "seed", "protocol", "trained_on")
         if getattr(made, key) != getattr(origin, key)
     ]
+    if metadata is not None:
+        problems += [f"{METADATA}: {text} ({report})" for text in _undeclared(metadata, made)]
+
+
+def _undeclared(metadata: Metadata, made: Run) -> Iterator[str]:
+    """Say what a submission declares otherwise than its run measured."""
+    if more := [name for name in made.depends_on or () if name not in metadata.inputs]:
+        yield (
+            f"inputs: [{', '.join(metadata.inputs)}], but other values of {' and '.join(more)} "
+            "changed the scores of this run: add them"
+        )
+    if metadata.deterministic and made.repeats is False:
+        yield (
+            "deterministic: true, but two scorings of the same cells differed in this run: say "
+            "false, or seed what draws"
+        )
 
 
 def _recover(to: Path) -> None:

@@ -114,11 +114,16 @@ def models(as_json: Json = False) -> None:
             f"{part['dataset']} ({part['split']})" for part in card.raw["trained_on"]
         )
         echo(f"    trained on: {trained}")
-        for row in card.raw["scores"] or card.raw["recipe_scores"].get("rows", []):
+        rows = [(row, "") for row in card.raw["scores"]]
+        recipe = card.raw["recipe_scores"].get("rows", [])
+        rows += [(row, f"the same training, {row['seeds']} seeds, ") for row in recipe]
+        for row, what in rows:
+            at = row.get("f1_at_thresholds")
+            told = "" if at is None else f", {100 * at:.1f} at its thresholds"
+            fields = f" {row['fields']}" if "fields" in row else ""
             echo(
-                f"    {row['dataset']}, {row['pairs']:,} pairs: AUC {100 * row['auc_macro']:.1f}, "
-                f"F1 {100 * row['f1_macro']:.1f}, at its thresholds "
-                f"{100 * row['f1_at_thresholds']:.1f}"
+                f"    {what}{row['dataset']}{fields}, {row['pairs']:,} pairs: AUC "
+                f"{100 * row['auc_macro']:.1f}, F1 {100 * row['f1_macro']:.1f}{told}"
             )
         echo(f"    licence: {card.raw['licence']}")
     echo("\nmodels --json prints the whole cards: intervals, thresholds, known failures.")

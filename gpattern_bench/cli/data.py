@@ -163,11 +163,15 @@ def export(
     """Write a dataset's finished tables, verified, for any address to serve."""
     from gpattern_bench.curate.build import export_tables
     from gpattern_bench.data.dataset import load_dataset
+    from gpattern_bench.data.entry import entry_text
 
     dataset = load_dataset(name, verify=True)
     digest = export_tables(dataset.folder, out)
-    echo(f"{dataset.id} in {out}. Its entry in a registry, once an address serves the folder:")
-    echo(f"  tables: {{urls: [ADDRESS], sha256: {digest}}}")
+    echo(
+        f"{dataset.id} in {out}. Its entry in the registry (gpattern_bench/sources/datasets.yaml),"
+    )
+    echo("once an address serves the folder and <...> is filled in:\n")
+    echo(entry_text(dataset, digest), nl=False)
 
 
 @app.command(

@@ -178,12 +178,17 @@ def run_all_(
 
 @app.command(epilog=examples("methods", "methods --json"))
 def methods(as_json: Json = False) -> None:
-    """List the methods of the package: what they look at, whether they learn, what they do."""
+    """List the methods, those of other packages last: what they look at, learn and do."""
     from dataclasses import asdict
 
-    from gpattern_bench.methods import METHODS, get_method
+    from gpattern_bench.methods import METHODS, get_method, plugins
 
     found = [get_method(name).about for name in METHODS]
+    for name in plugins():
+        try:
+            found.append(get_method(name).about)
+        except MethodError as error:
+            echo(f"warning: {error}", err=True)
     if as_json:
         print_json([asdict(about) for about in found])
         return

@@ -198,6 +198,19 @@ class Cells:
             [replace(one, keep=frozenset(k)) for one, k in zip(self._tables, kept, strict=True)]
         )
 
+    def first(self, most: int) -> Cells:
+        """Return the first of the cells, at most so many."""
+        some = []
+        for one in self._tables:
+            table = read_table(one.folder / "cells.parquet", one.fovs, ["fov", "cell_id"])
+            rows = table.to_pandas()
+            rows = rows if one.keep is None else rows[rows["cell_id"].isin(one.keep)]
+            rows, most = rows.head(most), most - len(rows.head(most))
+            if len(rows):
+                fovs, names = rows["fov"].astype(str).unique(), rows["cell_id"].astype(str)
+                some.append(replace(one, fovs=fovs.tolist(), keep=frozenset(names)))
+        return self._of(some)
+
     def _of(self, tables: Sequence[CellTables]) -> Cells:
         some = copy(self)
         some._tables = tables

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import difflib
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 
-from gpattern_bench.errors import UnknownMethodError
+from gpattern_bench.errors import MethodError, UnknownMethodError
 from gpattern_bench.methods.base import Method
 
-__all__ = ["METHODS", "get_method"]
+__all__ = ["METHODS", "PLUGINS", "get_method", "plugins"]
 
 METHODS = {
     "prevalence": "gpattern_bench.methods.controls:Prevalence",
@@ -39,23 +40,65 @@ METHODS = {
 """Name -> ``module:class`` of every method in the package."""
 
 
+PLUGINS = "gpattern_bench.methods"
+"""Group of entry points by which other packages name their methods."""
+
+
+def plugins() -> dict[str, EntryPoint]:
+    """Find the methods of other installed packages: name -> entry point; nothing is imported.
+
+    A package names them in its ``pyproject.toml``::
+
+        [project.entry-points."gpattern_bench.methods"]
+        my_method = "my_package.my_module:MyMethod"
+
+    A name of :data:`METHODS` always means the one of this package.
+    """
+    return {found.name: found for found in entry_points(group=PLUGINS) if found.name not in METHODS}
+
+
 def get_method(name: str) -> Method:
-    """Make a method, not yet fitted.
+    """Make a method of this package, or of another one (:func:`plugins`); not yet fitted.
 
     Raises
     ------
     UnknownMethodError
         The message lists the nearest names and all names.
+    MethodError
+        The method of another package cannot be imported, or has another name than its entry point.
 
     Examples
     --------
     >>> get_method("sprawl").about.label
     'SPRAWL'
     """
-    if name not in METHODS:
-        near = difflib.get_close_matches(name.lower(), METHODS, n=2, cutoff=0.5)
+    if name in METHODS:
+        module, _, attribute = METHODS[name].partition(":")
+        method: Method = getattr(import_module(module), attribute)()
+        return method
+    found = plugins()
+    if name not in found:
+        known = [*METHODS, *found]
+        near = difflib.get_close_matches(name.lower(), known, n=2, cutoff=0.5)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise UnknownMethodError(f"no method named {name!r}.{hint} Known: {', '.join(METHODS)}.")
-    module, _, attribute = METHODS[name].partition(":")
-    method: Method = getattr(import_module(module), attribute)()
+        raise UnknownMethodError(f"no method named {name!r}.{hint} Known: {', '.join(known)}.")
+    return _loaded(found[name])
+
+
+def _loaded(entry: EntryPoint) -> Method:
+    """Make the method of an entry point."""
+    where = f"{entry.value} ({entry.dist.name})" if entry.dist else entry.value
+    try:
+        method: Method = entry.load()()
+        called = method.about.name
+    except Exception as error:  # code of anyone's
+        raise MethodError(
+            f"{entry.name}, which {where} provides, cannot be made: {error!r}; expected a class "
+            "with `about` and fit, save, load and predict (gpattern_bench.methods.base.Method)"
+        ) from error
+    if called != entry.name:
+        raise MethodError(
+            f"{entry.name}, which {where} provides, says about.name = {called!r}; expected "
+            f"{entry.name!r}"
+        )
     return method

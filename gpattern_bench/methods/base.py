@@ -73,7 +73,8 @@ class Method(Protocol):
     """A method: ``fit`` or ``load``, then ``predict``; the same seed gives the same scores.
 
     Optional: an attribute ``parameters``, the number of learnt values, for a run to record; a third
-    parameter ``context`` of ``fit``, to receive a :class:`FitContext`.
+    parameter ``context`` of ``fit``, to receive a :class:`FitContext`; a method ``features``, for
+    :func:`gpattern_bench.features.compute_features`.
     """
 
     about: ClassVar[About]

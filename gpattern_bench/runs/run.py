@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,7 @@ from gpattern_bench.methods.base import (
 )
 from gpattern_bench.methods.predict import predict_cells
 from gpattern_bench.predictions import prediction_table
+from gpattern_bench.runs.dependence import measure_dependence
 from gpattern_bench.runs.saved_model import Model, load_model, save_model
 from gpattern_bench.runs.training import (
     choose_protocol,
@@ -110,6 +111,12 @@ class Run:
         Of what the method is a variant.
     sample_cells : int or None
         At most so many of the training cells, drawn at random, were fitted on; None: all.
+    depends_on : tuple of str or None
+        Of a method of your own: the inputs that change its scores
+        (:func:`gpattern_bench.runs.dependence.measure_dependence`), to be compared with those that
+        its submission declares.
+    repeats : bool or None
+        Of a method of your own: whether the same cells got the same scores twice.
     """
 
     method: str
@@ -129,6 +136,8 @@ class Run:
     seconds_by_batch: dict[str, float] | None = None
     variant: Variant | None = None
     sample_cells: int | None = None
+    depends_on: tuple[str, ...] | None = None
+    repeats: bool | None = None
 
 
 def run_method(
@@ -451,6 +460,9 @@ def write_run(
         variant=_variant(method),
         sample_cells=sample_cells,
     )
+    if name not in METHODS:  # of those, tests compare what they declare
+        found = measure_dependence(method, dataset.iter_cells(origins[-1].split))
+        report = replace(report, depends_on=found.inputs, repeats=found.repeats)
     path = folder / f"{origins[0].stem('run')}.json"
     write_text(path, json.dumps(asdict(report), indent=1) + "\n")
     return files

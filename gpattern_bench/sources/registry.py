@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
@@ -18,12 +19,14 @@ from pydantic import (
     Field,
     PlainSerializer,
     SerializerFunctionWrapHandler,
+    ValidationError,
     field_validator,
     model_serializer,
     model_validator,
 )
 
-from gpattern_bench.errors import UnknownDatasetError
+from gpattern_bench.base.validation import invalid_text
+from gpattern_bench.errors import GPatternBenchError, UnknownDatasetError
 from gpattern_bench.sources.recipe import Recipe
 
 __all__ = [
@@ -35,8 +38,13 @@ __all__ = [
     "forest_file",
     "is_registered",
     "list_datasets",
+    "read_registry",
     "registry",
 ]
+
+_log = logging.getLogger(__name__)
+
+_REGISTRY = "datasets.yaml"
 
 FOREST = "rnaforest"
 """Name of Bento's published classifier, a file in the registry (:func:`forest_file`)."""
@@ -245,11 +253,68 @@ class Entry(_Frozen):
 
 @cache
 def registry() -> tuple[Entry, ...]:
-    """Return all entries of ``datasets.yaml``, in its order."""
-    text = files("gpattern_bench.sources").joinpath("datasets.yaml").read_text(encoding="utf-8")
+    """Return the sound entries of ``datasets.yaml``, in its order; logs an error for each other.
+
+    Raises
+    ------
+    GPatternBenchError
+        The file is not YAML, or no list of entries.
+    """
+    entries, problems = read_registry(_text())
+    for problem in problems.values():
+        _log.error("%s", problem)
+    return entries
+
+
+def _text() -> str:
+    return files("gpattern_bench.sources").joinpath(_REGISTRY).read_text(encoding="utf-8")
+
+
+def read_registry(text: str) -> tuple[tuple[Entry, ...], dict[str, str]]:
+    """Read entries of datasets: those that are sound, and what is wrong with the others.
+
+    Parameters
+    ----------
+    text : str
+        YAML, as that of ``datasets.yaml``.
+
+    Returns
+    -------
+    entries : tuple of Entry
+    problems : dict of str to str
+        ``name@version`` of an entry, or what stands there -> every problem with it.
+
+    Raises
+    ------
+    GPatternBenchError
+        The text is not YAML, or no list of entries.
+    """
     # The C parser is ten times faster; some builds of PyYAML lack it.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return tuple(Entry.model_validate(entry) for entry in yaml.load(text, loader))  # noqa: S506
+    try:
+        found = yaml.load(text, loader)  # noqa: S506 - a safe one
+    except yaml.YAMLError as error:
+        raise GPatternBenchError(f"{_REGISTRY} is not YAML: {error}") from error
+    if not isinstance(found, list):
+        raise GPatternBenchError(
+            f"{_REGISTRY}: expected a list of entries, each beginning with `- name:`, got "
+            f"{type(found).__name__}"
+        )
+    entries: list[Entry] = []
+    problems: dict[str, str] = {}
+    for k, values in enumerate(found, 1):
+        values = values if isinstance(values, dict) else {}
+        known = f"{values.get('name', f'entry {k}')}@{values.get('version', '?')}"
+        try:
+            entry = Entry.model_validate(values)
+        except ValidationError as error:
+            problems[known] = f"{_REGISTRY}, {known}: {invalid_text(error)}"
+            continue
+        if entry.id in {other.id for other in entries}:
+            problems[known] = f"{_REGISTRY}, {known}: stands there twice; the first counts"
+            continue
+        entries.append(entry)
+    return tuple(entries), problems
 
 
 def list_datasets() -> list[str]:
@@ -292,6 +357,9 @@ def find_entry(name: str) -> Entry:
     """
     wanted, _, version = name.partition("@")
     entries = [entry for entry in registry() if entry.name == wanted]
+    for known, problem in read_registry(_text())[1].items() if not entries else ():
+        if known.partition("@")[0] == wanted:
+            raise UnknownDatasetError(problem)
     if not entries:
         near = difflib.get_close_matches(wanted.lower(), list_datasets(), n=3, cutoff=0.5)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""

@@ -2,7 +2,8 @@
 
 Run as ``python submissions/my_method/run.py --out runs/my_method``. Copy it, and put your method
 in place of this one. `run_method` fits it on train, writes the checked prediction files of val and
-test, and measures time, memory, device and parameters: nothing is measured by hand.
+test, and measures time, memory, device, parameters and which inputs change the scores: nothing is
+measured by hand.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from gpattern_bench import load_dataset
+from gpattern_bench.data.dataset import load_datasets
 from gpattern_bench.methods.base import About
 from gpattern_bench.run import run_method
 
@@ -69,12 +70,21 @@ def radii(cell):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=MyMethod.about.summary)
     parser.add_argument("--dataset", default="synthetic")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--train-on", action="append", default=[], metavar="NAME",
+        help="fit on this dataset instead; again for more",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cv", choices=["cell"], help="out of fold by cell, in five folds as on the board"
+    )
+    parser.add_argument("--seeds", default="0", metavar="K,K,...", help="default 0")
     parser.add_argument("--out", default=f"runs/{MyMethod.about.name}")
     options = parser.parse_args()
-    for file in run_method(
-        MyMethod(), load_dataset(options.dataset), options.out, seed=options.seed
-    ):
-        print(file)
+    dataset, *train_on = load_datasets([options.dataset, *options.train_on])
+    for seed in map(int, options.seeds.split(",")):
+        for file in run_method(
+            MyMethod(), dataset, options.out, train_on=train_on, cv=bool(options.cv), seed=seed
+        ):
+            print(file)

@@ -40,7 +40,14 @@ from gpattern_bench.runs.run import run_method
 from gpattern_bench.runs.saved_model import Model, load_model, predict_tables, save_model
 
 FOUR = "gpsnet-four-patterns"
-FILES = ["answer.json", "cells.parquet", "genes.csv", "pairs.parquet", "scores.parquet"]
+FILES = [
+    "answer.json",
+    "cells.parquet",
+    "genes.csv",
+    "pairs.parquet",
+    "report.html",
+    "scores.parquet",
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -156,6 +163,10 @@ class TestTheAnswer:
         right = pairs.loc[pairs["nuclear"].fillna(False), "nuclear_probability"]
         assert counts["of_pattern"]["nuclear"] == len(right) > 0
         assert record["expected_wrong"]["nuclear"] == pytest.approx(1 - right.mean(), abs=1e-6)
+        told = [
+            text.partition(":")[0] for text in answer.warnings if "expected to be wrong" in text
+        ]
+        assert told == [name for name, share in record["expected_wrong"].items() if share > 0.5]
         assert json.loads(json.dumps(record)) == record
         assert answer.dataset.id == bare.id
         assert repr(answer).startswith("<Answer bare@1.2.0 by gpsnet-four-patterns: 36 cells")

@@ -6,6 +6,7 @@ import json
 
 import pandas as pd
 import pytest
+from samples import small_dataset
 
 from gpattern_bench import Evaluator, load_dataset
 from gpattern_bench.answers.card import read_card, read_cards
@@ -69,10 +70,10 @@ class TestByName:
                 load("gpsnet-nothing")
 
     def test_predict_takes_it(self, command, tmp_path):
-        out = tmp_path / "scores.parquet"
-        code, _, err = command("predict", "synthetic", "--model", FOUR, "--out", out)
+        tables, out = small_dataset(tmp_path), tmp_path / "scores.parquet"
+        code, _, err = command("predict", tables.folder, "--model", FOUR, "--out", out)
         assert code == 0, err
-        assert len(pd.read_parquet(out)) == load_dataset("synthetic").counts["pairs"]
+        assert len(pd.read_parquet(out)) == tables.counts["pairs"]
 
 
 class TestCards:

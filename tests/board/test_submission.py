@@ -43,6 +43,10 @@ FILLED = {
     "<paper>": "none",
     "<address of the code>": "submissions/my_method/run.py",
     "<licence>": "MIT",
+    "<model, baseline or control>": "model",
+    "<[coordinates, cell outline]>": "[coordinates, cell outline]",
+    "<[train]>": "[train]",
+    "<true or false>": "true",
 }
 TEST = "predictions/synthetic/test-seed0.parquet"
 VAL = "predictions/synthetic/val-seed0.parquet"
@@ -103,7 +107,7 @@ def made(tmp_path_factory) -> Path:
 def second(made, tmp_path_factory) -> Path:
     """What its run.py writes for another seed."""
     folder = tmp_path_factory.mktemp("second")
-    shell(made / "submissions/my_method/run.py", "--seed", "1", "--out", "runs/more", cwd=folder)
+    shell(made / "submissions/my_method/run.py", "--seeds", "1", "--out", "runs/more", cwd=folder)
     return folder
 
 
@@ -177,12 +181,27 @@ class TestTemplate:
         text = (SUBMISSIONS / "_template" / "submission.yaml").read_text("utf-8")
         assert set(placeholders(yaml.safe_load(text)).values()) == set(FILLED)
 
+    def test_undeclared_inputs_are_an_error(self, here):
+        edit(here, inputs=["coordinates"], deterministic=True)
+        before = everything(here)
+        with pytest.raises(SubmissionError, match=r"cell outline changed the scores.*add them"):
+            submit_run(here / "runs/my_method", here / "submissions/my_method")
+        assert everything(here) == before
+        edit(here, inputs=["coordinates", "cell outline", "nucleus outline"])  # more is no lie
+        submit_run(here / "runs/my_method", here / "submissions/my_method")
+
+    def test_scores_that_differ_are_not_deterministic(self, here):
+        path = here / "runs/my_method/synthetic/run-seed0.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"repeats": False}))
+        with pytest.raises(SubmissionError, match="deterministic: true, but two scorings"):
+            submit_run(here / "runs/my_method", here / "submissions/my_method")
+
     def test_unfilled_is_an_error_that_names_them(self, here, command):
         shutil.copy("submissions/_template/submission.yaml", "submissions/my_method")
         before = everything(here)
         code, _, err = command("submit", "runs/my_method", "--to", "submissions/my_method")
         assert code == 2
-        assert "8 problems" in err
+        assert "12 problems" in err
         for expected in ("label: replace <My method> with yours", "authors.0: replace <First"):
             assert expected in err
         assert everything(here) == before
@@ -191,7 +210,7 @@ class TestTemplate:
         shutil.rmtree(here / "submissions" / "my_method")
         with pytest.raises(SubmissionError, match="the template is copied there") as caught:
             submit_run(here / "runs/my_method", here / "submissions/my_method")
-        assert len(caught.value.problems) == 9
+        assert len(caught.value.problems) == 13
         fill(here / "submissions" / "my_method" / "submission.yaml")
         assert len(submit_run(here / "runs/my_method", here / "submissions/my_method").files) == 2
 

@@ -20,6 +20,7 @@ import pytest
 from samples import PATIENCE_S
 
 from gpattern_bench import __version__, load_dataset
+from gpattern_bench.base.files import file_sha256
 from gpattern_bench.cli import app, main
 from gpattern_bench.cli.board import _DEMO
 from gpattern_bench.curate.simulate import cells as simulate
@@ -27,6 +28,7 @@ from gpattern_bench.curate.simulate.cells import PATTERNS
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.methods import METHODS
 from gpattern_bench.predictions import write_predictions
+from gpattern_bench.sources.registry import find_entry, read_registry
 
 COMMANDS = ["list", "info", "cite", "datasheet", "download", "export", "verify", "curate"]
 COMMANDS += ["simulate", "run", "run-all", "validate", "evaluate"]
@@ -541,8 +543,8 @@ class TestDemo:
     SHORTER = """
 from gpattern_bench.methods.boosted import method as boosted
 from gpattern_bench.methods.gpsnet import method as gpsnet
-boosted._TREES, boosted._ROUNDS = 20, 15
-gpsnet.steps_for = lambda cells: 100
+boosted._TREES, boosted._ROUNDS = 5, 5
+gpsnet.steps_for = lambda cells: 24
 from gpattern_bench.cli import main
 main()
 """
@@ -550,7 +552,7 @@ main()
     @pytest.fixture(scope="class")
     @classmethod
     def made(cls, tmp_path_factory):
-        """The demo in a process of its own; a sixth of GPSNet's steps, a tenth of the trees."""
+        """The demo in a process of its own, with few steps of GPSNet and few trees."""
         folder = tmp_path_factory.mktemp("demo")
         command = [sys.executable, "-c", cls.SHORTER, "demo", "--out", "d"]
         found = subprocess.run(
@@ -745,7 +747,14 @@ def test_datasheet_is_shown_or_written(cli, tmp_path):
 def test_export_writes_tables_that_load(cli, tmp_path):
     outcome = cli("export", "synthetic", "--out", "shared")
     assert outcome.code == 0
-    assert re.search(r"tables: \{urls: \[ADDRESS\], sha256: [0-9a-f]{64}\}", outcome.out)
+    [entry], problems = read_registry(
+        outcome.out.partition("\n\n")[2].replace("<", "").replace(">", "")
+    )
+    known = find_entry("synthetic")
+    assert problems == {}
+    assert entry.tables.sha256 == file_sha256(tmp_path / "shared" / "manifest.json")
+    same = {"tables": None, "notes": ""}
+    assert entry.model_copy(update=same) == known.model_copy(update=same)
     assert cli("verify", tmp_path / "shared").code == 0
     refused(cli("export", "synthetic", "--out", "shared"), "not empty")
 

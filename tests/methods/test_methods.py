@@ -18,12 +18,14 @@ from gpattern_bench.data.cells import Cell
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import UnknownMethodError
 from gpattern_bench.methods import METHODS, get_method
+from gpattern_bench.methods.base import Method
 from gpattern_bench.methods.sprawl.method import (
     median_rank_scores,
     median_rank_variance,
     pattern_scores,
     peripheral_central,
 )
+from gpattern_bench.runs.dependence import INPUTS, Dependence, measure_dependence
 
 COSMX = ("nuclear", "membrane", "cytoplasmic")
 SQUARE = shapely.box(0, 0, 10, 10)
@@ -82,11 +84,19 @@ def by_hand(tmp_path_factory) -> Dataset:
     return build(folder, Release(molecules, cells, frame), ("edge", "middle"), split="test")
 
 
-def predicted(name: str, dataset: Dataset, split: str = "test", train: str | None = "train"):
-    """cell id -> scores, after fitting on the dataset's own split."""
+def fitted(name: str, dataset: Dataset, train: str | None = "train") -> Method:
     method = get_method(name)
     if method.about.learns:
         method.fit(dataset.iter_cells(train), 0)
+    return method
+
+
+def predicted(name: str, dataset: Dataset, split: str = "test", train: str | None = "train"):
+    """cell id -> scores, after fitting on the dataset's own split."""
+    return scores_of(fitted(name, dataset, train), dataset, split)
+
+
+def scores_of(method: Method, dataset: Dataset, split: str = "test"):
     cells = dataset.iter_cells(split)
     shown = cells if method.about.sees_labels else cells.without_labels()
     return {cell.cell_id: scores for cell, scores in method.predict(shown)}
@@ -103,13 +113,18 @@ class TestEveryMethod:
     @pytest.mark.slow
     def test_scores_are_float32_in_0_1_for_every_pair(self, request, name, which):
         dataset = request.getfixturevalue(which)
-        scores = predicted(name, dataset)
+        method = fitted(name, dataset)
+        scores = scores_of(method, dataset)
         cells = {cell.cell_id: cell for cell in dataset.iter_cells("test")}
         assert scores.keys() == cells.keys()
         for cell_id, values in scores.items():
             assert values.dtype == np.float32
             assert values.shape == (len(cells[cell_id].genes), len(dataset.patterns))
             assert ((values >= 0) & (values <= 1)).all()
+        if which == "four":  # with nuclei, and every pattern
+            declared = tuple(name for name in INPUTS if name in method.about.inputs)
+            found = measure_dependence(method, dataset.iter_cells("test"))
+            assert found == Dependence(declared, repeats=True)
 
     @pytest.mark.parametrize("name", METHODS)
     def test_name_and_inputs_are_consistent(self, name):

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+import gpattern_bench.sources.registry
 from gpattern_bench import list_datasets as public_list_datasets
 from gpattern_bench.base.arrays import arrays_sha256, read_arrays
 from gpattern_bench.base.files import file_sha256
-from gpattern_bench.errors import UnknownDatasetError
+from gpattern_bench.errors import GPatternBenchError, UnknownDatasetError
 from gpattern_bench.sources.registry import (
     PUBLISHED,
     Entry,
@@ -18,6 +19,7 @@ from gpattern_bench.sources.registry import (
     SourceFile,
     find_entry,
     list_datasets,
+    read_registry,
     registry,
 )
 from gpattern_bench.tables import schema
@@ -38,6 +40,38 @@ TABLE_1 = {
 
 each_entry = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.id)
 each_file = pytest.mark.parametrize("file", FILES)
+
+
+def test_a_bad_entry_leaves_the_others_usable():
+    told = ["title", "technology", "species", "release", "licence", "terms", "citation"]
+    good = {"name": "good", "version": "1.0.0", "counts": {}, "content_sha256": {}}
+    good |= dict.fromkeys(told, "text") | {"recipe": {"format": "xenium", "patterns": ["a"]}}
+    bad = {"name": "Bad Name", "version": 1.0, "recipe": good["recipe"]}
+    [entry], problems = read_registry(json.dumps([bad, good, 7, good]))
+    assert entry.id == "good@1.0.0"
+    assert list(problems) == ["Bad Name@1.0", "entry 3@?", "good@1.0.0"]
+    assert problems["Bad Name@1.0"].startswith("datasets.yaml, Bad Name@1.0: name: ")
+    assert "version: " in problems["Bad Name@1.0"]
+    assert "title: " in problems["Bad Name@1.0"]
+    assert "stands there twice" in problems["good@1.0.0"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("a: [", "is not YAML"), ("a: 1", "expected a list of entries")]
+)
+def test_a_file_that_is_no_list_of_entries_is_an_error(text, expected):
+    with pytest.raises(GPatternBenchError, match=f"datasets.yaml.*{expected}"):
+        read_registry(text)
+
+
+def test_the_name_of_a_bad_entry_is_told_what_is_wrong(monkeypatch):
+    monkeypatch.setattr(gpattern_bench.sources.registry, "_text", lambda: "- {name: mine}")
+    registry.cache_clear()
+    try:
+        with pytest.raises(UnknownDatasetError, match=r"datasets.yaml, mine@\?: version: "):
+            find_entry("mine")
+    finally:
+        registry.cache_clear()
 
 
 def test_name_and_version_are_unique():
