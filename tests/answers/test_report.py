@@ -68,7 +68,6 @@ class TestText:
             assert hostile not in text
         assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
         assert "{{ 7*7 }}" in text
-        assert "&lt;/svg&gt;&lt;b&gt;" in text or "</svg><b>" not in text
         assert text.count("<script>") == text.count("</script>") == 1
         assert text.count("<style>") == text.count("</style>") == 1
 
@@ -176,7 +175,8 @@ class TestShuffled:
         wide = alike["of_pattern"]["p"]
         assert wide["high"] - wide["low"] > 1.4 * (of["high"] - of["low"])
         never = compare_shuffled(pairs(chance & False), [pairs(real)], ["p"])["of_pattern"]["p"]
-        assert never["share"] == never["low"] == 0 < never["high"] < 0.05
+        assert never["share"] == 0 < never["high"] < 0.05
+        assert never["low"] == pytest.approx(0)
 
     def test_the_answer_has_them(self, answer):
         shuffled = answer.record["shuffled"]
@@ -242,12 +242,17 @@ def test_in_a_browser(chromium, answer):
     counts = [int(value) for value in values(2)]
     assert counts == sorted(counts, reverse=True)
     tab.get_by_role("button", name="Gene", exact=True).click()
-    assert values(1) == sorted(values(1), key=str.lower) or len(values(1)) == 9
+    ascending = values(1)
+    tab.get_by_role("button", name="Gene", exact=True).click()
+    assert values(1) == ascending[::-1]
+    assert ascending.index("G07") < ascending.index("G08") < ascending.index("MALAT1")
     tab.locator("#search").fill("malat")
     assert values(1) == ["MALAT1"]
     assert tab.locator("#shown").inner_text() == "1 of 9"
     tab.locator("#search").fill("")
     tab.locator("#only").check(force=True)
-    assert 0 < len(values(1)) <= 9
+    out = tab.locator("#table tbody tr:visible td:last-child").all_inner_texts()
+    assert out
+    assert all(out)
     context.close()
     assert wrong == []
