@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
 
+from gpattern_bench.answers.annotate import annotate, check_table
 from gpattern_bench.answers.answer import (
     ANSWER,
     CELLS,
@@ -40,7 +41,7 @@ from gpattern_bench.answers.shuffled import (
     shuffled_cells,
     shuffled_warnings,
 )
-from gpattern_bench.answers.source import Source, find_source
+from gpattern_bench.answers.source import Source, find_source, is_spatialdata
 from gpattern_bench.base.files import MANIFEST, plain, write_text
 from gpattern_bench.base.outlines import parse_wkb
 from gpattern_bench.base.progress import Progress
@@ -101,8 +102,9 @@ def call(
     Parameters
     ----------
     source : Dataset, spatialdata.SpatialData, str or pathlib.Path
-        A dataset, its name or its folder of tables; a SpatialData object; or an instrument's folder
-        or file, whose format is told by what is in it.
+        A dataset, its name or its folder of tables; a SpatialData object, which gets the answer as
+        its table ``gpattern_bench`` (:meth:`.answer.Answer.to_anndata`), tied to the cells'
+        outlines; or an instrument's folder or file, whose format is told by what is in it.
     out : str or pathlib.Path, optional
         Folder to make; default: a temporary one, until Python ends.
     model : str or pathlib.Path, optional
@@ -149,6 +151,8 @@ def call(
         nuclei=nuclei,
         surrogate_outlines=surrogate_outlines,
     )
+    if is_spatialdata(source):
+        check_table(source)
     judge = _Judge.load(_model_for(asked) if model is None else model)
     if out is not None and asked.holds(Path(out).expanduser()):
         raise GPatternBenchError(
@@ -160,7 +164,10 @@ def call(
         atexit.register(shutil.rmtree, home, ignore_errors=True)
         out = home / "answer"
     with making(Path(out).expanduser()) as folder:
-        return _answer(asked, judge, folder, jobs or -1)
+        answer = _answer(asked, judge, folder, jobs or -1)
+    if is_spatialdata(source):
+        annotate(source, answer, cells or "cell_boundaries")
+    return answer
 
 
 @dataclass(frozen=True)
