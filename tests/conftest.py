@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -102,6 +104,15 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"the real source files are not at {SHARED}")
     return SHARED
+
+
+@pytest.fixture
+def views() -> None:
+    """Arrow's view types, which older versions of pyarrow cannot write into Parquet files."""
+    try:
+        pq.write_table(pa.table({"a": pa.array(["b"], pa.string_view())}), pa.BufferOutputStream())
+    except (pa.ArrowNotImplementedError, TypeError) as error:
+        pytest.skip(f"pyarrow {pa.__version__} cannot write views: {error}")
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from gpattern_bench.board.metadata import Metadata
 from gpattern_bench.curate.release import Release
@@ -199,3 +200,33 @@ def content_sha256(tables: pa.Table | list[pa.Table]) -> str:
     for table in [tables] if isinstance(tables, pa.Table) else tables:
         content.update(table)
     return content.hexdigest()
+
+
+def write_answer(folder: Path, pairs: pd.DataFrame, cells: pd.DataFrame) -> Path:
+    """Write what `differential` reads of an answer.
+
+    `pairs` has cell_id, gene, n_molecules and a calibrated probability per pattern, which is called
+    from 0.5 on; below two molecules not. `cells` has cell_id, fov, area_um2 and, perhaps, in_scope.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    patterns = [name for name in pairs.columns if name not in ("cell_id", "gene", "n_molecules")]
+    columns = {
+        "cell_id": pa.array(pairs["cell_id"], pa.string()),
+        "gene": pa.array(pairs["gene"], pa.string()),
+        "n_molecules": pa.array(pairs["n_molecules"], pa.int32()),
+    }
+    abstained = pairs["n_molecules"].to_numpy() < 2
+    for pattern in patterns:
+        scores = pairs[pattern].to_numpy(np.float32)
+        columns[pattern] = pa.array(scores >= 0.5, mask=abstained)
+        columns[f"{pattern}_probability"] = pa.array(scores, pa.float32())
+    pq.write_table(pa.table(columns), folder / "pairs.parquet")
+    in_scope = cells.get("in_scope", pd.Series(True, index=cells.index))
+    table = {
+        "cell_id": pa.array(cells["cell_id"], pa.string()),
+        "fov": pa.array(cells["fov"], pa.string()),
+        "area_um2": pa.array(cells["area_um2"], pa.float32(), from_pandas=True),
+        "in_scope": pa.array(in_scope, pa.bool_()),
+    }
+    pq.write_table(pa.table(table), folder / "cells.parquet")
+    return folder

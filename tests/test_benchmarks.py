@@ -292,3 +292,27 @@ def test_models_of_the_package_are_made_again(tmp_path, monkeypatch, capsys, bri
     assert json.loads((tmp_path / name / "card.json").read_text()) == card
     assert set(card["thresholds"]) == set(card["rates"]) == {"cytoplasmic", "membrane", "nuclear"}
     assert load_model(tmp_path / name)[1].thresholds == card["thresholds"]
+
+
+@pytest.fixture(scope="module")
+def differing():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARK.parent)
+        yield importlib.import_module("differential")
+
+
+def test_expression_fools_means_but_not_the_adjusted(differing):
+    [row] = differing.simulator_part(1, differing.OLD_MODEL, 6, 24)
+    assert row["without"][0] > 2 * row["with covariates"][0]
+    assert row["with covariates"][0] < 0.1
+
+
+def test_planted_shifts_are_found_and_a_test_over_cells_finds_donors(differing):
+    pairs, cells, truth = differing.drawn(1, (5, 5), shifted=0.2, shift=3.0, genes=30, cells=80)
+    table = differing.compare(pairs, cells)
+    planted = truth["planted"].reindex(table.index) & table["p"].notna()
+    hits = table["fdr"] < 0.05
+    assert hits[planted].mean() > 0.5
+    assert hits[~planted].mean() < 0.1
+    null = differing.simple_tests(*differing.drawn(1, (5, 5), genes=30, cells=80)[:2], paired=False)
+    assert differing.below(null["welch"]) < 0.1 < differing.below(null["cells"])

@@ -43,11 +43,12 @@ def test_no_wait_ends_after_a_number_of_seconds():
     assert {name: what for name, what in found.items() if what} == {}
 
 
-def ids_of_another_process(folder: Path, seed: int) -> list[str]:
+def ids_of_another_process(folder: Path, seed: int, warnings: list[str]) -> list[str]:
     """Ids of all tests, collected where everything that is not code differs."""
     other = {"PYTHONHASHSEED": str(seed), "TMPDIR": str(folder), "HOME": str(folder)}
     other |= {"TZ": ("UTC", "Asia/Tokyo")[seed], "OMP_NUM_THREADS": str(1 + seed)}
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider"]
+    command += [part for each in warnings for part in ("-W", each)]
     command += ["-c", TESTS.parent / "pyproject.toml", TESTS, TESTS.parent / "gpattern_bench"]
     found = subprocess.run(
         command,
@@ -65,8 +66,9 @@ def ids_of_another_process(folder: Path, seed: int) -> list[str]:
 def test_ids_depend_on_nothing_but_the_code(request, tmp_path):
     """Workers of pytest-xdist compare theirs: what differs between two processes stops them all."""
     ids = [item.nodeid for item in request.session.items]
+    warnings = request.config.getoption("pythonwarnings") or []
     if len(ids) < ENOUGH:  # this process has collected a part only
-        ids = ids_of_another_process(tmp_path, 0)
+        ids = ids_of_another_process(tmp_path, 0, warnings)
     assert len(ids) >= ENOUGH
-    there = ids_of_another_process(tmp_path, 1)
+    there = ids_of_another_process(tmp_path, 1, warnings)
     assert ids == [name for name in there if name in set(ids)]

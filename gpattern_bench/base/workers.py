@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
@@ -85,6 +86,8 @@ def workers(jobs: int | None, cluster: str | None) -> Iterator[Workers | None]:
         return
     threads = str(max(processors() // count, 1))
     environment = {name: os.environ.get(name, threads) for name in _THREADS}
+    # loky starts a worker again whose memory grew by 300 MB, which a large field of view does.
+    warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
     # Not the standard library's: it imports `__main__` again, so scripts would need a guard.
     executor = partial(get_reusable_executor, count, timeout=300, env=environment)
     # After a success they stay for the next call, and end when idle or with this process.

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import TypeAdapter
@@ -176,6 +177,15 @@ def _texts(board: Board, submissions: Sequence[Submission]) -> dict[str, str]:
     stored = board.to_json() | {"overview": overview and overview.to_json()}
     return {
         "LEADERBOARD.md": markdown(board),
-        "leaderboard.json": json.dumps(stored, indent=1, ensure_ascii=False) + "\n",
+        "leaderboard.json": json.dumps(_rounded(stored), indent=1, ensure_ascii=False) + "\n",
         "index.html": build_page(board, submissions),
     }
+
+
+def _rounded(value: Any) -> Any:
+    """Round all numbers to eight decimals: the last digits differ between versions of numpy."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    return round(value, 8) if isinstance(value, float) else value

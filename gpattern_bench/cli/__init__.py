@@ -20,8 +20,8 @@ from gpattern_bench.cli.options import app, echo
 from gpattern_bench.errors import GPatternBenchError
 
 # Each adds its commands to the application, in this order.
-from gpattern_bench.cli import data, curate, answers, methods, robustness, scores, plots  # isort: skip # noqa: F401
-from gpattern_bench.cli import board, challenge  # isort: skip # noqa: F401
+from gpattern_bench.cli import data, curate, answers, differential, methods  # isort: skip # noqa: F401
+from gpattern_bench.cli import robustness, scores, plots, board, challenge  # isort: skip # noqa: F401
 
 __all__ = ["app", "main"]
 

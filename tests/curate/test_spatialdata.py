@@ -194,7 +194,9 @@ WKB = shapely.to_wkb(np.array(list(CELLS.values()), object))
 
 @pytest.mark.parametrize("column", ["cell", "cell_id", "EntityID"])
 @pytest.mark.parametrize("kind", [pa.uint32(), pa.string(), pa.float64(), pa.string_view()])
-def test_ids_come_from_a_column(tmp_path, column, kind):
+def test_ids_come_from_a_column(request, tmp_path, column, kind):
+    if kind == pa.string_view():
+        request.getfixturevalue("views")
     ids = pa.array([3, 7, 9], pa.uint32()).cast(pa.string() if kind == pa.string_view() else kind)
     table = pa.table({column: ids.cast(kind), "geometry": WKB})
     check(read(tmp_path, NUMBERED, {"cell_boundaries": table}), BY_NUMBER)
@@ -261,6 +263,7 @@ def test_circles_are_refused(tmp_path, encoding):
         read_spatialdata(tmp_path / "s.zarr")
 
 
+@pytest.mark.usefixtures("views")
 def test_views_of_bytes_and_text_are_read(tmp_path):
     table = pa.table({"cell_id": list(CELLS), "geometry": pa.array(WKB, pa.binary_view())})
     points = {

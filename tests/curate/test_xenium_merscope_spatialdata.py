@@ -530,6 +530,7 @@ def test_what_is_neither_yes_nor_no_is_refused(tmp_path):
         pieces("xenium", folder)
 
 
+@pytest.mark.usefixtures("views")
 def test_views_of_text_and_bytes_are_read(tmp_path):
     rows = detected(DETECTED, cell_id=list("aabcz"))
     folder = write_merscope(tmp_path / "r", rows, FLAT)

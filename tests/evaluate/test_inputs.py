@@ -261,6 +261,7 @@ class TestTables:
         for scores in (Exported(table), views, Exported(views), table.to_batches()[0]):
             assert Evaluator(FIVE_LABELS).eval(scores) == Evaluator(FIVE_LABELS).eval(FIVE_SCORES)
 
+    @pytest.mark.usefixtures("views")
     def test_files_with_views(self, tmp_path):
         table = as_table(FIVE_SCORES)
         views = table.set_column(0, "cell_id", table["cell_id"].cast(pa.string_view()))

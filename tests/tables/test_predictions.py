@@ -208,7 +208,9 @@ class TestCorpus:
     @pytest.mark.parametrize(
         "kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
     )
-    def test_other_encodings_of_text_are_fine(self, evaluator, good, kind):
+    def test_other_encodings_of_text_are_fine(self, request, evaluator, good, kind):
+        if kind == pa.string_view():
+            request.getfixturevalue("views")
         before = evaluator.eval(good)
         for name in ("cell_id", "gene"):
             put(name, lambda c: pa.array(c.to_pylist(), kind))(good)
