@@ -22,10 +22,13 @@ from scipy.stats import binom, false_discovery_control
 
 from gpattern_bench.answers.answer import PAIRS, REPORT, Answer, read_answer
 from gpattern_bench.answers.calls import PROBABILITY
+from gpattern_bench.answers.differential import COLUMNS, DIFFERENTIAL, read_differential
+from gpattern_bench.answers.groups import read_groups
 from gpattern_bench.answers.sketches import Sketch, draw_cell, read_drawn
 from gpattern_bench.base.files import write_text
 from gpattern_bench.base.version import __version__
 from gpattern_bench.data.dataset import Dataset
+from gpattern_bench.errors import GPatternBenchError
 from gpattern_bench.evaluate.calls import cell_text
 from gpattern_bench.sources.controls import CONTROLS
 
@@ -40,7 +43,12 @@ ROWS = 2000
 _HEAT = 40  # genes of the heatmap, at most
 _GENES = 3  # with example cells, per pattern
 _CELLS = 2  # examples per gene
+_SHOWN = 15  # differences between groups, at most
+_PANELS = 4  # of these, with cells
 _ENOUGH = 10  # molecules of an example, if some cell has as many
+
+
+_Chosen = tuple[str, str, str, "pd.Series[Any]"]
 
 
 @dataclass(frozen=True)
@@ -128,8 +136,24 @@ class Pattern:
         return [gene for gene in self.genes if self.name in gene.stands_out]
 
 
-def write_report(answer: Answer | str | Path) -> Path:
+@dataclass(frozen=True)
+class Difference:
+    """A gene and pattern in two groups: a row of ``differential.csv``, and a cell of each group."""
+
+    row: Mapping[str, Any]
+    examples: list[Example]
+
+
+def write_report(
+    answer: Answer | str | Path,
+    *,
+    groups: str | Path | pd.DataFrame | None = None,
+    by: str | None = None,
+) -> Path:
     """Write ``report.html`` into the folder of an answer; `call` does so at its end.
+
+    With a table ``differential.csv`` in the folder, it shows what differs most; the command
+    `differential` writes both.
 
     The page is whole without scripts, which only sort, filter and switch the theme, and asks
     nothing of any network. All text is escaped. The same answer gives the same bytes.
@@ -137,19 +161,29 @@ def write_report(answer: Answer | str | Path) -> Path:
     Parameters
     ----------
     answer : Answer, str or pathlib.Path
+    groups, by : str, pathlib.Path or pandas.DataFrame, and str, optional
+        As for :func:`.differential.differential`: cells of each group are drawn.
 
     Raises
     ------
     GPatternBenchError
-        The folder holds no finished answer, or its tables are gone.
+        The folder holds no finished answer, its tables are gone, or groups cannot be read.
     """
     found = answer if isinstance(answer, Answer) else read_answer(answer)
+    if (groups is None) != (by is None):
+        raise GPatternBenchError("give groups and by together: the table, and its column of groups")
+    of_cell: pd.Series[Any] | None = None
+    if groups is not None and by is not None:
+        cells = pd.Index(found.cells()["cell_id"], dtype=object)
+        read = read_groups(groups, cells, by, None)
+        names = np.array([*read.names, ""], object)  # -1: of no group
+        of_cell = pd.Series(names[read.group], cells)
     path = found.folder / REPORT
-    write_text(path, _page(found))
+    write_text(path, _page(found, of_cell))
     return path
 
 
-def _page(answer: Answer) -> str:
+def _page(answer: Answer, group_of: pd.Series[Any] | None) -> str:
     from jinja2 import ChoiceLoader, Environment, FunctionLoader, StrictUndefined
 
     def of(package: str) -> FunctionLoader:
@@ -167,13 +201,20 @@ def _page(answer: Answer) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"pct": _percent, "words": lambda name: name.replace("_", " ")}
+    environment.filters |= {
+        "pct": _percent,
+        "number": _number,
+        "words": lambda name: name.replace("_", " "),
+    }
     script = (files("gpattern_bench.answers") / "report.js").read_text("utf-8")
     dataset = answer.dataset
     genes = _genes(answer, dataset)
     tested = [gene for gene in genes if not gene.is_control]
     patterns = _patterns(answer, dataset, tested)
     out = [gene for gene in tested if gene.stands_out]
+    path = answer.folder / DIFFERENTIAL
+    compared = read_differential(path) if path.is_file() else pd.DataFrame(columns=[*COLUMNS])
+    compared = compared.dropna(subset=["difference"])
     ranked = sorted(tested, key=lambda gene: (-gene.called, gene.name))
     return environment.get_template("report.html.j2").render(
         answer=answer,
@@ -184,6 +225,9 @@ def _page(answer: Answer) -> str:
         n_genes=len(tested),
         n_called=sum(gene.called > 0 for gene in tested),
         n_out=len(out),
+        differences=_differences(answer, dataset, compared, group_of),
+        tested=int(compared["p"].notna().sum()),
+        different=int((compared["fdr"] < FDR).sum()),
         heat_genes=_heat(tested, patterns),
         known=_known(tested),
         controls=[gene for gene in genes if gene.is_control],
@@ -202,6 +246,10 @@ def _percent(value: float | None, digits: int = 0) -> str:
     if value is None or isnan(value):
         return "\N{EN DASH}"
     return f"{100 * value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _number(value: float, form: str) -> str:
+    return "\N{EN DASH}" if isnan(value) else form % value
 
 
 def _genes(answer: Answer, dataset: Dataset) -> list[Gene]:
@@ -292,15 +340,24 @@ def _patterns(answer: Answer, dataset: Dataset, genes: Sequence[Gene]) -> list[P
 def _examples(
     answer: Answer, dataset: Dataset, wanted: Mapping[str, Sequence[str]]
 ) -> dict[str, list[list[Example]]]:
-    """Choose and draw example cells of genes, by pattern."""
+    """Choose and draw example cells of genes, by pattern and gene."""
     pairs = _pairs_of(answer, {gene for genes in wanted.values() for gene in genes})
-    fields = answer.cells()[["cell_id", "fov"]].set_index("cell_id")["fov"]
     chosen = [
         (pattern, gene, word, row)
         for pattern, genes in wanted.items()
         for gene in genes
         for word, row in _choose(pairs[pairs["gene"] == gene], pattern)
     ]
+    drawn = _draw(answer, dataset, chosen)
+    found: dict[str, dict[str, list[Example]]] = {pattern: {} for pattern in wanted}
+    for example in drawn:
+        found[example.pattern].setdefault(example.gene, []).append(example)
+    return {pattern: list(genes.values()) for pattern, genes in found.items()}
+
+
+def _draw(answer: Answer, dataset: Dataset, chosen: Sequence[_Chosen]) -> list[Example]:
+    """Draw pairs: pattern, gene, word, and row of the table of pairs."""
+    fields = answer.cells().set_index("cell_id")["fov"]
     fov_of = {row["cell_id"]: str(fields[row["cell_id"]]) for *_, row in chosen}
     code_of = {name: code for code, name in enumerate(dataset.genes)}
     of_cell: dict[str, list[int]] = {}
@@ -310,18 +367,18 @@ def _examples(
     for cell in read_drawn(dataset, answer.patterns, fov_of) if fov_of else ():
         for k in of_cell[cell.cell_id]:
             sketches[k] = draw_cell(cell, code_of[chosen[k][1]])
-    found: dict[str, dict[str, list[Example]]] = {
-        pattern: {gene: [] for gene in genes} for pattern, genes in wanted.items()
-    }
-    for k, (pattern, gene, word, row) in enumerate(chosen):
-        probability = float(row[f"{pattern}{PROBABILITY}"])
-        found[pattern][gene].append(
-            Example(
-                gene, pattern, row["cell_id"], int(row["n_molecules"]), probability, word,
-                sketches[k],
-            )
-        )  # fmt: skip
-    return {pattern: [one for one in genes.values() if one] for pattern, genes in found.items()}
+    return [
+        Example(
+            gene,
+            pattern,
+            row["cell_id"],
+            int(row["n_molecules"]),
+            float(row[f"{pattern}{PROBABILITY}"]),
+            word,
+            sketches[k],
+        )
+        for k, (pattern, gene, word, row) in enumerate(chosen)
+    ]
 
 
 def _pairs_of(answer: Answer, genes: Iterable[str]) -> pd.DataFrame:
@@ -344,13 +401,43 @@ def _choose(pairs: pd.DataFrame, pattern: str) -> list[tuple[str, pd.Series[Any]
     called = pairs[pairs[pattern].fillna(False).to_numpy(bool)]
     if not len(called):
         most = pairs.sort_values(["n_molecules", "cell_id"], ascending=[False, True])
-        return [("not called", most.iloc[0])] if len(most) else []
-    many = called[called["n_molecules"] >= _ENOUGH]
-    ordered = (many if len(many) else called).sort_values(
+        return [("Not called", most.iloc[0])] if len(most) else []
+    ordered = _ordered(called, pattern)
+    rows = [("Clearest", 0)] + [("Typical", len(ordered) // 2)] * (len(ordered) >= _CELLS)
+    return [(word, ordered.iloc[k]) for word, k in rows]
+
+
+def _differences(
+    answer: Answer, dataset: Dataset, table: pd.DataFrame, group_of: pd.Series[Any] | None
+) -> list[Difference]:
+    """Take what differs most between groups, and draw a cell of each group for the first rows."""
+    table = table.assign(size=-table["difference"].abs())
+    table = table.sort_values(["p", "size", "gene", "pattern"], na_position="last")
+    rows = table.head(_SHOWN).to_dict("records")
+    chosen: list[list[_Chosen]] = [[] for _ in rows]
+    if group_of is not None:
+        pairs = _pairs_of(answer, {row["gene"] for row in rows[:_PANELS]})
+        pairs["group"] = pairs["cell_id"].map(group_of)
+        for row, of_row in zip(rows[:_PANELS], chosen, strict=False):
+            of_gene = pairs[(pairs["gene"] == row["gene"]) & pairs[row["pattern"]].notna()]
+            for group in (row["reference"], row["group"]):
+                ordered = _ordered(of_gene[of_gene["group"] == group], row["pattern"])
+                if len(ordered):
+                    middle = ordered.iloc[len(ordered) // 2]
+                    of_row.append((row["pattern"], row["gene"], group, middle))
+    examples = iter(_draw(answer, dataset, [one for of_row in chosen for one in of_row]))
+    return [
+        Difference({str(name): value for name, value in row.items()}, [next(examples) for _ in of])
+        for row, of in zip(rows, chosen, strict=True)
+    ]
+
+
+def _ordered(pairs: pd.DataFrame, pattern: str) -> pd.DataFrame:
+    """Order pairs by probability: those of molecules enough to see something, if there are any."""
+    many = pairs[pairs["n_molecules"] >= _ENOUGH]
+    return (many if len(many) else pairs).sort_values(
         [f"{pattern}{PROBABILITY}", "n_molecules", "cell_id"], ascending=[False, False, True]
     )
-    rows = [("clearest", 0)] + [("typical", len(ordered) // 2)] * (len(ordered) >= _CELLS)
-    return [(word, ordered.iloc[k]) for word, k in rows]
 
 
 def _heat(genes: Sequence[Gene], patterns: Sequence[Pattern]) -> list[Gene]:

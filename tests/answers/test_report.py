@@ -14,6 +14,7 @@ import shapely
 from samples import PATIENCE_S, dataset_of
 
 from gpattern_bench import call
+from gpattern_bench.answers.differential import read_differential
 from gpattern_bench.answers.report import FDR, write_report
 from gpattern_bench.answers.shuffled import compare_shuffled, draw_fovs, shuffled_cells
 from gpattern_bench.answers.sketches import SIDE, draw_cell
@@ -133,6 +134,30 @@ class TestText:
         path = write_report(folder)
         assert path.stat().st_size < 2_000_000
         assert "the 2,000 called in most cells, of 5,000" in shown(path.read_text("utf-8"))
+
+    def test_shows_what_differs_between_groups(self, answer, tmp_path, command):
+        folder = tmp_path / "answer"
+        shutil.copytree(answer.folder, folder)
+        cells = answer.cells()[["cell_id"]]
+        cells["kind"] = np.where(np.arange(len(cells)) % 2, "<i>late</i>", "early")
+        cells["donor"] = [f"d{k % 6}" for k in range(len(cells))]
+        cells.to_csv(tmp_path / "cells.csv", index=False)
+        given = ["differential", folder, "--groups", tmp_path / "cells.csv", "--by", "kind"]
+        code, out, err = command(*given, "--sample", "donor", "--min-pairs", "2")
+        assert code == 0, err
+        assert str(folder / "report.html") in out
+        text = (folder / "report.html").read_text("utf-8")
+        part = text.partition('<section id="differences">')[2].partition("</section>")[0]
+        assert "&lt;i&gt;late&lt;/i&gt; \N{MINUS SIGN}" in part or "early \N{MINUS SIGN}" in part
+        assert "<i>" not in text
+        table = read_differential(folder / "differential.csv").sort_values("p")
+        first = table.iloc[0]
+        assert f"{100 * first['difference']:.1f}".replace("-", "\N{MINUS SIGN}") in part
+        assert f"of {table['p'].notna().sum()} tested genes and patterns" in part
+        assert part.count("<tr>") == 1 + 15
+        assert part.count('<figure class="sketch">') == 8  # of four rows, a cell per group
+        with pytest.raises(GPatternBenchError, match="give groups and by together"):
+            write_report(folder, by="kind")
 
     def test_of_no_answer_is_refused(self, tmp_path):
         with pytest.raises(GPatternBenchError, match="holds no finished answer"):
