@@ -544,7 +544,7 @@ class TestDemo:
 from gpattern_bench.methods.boosted import method as boosted
 from gpattern_bench.methods.gpsnet import method as gpsnet
 boosted._TREES, boosted._ROUNDS = 5, 5
-gpsnet.steps_for = lambda cells: 24
+gpsnet.steps_for = lambda cells: 80
 from gpattern_bench.cli import main
 main()
 """
@@ -583,8 +583,8 @@ main()
                 at for at, line in enumerate(lines) if line.startswith(f"{name}: done after")
             )
             assert begin < end
-        epochs = [line for line in lines[begin:end] if re.match(r"epoch \d+ of 3: loss 0\.", line)]
-        assert len(epochs) == 3
+        epochs = [line for line in lines[begin:end] if re.match(r"epoch \d+ of 2: loss 0\.", line)]
+        assert len(epochs) == 2
         assert lines[-1].startswith("the whole demo took ")
 
     def test_writes_what_it_shows(self, made):
