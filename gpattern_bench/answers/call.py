@@ -25,6 +25,7 @@ from gpattern_bench.answers.answer import (
     CELLS,
     GENES,
     PAIRS,
+    REPORT,
     SCORES,
     TABLES,
     Answer,
@@ -213,7 +214,10 @@ def _answer(asked: Source, judge: _Judge, folder: Path, jobs: int) -> Answer:
     if _is_answered(folder, request):
         _log.info("%s: is answered already", folder)
         _clear(folder)  # killed just before it did so
-        return read_answer(folder)
+        answer = read_answer(folder)
+        if not (folder / REPORT).is_file():
+            write_report(answer)
+        return answer
     write_text(folder / _BEGUN, json.dumps(request, indent=1) + "\n")
     dataset = _tables(asked, folder, jobs)
     shards, scored = _scored(dataset, judge, folder, jobs)

@@ -219,6 +219,7 @@ def _page(answer: Answer, group_of: pd.Series[Any] | None) -> str:
     return environment.get_template("report.html.j2").render(
         answer=answer,
         record=answer.record,
+        shuffled=answer.record.get("shuffled"),
         patterns=patterns,
         headline=_headline(out, tested, answer),
         genes=sorted(ranked[:ROWS], key=lambda gene: _place(gene, answer.patterns)),

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from gpattern_bench.cli.options import app, echo, examples, print_rows
+from gpattern_bench.errors import GPatternBenchError
 
 _SHOWN = 15
 
@@ -54,7 +55,7 @@ def differential_(
     ] = None,
 ) -> None:
     """Compare how often genes show each pattern between groups of cells, sample by sample."""
-    from gpattern_bench.answers.answer import ANSWER
+    from gpattern_bench.answers.answer import ANSWER, REPORT
     from gpattern_bench.answers.differential import (
         DIFFERENTIAL,
         differential,
@@ -75,7 +76,10 @@ def differential_(
         echo(note)
     echo(str(write_differential(found, out or answer / DIFFERENTIAL)))
     if out is None and (answer / ANSWER).is_file():
-        echo(str(write_report(answer, groups=groups, by=by)))
+        try:
+            echo(str(write_report(answer, groups=groups, by=by)))
+        except GPatternBenchError as error:  # the tables that were asked of may be gone
+            echo(f"{answer / REPORT} stays as it was: {error}")
 
 
 def _row(row: Mapping[Any, Any]) -> dict[str, str]:

@@ -61,8 +61,12 @@ def shown(text: str) -> str:
 
 
 class TestText:
-    def test_is_made_again_byte_by_byte(self, answer, text):
+    def test_is_made_again_byte_by_byte(self, answer, dataset, text):
+        path = answer.folder / "report.html"
         assert write_report(answer.folder).read_text("utf-8") == text
+        path.unlink()
+        call(dataset, answer.folder, jobs=1)
+        assert path.read_text("utf-8") == text
 
     def test_no_name_brings_markup(self, text):
         for hostile in (HOSTILE, "<img", "</svg><b>"):
@@ -156,6 +160,12 @@ class TestText:
         assert f"of {table['p'].notna().sum()} tested genes and patterns" in part
         assert part.count("<tr>") == 1 + 15
         assert part.count('<figure class="sketch">') == 8  # of four rows, a cell per group
+        record = json.loads((folder / "answer.json").read_text("utf-8"))
+        record["tables"] = str(tmp_path / "gone")
+        (folder / "answer.json").write_text(json.dumps(record))
+        code, out, err = command(*given, "--sample", "donor", "--min-pairs", "2")
+        assert code == 0, err
+        assert "report.html stays as it was: " in out
         with pytest.raises(GPatternBenchError, match="give groups and by together"):
             write_report(folder, by="kind")
 
