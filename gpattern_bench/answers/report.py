@@ -24,6 +24,7 @@ from gpattern_bench.answers.answer import PAIRS, REPORT, Answer, read_answer
 from gpattern_bench.answers.calls import PROBABILITY
 from gpattern_bench.answers.differential import COLUMNS, DIFFERENTIAL, read_differential
 from gpattern_bench.answers.groups import read_groups
+from gpattern_bench.answers.shuffled import MOLECULES, bin_of
 from gpattern_bench.answers.sketches import Sketch, draw_cell, read_drawn
 from gpattern_bench.base.files import write_text
 from gpattern_bench.base.version import __version__
@@ -31,6 +32,7 @@ from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import GPatternBenchError
 from gpattern_bench.evaluate.calls import cell_text
 from gpattern_bench.sources.controls import CONTROLS
+from gpattern_bench.tables.parquet import codes_into
 
 __all__ = ["write_report"]
 
@@ -259,11 +261,12 @@ def _genes(answer: Answer, dataset: Dataset) -> list[Gene]:
     names = {cell_text(name): name for name in dataset.genes}
     table["gene"] = table["gene"].map(lambda name: names.get(name, name))
     is_control = table["gene"].map(re.compile(CONTROLS, re.IGNORECASE).match).notna().to_numpy()
+    sizes = _sizes(answer, table["gene"])
     shares: list[list[Share | None]] = []
     for pattern in answer.patterns:
         names_of = [pattern, f"{pattern}_low", f"{pattern}_high", f"{pattern}{PROBABILITY}"]
         values = table[names_of].to_numpy(np.float64).tolist()
-        out = _stand_out(table, pattern, is_control, answer).tolist()
+        out = _stand_out(table, pattern, is_control, sizes, answer).tolist()
         shares.append(
             [
                 None if isnan(share) else Share(share, low, high, probability, stands)
@@ -278,22 +281,46 @@ def _genes(answer: Answer, dataset: Dataset) -> list[Gene]:
     ]
 
 
+def _sizes(answer: Answer, genes: pd.Series[str]) -> NDArray[np.float64]:
+    """Count the called pairs (genes, bins) by molecules."""
+    index = pd.Index(genes, dtype=object)
+    found = np.zeros(len(index) * len(MOLECULES))
+    columns = ["gene", "n_molecules", *answer.patterns]
+    with pq.ParquetFile(answer.folder / PAIRS, read_dictionary=["gene"]) as file:
+        for batch in file.iter_batches(1 << 20, columns=columns):
+            called = np.any(
+                [batch[name].is_valid().to_numpy(zero_copy_only=False) for name in answer.patterns],
+                axis=0,
+            )
+            gene = codes_into(index, pa.chunked_array([batch["gene"]]))
+            at = gene * len(MOLECULES) + bin_of(batch["n_molecules"].to_numpy())
+            found += np.bincount(at[called & (gene >= 0)], minlength=len(found))
+    return found.reshape(len(index), len(MOLECULES))
+
+
 def _stand_out(
-    table: pd.DataFrame, pattern: str, is_control: NDArray[np.bool_], answer: Answer
+    table: pd.DataFrame,
+    pattern: str,
+    is_control: NDArray[np.bool_],
+    sizes: NDArray[np.float64],
+    answer: Answer,
 ) -> NDArray[np.bool_]:
     """Tell which genes are called more often than in shuffled cells.
 
-    One-sided binomial tests against the upper end of the interval of that share, at a false
-    discovery rate over the genes (Benjamini and Hochberg).
+    One-sided binomial tests against the share there of pairs of as many molecules, plus half the
+    interval of the overall share, at a false discovery rate over the genes (Benjamini and
+    Hochberg). `sizes` (genes, bins): pairs by molecules.
     """
     out = np.zeros(len(table), bool)
     shuffled = answer.record.get("shuffled")
-    rows = np.flatnonzero((table["called"] > 0) & table[pattern].notna() & ~is_control)
+    rows = np.flatnonzero((sizes.sum(axis=1) > 0) & table[pattern].notna() & ~is_control)
     if shuffled is None or not len(rows):
         return out
-    chance = shuffled["of_pattern"][pattern]["high"]
-    if chance is None or isnan(chance):
+    of = shuffled["of_pattern"][pattern]
+    if of["share"] is None:
         return out
+    weights = sizes[rows] / sizes[rows].sum(axis=1, keepdims=True)
+    chance = np.minimum(weights @ of["by_molecules"] + of["high"] - of["share"], 1)
     n = table["called"].to_numpy()[rows]
     called = np.rint(table[pattern].to_numpy()[rows] * n)
     out[rows] = false_discovery_control(binom.sf(called - 1, n, chance)) < FDR

@@ -17,13 +17,25 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 from scipy.stats import norm
 
 from gpattern_bench.data.cells import Cell, Cells, CellTables
 from gpattern_bench.data.dataset import Dataset
 
-__all__ = ["CELLS", "compare_shuffled", "draw_fovs", "shuffled_cells", "shuffled_warnings"]
+__all__ = [
+    "CELLS",
+    "MOLECULES",
+    "bin_of",
+    "compare_shuffled",
+    "draw_fovs",
+    "shuffled_cells",
+    "shuffled_warnings",
+]
 
+MOLECULES = (1, 5, 7, 10, 15, 25, 50)
+"""First number of molecules of each bin of pairs; the last has no end."""
+_PRIOR = 20.0  # pairs of the overall share that a bin's share is drawn towards
 CELLS = 200
 """Cells that are shuffled, at most."""
 _FOVS = 20  # fields of view that they are drawn from, at most: tables are read by these
@@ -81,7 +93,9 @@ def compare_shuffled(
         ``cells``; ``pairs``, those of enough molecules to be called; and by pattern
         (``of_pattern``) the ``share`` of these that are called in the shuffled cells, with a 95 %
         interval (``low``, ``high``); the share in the cells as they are (``observed``), and by how
-        much it is larger (``excess``, ``excess_low``, ``excess_high``). NaN without pairs.
+        much it is larger (``excess``, ``excess_low``, ``excess_high``); and ``by_molecules``, the
+        shares in shuffled cells by :data:`MOLECULES`, those of few pairs drawn towards ``share``.
+        NaN without pairs.
     """
     names = shuffled["cell_id"].unique()
     real = pa.concat_tables(
@@ -92,7 +106,8 @@ def compare_shuffled(
     for pattern in patterns:
         chance, observed = _calls(shuffled, pattern), _calls(real, pattern)
         pairs = max(pairs, int(chance["size"].sum()))
-        of_pattern[pattern] = _compared(chance, observed)
+        of = _compared(chance, observed)
+        of_pattern[pattern] = of | {"by_molecules": _by_molecules(shuffled, pattern, of["share"])}
     return {"cells": len(names), "pairs": pairs, "of_pattern": of_pattern}
 
 
@@ -114,6 +129,20 @@ def _calls(pairs: pa.Table, pattern: str) -> pd.DataFrame:
         {"cell": known["cell_id"].to_numpy(), "called": known[pattern].to_numpy().astype(float)}
     )
     return frame.groupby("cell")["called"].agg(["sum", "size"])
+
+
+def bin_of(molecules: NDArray[np.integer[Any]]) -> NDArray[np.intp]:
+    """Give the bin (n,) of :data:`MOLECULES` of numbers of molecules (n,)."""
+    return np.searchsorted(MOLECULES, molecules, side="right") - 1
+
+
+def _by_molecules(pairs: pa.Table, pattern: str, share: float) -> list[float]:
+    known = pairs.filter(pairs[pattern].is_valid())
+    at = bin_of(known["n_molecules"].to_numpy())
+    n = np.bincount(at, minlength=len(MOLECULES))
+    called = np.bincount(at, known[pattern].to_numpy().astype(float), minlength=len(MOLECULES))
+    found: list[float] = ((called + _PRIOR * share) / (n + _PRIOR)).tolist()
+    return found
 
 
 def _compared(chance: pd.DataFrame, observed: pd.DataFrame) -> dict[str, float]:

@@ -14,9 +14,10 @@ import shapely
 from samples import PATIENCE_S, dataset_of
 
 from gpattern_bench import call
+from gpattern_bench.answers.answer import Answer
 from gpattern_bench.answers.differential import read_differential
-from gpattern_bench.answers.report import FDR, write_report
-from gpattern_bench.answers.shuffled import compare_shuffled, draw_fovs, shuffled_cells
+from gpattern_bench.answers.report import _stand_out, write_report
+from gpattern_bench.answers.shuffled import MOLECULES, compare_shuffled, draw_fovs, shuffled_cells
 from gpattern_bench.answers.sketches import SIDE, draw_cell
 from gpattern_bench.curate.release import Release
 from gpattern_bench.curate.simulate.cells import simulate
@@ -192,18 +193,25 @@ class TestShuffled:
     def test_shares_and_their_difference(self):
         def pairs(called):
             cells = np.repeat([f"c{k}" for k in range(50)], 4)
-            return pa.table({"cell_id": cells, "p": pa.array(called, pa.bool_(), mask=few)})
+            called = pa.array(called, pa.bool_(), mask=few)
+            return pa.table({"cell_id": cells, "n_molecules": molecules, "p": called})
 
         few = np.arange(200) % 4 == 3
+        molecules = np.where(np.arange(200) % 4 == 0, 6, 20)
         rng = np.random.default_rng(0)
         chance, real = rng.random(200) < 0.2, rng.random(200) < 0.6
-        elsewhere = pa.table({"cell_id": ["x"], "p": pa.array([True])})
+        elsewhere = pa.table({"cell_id": ["x"], "n_molecules": [9], "p": pa.array([True])})
         found = compare_shuffled(pairs(chance), [elsewhere, pairs(real)], ["p"])
         of = found["of_pattern"]["p"]
         assert (found["cells"], found["pairs"]) == (50, 150)
         assert of["share"] == pytest.approx(chance[~few].mean())
         assert of["observed"] == pytest.approx(real[~few].mean())
         assert 0 < of["low"] < of["share"] < of["high"] < 0.35
+        expected = [of["share"]] * len(MOLECULES)  # of bins without pairs
+        for at, here in ((1, molecules == 6), (4, molecules == 20)):
+            here &= ~few
+            expected[at] = (chance[here].sum() + 20 * of["share"]) / (here.sum() + 20)
+        assert of["by_molecules"] == pytest.approx(expected)
         assert 0.2 < of["excess_low"] < of["excess"] < of["excess_high"] < 0.6
         # cells that are called as one tell less: a wider interval
         alike = compare_shuffled(pairs(np.repeat(chance[::4], 4)), [pairs(real)], ["p"])
@@ -212,6 +220,24 @@ class TestShuffled:
         never = compare_shuffled(pairs(chance & False), [pairs(real)], ["p"])["of_pattern"]["p"]
         assert never["share"] == 0 < never["high"] < 0.05
         assert never["low"] == pytest.approx(0)
+
+    def test_genes_stand_out_from_pairs_of_as_many_molecules(self, tmp_path):
+        """Rare genes are called more often by chance: none stands out for that alone."""
+        rng = np.random.default_rng(3)
+        by_molecules = [0.5, 0.5, 0.5, 0.1, 0.1, 0.1, 0.1]
+        of = {"share": 0.3, "low": 0.29, "high": 0.31, "by_molecules": by_molecules}
+        record = {"shuffled": {"of_pattern": {"p": of}}}
+        sizes = np.zeros((300, len(MOLECULES)))
+        sizes[:150, 1] = sizes[150:, 4] = 200
+        chance = np.where(np.arange(300) < 150, 0.5, 0.1)
+        chance[::10] += 0.3
+        table = pd.DataFrame({"p": rng.binomial(200, chance) / 200, "called": 200})
+        found = _stand_out(table, "p", np.zeros(300, bool), sizes, Answer(tmp_path, record))
+        planted = np.arange(300) % 10 == 0
+        assert found[planted].all()
+        assert found[~planted].sum() <= 3  # of 270; the rate is 5 % of those found
+        no_gene = _stand_out(table, "p", planted, sizes, Answer(tmp_path, record))
+        assert not no_gene[planted].any()
 
     def test_the_answer_has_them(self, answer):
         shuffled = answer.record["shuffled"]
@@ -222,7 +248,6 @@ class TestShuffled:
             assert of["observed"] == pytest.approx(calls / shuffled["pairs"])
             by_chance = [text for text in answer.warnings if text.startswith(f"{name} is called f")]
             assert len(by_chance) >= (of["excess_low"] <= 0)
-        assert 0 < FDR < 0.5
 
 
 def test_a_sketch_keeps_shape_and_scale():
