@@ -509,6 +509,6 @@ def _headline(out: Sequence[Gene], genes: Sequence[Gene], answer: Answer) -> str
     if answer.record.get("shuffled") is None or not called:
         return f"{called:,} of {len(genes):,} genes have called pairs"
     if not out:
-        return "No gene is localised more often than in shuffled cells"
+        return "No gene stands out from shuffled cells"
     verb = "is" if len(out) == 1 else "are"
     return f"{len(out):,} of {called:,} genes with calls {verb} localised beyond chance"

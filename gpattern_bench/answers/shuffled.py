@@ -116,7 +116,7 @@ def shuffled_warnings(found: Mapping[str, Any]) -> list[str]:
     return [
         f"{pattern} is called for {of['observed']:.1%} of the pairs of {found['cells']:,} cells, "
         f"and for {of['share']:.1%} if the genes in these cells are shuffled: taken together, "
-        "these calls show no more than chance"
+        "these calls cannot be told from chance"
         for pattern, of in found["of_pattern"].items()
         if of["excess_low"] <= 0
     ]
