@@ -81,7 +81,7 @@ EXCUSES = {
 _WAITS = ": waiting until it is done"
 _TOLD = re.compile(r"error|warning|traceback", re.IGNORECASE)
 """Lines on stderr that are more than progress, which is never the same twice."""
-_MEASURED = ("seconds", "peak_rss_mib", "date", "device")
+_MEASURED = ("seconds", "cpu_seconds", "peak_rss_mib", "date", "device")
 _LEFT = re.compile(r"\.[^/]+-[a-z0-9_]{8}(/|$)")
 _SCORES = tuple(f"{split}-seed0.parquet" for split in ("val", "test"))
 

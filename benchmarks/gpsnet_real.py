@@ -34,11 +34,11 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
-from time import perf_counter, process_time
+from time import process_time
 from typing import Any
 
 import numpy as np
@@ -54,12 +54,14 @@ from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.evaluate.bootstrap import Resamples, interval, is_biased
 from gpattern_bench.evaluate.calls import val_thresholds
 from gpattern_bench.methods import get_method
+from gpattern_bench.methods.base import Network
 from gpattern_bench.methods.boosted import method as boosted
 from gpattern_bench.methods.gpsnet import method as gpsnet
 from gpattern_bench.methods.gpsnet.config import TRAININGS
 from gpattern_bench.methods.gpsnet.method import GPSNetEnsemble, GPSNetMethod
 from gpattern_bench.methods.predict import predict_cells
 from gpattern_bench.predictions import counted
+from gpattern_bench.runs.cost import Cost
 from gpattern_bench.runs.run import fit_method, run_method, run_origins, write_run
 from gpattern_bench.runs.saved_model import Model, save_model
 from gpattern_bench.runs.training import choose_protocol, fitted_on, training_cells, training_ids
@@ -216,27 +218,31 @@ def made(row: Row, seed: int, out: Path, quick: bool) -> Path:
         run_method(row.method, dataset, folder, train_on=sources, cv=True, seed=seed, init=init)
         return file
     train_on = row.train_on or (row.dataset,)
-    model, fit_seconds = saved(row.method, train_on, seed, out, init, row.before)
+    model, fit = saved(row.method, train_on, seed, out, init, row.before)
     method.load(model)
     method.batch = 1
-    scores, seconds = {}, {"fit": fit_seconds}
+    scores, costs = {}, {"fit": fit}
     for origin in origins:
-        began = perf_counter()
+        began = Cost.now()
         found = predict_cells(method, dataset.iter_cells(origin.split), bar=False)
-        seconds[origin.split] = perf_counter() - began
+        costs[origin.split] = Cost.now() - began
         scores[origin.split] = [(dataset.fovs(origin.split), found)]
-    write_run(method, dataset, origins, scores, folder / row.dataset, seconds=seconds)
+    by_batch = {1: costs["test"]} if isinstance(method, Network) else None
+    write_run(
+        method, dataset, origins, scores, folder / row.dataset,
+        costs=costs, costs_by_batch=by_batch,
+    )  # fmt: skip
     return file
 
 
 def saved(
     name: str, train_on: tuple[str, ...], seed: int, out: Path, init: Path | None = None,
     before: tuple[str, ...] = (),
-) -> tuple[Path, float]:  # fmt: skip
-    """Fit a method, unless that is done: the folder of the model, and the seconds."""
+) -> tuple[Path, Cost]:  # fmt: skip
+    """Fit a method, unless that is done: the folder of the model, and what the fit cost."""
     sets = dict.fromkeys((*before, *train_on))
     folder = out / "models" / f"{name}-{'-'.join(sets)}-{seed}"
-    note = folder / "seconds.json"
+    note = folder / "cost.json"
     if not note.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         method = get_method(name)
@@ -245,14 +251,14 @@ def saved(
             members = [saved("gpsnet", train_on, k, out) for k in range(len(method.members))]
             for member, (model, _) in zip(method.members, members, strict=True):
                 member.load(model)
-            seconds = sum(each for _, each in members)
+            spent = sum((cost for _, cost in members), Cost())
         else:
-            seconds = fit_method(method, sources, seed, folder / "training.safetensors", init=init)
+            spent = fit_method(method, sources, seed, folder / "training.safetensors", init=init)
         ids = training_ids([load_dataset(one) for one in sets])
         card = Model(name, list(sources[0].patterns), ids, None, seed)
         save_model(method, card, folder)
-        note.write_text(json.dumps(seconds))
-    return folder, json.loads(note.read_text())
+        note.write_text(json.dumps(asdict(spent)))
+    return folder, Cost(**json.loads(note.read_text()))
 
 
 @cache

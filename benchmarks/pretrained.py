@@ -376,6 +376,7 @@ def choose(
         rates[pattern] = {
             "sensitivity": round(float(called[truth].mean()), 4),
             "specificity": round(float((~called[~truth]).mean()), 4),
+            "prevalence": round(float(truth.mean()), 4),
         }
     calibration = calibration or fit_calibration(scores, labels, patterns)
     return Chosen(calibration, thresholds, rates, least)

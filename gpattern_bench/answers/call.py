@@ -229,7 +229,9 @@ def _answer(asked: Source, judge: _Judge, folder: Path, jobs: int) -> Answer:
         folder / SCORES,
         ModelOutput(dataset.id, judge.model).to_metadata(),
     )
-    counts = GeneCounts(dataset.genes, patterns)
+    counts = GeneCounts(
+        dataset.genes, patterns, None if judge.card is None else judge.card.prevalence
+    )
     write_tables(
         _counted((judge.rule.apply(_read(scored, shard)) for shard in shards), counts),
         folder / PAIRS,

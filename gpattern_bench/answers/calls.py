@@ -16,13 +16,15 @@ from gpattern_bench.answers.card import Card
 from gpattern_bench.errors import MethodError
 from gpattern_bench.evaluate.calibration import Calibration, calibrate
 from gpattern_bench.evaluate.calls import gene_table
+from gpattern_bench.evaluate.quantify import count_odds, likeliest_shares
 from gpattern_bench.tables.model_output import Model
 from gpattern_bench.tables.parquet import codes_into
 
 __all__ = ["GeneCounts", "Rule", "rule_of"]
 
 PROBABILITY = "_probability"
-_ENDS = (PROBABILITY, "_low", "_high")
+ESTIMATE = "_estimate"
+_ENDS = (PROBABILITY, "_low", "_high", ESTIMATE, f"{ESTIMATE}_low", f"{ESTIMATE}_high")
 _TAKEN = (
     "cell_id",
     "gene",
@@ -161,9 +163,17 @@ class GeneCounts:
     genes : sequence of str
         Of the dataset.
     patterns : sequence of str
+    prevalence : mapping of str to float, optional
+        Of the patterns, among the pairs to which the calibration was fitted; without it no shares
+        are estimated.
     """
 
-    def __init__(self, genes: Sequence[str], patterns: Sequence[str]) -> None:
+    def __init__(
+        self,
+        genes: Sequence[str],
+        patterns: Sequence[str],
+        prevalence: Mapping[str, float] | None = None,
+    ) -> None:
         self._index = pd.Index(list(genes), dtype=object)
         self._patterns = list(patterns)
         self._pairs = np.zeros(len(genes), np.int64)
@@ -171,6 +181,8 @@ class GeneCounts:
         self._positive = np.zeros((len(patterns), len(genes)), np.int64)
         self._chance = np.zeros((len(patterns), len(genes)))
         self._right = np.zeros(len(patterns))  # expected number of right calls
+        self._prevalence = prevalence and [prevalence[name] for name in patterns]
+        self._odds: NDArray[np.int64] | None = None  # of all pairs, called or not
 
     def add(self, pairs: pa.Table) -> None:
         """Add what :meth:`Rule.apply` gave."""
@@ -185,6 +197,10 @@ class GeneCounts:
             self._positive[k] += np.bincount(gene[positive], minlength=n)
             self._chance[k] += np.bincount(gene[called], chance[called], minlength=n)
             self._right[k] += chance[positive].sum()
+        if self._prevalence is not None:
+            columns = [pairs[f"{pattern}{PROBABILITY}"].to_numpy() for pattern in self._patterns]
+            odds = count_odds(np.column_stack(columns), self._prevalence, gene, n)
+            self._odds = odds if self._odds is None else self._odds + odds
 
     def table(self) -> pd.DataFrame:
         """Sum up per gene, of the genes with a pair.
@@ -194,7 +210,11 @@ class GeneCounts:
         pandas.DataFrame
             ``gene``; ``cells``, those with the gene; ``called`` and ``not_called`` of these; per
             pattern its share of the called, ``<pattern>_low`` and ``<pattern>_high`` (95 %,
-            Wilson), and ``<pattern>_probability``, the mean over the called; ``patterns`` and
+            Wilson: of the calls, as if none were wrong), and ``<pattern>_probability``, the mean
+            over the called; with a prevalence ``<pattern>_estimate``, ``_estimate_low`` and
+            ``_estimate_high``, the share of all cells with the gene that have the pattern,
+            corrected for the model's errors
+            (:func:`~gpattern_bench.evaluate.quantify.likeliest_shares`); ``patterns`` and
             ``ambiguous`` as :func:`~gpattern_bench.evaluate.calls.summarise_genes`.
         """
         some = self._pairs > 0
@@ -210,6 +230,11 @@ class GeneCounts:
                 table[[pattern, f"{pattern}_low", f"{pattern}_high"]] = np.nan
             at = list(table.columns).index(f"{pattern}_high")
             table.insert(at + 1, f"{pattern}{PROBABILITY}", self._chance[k][some] / own)
+        if self._odds is not None:
+            for end, values in zip(_ENDS[3:], likeliest_shares(self._odds[some]), strict=True):
+                for k, pattern in enumerate(self._patterns):
+                    at = list(table.columns).index(f"{pattern}{PROBABILITY}")
+                    table.insert(at + _ENDS.index(end) - 2, f"{pattern}{end}", values[:, k])
         return table
 
     def totals(self) -> dict[str, Any]:

@@ -26,6 +26,7 @@ class _Rates(BaseModel):
 
     sensitivity: float = Field(ge=0, le=1)
     specificity: float = Field(ge=0, le=1)
+    prevalence: float = Field(gt=0, lt=1)
 
 
 class _Scope(BaseModel):
@@ -71,7 +72,8 @@ class Card:
     thresholds : dict of str to float or None
         Least score of a call, by pattern.
     rates : dict of str to dict of str to float
-        ``sensitivity`` and ``specificity`` of the calls, by pattern.
+        By pattern: ``sensitivity`` and ``specificity`` of the calls, and ``prevalence``, the share
+        of the pairs with the pattern, of those to which the calibration was fitted.
     min_molecules : int
         Pairs of fewer molecules are not called.
     scope : Scope
@@ -84,10 +86,15 @@ class Card:
     title: str
     calibration: Calibration
     thresholds: dict[str, float | None]
-    rates: dict[str, dict[Literal["sensitivity", "specificity"], float]]
+    rates: dict[str, dict[Literal["sensitivity", "specificity", "prevalence"], float]]
     min_molecules: int
     scope: Scope
     raw: Mapping[str, Any]
+
+    @property
+    def prevalence(self) -> dict[str, float]:
+        """That of each pattern, of `rates`."""
+        return {name: of["prevalence"] for name, of in self.rates.items()}
 
 
 def read_card(folder: Path) -> Card | None:

@@ -187,7 +187,7 @@ def time_chart(rows: Iterable[tuple[Style, float, float]]) -> Chart:
     steps = range(round(100 * y_ends[1]) // 20 + 1)
     return Chart(
         "Time against F1", 640, int(bottom) + 36, left, top, right, bottom,
-        "seconds for the test split, log scale", "F1, %",
+        "seconds of predicting the test split, log scale", "F1, %",
         [(x(10.0**k), f"{10.0**k:g}") for k in range(low, high + 1)],
         [(y(k / 5), str(20 * k)) for k in steps],
         lines,

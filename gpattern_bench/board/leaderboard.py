@@ -40,6 +40,15 @@ PROTOCOLS = {
 }
 """Protocol -> how the methods of a table were fitted, in words."""
 _LABELLER = "bento"  # the method whose published classifier labels datasets
+_LEFT_OUT = (  # of a row of `leaderboard.json`, where there is none
+    "std",
+    "variant_of",
+    "new_cells",
+    "seconds_batch_1",
+    "cpu_seconds_batch_1",
+    "versions",
+    "holds_fits",
+)
 _NOT_STORED = ("degrees_of_freedom", "replicates")  # of a table: results.json has them
 
 
@@ -71,7 +80,9 @@ class Row:
     None for one) and ``ci`` go by macro metric, ``per_pattern`` by pattern, then metric.
     ``status`` is "measured" or "not verified" (:mod:`gpattern_bench.board.verified`);
     ``new_cells`` the outcome on cells drawn after the submission
-    (:mod:`gpattern_bench.board.challenge`).
+    (:mod:`gpattern_bench.board.challenge`). ``cpu_`` is processor time, None unless the run of
+    every seed measured it; ``versions`` alike, several of one package with commas between.
+    ``holds_fits`` is true if the prediction's time, out of fold, holds the fits of a seed.
     """
 
     rank: int | None = None
@@ -102,6 +113,11 @@ class Row:
     per_pattern: dict[str, dict[str, float | None]]
     new_cells: Outcome | None = None
     seconds_batch_1: float | None = None
+    cpu_seconds: float | None = None
+    cpu_fit_seconds: float | None = None
+    cpu_seconds_batch_1: float | None = None
+    versions: dict[str, str] | None = None
+    holds_fits: bool = False
 
     @property
     def f1(self) -> float | None:
@@ -109,9 +125,30 @@ class Row:
         return self.macro["f1_macro"]
 
     @property
-    def total_seconds(self) -> float | None:
-        """Seconds of fit and prediction; out of fold, the prediction holds the fits."""
-        return None if self.seconds is None else (self.fit_seconds or 0.0) + self.seconds
+    def by_clock(self) -> bool:
+        """Whether its times are by the clock, for want of processor time."""
+        return self.seconds is not None and self.cpu_seconds is None
+
+    @property
+    def fit_time(self) -> float | None:
+        """Seconds of the fit, as the board shows them: of the processor, or else by the clock."""
+        return self.fit_seconds if self.cpu_seconds is None else self.cpu_fit_seconds
+
+    @property
+    def prediction_time(self) -> float | None:
+        """Seconds of predicting the test split, alike."""
+        return self.seconds if self.cpu_seconds is None else self.cpu_seconds
+
+    @property
+    def one_by_one_time(self) -> float | None:
+        """Seconds of predicting it cell by cell, alike."""
+        return self.seconds_batch_1 if self.cpu_seconds is None else self.cpu_seconds_batch_1
+
+    @property
+    def total_time(self) -> float | None:
+        """Seconds of fit and prediction, alike."""
+        time = self.prediction_time
+        return None if time is None else (self.fit_time or 0.0) + time
 
     @property
     def is_control(self) -> bool:
@@ -144,7 +181,7 @@ class Row:
         for key, value in asdict(self).items():
             if key == "macro":
                 found |= value
-            elif value or key not in ("std", "variant_of", "new_cells", "seconds_batch_1"):
+            elif value or key not in _LEFT_OUT:
                 found[key] = value
         return found
 
@@ -326,6 +363,16 @@ def _row(about: Metadata, entries: Sequence[Score], unverified: Collection[tuple
         seconds=_mean(v for entry in entries if (v := entry["seconds"]) is not None),
         seconds_batch_1=_mean(v for e in entries if (v := e.get("seconds_batch_1")) is not None),
         fit_seconds=_mean(v for entry in entries if (v := entry["fit_seconds"]) is not None),
+        cpu_seconds=_mean_of_all(entry.get("cpu_seconds") for entry in entries),
+        cpu_fit_seconds=_mean_of_all(entry.get("cpu_fit_seconds") for entry in entries),
+        cpu_seconds_batch_1=_mean_of_all(entry.get("cpu_seconds_batch_1") for entry in entries),
+        versions=_joined_versions([entry.get("versions") for entry in entries]),
+        holds_fits=any(
+            entry["protocol"] == "cv-cell"
+            and entry["fit_seconds"] is None
+            and entry["seconds"] is not None
+            for entry in entries
+        ),
         device=entries[0]["device"],
         parameters=next((v for e in entries if (v := e["parameters"]) is not None), None),
         date=max((date for entry in entries if (date := entry["date"])), default=None),
@@ -370,6 +417,24 @@ def _suspected(
 def _mean(values: Iterable[float]) -> float | None:
     mean: float | None = plain(exact_mean(values))
     return mean
+
+
+def _mean_of_all(values: Iterable[float | None]) -> float | None:
+    """Average values; None if one is missing."""
+    found = list(values)
+    return None if None in found else _mean(value for value in found if value is not None)
+
+
+def _joined_versions(found: Sequence[dict[str, str] | None]) -> dict[str, str] | None:
+    """Join the versions of all seeds; None if one is missing."""
+    known = [versions for versions in found if versions is not None]
+    if len(known) < len(found):
+        return None
+    each: dict[str, set[str]] = {}
+    for versions in known:
+        for package, version in versions.items():
+            each.setdefault(package, set()).add(version)
+    return {package: ", ".join(sorted(each[package])) for package in sorted(each)}
 
 
 def _worst(found: Sequence[RobustnessSummary]) -> RobustnessSummary:

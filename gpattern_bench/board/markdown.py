@@ -44,9 +44,12 @@ one *tie* group cannot be told apart by F1 from the best of the group. ± is the
 deviation over seeds. Rows of different dataset versions, or of different ways of fitting, never
 share a table; methods that learn nothing score the same under each way and stand in every table of
 their dataset. Of the candidates the **best** and the <u>second best</u> of a column are marked.
-*Time* is *Training*, that of the fit, and *Validation*, that of the prediction of the test split,
-on the device that `leaderboard.json` names. *Paper* is the validation time, and the training time
-where there is one, that the paper gives for its own release. *Robust* is the worst drop of F1, in
+*Time* is *Training*, that of the fit, and *Validation*, that of the prediction of the test split;
+out of fold, those of all folds. It is time of the processor, which other programs on the machine
+lengthen little, on the device that `leaderboard.json` names, as it names the versions. *Wall*: by
+the clock, of runs that did not measure the other or used a GPU; *with fits*: a time of prediction
+that holds the fits of the folds. *Paper* is the validation time, and the training time where there
+is one, that the paper gives for its own release, by the clock. *Robust* is the worst drop of F1, in
 points, when cells are changed in ways that keep their labels. A person should look at what has a ⚠.
 Labels of `synthetic` and of the gold sets are public: only people can see that a method was fitted
 to them (docs/trust.md).
@@ -210,8 +213,18 @@ def _summary(table: Table) -> list[Column[Row]]:
         Column("F1", _score_cell(rows, "f1_macro", spread=False)),
         Column("AUC", _score_cell(rows, "auc_macro", spread=False, ci=False)),
         Column("Lift", _lift),
-        Column("Time", lambda row: duration(row.total_seconds)),
+        Column("Time", lambda row: duration(row.total_time) + _wall(row)),
     ]
+
+
+def _time(row: Row, value: float | None, *, holds: bool = False) -> str:
+    fits = " with fits" if holds and row.holds_fits else ""
+    return "-" if value is None else seconds(value) + _wall(row) + fits
+
+
+def _wall(row: Row) -> str:
+    """Mark times by the clock."""
+    return " wall" if row.by_clock else ""
 
 
 def _lift(row: Row) -> str:
@@ -272,11 +285,11 @@ def _columns(table: Table, reported: Iterable[ReportedTable]) -> list[Column[Row
     columns = [
         Column[Row]("Method", lambda row: _method(row, table.rows, _training(row)), "left"),
         *(Column(header, _score_cell(table.rows, key)) for key, header in _METRICS.items()),
-        Column[Row]("Training", lambda row: seconds(row.fit_seconds)),
-        Column[Row]("Validation", lambda row: seconds(row.seconds)),
+        Column[Row]("Training", lambda row: _time(row, row.fit_time)),
+        Column[Row]("Validation", lambda row: _time(row, row.prediction_time, holds=True)),
     ]
-    if any(row.seconds_batch_1 is not None for row in table.rows):
-        columns.append(Column("Cell by cell", lambda row: seconds(row.seconds_batch_1)))
+    if any(row.one_by_one_time is not None for row in table.rows):
+        columns.append(Column("Cell by cell", lambda row: _time(row, row.one_by_one_time)))
     if times:
         columns.append(Column("Paper", lambda row: times.get(row.label, "-")))
     columns.append(

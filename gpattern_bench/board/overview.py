@@ -97,7 +97,7 @@ class Entry:
     """A method: its row and level on each test (None: not run), and what sums them up.
 
     ``skill`` is None unless it was run on every test; ``longest`` is the longest fit and
-    prediction, s.
+    prediction, s (:attr:`~gpattern_bench.board.leaderboard.Row.total_time`).
     """
 
     method: str
@@ -387,7 +387,7 @@ def _of_most_data(known: Row | None, row: Row) -> Row:
 
 def _entry(tests: Sequence[Test], rows: list[Row | None]) -> Entry:
     first = next(row for row in rows if row)
-    times = [found for row in rows if row and (found := row.total_seconds) is not None]
+    times = [found for row in rows if row and (found := row.total_time) is not None]
     return Entry(
         method=first.method,
         label=first.label,

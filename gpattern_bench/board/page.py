@@ -109,6 +109,7 @@ class Profile:
     about: Metadata
     standings: list[Standing]
     commands: list[str]
+    versions: list[str]  # of its runs, in words
 
 
 def build_page(board: Board, submissions: Sequence[Submission]) -> str:
@@ -210,7 +211,13 @@ def _profile(about: Metadata, sections: Sequence[Section]) -> Profile:
     commands = dict.fromkeys(
         _command(about.method, found.section.table, found.row) for found in standings
     )
-    return Profile(about, standings, list(commands) if about.method in METHODS else [])
+    versions = dict.fromkeys(
+        ", ".join(f"{name} {version}" for name, version in found.row.versions.items())
+        for found in standings
+        if found.row.versions
+    )
+    own = list(commands) if about.method in METHODS else []
+    return Profile(about, standings, own, list(versions))
 
 
 def _command(method: str, table: Table, row: Row) -> str:
@@ -232,7 +239,7 @@ def _csv(board: Board) -> str:
             writer.writerow([
                 table.dataset, table.version, table.protocol, row.method,
                 " ".join(row.trained_on or ()), row.rank, row.tie_group, row.f1, low, high,
-                row.macro["auc_macro"], row.lift_f1, row.total_seconds,
+                row.macro["auc_macro"], row.lift_f1, row.total_time,
             ])  # fmt: skip
     return text.getvalue()
 
@@ -245,9 +252,9 @@ def _section(table: Table, submissions: Sequence[Submission], drawn: dict[str, S
     candidates = [row for row in rows if row.is_ranked]
     patterns = list(rows[0].per_pattern)
     timed = [
-        (line, row.seconds, row.f1)
+        (line, row.prediction_time, row.f1)
         for line, row in zip(lines, rows, strict=True)
-        if row.seconds is not None and row.f1 is not None
+        if row.prediction_time is not None and row.f1 is not None
     ]
     return Section(
         table=table,
@@ -272,11 +279,11 @@ def _section(table: Table, submissions: Sequence[Submission], drawn: dict[str, S
             key: any(getattr(row, key) is not None for row in rows)
             for key in (
                 "parameters",
-                "fit_seconds",
+                "fit_time",
                 "date",
                 "robustness",
                 "new_cells",
-                "seconds_batch_1",
+                "one_by_one_time",
             )
         },
         devices=sorted({row.device for row in rows if row.device}),

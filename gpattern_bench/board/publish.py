@@ -24,6 +24,7 @@ from gpattern_bench.board.rules import contradictions
 from gpattern_bench.board.submission import Score, Skipped, Submission, rescore, results_text
 from gpattern_bench.board.verified import read_verified, unverified
 from gpattern_bench.errors import SubmissionError
+from gpattern_bench.runs.cost import SCORING
 from gpattern_bench.sources.registry import registry
 
 __all__ = [
@@ -34,10 +35,11 @@ __all__ = [
     "read_reported",
     "read_versions",
     "score_again",
+    "unmeasured",
     "write_board",
 ]
 
-_SCORING = ("numpy", "numba", "scipy", "scikit-learn", "torch")  # packages that scores rest on
+_PROVENANCE = ("date", "parameters", "device", "versions")
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,25 @@ def problems_of(submissions: Sequence[Submission]) -> list[str]:
     return problems + contradictions(submissions)
 
 
+def unmeasured(submissions: Sequence[Submission]) -> list[str]:
+    """Name submissions with results whose runs do not say when, where and with what they were made.
+
+    Their scores are as good as any: a board can be made of them.
+    """
+    told = []
+    for submission in submissions:
+        lacking = [
+            {key for key in _PROVENANCE if score.get(key) is None} for score in submission.results
+        ]
+        if number := sum(map(bool, lacking)):
+            what = ", ".join(key for key in _PROVENANCE if key in set().union(*lacking))
+            told.append(
+                f"{submission.folder.name}: {number} of {len(lacking)} results lack {what}; run "
+                "the method again, and submit that"
+            )
+    return told
+
+
 def board_of(submissions: Sequence[Submission], folder: Path) -> Board:
     """Build the board, with what its folder holds: reported rows, versions, records, outcomes."""
     return build_board(
@@ -132,10 +153,10 @@ def read_versions(folder: Path) -> str | None:
         return None
     text = path.read_text(encoding="utf-8")
     found = dict(re.findall(r"^([a-z0-9-]+)==([0-9][0-9a-z.]*)$", text, re.MULTILINE))
-    missing = [f"no line {name}==VERSION" for name in _SCORING if name not in found]
+    missing = [f"no line {name}==VERSION" for name in SCORING if name not in found]
     if missing:
         raise SubmissionError(str(path), missing)
-    return ", ".join(f"{name} {found[name]}" for name in _SCORING)
+    return ", ".join(f"{name} {found[name]}" for name in SCORING)
 
 
 def write_board(board: Board, submissions: Sequence[Submission], folder: Path) -> None:

@@ -41,6 +41,7 @@ from gpattern_bench.evaluate.bootstrap import REPLICATES
 from gpattern_bench.evaluate.curves import Curves, compute_curves
 from gpattern_bench.evaluate.evaluator import Evaluator
 from gpattern_bench.evaluate.strata import stratify
+from gpattern_bench.runs.cost import SCORING
 from gpattern_bench.sources.cache import cache_root
 from gpattern_bench.sources.fetch import fetch
 from gpattern_bench.sources.registry import Entry, SourceFile, find_entry
@@ -103,6 +104,8 @@ def _check_date(text: str) -> str:
 
 _Date = Annotated[str, Field(pattern="^[0-9]{4}-[0-9]{2}-[0-9]{2}$"), AfterValidator(_check_date)]
 _Device = Annotated[str, Field(max_length=200), AfterValidator(check_text)]
+_Package = Annotated[str, Field(pattern=f"^({'|'.join(('gpattern-bench', 'python', *SCORING))})$")]
+_Versions = dict[_Package, Annotated[str, Field(pattern="^[0-9][0-9A-Za-z.+-]*$", max_length=40)]]
 
 
 def _check_ids(ids: TrainedOn) -> TrainedOn:
@@ -183,8 +186,9 @@ class Score(TypedDict):
     ``predictions`` is its path in the submission, ``sha256`` its hash and that of its val file,
     ``labels_sha256`` the content hash of the labels, ``trained_on`` the training datasets that the
     file names. ``seconds`` (predicting test), ``seconds_batch_1`` (of a network, cell by cell, as
-    the paper measures validation), ``fit_seconds``, ``device``, ``parameters`` and ``date`` come
-    from the run's report, if there is one; ``robustness`` from its file. ``metrics`` is the
+    the paper measures validation) and ``fit_seconds`` by the clock, the same with ``cpu_`` of the
+    processor, ``device``, ``parameters``, ``date`` and ``versions`` come from the run's report, if
+    there is one and it has them; ``robustness`` from its file. ``metrics`` is the
     evaluator's result, ``curves`` is for the page. ``f1_replicates``, bootstrap replicates of macro
     F1 (base64 of little-endian float32), decide ties. ``flags`` name what is suspicious.
     """
@@ -204,6 +208,10 @@ class Score(TypedDict):
     device: _Device | None
     parameters: _Count | None
     date: _Date | None
+    cpu_seconds: NotRequired[_Seconds]
+    cpu_seconds_batch_1: NotRequired[_Seconds]
+    cpu_fit_seconds: NotRequired[_Seconds]
+    versions: NotRequired[_Versions]
     metrics: Annotated[Metrics, AfterValidator(_check_shares)]
     curves: Curves
     f1_replicates: Annotated[str, AfterValidator(_check_replicates)]
@@ -640,19 +648,28 @@ class _Cost(TypedDict):
     device: _Device | None
     parameters: _Count | None
     date: _Date | None
+    cpu_seconds: NotRequired[_Seconds]
+    cpu_seconds_batch_1: NotRequired[_Seconds]
+    cpu_fit_seconds: NotRequired[_Seconds]
+    versions: NotRequired[_Versions]
 
 
 def _cost(report: Path, split: str) -> _Cost:
     """Read a run's cost; all None without a report, some in reports of older versions."""
     if not report.is_file():
-        found = dict.fromkeys(_Cost.__annotations__)
-        del found["seconds_batch_1"]
-        return found  # type: ignore[return-value]
+        return _Cost(seconds=None, fit_seconds=None, device=None, parameters=None, date=None)
     try:
         run = json.loads(report.read_text(encoding="utf-8"))
-        alone = (run.get("seconds_by_batch") or {}).get("1")
+        of_processor = run.get("cpu_seconds") or {}
+        later = {
+            "seconds_batch_1": (run.get("seconds_by_batch") or {}).get("1"),
+            "cpu_seconds": of_processor.get(split),
+            "cpu_seconds_batch_1": (run.get("cpu_seconds_by_batch") or {}).get("1"),
+            "cpu_fit_seconds": of_processor.get("fit"),
+            "versions": run.get("versions"),
+        }
         return TypeAdapter(_Cost).validate_python(
-            ({} if alone is None else {"seconds_batch_1": alone})
+            {key: value for key, value in later.items() if value is not None}
             | {
                 "seconds": run["seconds"][split],
                 "fit_seconds": run["seconds"].get("fit"),

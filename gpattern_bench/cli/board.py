@@ -36,6 +36,10 @@ def leaderboard(
         bool,
         typer.Option("--record", help="Maintainers: record what was scored, in verified.json."),
     ] = False,
+    snapshot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write a snapshot to cite: results and hashes."),
+    ] = None,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Processes that score. Default: this one.")
     ] = None,
@@ -44,15 +48,27 @@ def leaderboard(
     """Write LEADERBOARD.md, leaderboard.json and index.html from the submissions' results.
 
     --check alone needs no dataset. --check --rescore needs every dataset whose files have
-    checksums, and fails if a file was not scored again.
+    checksums, and fails if a file was not scored again. It warns of results whose run does not say
+    date, parameters, device and versions.
     """
+    from gpattern_bench.base.files import write_text
     from gpattern_bench.board.metadata import schema_drift, write_schema
-    from gpattern_bench.board.publish import board_of, drift, problems_of, score_again, write_board
+    from gpattern_bench.board.publish import (
+        board_of,
+        drift,
+        problems_of,
+        score_again,
+        unmeasured,
+        write_board,
+    )
+    from gpattern_bench.board.snapshot import snapshot_text
     from gpattern_bench.board.submission import read_submissions
     from gpattern_bench.board.verified import record_verified
 
     if (jobs is not None or cluster is not None) and not rescore:
         raise typer.BadParameter("--jobs and --cluster need --rescore")
+    if snapshot is not None and check:
+        raise typer.BadParameter("--check writes nothing: leave out --snapshot")
     if record and (check or not rescore):
         raise typer.BadParameter("--record needs --rescore, and no --check")
     found = read_submissions(submissions)
@@ -77,11 +93,16 @@ def leaderboard(
     board = board_of(found, out)
     if check:
         _refuse(drift(board, found, out) + schema_drift(submissions))
+        for text in unmeasured(found):
+            echo(f"warning: {text}", err=True)
         echo("the board is what the submissions give")
     else:
         write_board(board, found, out)
         write_schema(submissions)
         echo(str(out / "LEADERBOARD.md"))
+    if snapshot is not None:
+        write_text(snapshot, snapshot_text(found, board.versions))
+        echo(str(snapshot))
 
 
 def _refuse(problems: list[str]) -> None:

@@ -178,6 +178,11 @@ class Forest(NamedTuple):
             share=share,
         )
 
+    @property
+    def parameters(self) -> int:
+        """Numbers in the arrays: five of a node, a share per label of a leaf."""
+        return sum(array.size for array in self)
+
     def save(self, path: Path) -> None:
         """Write the arrays to an ``.npz`` file."""
         save_arrays(path, self._asdict())

@@ -72,8 +72,9 @@ class About:
 class Method(Protocol):
     """A method: ``fit`` or ``load``, then ``predict``; the same seed gives the same scores.
 
-    Optional: an attribute ``parameters``, the number of learnt values, for a run to record; a third
-    parameter ``context`` of ``fit``, to receive a :class:`FitContext`; a method ``features``, for
+    Optional: an attribute ``parameters``, how many numbers the fitted method keeps (docs:
+    Contracts), for a run to record; a third parameter ``context`` of ``fit``, to receive a
+    :class:`FitContext`; a method ``features``, for
     :func:`gpattern_bench.features.compute_features`.
     """
 
@@ -152,6 +153,8 @@ class Network(Protocol):
 
 class Untrained:
     """Base of methods that learn nothing: fit, save and load do nothing."""
+
+    parameters: int = 0
 
     def fit(self, train: Cells, seed: int) -> None:
         """Learn nothing."""

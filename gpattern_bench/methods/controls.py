@@ -47,6 +47,11 @@ class Prevalence:
         """Count the patterns of the labelled pairs."""
         self._share = _PatternCounts(train).share.tolist()
 
+    @property
+    def parameters(self) -> int:
+        """Number of shares."""
+        return len(self._share)
+
     def save(self, folder: Path) -> None:
         """Write the shares as JSON."""
         write_text(folder / _STATE, json.dumps({"share": self._share}) + "\n")
@@ -83,6 +88,11 @@ class GenePrior:
         self._unseen = counts.share.tolist()
         shares = (counts.positive + counts.share) / (counts.pairs[:, None] + 1)
         self._share = dict(zip(train.genes, shares.tolist(), strict=True))
+
+    @property
+    def parameters(self) -> int:
+        """Number of shares, of all genes."""
+        return len(self._unseen) * (1 + len(self._share))
 
     def save(self, folder: Path) -> None:
         """Write the shares of every gene as JSON."""

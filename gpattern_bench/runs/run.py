@@ -7,9 +7,7 @@ import json
 import logging
 import os
 import platform
-import resource
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -39,6 +37,7 @@ from gpattern_bench.methods.base import (
 )
 from gpattern_bench.methods.predict import predict_cells
 from gpattern_bench.predictions import prediction_table
+from gpattern_bench.runs.cost import Cost, peak_rss_mib, versions_used
 from gpattern_bench.runs.dependence import measure_dependence
 from gpattern_bench.runs.saved_model import Model, load_model, save_model
 from gpattern_bench.runs.training import (
@@ -62,7 +61,6 @@ __all__ = [
     "FOLDS",
     "Run",
     "fit_method",
-    "peak_rss_mib",
     "run_method",
     "run_origins",
     "write_run",
@@ -89,7 +87,8 @@ class Run:
     trained_on : tuple of str or None
         As in the prediction files.
     seconds : dict of str to float
-        Wall time of ``fit`` and of the prediction of each split; out of fold, of both together.
+        Wall time of ``fit`` and of the prediction of each split; out of fold, ``fit`` is the sum
+        over all folds. Older reports have no ``fit`` out of fold: their predictions hold it.
     cells : dict of str to int
         Cells of each split.
     peak_rss_mib : float
@@ -97,7 +96,8 @@ class Run:
     device : str
         Processor and cores, and the GPU if one was used.
     parameters : int or None
-        Number of learnt values: the method's attribute ``parameters``, if any.
+        Numbers that the fitted method keeps: its attribute ``parameters``, if any. Out of fold,
+        those of the last fold.
     date : str or None
         Day on which it ended, UTC, ISO 8601. Reports of older versions lack this and the number
         of parameters, and what follows.
@@ -117,6 +117,13 @@ class Run:
         its submission declares.
     repeats : bool or None
         Of a method of your own: whether the same cells got the same scores twice.
+    cpu_seconds : dict of str to float or None
+        Processor time beside `seconds` (:class:`~gpattern_bench.runs.cost.Cost`). None if a GPU
+        was used: most of the work is not in it.
+    cpu_seconds_by_batch : dict of str to float or None
+        Beside `seconds_by_batch`.
+    versions : dict of str to str or None
+        Of this package, Python, and the packages that scores rest on.
     """
 
     method: str
@@ -138,6 +145,9 @@ class Run:
     sample_cells: int | None = None
     depends_on: tuple[str, ...] | None = None
     repeats: bool | None = None
+    cpu_seconds: dict[str, float] | None = None
+    cpu_seconds_by_batch: dict[str, float] | None = None
+    versions: dict[str, str] | None = None
 
 
 def run_method(
@@ -218,48 +228,49 @@ def run_method(
     protocol = choose_protocol(method, dataset, train_on, cv, before)
     trained_on = fitted_on(dataset, train_on, cv, before) if method.about.learns else None
     origins = run_origins(name, dataset, seed, protocol, trained_on)
-    seconds: dict[str, float] = {}
+    costs: dict[str, Cost] = {"fit": Cost()} if protocol == "cv-cell" else {}
     folder = Path(out) / dataset.name
     for origin in origins:
         if clash := name_clash(folder / f"{origin.stem()}.parquet", origin):
             raise MethodError(f"{clash}: name another --out")
     training = folder / f"{origins[0].stem('training')}.safetensors"
     if method.about.learns and protocol != "cv-cell":
-        seconds["fit"] = fit_method(
+        costs["fit"] = fit_method(
             method, train_on or [dataset], seed, training, init=init, sample_cells=sample_cells
         )
     if process_index() > 0:
         return []  # the first of the processes that train together continues
     scores: dict[str, Iterable[_Scored]] = {}
-    by_batch: dict[int, float] = {}
+    by_batch: dict[int, Cost] = {}
     for split in (origin.split for origin in origins):
-        began, timed = time.perf_counter(), by_batch if split == "test" else None
+        timed = by_batch if split == "test" else None
         if protocol == "cv-cell":
-            folds, aside = [], 0.0
+            folds, costs[split] = [], Cost()
             for k, (train, held_out) in enumerate(_folds(dataset, split, seed, train_on), 1):
                 _log.info("%s: fold %d of %d of %s", name, k, FOLDS, split)
                 train = train if sample_cells is None else train.sampled(sample_cells, seed)
                 method = make()  # for each fold: nothing of another is left in it
+                began = Cost.now()
                 fit_in_context(method, train, seed, FitContext(init=init))
+                costs["fit"] += Cost.now() - began
                 _set_batch(method, batch_size)
-                found, more = _scored(method, held_out, timed)
+                found, spent = _scored(method, held_out, timed)
                 folds.append(found)
-                aside += more
+                costs[split] += spent
             found = pd.concat(folds, ignore_index=True)
         else:
             _set_batch(method, batch_size)
-            found, aside = _scored(method, dataset.iter_cells(split), timed)
-        seconds[split] = time.perf_counter() - began - aside
+            found, costs[split] = _scored(method, dataset.iter_cells(split), timed)
         scores[split] = [(dataset.fovs(split), found)]
-        _log.info("%s: predicted %s in %s", name, split, duration(seconds[split]))
+        _log.info("%s: predicted %s in %s", name, split, duration(costs[split].seconds))
     files = write_run(
         method,
         dataset,
         origins,
         scores,
         folder,
-        seconds=seconds,
-        seconds_by_batch=by_batch,
+        costs=costs,
+        costs_by_batch=by_batch,
         sample_cells=sample_cells,
     )
     training.unlink(missing_ok=True)  # nothing to resume
@@ -272,25 +283,25 @@ def _set_batch(method: Method, size: int | None) -> None:
 
 
 def _scored(
-    method: Method, cells: Cells, by_batch: dict[int, float] | None
-) -> tuple[pd.DataFrame, float]:
-    """Score cells, and add to `by_batch` what that takes a network, and what cell by cell.
+    method: Method, cells: Cells, by_batch: dict[int, Cost] | None
+) -> tuple[pd.DataFrame, Cost]:
+    """Score cells: the scores, and what they cost.
 
-    Also returns the seconds that only the measuring took.
+    Adds to `by_batch` what that takes a network, and what cell by cell.
     """
-    began = time.perf_counter()
+    began = Cost.now()
     found = predict_cells(method, cells)
-    done = time.perf_counter()
-    if by_batch is None or not isinstance(method, Network):
-        return found, 0.0
-    own = method.batch
-    by_batch[own] = by_batch.get(own, 0.0) + done - began
-    if own != 1:
-        method.batch = 1
-        predict_cells(method, cells)
-        by_batch[1] = by_batch.get(1, 0.0) + time.perf_counter() - done
-        method.batch = own
-    return found, time.perf_counter() - done
+    spent = Cost.now() - began
+    if by_batch is not None and isinstance(method, Network):
+        own = method.batch
+        by_batch[own] = by_batch.get(own, Cost()) + spent
+        if own != 1:
+            method.batch = 1
+            began = Cost.now()
+            predict_cells(method, cells)
+            by_batch[1] = by_batch.get(1, Cost()) + Cost.now() - began
+            method.batch = own
+    return found, spent
 
 
 def run_origins(
@@ -363,13 +374,13 @@ def fit_method(
     *,
     init: Path | None = None,
     sample_cells: int | None = None,
-) -> float:
-    """Fit on the train splits of datasets, or on all of one without; return the seconds.
+) -> Cost:
+    """Fit on the train splits of datasets, or on all of one without; return what it cost.
 
     A method that takes a context may resume from the checkpoint `training`, which stays, and start
     from the saved model `init`. With `sample_cells`, on at most so many cells, drawn at random.
     """
-    name, began = method.about.name, time.perf_counter()
+    name, began = method.about.name, Cost.now()
     _log.info("%s: fitting on %s", name, ", ".join(training_ids(sources) or ()))
     context = FitContext(val_cells(sources), training, init)
     train = training_cells(sources)
@@ -379,9 +390,9 @@ def fit_method(
     fit_in_context(method, train, seed, context)
     if isinstance(method, Network):
         method.batch = 1  # as the paper measures the time of validation
-    seconds = time.perf_counter() - began
-    _log.info("%s: fitted in %s", name, duration(seconds))
-    return seconds
+    spent = Cost.now() - began
+    _log.info("%s: fitted in %s", name, duration(spent.seconds))
+    return spent
 
 
 def write_run(
@@ -391,8 +402,8 @@ def write_run(
     scores: Mapping[str, Iterable[_Scored]],
     folder: Path,
     *,
-    seconds: dict[str, float],
-    seconds_by_batch: Mapping[int, float] | None = None,
+    costs: Mapping[str, Cost],
+    costs_by_batch: Mapping[int, Cost] | None = None,
     sample_cells: int | None = None,
     peak_rss: float = 0.0,
 ) -> list[Path]:
@@ -409,7 +420,9 @@ def write_run(
         :func:`~gpattern_bench.methods.predict.predict_cells` gave of them, rows in any order. One
         is in memory at a time.
     folder : pathlib.Path
-    seconds, seconds_by_batch, sample_cells
+    costs, costs_by_batch
+        Of ``fit`` and of the prediction of each split; batch size -> of predicting test.
+    sample_cells : int, optional
         See :class:`Run`.
     peak_rss : float
         Of other processes that had a part in it, MiB.
@@ -441,6 +454,8 @@ def write_run(
             name, list(dataset.patterns), fitted_on, thresholds, seed, variant=_variant(method)
         )
         save_model(method, model, folder / origins[0].stem("model"))
+    by_batch = {str(size): cost for size, cost in sorted((costs_by_batch or {}).items())}
+    gpu = _gpu()
     report = Run(
         method=name,
         dataset=dataset.name,
@@ -448,17 +463,19 @@ def write_run(
         seed=seed,
         protocol=protocol,
         trained_on=trained_on,
-        seconds={what: round(value, 3) for what, value in seconds.items()},
+        seconds=_by_clock(costs),
         cells={o.split: len(dataset.iter_cells(o.split)) for o in origins},
         peak_rss_mib=round(max(peak_rss_mib(), peak_rss), 1),
-        device=_device(),
+        device=_device(gpu),
         parameters=_parameters(method),
         date=datetime.now(UTC).date().isoformat(),
         batch_size=method.batch if isinstance(method, Network) else None,
-        seconds_by_batch={str(k): round(v, 3) for k, v in sorted((seconds_by_batch or {}).items())}
-        or None,
+        seconds_by_batch=_by_clock(by_batch) or None,
         variant=_variant(method),
         sample_cells=sample_cells,
+        cpu_seconds=None if gpu else _of_processor(costs),
+        cpu_seconds_by_batch=None if gpu else _of_processor(by_batch) or None,
+        versions=versions_used(),
     )
     if name not in METHODS:  # of those, tests compare what they declare
         found = measure_dependence(method, dataset.iter_cells(origins[-1].split))
@@ -504,10 +521,12 @@ def _folds(
         yield cells, dataset.iter_cells(split, keep=held_out)
 
 
-def peak_rss_mib() -> float:
-    """Return the peak memory of this process, MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)  # bytes there, KiB elsewhere
+def _by_clock(costs: Mapping[str, Cost]) -> dict[str, float]:
+    return {what: round(cost.seconds, 3) for what, cost in costs.items()}
+
+
+def _of_processor(costs: Mapping[str, Cost]) -> dict[str, float]:
+    return {what: round(cost.cpu_seconds, 3) for what, cost in costs.items()}
 
 
 def _parameters(method: Method) -> int | None:
@@ -523,9 +542,15 @@ def _family(name: str, variant: Variant | None) -> str:
     return name if variant is None else variant.base
 
 
-def _device() -> str:
+def _device(gpu: str | None) -> str:
     device = f"CPU {platform.machine()}, {os.cpu_count()} cores"
-    torch = sys.modules.get("torch")  # imported by then if a GPU is used
-    if torch is not None and torch.cuda.is_initialized():
-        device += f"; GPU {torch.cuda.get_device_name()}"
-    return device
+    return f"{device}; GPU {gpu}" if gpu else device
+
+
+def _gpu() -> str | None:
+    """Name the GPU, if one was used."""
+    torch = sys.modules.get("torch")  # imported by then
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    name: str = torch.cuda.get_device_name()
+    return name

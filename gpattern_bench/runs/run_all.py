@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import starmap
 from pathlib import Path
 from typing import Literal
@@ -24,6 +24,7 @@ from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import GPatternBenchError, MethodError
 from gpattern_bench.methods import get_method
 from gpattern_bench.methods.base import Method, Network
+from gpattern_bench.runs.cost import Cost
 from gpattern_bench.runs.run import fit_method, run_origins, write_run
 from gpattern_bench.runs.saved_model import Model, load_model, save_model
 from gpattern_bench.runs.shards import (
@@ -80,7 +81,7 @@ def run_all(
     """Run several methods, each as :func:`gpattern_bench.runs.run.run_method` does.
 
     What `run_method` writes is in ``out/<method>``, the same bytes but for what was measured: a
-    split's seconds are the sum over its shards. Started again after a crash, or with more methods,
+    split's cost is the sum over its shards. Started again after a crash, or with more methods,
     it goes on where it was: fitted models and predicted shards are kept in
     ``out/<method>/<dataset>/shards-...`` until the method is done, and belong to one method, seed,
     content of the dataset and code of the package. Started twice at a time, the second waits for
@@ -184,7 +185,7 @@ class _Job:
         if self._is_done(origins):
             shutil.rmtree(self.shards, ignore_errors=True)  # killed just before it did so
             return Outcome(name, "skipped")
-        seconds = self._fit()
+        costs = self._fit()
         peak, scores = 0.0, {}
         shards = [
             shard
@@ -194,12 +195,12 @@ class _Job:
         self._predict(shards)
         for origin in origins:
             here = [shard for shard in shards if shard.split == origin.split]
-            seconds[origin.split], used = read_costs(here, self.shards)
+            costs[origin.split], used = read_costs(here, self.shards)
             scores[origin.split] = read_shards(here, self.shards)
             peak = max(peak, used)
         _log.info("%s: writing prediction files of %s", name, ", ".join(scores))
         files = write_run(
-            self.method, self.dataset, origins, scores, self.folder, seconds=seconds, peak_rss=peak
+            self.method, self.dataset, origins, scores, self.folder, costs=costs, peak_rss=peak
         )
         written = {file.name: file_sha256(file) for file in files}
         write_text(self.mark, json.dumps({"key": self.key, "files": written}, indent=1) + "\n")
@@ -235,24 +236,25 @@ class _Job:
         except (OSError, ValueError, KeyError):
             return False
 
-    def _fit(self) -> dict[str, float]:
-        """Fit the method, or load it from an earlier start; return the seconds."""
-        about, cost = self.method.about, self.shards / "fit.json"
-        if cost.is_file():
+    def _fit(self) -> dict[str, Cost]:
+        """Fit the method, or load it from an earlier start; return what it cost."""
+        about, note = self.method.about, self.shards / "fit.json"
+        if note.is_file():
             self.method, _ = load_model(self.shards / "model")
             if isinstance(self.method, Network):
                 self.method.batch = 1  # as after a fit
-            found: dict[str, float] = json.loads(cost.read_text(encoding="utf-8"))
+            found = json.loads(note.read_text(encoding="utf-8"))
             _log.info("%s: found fitted", about.name)
-            return found
-        seconds = {}
+            return {what: Cost(**cost) for what, cost in found.items()}
+        costs = {}
         if about.learns:
             training = self.shards / "training.safetensors"
-            seconds["fit"] = fit_method(self.method, [self.dataset], self.seed, training)
+            costs["fit"] = fit_method(self.method, [self.dataset], self.seed, training)
         model = Model(about.name, list(self.dataset.patterns), None, None, self.seed)
         save_model(self.method, model, self.shards / "model")
-        write_text(cost, json.dumps(seconds) + "\n")
-        return seconds
+        found = {what: asdict(cost) for what, cost in costs.items()}
+        write_text(note, json.dumps(found) + "\n")
+        return costs
 
     def _predict(self, shards: list[Shard]) -> None:
         """Predict the missing shards."""

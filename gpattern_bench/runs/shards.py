@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from gpattern_bench.data.cells import Cells, CellTables
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.methods.base import Method, Network
 from gpattern_bench.methods.predict import predict_cells
-from gpattern_bench.runs.run import peak_rss_mib
+from gpattern_bench.runs.cost import Cost, peak_rss_mib
 from gpattern_bench.runs.saved_model import load_model
 from gpattern_bench.tables.parquet import read_table
 from gpattern_bench.tables.predictions import write_tables
@@ -130,9 +129,9 @@ def _groups(dataset: Dataset, split: str | None) -> Iterator[list[str]]:
 def predict_shard(model: Path, cells: Cells, path: Path) -> None:
     """Score cells with a saved model and write the file, whole or not at all."""
     method = _loaded(model)
-    began = time.perf_counter()
+    began = Cost.now()
     scores = predict_cells(method, cells, bar=False)
-    cost = {"seconds": time.perf_counter() - began, "peak_rss_mib": peak_rss_mib()}
+    cost = asdict(Cost.now() - began) | {"peak_rss_mib": peak_rss_mib()}
     table = pa.Table.from_pandas(scores, preserve_index=False)
     write_tables([table.replace_schema_metadata({_COST: json.dumps(cost)})], path)
 
@@ -160,8 +159,11 @@ def read_shards(shards: list[Shard], folder: Path) -> Iterator[tuple[list[str], 
         yield shard.fovs, table.to_pandas()
 
 
-def read_costs(shards: list[Shard], folder: Path) -> tuple[float, float]:
-    """Return the shards' total seconds and peak RSS (MiB)."""
-    schemas = [pq.read_schema(folder / shard.file) for shard in shards]
-    costs = [json.loads(schema.metadata[_COST]) for schema in schemas]
-    return sum(cost["seconds"] for cost in costs), max(cost["peak_rss_mib"] for cost in costs)
+def read_costs(shards: list[Shard], folder: Path) -> tuple[Cost, float]:
+    """Return the shards' total cost and peak RSS (MiB)."""
+    total, peak = Cost(), 0.0
+    for shard in shards:
+        cost = json.loads(pq.read_schema(folder / shard.file).metadata[_COST])
+        peak = max(peak, cost.pop("peak_rss_mib"))
+        total += Cost(**cost)
+    return total, peak

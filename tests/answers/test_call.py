@@ -33,6 +33,7 @@ from gpattern_bench.answers.scope import Scope
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import GPatternBenchError, MethodError, SourceError, UnknownDatasetError
 from gpattern_bench.evaluate.calibration import calibrate
+from gpattern_bench.evaluate.quantify import estimate_shares
 from gpattern_bench.predictions import check_file
 from gpattern_bench.runs import shards
 from gpattern_bench.runs.pretrained import PRETRAINED
@@ -134,6 +135,17 @@ class TestTheAnswer:
             assert share == pytest.approx(called["nuclear"].mean(), abs=1e-6)
             assert mean == pytest.approx(called["nuclear_probability"].mean(), abs=1e-5)
             assert low <= share <= high
+
+    def test_shares_are_estimated_from_all_pairs(self, answer):
+        pairs, genes = answer.pairs(), answer.genes()
+        names = {f"{pattern}_probability": pattern for pattern in answer.patterns}
+        chances = pairs[["gene", *names]].rename(columns=names)
+        prevalence = {name: of["prevalence"] for name, of in answer.record["rates"].items()}
+        expected = estimate_shares([chances], prevalence)
+        for pattern in answer.patterns:
+            for end in ("", "_low", "_high"):
+                found = genes[f"{pattern}_estimate{end}"]
+                np.testing.assert_allclose(found, expected[f"{pattern}{end}"], atol=1e-6)
 
     def test_cells_tell_their_size_and_whether_the_model_has_seen_such(self, answer, bare):
         cells = answer.cells().set_index("cell_id")

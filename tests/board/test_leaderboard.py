@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import locale
 import re
@@ -19,12 +20,19 @@ import yaml
 from samples import metadata_of, stored_result
 
 from gpattern_bench import load_dataset
-from gpattern_bench.base.files import plain
+from gpattern_bench.base.files import file_sha256, plain
 from gpattern_bench.board.leaderboard import build_board
 from gpattern_bench.board.markdown import markdown
 from gpattern_bench.board.metadata import write_schema
 from gpattern_bench.board.page import build_page
-from gpattern_bench.board.publish import drift, read_reported, read_versions, write_board
+from gpattern_bench.board.publish import (
+    drift,
+    read_reported,
+    read_versions,
+    unmeasured,
+    write_board,
+)
+from gpattern_bench.board.snapshot import snapshot_text
 from gpattern_bench.board.submission import Metadata, Submission, read_submissions
 from gpattern_bench.board.submit import submit_run
 from gpattern_bench.errors import SubmissionError
@@ -297,8 +305,9 @@ class TestMarks:
         found = submitted(entry(**values), entry(seed=1, **values | {"date": "2026-01-03"}))
         row = build_board([found]).to_json()["tables"][0]["rows"][0]
         assert {key: row[key] for key in values} == values | {"date": "2026-01-03"}
-        assert self.cells("Training", found) == ["12.3 s"]
-        assert self.cells("Validation", found) == ["1.0 s"]
+        assert self.cells("Training", found) == ["12.3 s wall"]
+        assert self.cells("Validation", found) == ["1.0 s wall"]
+        assert self.cells("Time", found) == ["13.3 s wall"]
         assert self.cells("Parameters", found) == ["3,100,000"]
         assert self.cells("Date", found) == ["2026-01-03"]
         assert self.cells("Status", found) == ["measured"]
@@ -314,8 +323,64 @@ class TestMarks:
     def test_cell_by_cell_is_a_column_if_any_row_has_it(self):
         assert "Cell by cell" not in markdown(build_board([submitted(entry())]))
         found = submitted(entry(seconds_batch_1=3.21))
-        assert self.cells("Cell by cell", found) == ["3.2 s"]
+        assert self.cells("Cell by cell", found) == ["3.2 s wall"]
         assert "Cell by cell" in build_page(build_board([found]), [found])
+
+    def test_processor_time_stands_for_that_by_the_clock(self):
+        used = {"cpu_seconds": 0.5, "cpu_fit_seconds": 10.0, "cpu_seconds_batch_1": 0.75}
+        values = {"fit_seconds": 40.0, "seconds_batch_1": 3.0, **used}
+        found = submitted(entry(**values))
+        row = build_board([found]).to_json()["tables"][0]["rows"][0]
+        assert {key: row[key] for key in values} == values
+        columns = {"Time": "10.5 s", "Training": "10.0 s", "Validation": "0.5 s"}
+        for column, expected in (columns | {"Cell by cell": "0.8 s"}).items():
+            assert self.cells(column, found) == [expected]
+        page = build_page(build_board([found]), [found])
+        assert "10.5 s</td>" in page
+        assert "<small>wall" not in page
+
+    def test_of_one_seed_without_it_the_clock_counts_for_all(self):
+        found = submitted(entry(cpu_seconds=0.5), entry(seed=1, seconds=3.0))
+        assert self.cells("Validation", found) == ["2.0 s wall"]
+        assert "2.0 s <small>wall</small>" in build_page(build_board([found]), [found])
+
+    def test_a_time_that_holds_the_fits_says_so(self):
+        held = submitted(entry("a", protocol="cv-cell"), method="a")
+        used = {"fit_seconds": 8.0, "cpu_seconds": 0.5, "cpu_fit_seconds": 7.0}
+        apart = submitted(entry("b", protocol="cv-cell", **used), method="b")
+        assert self.cells("Validation", held, apart) == ["1.0 s wall with fits", "0.5 s"]
+        assert self.cells("Training", held, apart) == ["-", "7.0 s"]
+        rows = build_board([held, apart]).to_json()["tables"][0]["rows"]
+        assert [row.get("holds_fits") for row in rows] == [True, None]
+        assert "wall with fits" in build_page(build_board([held]), [held])
+        mixed = submitted(*held.results, entry("c", protocol="cv-cell", seed=1, **used))
+        assert self.cells("Validation", mixed) == ["1.0 s wall with fits"]
+        untold = submitted(entry("d", protocol="cv-cell", seconds=None))
+        assert self.cells("Validation", untold) == ["-"]
+        assert not build_board([untold]).tables[0].rows[0].holds_fits
+
+    def test_what_learns_nothing_holds_no_fit_out_of_fold(self):
+        found = submitted(entry("a", protocol="untrained"), method="a", trained_on=None)
+        beside = submitted(entry("b", protocol="cv-cell"), method="b")
+        assert self.cells("Validation", found, beside) == ["1.0 s wall", "1.0 s wall with fits"]
+
+    def test_versions_of_all_seeds(self):
+        one, other = {"numpy": "2.4.6", "python": "3.11.2"}, {"numpy": "2.5.0", "python": "3.11.2"}
+        found = submitted(entry(versions=one), entry(seed=1, versions=other))
+        [row] = build_board([found]).tables[0].rows
+        assert row.versions == {"numpy": "2.4.6, 2.5.0", "python": "3.11.2"}
+        told = "Run with numpy 2.4.6, 2.5.0, python 3.11.2."
+        assert told in build_page(build_board([found]), [found])
+        found = submitted(entry(versions=one), entry(seed=1))
+        assert build_board([found]).tables[0].rows[0].versions is None
+
+    def test_results_without_provenance_are_named(self):
+        known = {"date": "2026-01-02", "parameters": 0, "versions": {"numpy": "2.4.6"}}
+        whole = submitted(entry(**known), method="whole")
+        old = submitted(entry(**known), entry(seed=1, parameters=3), method="old")
+        assert unmeasured([whole, old]) == [
+            "old: 1 of 2 results lack date, versions; run the method again, and submit that"
+        ]
 
     def test_robust_is_a_column_if_any_row_has_it(self):
         robust = entry(robustness={"f1_worst_drop": 0.0123, "largest_change": 0.5})
@@ -435,6 +500,38 @@ class TestTables:
 
 
 @pytest.mark.slow
+class TestSnapshot:
+    def test_has_every_result_with_its_hashes(self, here, leaderboard):
+        assert leaderboard("--snapshot", "a.json")[0] == 0
+        assert leaderboard("--snapshot", "b.json")[0] == 0
+        text = (here / "a.json").read_text("utf-8")
+        assert text == (here / "b.json").read_text("utf-8")
+        found = json.loads(text)
+        stored = {
+            (made.metadata.method, score["predictions"]): score
+            for made in submissions(here)
+            for score in made.results
+        }
+        assert [(r["method"], r["predictions"]) for r in found["results"]] == sorted(stored)
+        for row in found["results"]:
+            score = stored[row["method"], row["predictions"]]
+            file = here / "submissions" / row["method"] / row["predictions"]
+            assert row["sha256"]["test"] == file_sha256(file)
+            assert row["metrics"]["f1_macro"] == score["metrics"]["f1_macro"]
+            assert found["labels"][f"{row['dataset']}@{row['version']}"] == score["labels_sha256"]
+        digest = found.pop("sha256")
+        compact = json.dumps(found, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        assert hashlib.sha256(compact.encode()).hexdigest() == digest
+
+    def test_withdrawn_ones_are_not_in_it(self):
+        gone = submitted(entry(), status="withdrawn")
+        assert json.loads(snapshot_text([gone], None))["results"] == []
+
+    def test_check_writes_none(self, here, leaderboard):
+        assert leaderboard("--check", "--snapshot", "a.json")[0] == 2
+        assert not (here / "a.json").exists()
+
+
 class TestDrift:
     def test_of_the_repository_there_is_none(self, leaderboard, monkeypatch):
         if not (REPOSITORY / "submissions").is_dir():
@@ -639,6 +736,9 @@ class TestMetadata:
             (("metrics", "ci", "f1_macro"), [0.1, inf], "finite number"),
             (("metrics", "n"), -1, "greater than or equal to 0"),
             (("seconds",), -1.0, "seconds"),
+            (("cpu_fit_seconds",), inf, "cpu_fit_seconds"),
+            (("versions",), {"numpy": "2.0 of mine"}, "versions.numpy"),
+            (("versions",), {"mine": "1.0"}, "versions.mine"),
             (("robustness",), {"f1_worst_drop": 3, "largest_change": 0}, "f1_worst_drop"),
             (("f1_replicates",), b64encode(np.full(1000, 2, "<f4").tobytes()).decode(), "0 to 1"),
         ],

@@ -164,6 +164,9 @@ class TestTemplate:
         assert row["seconds"] == run["seconds"]["test"]
         assert row["fit_seconds"] == run["seconds"]["fit"]
         assert (row["parameters"], row["date"]) == (16, run["date"])
+        assert row["cpu_seconds"] == run["cpu_seconds"]["test"]
+        assert row["cpu_fit_seconds"] == run["cpu_seconds"]["fit"]
+        assert row["versions"] == run["versions"]
 
     def test_its_comments_stay(self, made):
         text = (made / "submissions/my_method/submission.yaml").read_text("utf-8")
@@ -374,12 +377,14 @@ class TestSubmit:
     def test_reports_of_older_versions_are_read(self, here):
         path = here / "runs/my_method/synthetic/run-seed0.json"
         report = json.loads(path.read_text())
-        del report["parameters"], report["date"]
+        for key in ("parameters", "date", "cpu_seconds", "cpu_seconds_by_batch", "versions"):
+            del report[key]
         path.write_text(json.dumps(report))
         self.submit(here)
         [score] = mine(here).rescored()[0]
         assert (score["parameters"], score["date"]) == (None, None)
         assert score["seconds"] == report["seconds"]["test"]
+        assert not {"cpu_seconds", "cpu_fit_seconds", "versions"} & score.keys()
 
     def test_robustness_comes_along(self, here):
         report = {"f1_worst_drop": 0.025, "largest_change": 0.5, "further": [1]}

@@ -64,7 +64,9 @@ class TestFiles:
         report = json.loads((out / "small" / "run-seed0.json").read_text())
         assert report["batch_size"] == 3
         assert set(report["seconds_by_batch"]) == {"1", "3"}
-        assert report["seconds_by_batch"]["3"] <= report["seconds"]["test"]
+        assert report["seconds_by_batch"]["3"] == report["seconds"]["test"]
+        assert set(report["cpu_seconds_by_batch"]) == {"1", "3"}
+        assert "torch" in report["versions"]
 
     def test_bring_the_time_cell_by_cell_to_the_board(self, out, tmp_path):
         report = out / "small" / "run-seed0.json"
@@ -75,14 +77,17 @@ class TestFiles:
         for there in (tmp_path / "run-seed0.json", tmp_path / "none.json"):
             assert "seconds_batch_1" not in _cost(there, "test")
 
-    def test_out_of_fold_have_the_time_without_the_fits(self, tmp_path):
+    def test_out_of_fold_have_fits_and_predictions_apart(self, tmp_path):
         gold = small_dataset(tmp_path, "gold", split="test", n_fovs=2)
         made = make_variant(Variant("gpsnet", "u2os", TINY | {"steps": 1}), "mine")()
         run_method(made, gold, tmp_path / "out", cv=True)
         report = json.loads((tmp_path / "out" / "gold" / "run-seed0-cv-cell.json").read_text())
         assert report["batch_size"] == 8
         assert set(report["seconds_by_batch"]) == {"1", "8"}
-        assert report["seconds_by_batch"]["8"] < report["seconds"]["test"]
+        assert report["seconds_by_batch"]["8"] == report["seconds"]["test"]
+        for key in ("seconds", "cpu_seconds"):
+            assert set(report[key]) == {"fit", "test"}
+            assert min(report[key].values()) > 0
 
     def test_make_the_method_again(self, out, dataset):
         method, model = load_model(out)

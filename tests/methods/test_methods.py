@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -106,6 +107,13 @@ def cell_of(xy, gene, boundary=SQUARE) -> Cell:
     return Cell("c", "f", np.asarray(xy, float), np.asarray(gene, np.int32), boundary, None)
 
 
+def numbers(value) -> int:
+    """How many numbers JSON holds."""
+    if isinstance(value, dict | list):
+        return sum(map(numbers, value.values() if isinstance(value, dict) else value))
+    return int(isinstance(value, int | float))
+
+
 @pytest.mark.usefixtures("brief_training")
 class TestEveryMethod:
     @pytest.mark.parametrize("name", METHODS)
@@ -131,6 +139,22 @@ class TestEveryMethod:
         about = get_method(name).about
         assert about.name == name
         assert about.sees_labels == (name == "oracle")
+
+    @pytest.mark.parametrize("name", ["prevalence", "gene_prior", "boosted_context", "ella_robust"])
+    def test_parameters_are_the_numbers_that_are_stored(self, three, name, tmp_path):
+        method = get_method(name)
+        method.fit(three.iter_cells("test"), 0)
+        method.save(tmp_path)
+        arrays = [np.load(path) for path in tmp_path.glob("*.npz")]
+        stored = sum(each[key].size for each in arrays for key in each)
+        for path in tmp_path.glob("*.json"):
+            state = json.loads(path.read_text())
+            state.pop("importance", None)  # for readers; nothing is predicted with it
+            stored += numbers(state)
+        assert method.parameters == stored > 0
+        again = get_method(name)
+        again.load(tmp_path)
+        assert again.parameters == stored
 
     def test_an_unknown_name_lists_the_nearest_and_all(self):
         with pytest.raises(UnknownMethodError) as caught:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
+import time
 from datetime import date
 from pathlib import Path
 
@@ -226,15 +228,35 @@ class TestReport:
     def test_has_measured_what_it_cost(self, report, made):
         assert set(report["seconds"]) == {"fit", "val", "test"}
         assert all(0 <= seconds < 60 for seconds in report["seconds"].values())
+        assert set(report["cpu_seconds"]) == {"fit", "val", "test"}
+        assert all(0 <= seconds < 60 for seconds in report["cpu_seconds"].values())
         assert report["cells"] == {s: len(made["whole"].cells(s)) for s in ("val", "test")}
         assert 50 < report["peak_rss_mib"] < 100_000
         assert "cores" in report["device"]
+
+    def test_names_the_versions_that_scores_rest_on(self, report):
+        versions = report["versions"]
+        assert list(versions) == sorted(versions)
+        assert versions["gpattern-bench"] == __version__
+        assert versions["numpy"] == np.__version__
+        assert versions["python"] == platform.python_version()
+        assert {"numba", "scikit-learn", "scipy"} <= set(versions)
+
+    def test_out_of_fold_has_fits_and_predictions_apart(self, made, tmp_path):
+        began = time.perf_counter()
+        run_method("gene_prior", made["gold"], tmp_path, cv=True)
+        passed = time.perf_counter() - began
+        report = json.loads((tmp_path / "gold" / "run-seed0-cv-cell.json").read_text())
+        assert set(report["seconds"]) == set(report["cpu_seconds"]) == {"fit", "test"}
+        assert min(report["seconds"].values()) > 0
+        assert sum(report["seconds"].values()) < passed
 
     def test_of_a_method_that_learns_nothing_names_no_training(self, made, tmp_path):
         run_method("sprawl", made["gold"], tmp_path)
         report = json.loads((tmp_path / "gold" / "run-seed0.json").read_text())
         assert report["trained_on"] is None
-        assert set(report["seconds"]) == {"test"}
+        assert set(report["seconds"]) == set(report["cpu_seconds"]) == {"test"}
+        assert report["parameters"] == 0
 
 
 class TestOwnMethods:
@@ -293,8 +315,12 @@ class TestOwnMethods:
         assert listing(tmp_path) == []
 
     def test_one_without_parameters_has_null(self, made, tmp_path):
-        run_method("sprawl", made["gold"], tmp_path)
-        report = json.loads((tmp_path / "gold" / "run-seed0.json").read_text())
+        class Silent(Spy):
+            about = About("silent", "Silent", "model", "Looks.", "none", (), learns=True)
+            parameters = None
+
+        run_method(Silent(), made["whole"], tmp_path)
+        report = json.loads((tmp_path / "whole" / "run-seed0.json").read_text())
         assert report["parameters"] is None
 
 

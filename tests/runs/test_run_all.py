@@ -140,7 +140,7 @@ class TestSameBytes:
             for folder in (tmp_path, single)
         ]
         assert set(reports[0]["seconds"]) == {"fit", "val", "test"}
-        measured = dict.fromkeys(["seconds", "peak_rss_mib", "date", "device"])
+        measured = dict.fromkeys(["seconds", "cpu_seconds", "peak_rss_mib", "date", "device"])
         assert reports[0] | measured == reports[1] | measured
 
 

@@ -198,6 +198,11 @@ class Bento:
         """Grow the forest on the labelled pairs, or a seeded sample."""
         self._forest = Forest.fit(*labelled_pairs(train, bento_features, seed), seed)
 
+    @property
+    def parameters(self) -> int:
+        """Numbers of the forest."""
+        return self._forest.parameters
+
     def save(self, folder: Path) -> None:
         """Write the forest."""
         self._forest.save(folder / _FOREST)

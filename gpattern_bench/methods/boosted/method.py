@@ -109,6 +109,17 @@ class Boosted:
         self._curves = [_curve(scores[:, c], labels[:, c]) for c in range(labels.shape[1])]
         self._trees = _Trees.fit(columns, labels, seed, names)
 
+    @property
+    def parameters(self) -> int:
+        """Numbers of the trees and their calibration, and what is known of each gene."""
+        found = self._trees.random.parameters + self._trees.boosted.parameters
+        found += len(self._trees.baseline) + 2 * len(self._curves)
+        if self._by_gene:
+            found += len(self._unseen) * (1 + len(self._share))
+        if self._counted is not None:
+            found += self._counted.positive.size + self._counted.labelled.size
+        return found
+
     def save(self, folder: Path) -> None:
         """Write the trees as arrays, calibration and importance as JSON."""
         self._trees.random.save(folder / "random_trees.npz")

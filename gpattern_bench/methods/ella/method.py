@@ -94,6 +94,11 @@ class _Posterior:
         self.prior: dict[str, list[float]] = {}  # by gene: of the null, then of each template
         self.unseen: list[float] = []  # prior of genes without training molecules
 
+    @property
+    def parameters(self) -> int:
+        """Numbers of the templates and priors, and the correlation."""
+        return self.log_ratio.size + len(self.unseen) * (1 + len(self.prior)) + 1
+
     def save(self, folder: Path) -> None:
         """Write templates and priors as JSON."""
         state = {

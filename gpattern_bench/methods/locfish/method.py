@@ -111,6 +111,11 @@ class Locfish:
         """Grow the forest on the labelled pairs, or a seeded sample."""
         self._forest = Forest.fit(*labelled_pairs(train, self._features, seed), seed)
 
+    @property
+    def parameters(self) -> int:
+        """Numbers of the forest."""
+        return self._forest.parameters
+
     def save(self, folder: Path) -> None:
         """Write the forest."""
         self._forest.save(folder / _FOREST)
@@ -169,6 +174,11 @@ class LocfishUnsupervised:
         """Cluster the labelled pairs, or a seeded sample."""
         sample = labelled_pairs(train, Locfish._features, seed, SAMPLE)
         self._clusters = LabelClusters.fit(*sample, seed)
+
+    @property
+    def parameters(self) -> int:
+        """Numbers of the clusters, features of the training pairs among them."""
+        return sum(array.size for array in self._clusters)
 
     def save(self, folder: Path) -> None:
         """Write the clusters."""
