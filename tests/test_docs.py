@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import importlib.util
 import json
 import os
@@ -25,7 +26,7 @@ from gpattern_bench.methods import METHODS
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(
-    [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "leaderboard" / "WHICH_METHOD.md"]
     + [page for page in DOCS.rglob("*.md") if "_build" not in page.parts]
 )
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
@@ -218,6 +219,39 @@ def test_scores_are_those_of_the_board(page: str) -> None:
     assert [said for said, _ in found] == [expected for _, expected in found]
 
 
+def test_which_method_has_the_numbers_of_the_board() -> None:
+    text = TEXTS["leaderboard/WHICH_METHOD.md"]
+    board = json.loads((ROOT / "leaderboard" / "leaderboard.json").read_text(encoding="utf-8"))
+    overview = board["overview"]
+    for sentence in ("headline", "deck", "order"):
+        assert overview[sentence] in text
+    said = {re.sub(r"\*", "", cell).strip() for cell in text.split("|")}
+    for method in overview["methods"]:
+        for f1, level in zip(method["f1_macro"], method["levels"], strict=True):
+            if level == "best":
+                assert any(cell.startswith(f"{100 * f1:.1f} [") for cell in said), method["method"]
+        if method["skill"] is not None:
+            low, high = (
+                f"{end:.0f}".replace("-", "\N{MINUS SIGN}") for end in method["skill"]["ci"]
+            )
+            assert f"{method['skill']['value']:.0f} [{low}, {high}]" in said
+    numbers = {f"{100 * f1:.1f}" for m in overview["methods"] for f1 in m["f1_macro"] if f1}
+    assert {cell.split(" ")[0] for cell in said if re.match(r"\d+\.\d \[", cell)} <= numbers
+
+
+@pytest.mark.slow
+def test_the_picture_is_that_of_the_board() -> None:
+    path = DOCS / "picture.py"
+    spec = importlib.util.spec_from_file_location("picture", path)
+    assert spec is not None
+    assert spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    drawn = made.picture()
+    assert made.PICTURE.read_text(encoding="utf-8") == drawn, "run `python docs/picture.py`"
+    assert len(drawn) < 60_000
+
+
 # The site
 
 
@@ -245,7 +279,7 @@ class _Html(HTMLParser):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site, built with warnings as errors."""
-    needed = ("sphinx", "myst_parser", "numpydoc")
+    needed = ("sphinx", "furo", "myst_parser", "numpydoc")
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         pytest.skip(f"the site needs {', '.join(missing)}: pip install gpattern-bench[docs]")
@@ -276,6 +310,8 @@ class TestSite:
         for path, page in parsed.items():
             for asset in page.assets:
                 address = urlsplit(asset)
+                if address.scheme == "data":
+                    continue
                 assert (address.scheme, address.netloc) == ("", ""), f"{path.name}: {asset}"
                 assert (path.parent / unquote(address.path)).is_file(), f"{path.name}: {asset}"
         for style in site.rglob("*.css"):
@@ -296,6 +332,32 @@ class TestSite:
                 if not target.is_file() or (place and target in parsed and place not in known):
                     broken.append(f"{path.relative_to(site)}: {link}")
         assert broken == []
+
+    def test_every_command_and_option_is_in_the_reference(self, site: Path) -> None:
+        text = re.sub("<[^>]*>", "", (site / "cli.html").read_text(encoding="utf-8"))
+        text = html.unescape(text)
+        commands = dict(PROGRAM.commands)
+        for name, group in PROGRAM.commands.items():
+            for word, command in getattr(group, "commands", {}).items():
+                commands[f"{name} {word}"] = command
+        for name, command in commands.items():
+            section = text.partition(f"gpattern-bench {name} [OPTIONS]")[2]
+            section = section.partition(" [OPTIONS]")[0]
+            for option in command.params:
+                for flag in option.opts if option.param_type_name == "option" else ():
+                    assert flag in section, f"{name} {flag}"
+        assert "--check alone needs no dataset" in text  # and no dash in place of the hyphens
+
+    def test_the_board_is_inside(self, site: Path, parsed: dict[Path, _Html]) -> None:
+        board = site / "leaderboard" / "index.html"
+        links = {os.path.normpath(board.parent / link) for link in parsed[board].links}
+        expected = ("submit.html", "index.html", "CITATION.cff", "leaderboard/leaderboard.json")
+        assert {str(site / name) for name in expected} <= links
+        for page in ("index.html", "board.html", "which-method.html", "methods/bento.html"):
+            here = parsed[site / page]
+            assert str(board) in {os.path.normpath((site / page).parent / a) for a in here.links}
+        headline = TEXTS["leaderboard/WHICH_METHOD.md"].partition("**")[2].partition("**")[0]
+        assert headline in (site / "which-method.html").read_text(encoding="utf-8")
 
     def test_the_public_names_are_in_the_reference(self, parsed: dict[Path, _Html]) -> None:
         import gpattern_bench

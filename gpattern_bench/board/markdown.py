@@ -27,7 +27,7 @@ from gpattern_bench.board.leaderboard import (
 )
 from gpattern_bench.board.overview import Entry, Group, Level, Overview, build_overview
 
-__all__ = ["Column", "escaped", "markdown"]
+__all__ = ["Column", "escaped", "markdown", "markdown_table"]
 
 _READING = """\
 <details><summary>How to read the tables</summary>
@@ -63,8 +63,9 @@ includes 0. Plain: behind the best, ahead of every control. (Brackets): not demo
 control; ↓: behind one. · not run. Numbers of two columns do not compare. *Skill* orders the rows:
 100 (F1 \N{MINUS SIGN} best control) / (100 \N{MINUS SIGN} best control), mean over the tests of a
 dataset, then over datasets; a method that was not run on every test has none. Of a method that was
-fitted in several ways the one with most datasets counts. {order}{left_out}With intervals, curves,
-filters and a comparison of any two methods: `index.html` in this folder. All metrics, test by test:
+fitted in several ways the one with most datasets counts. {order}{left_out}What to run, by the
+labels that you have: `WHICH_METHOD.md` in this folder; with intervals, curves, filters and a
+comparison of any two methods: `index.html`. All metrics, test by test:
 below."""
 _LEVEL_MARKS: dict[Level, str] = {
     "best": "**{}**", "between": "{}", "control": "({})", "behind": "↓{}"
@@ -121,7 +122,7 @@ def markdown(board: Board) -> str:
         )
     sections += [
         f"### {reported['dataset']}\n\n"
-        + _table(_REPORTED, reported["rows"])
+        + markdown_table(_REPORTED, reported["rows"])
         + _lines(reported["notes"])
         for reported in board.reported
     ]
@@ -147,7 +148,7 @@ def _overview(overview: Overview) -> str:
     key = " ".join(_KEY.split()).format(order=order, left_out=left_out)
     return (
         f"**{escaped(overview.headline)}.** {escaped(overview.deck)}\n\n"
-        f"{_table(answers, overview.groups)}\n{without}\n{_matrix(overview)}\n{key}\n"
+        f"{markdown_table(answers, overview.groups)}\n{without}\n{_matrix(overview)}\n{key}\n"
     )
 
 
@@ -194,11 +195,11 @@ def _section(table: Table, reported: Iterable[ReportedTable]) -> str:
         f"Test split, {table.n:,} pairs, floor of F1 {percent(table.floor)}; labels "
         f"`{table.labels_sha256[:12]}`. Intervals rest on {table.n_clusters} clusters "
         f"({escaped(table.clusters)}). {_status(table.rows)}\n\n"
-        + _table(_summary(table), table.rows)
+        + markdown_table(_summary(table), table.rows)
         + _lines(_training_sets(table.rows))
         + _lines(_footnotes(table))
         + "\n<details><summary>All metrics and what the run measured</summary>\n\n"
-        + _table(_columns(table, reported), table.rows)
+        + markdown_table(_columns(table, reported), table.rows)
         + "\n</details>\n"
     )
 
@@ -268,10 +269,13 @@ def _lines(notes: Iterable[str]) -> str:
     return text and text + "\n"
 
 
-def _table(columns: Sequence[Column[_AnyRow]], rows: Iterable[_AnyRow]) -> str:
+def markdown_table(
+    columns: Sequence[Column[_AnyRow]], rows: Iterable[_AnyRow], *, last: Sequence[str] = ()
+) -> str:
+    """Render a table of Markdown; `last` is a row of ready cells below the others."""
     cells = [[column.cell(row) for column in columns] for row in rows]
     text: str = tabulate(
-        cells,
+        [*cells, last] if last else cells,
         [column.header for column in columns],
         tablefmt="github",
         colalign=[column.align for column in columns],

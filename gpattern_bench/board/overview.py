@@ -31,6 +31,7 @@ __all__ = [
     "Test",
     "Without",
     "build_overview",
+    "in_words",
 ]
 
 Level = Literal["best", "between", "control", "behind"]
@@ -421,7 +422,7 @@ def _needs(row: Row) -> str:
         spared = ["outlines"]
     if row.labels_used is None:
         spared.append("labels")
-    return f"needs no {_listed(spared, 'or')}" if spared else ""
+    return f"needs no {in_words(spared, 'or')}" if spared else ""
 
 
 def _skill(tests: Sequence[Test], rows: Sequence[Row | None]) -> Skill | None:
@@ -493,7 +494,7 @@ def _headline(entries: Sequence[Entry], n: int) -> str:
         names = [*names[: _NAMED - 1], f"{len(names) - _NAMED + 1} more"]
     where = f"{most} of {n} tests" if most < n else "the only test" if n == 1 else f"all {n} tests"
     verb = "is" if len(names) == 1 else "are"
-    return f"{_listed(names)} {verb} level with the best on {where}"
+    return f"{in_words(names)} {verb} level with the best on {where}"
 
 
 def _leads(tests: Sequence[Test], entries: Sequence[Entry]) -> str:
@@ -530,7 +531,7 @@ def _next(entries: Sequence[Entry]) -> str:
         named += [f"{entry.label} ({count} of {len(entry.rows)})" for entry in equal]
     if not named:
         return ""
-    return f"Next {'come' if len(named) > 1 else 'comes'} {_listed(named)}."
+    return f"Next {'come' if len(named) > 1 else 'comes'} {in_words(named)}."
 
 
 def _caution(tests: Sequence[Test]) -> str:
@@ -542,7 +543,7 @@ def _caution(tests: Sequence[Test]) -> str:
     if not few:
         return ""
     return (
-        f"Tests on {_listed(few)} rest on {_listed(map(str, few.values()))} cells: a tie there "
+        f"Tests on {in_words(few)} rest on {in_words(map(str, few.values()))} cells: a tie there "
         "may only mean too few."
     )
 
@@ -578,7 +579,7 @@ def _of_each(tests: Sequence[Test], entries: Sequence[Entry], of: Sequence[int])
         for label in sorted(order, key=lambda name: (order[name], by_label[name].method))[:1]:
             chosen.setdefault(label, []).append(k)
     return [
-        Answer(label, _listed(tests[k].name for k in where)) for label, where in chosen.items()
+        Answer(label, in_words(tests[k].name for k in where)) for label, where in chosen.items()
     ][:_NAMED]
 
 
@@ -606,11 +607,11 @@ def _answer_without(title: str, entries: Sequence[Entry]) -> Without:
         return Without(title, "No method", " was run on every test.")
     named = entries[:_NAMED]
     n = len(named[0].rows)
-    best = _listed(str(entry.n_best) for entry in named)
-    not_ahead = _listed(str(entry.n_not_ahead) for entry in named)
+    best = in_words(str(entry.n_best) for entry in named)
+    not_ahead = in_words(str(entry.n_not_ahead) for entry in named)
     return Without(
         title,
-        _listed(entry.label for entry in named),
+        in_words(entry.label for entry in named),
         f"{' is the only one' if len(entries) == 1 else ''}: level with the best on {best} of {n} "
         f"test{'s' if n > 1 else ''}, not ahead of a control on {not_ahead}.",
     )
@@ -647,10 +648,10 @@ def _skill_key(entry: Entry) -> tuple[bool, float, str]:
     return entry.skill is None, -entry.skill.value if entry.skill else 0.0, entry.method
 
 
-def _listed(words: Iterable[str], joint: str = "and") -> str:
+def in_words(words: Iterable[str], joint: str = "and") -> str:
     """Join words as a sentence does.
 
-    >>> _listed(["a", "b", "c"])
+    >>> in_words(["a", "b", "c"])
     'a, b and c'
     """
     *first, last = words

@@ -13,6 +13,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from gpattern_bench.base.files import write_text
+from gpattern_bench.board.advice import advice
 from gpattern_bench.board.challenge import read_outcomes
 from gpattern_bench.board.duplicates import flag_duplicates
 from gpattern_bench.board.invariants import impossible
@@ -160,7 +161,7 @@ def read_versions(folder: Path) -> str | None:
 
 
 def write_board(board: Board, submissions: Sequence[Submission], folder: Path) -> None:
-    """Write ``LEADERBOARD.md``, ``leaderboard.json`` and ``index.html``."""
+    """Write the files of a board into its folder: those that :func:`drift` compares."""
     for name, text in _texts(board, submissions).items():
         write_text(folder / name, text)
 
@@ -198,6 +199,7 @@ def _texts(board: Board, submissions: Sequence[Submission]) -> dict[str, str]:
     stored = board.to_json() | {"overview": overview and overview.to_json()}
     return {
         "LEADERBOARD.md": markdown(board),
+        "WHICH_METHOD.md": advice(board),
         "leaderboard.json": json.dumps(_rounded(stored), indent=1, ensure_ascii=False) + "\n",
         "index.html": build_page(board, submissions),
     }

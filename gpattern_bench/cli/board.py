@@ -45,7 +45,9 @@ def leaderboard(
     ] = None,
     cluster: Cluster = None,
 ) -> None:
-    """Write LEADERBOARD.md, leaderboard.json and index.html from the submissions' results.
+    """Write the board's four files from the submissions' results.
+
+    LEADERBOARD.md, WHICH_METHOD.md (guidance), leaderboard.json and index.html.
 
     --check alone needs no dataset. --check --rescore needs every dataset whose files have
     checksums, and fails if a file was not scored again. It warns of results whose run does not say

@@ -35,31 +35,42 @@ def list_(as_json: Json = False) -> None:
     rows: list[dict[str, Any]] = []
     for entry in registry():
         folder = cache_root() / entry.name / entry.version
-        cached, counts = "no", {}
+        cached, counts = "no", dict(entry.counts)
         if (folder / MANIFEST).is_file():
             try:
                 manifest = read_manifest(folder)
                 cached, counts = "yes", manifest.counts.totals
                 counts["genes"] = len(manifest.genes)
-                counts["molecules_per_cell"] = round(counts["molecules"] / counts["cells"])
-                counts["patterns"] = len(manifest.patterns)
             except TableError:
                 cached = "broken: see verify"
+        if counts:
+            counts["molecules_per_cell"] = round(counts["molecules"] / counts["cells"])
+            counts["patterns"] = len(entry.recipe.patterns)
         row: dict[str, Any] = {"dataset": entry.id, "technology": entry.technology}
         for key in keys:
-            published, here = entry.published.get(key), counts.get(key, entry.counts.get(key))
+            published, here = entry.published.get(key), counts.get(key)
             row[key.replace("_", " ")] = published if here is None else here
             if published is not None and here not in (None, published):
                 row[key.replace("_", " ")] = f"{here:,} (published {published:,})"
-        rows.append(row | {"cached": cached})
+        fetched = {"download": entry.download, "licence": entry.licence}
+        rows.append(row | {"cached": cached} | fetched)
     if as_json:
         print_json(rows)
         return
-    print_rows([{k: f"{v:,}" if isinstance(v, int) else v for k, v in row.items()} for row in rows])
+    hidden = ("download", "licence")
+    print_rows(
+        [
+            {k: f"{v:,}" if isinstance(v, int) else v for k, v in row.items() if k not in hidden}
+            for row in rows
+        ]
+    )
     echo(
         "\nCounts are those of the cached tables, else the registry's or, for datasets of the "
         "paper's table 1, the published ones."
     )
+    if missing := [row for row in rows if row["cached"] != "yes"]:
+        echo("\nWhat `gpattern-bench download NAME` would fetch, and the licence:")
+        print_rows([{k: row[k] for k in ("dataset", *hidden)} for row in missing])
 
 
 @app.command(epilog=examples("info synthetic"))
@@ -177,7 +188,7 @@ def export(
 @app.command(
     "simulate",
     epilog=examples(
-        "simulate --like synthetic --out mine",
+        "simulate --like cosmx_lung --cells 5000 --out lung",
         "simulate --like cosmx_lung --as cosmx --out release",
     ),
 )
@@ -192,8 +203,14 @@ def simulate_(
         typer.Option("--as", help="Tables, or a source release in one of the formats."),
     ] = "tables",
     seed: Annotated[int, typer.Option(min=0, help="Seed.")] = 0,
+    cells: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Draw N cells, in fewer fields of view. Default: as many as it has."
+        ),
+    ] = None,
 ) -> None:
-    """Draw a release of known patterns, at the size of one of the paper's datasets."""
+    """Draw a release of known patterns, at the size of one of the paper's datasets or smaller."""
     from gpattern_bench.curate.build import curate as make
     from gpattern_bench.curate.simulate.cells import simulate_like
     from gpattern_bench.curate.simulate.releases import write_bento_h5ad, write_cosmx
@@ -207,11 +224,12 @@ def simulate_(
             patterns=tuple(patterns.split(",")),
             patternless="keep" if like == "synthetic" else "drop",  # as that dataset has them
             seed=seed,
+            n_cells=cells,
         )
         make(recipe, Path(), out, name=f"{like}_simulated", version="0.0.0")
         tell(out)
         return
-    pieces = simulate_like(like, seed)
+    pieces = simulate_like(like, seed, cells)
     if form == "cosmx":
         write_cosmx(pieces, out)
     else:

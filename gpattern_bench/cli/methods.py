@@ -11,6 +11,7 @@ from gpattern_bench.cli.options import (
     DatasetOption,
     Json,
     Name,
+    OfMethod,
     Seed,
     app,
     echo,
@@ -37,13 +38,14 @@ Settings = Annotated[
 
 
 @app.command(
+    cls=OfMethod,
     epilog=examples(
         "run sprawl --dataset synthetic",
         "run bento --dataset u2os_gold --train-on synthetic --train-on nih3t3_gold",
-    )
+    ),
 )
 def run(
-    method: Annotated[str, typer.Argument(metavar="METHOD", help="One that `methods` lists.")],
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="A method named below.")],
     dataset: DatasetOption,
     train_on: Annotated[
         list[str] | None,
@@ -126,6 +128,7 @@ def _variant(base: str, preset: str | None, settings: list[str], name: str | Non
 
 @app.command(
     "run-all",
+    cls=OfMethod,
     epilog=examples(
         "run-all --dataset synthetic --methods prevalence,sprawl,bento --out runs",
         "run-all --dataset synthetic --methods ella --out runs --cluster tcp://host:8786",
@@ -134,7 +137,7 @@ def _variant(base: str, preset: str | None, settings: list[str], name: str | Non
 def run_all_(
     dataset: DatasetOption,
     methods: Annotated[
-        str, typer.Option(metavar="A,B,C", help="Names of methods, commas between.")
+        str, typer.Option(metavar="A,B,C", help="Methods named below, commas between.")
     ],
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder; each method has its own in it.")

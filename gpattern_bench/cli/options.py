@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from gpattern_bench.base.validation import printable
 
@@ -28,6 +28,18 @@ class Group(TyperGroup):
                     if command is not None and not command.hidden
                 ]
             )
+
+
+class OfMethod(TyperCommand):
+    """A command for methods, which its help names: those of the package and of plug-ins."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write the names, read when help is asked for, then the examples."""
+        from gpattern_bench.methods import METHODS, plugins
+
+        with formatter.section("Methods"):
+            formatter.write_text(", ".join([*METHODS, *plugins()]))
+        super().format_epilog(ctx, formatter)
 
 
 app = typer.Typer(

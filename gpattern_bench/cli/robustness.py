@@ -10,6 +10,7 @@ import typer
 from gpattern_bench.cli.options import (
     DatasetOption,
     Json,
+    OfMethod,
     Seed,
     app,
     echo,
@@ -21,13 +22,14 @@ from gpattern_bench.cli.options import (
 
 @app.command(
     "robustness",
+    cls=OfMethod,
     epilog=examples(
         "robustness sprawl --dataset synthetic",
         "robustness bento --dataset synthetic --out runs/bento",
     ),
 )
 def robustness_(
-    method: Annotated[str, typer.Argument(metavar="METHOD", help="Name of a method.")],
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="A method named below.")],
     dataset: DatasetOption,
     train_on: Annotated[
         list[str] | None,

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+)
 
 from gpattern_bench.sources.controls import CONTROLS
 
@@ -63,6 +70,8 @@ class Recipe(BaseModel):
         CosMx only: FOV -> column and row of a cropped mask's first pixel in the whole image.
     like : {"synthetic", "synthetic_wide", "nih3t3", "u2os", "cosmx_lung"}
         Simulated only: simulated dataset to draw, or dataset whose size to imitate.
+    n_cells : int or None
+        Simulated only: number of cells to draw; None: as many as that dataset has.
     labels, labels_where
         A csv with columns ``cell``, ``gene`` and the patterns (0/1), below the folder of source
         files; only rows with these column values count.
@@ -99,9 +108,16 @@ class Recipe(BaseModel):
     min_qv: float = 20.0
     crops: dict[str, tuple[int, int]] = {}
     like: Literal["synthetic", "synthetic_wide", "nih3t3", "u2os", "cosmx_lung"] = "synthetic"
+    n_cells: int | None = None
     labels: str | None = None
     labels_where: dict[str, str] = {}
     classifier: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_stated(self, all_fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out a number of cells that was not asked for, so that old manifests stay."""
+        found: dict[str, Any] = all_fields(self)
+        return {k: v for k, v in found.items() if k != "n_cells" or v is not None}
 
     @field_validator("patterns")
     @classmethod

@@ -234,6 +234,22 @@ class Entry(_Frozen):
         )
 
     @property
+    def download(self) -> str:
+        """What making it fetches, in words: files, and their size as far as it is stated."""
+        if self.tables is not None:
+            return "finished tables, size not stated"
+        if not self.files:
+            return "nothing: simulated here"
+        sizes = [file.bytes for file in self.files if file.urls]
+        stated = [size for size in sizes if size is not None]
+        size = f"{sum(stated) / 1e6:,.1f} MB" if stated else "size not stated"
+        if stated and len(stated) < len(sizes):
+            size += f" and {len(sizes) - len(stated)} of size not stated"
+        text = f"{len(sizes)} file{'s' if len(sizes) > 1 else ''}, {size}" if sizes else "nothing"
+        n_made = len(self.files) - len(sizes)
+        return text + (f"; {n_made} to make (see info)" if n_made else "")
+
+    @property
     def files(self) -> tuple[SourceFile, ...]:
         """Files of the source release, with complete paths and addresses."""
         return tuple(

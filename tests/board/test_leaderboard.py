@@ -585,7 +585,9 @@ class TestDrift:
         (here / "submissions" / "sprawl" / "results.json").unlink()
         assert "test-seed0.parquet: not scored yet" in self.found(leaderboard)
 
-    @pytest.mark.parametrize("name", ["LEADERBOARD.md", "leaderboard.json", "index.html"])
+    @pytest.mark.parametrize(
+        "name", ["LEADERBOARD.md", "WHICH_METHOD.md", "leaderboard.json", "index.html"]
+    )
     def test_an_edited_board(self, here, leaderboard, name):
         path = here / "leaderboard" / name
         path.write_text(path.read_text("utf-8").replace("SPRAWL", "SPRAWL!"), "utf-8")
@@ -798,7 +800,7 @@ def test_labels_by_a_classifier_are_said_and_bento_has_no_row_there():
 def test_drift_names_what_differs(tmp_path):
     board = build_board([submitted(entry())])
     found = [submitted(entry())]
-    assert len(drift(board, found, tmp_path)) == 3
+    assert len(drift(board, found, tmp_path)) == 4
     write_board(board, found, tmp_path)
     assert drift(board, found, tmp_path) == []
 

@@ -14,6 +14,7 @@ import pytest
 from samples import metadata_of, replicates, stored_result
 from scipy.stats import t as student
 
+from gpattern_bench.board.advice import advice
 from gpattern_bench.board.leaderboard import build_board
 from gpattern_bench.board.markdown import markdown
 from gpattern_bench.board.overview import Overview, build_overview
@@ -453,3 +454,52 @@ class TestBoard:
         found = build_overview(build_board(made).tables).to_json()
         assert json.loads(json.dumps(found)) == found
         assert found["methods"][0]["levels"] == ["best", "best"]
+
+
+class TestAdvice:
+    """``WHICH_METHOD.md``: what it says is what the overview says."""
+
+    @pytest.fixture
+    def made(self) -> str:
+        fitted = {"protocol": "simulation", "dataset": "d", "trained_on": ["synthetic@1.0.0"]}
+        few = {"protocol": "cv-cell", "dataset": "d", "trained_on": ["e@1.0.0"]}
+        return advice(
+            build_board(
+                [
+                    submitted("evil", entry(0.8, noise(1, 0.01), **fitted), label=HOSTILE),
+                    submitted("slow", entry(0.6, noise(2, 0.01), **fitted)),
+                    submitted("good", entry(0.7, noise(3, 0.01), **few)),
+                    control(
+                        entry(0.3, noise(4, 0.01), **fitted), entry(0.3, noise(5, 0.01), **few)
+                    ),
+                ]
+            )
+        )
+
+    def test_a_situation_has_an_answer_and_its_commands(self, made):
+        few, none = (made.partition(f"\n## {title}\n")[2].partition("\n## ")[0] for title in
+                     ("A few labels of your own", "No labels"))  # fmt: skip
+        assert "**Good** is level with the best on every test of the kind." in few
+        assert "gpattern-bench run good --dataset mine --cv cell --train-on e\n" in few
+        assert (
+            "gpattern-bench run good --dataset others \\\n  --train-on mine --train-on e\n" in few
+        )
+        assert "gpattern-bench run evil --dataset mine --train-on synthetic\n" in none
+        assert "Slow" not in none  # behind the best
+        assert "*30.0 (Gene prior)*" in none
+
+    def test_every_link_to_a_heading_has_one(self, made):
+        titles = [title.lower().replace(" ", "-") for title in re.findall("^## (.*)", made, re.M)]
+        known = [re.sub(r"[^\w-]", "", title) for title in titles]
+        linked = re.findall(r"\]\(#([^)]*)\)", made)
+        assert linked == known
+
+    def test_no_label_brings_markup(self, made):
+        assert "<svg" not in made
+        assert r"\[a\](https\://b.c) \| @<!-- -->d" in made
+        assert "[a]" not in made
+
+    def test_where_nobody_is_ahead_it_says_so(self):
+        nobody = [submitted("a", entry(0.3, noise(1, 0.01))), control(entry(0.3, noise(2, 0.01)))]
+        assert "no method is ahead of every control" in advice(build_board(nobody))
+        assert "no method to compare" in advice(build_board(nobody[1:]))

@@ -127,6 +127,11 @@ class TestAsAPersonRunsIt:
         about = json.loads(cli("methods", "--json").out)
         assert [one["name"] for one in about] == list(METHODS)
 
+    @pytest.mark.parametrize("command", ["run", "run-all", "robustness"])
+    def test_help_names_the_methods(self, cli, command):
+        named = cli(command, "-h").out.partition("Methods:")[2].partition("Examples:")[0]
+        assert named.replace(",", " ").split() == list(METHODS)
+
     def test_help_lists_every_command(self):
         found = shell("--help")
         assert found.returncode == 0
@@ -757,6 +762,29 @@ def test_export_writes_tables_that_load(cli, tmp_path):
     assert entry.model_copy(update=same) == known.model_copy(update=same)
     assert cli("verify", tmp_path / "shared").code == 0
     refused(cli("export", "synthetic", "--out", "shared"), "not empty")
+
+
+def test_list_says_what_a_download_would_fetch(cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("GPATTERN_BENCH_DATA", str(tmp_path / "empty"))
+    rows = {row["dataset"].split("@")[0]: row for row in strict(cli("list", "--json").out)}
+    assert {row["cached"] for row in rows.values()} == {"no"}
+    assert rows["synthetic"]["download"] == "nothing: simulated here"
+    assert rows["synthetic"]["molecules per cell"] == 486
+    assert rows["u2os"]["download"] == "1 file, size not stated"
+    assert rows["u2os_sample"]["download"] == "1 file, 6.5 MB"
+    assert rows["u2os_sample"]["licence"] == "BSD-2-Clause"
+    assert rows["u2os_bento"]["download"] == "23 files, 11.6 MB; 1 to make (see info)"
+    shown = cli("list").out
+    assert all(row["download"] in shown and row["licence"] in shown for row in rows.values())
+
+
+def test_simulate_draws_as_many_cells_as_asked(cli, tmp_path):
+    assert cli("simulate", "--like", "synthetic", "--cells", 16, "--out", "few").code == 0
+    dataset = Dataset(tmp_path / "few")
+    assert dataset.counts["cells"] == 16
+    assert dataset.manifest.raw["curation"]["n_cells"] == 16
+    refused(cli("simulate", "--like", "synthetic", "--cells", 15, "--out", "no"), "got 15")
+    assert not (tmp_path / "no").exists()
 
 
 @pytest.mark.slow

@@ -464,3 +464,37 @@ def test_like_synthetic(release):
 def test_like_nothing():
     with pytest.raises(UnknownDatasetError, match=r"'u2'; there are synthetic, nih3t3, u2os, cos"):
         simulate_like("u2", 1)
+
+
+class TestFewerCells:
+    @pytest.mark.parametrize(("n_cells", "n_fovs"), [(3, 3), (31, 3), (60, 6)])
+    def test_are_drawn_in_fewer_fields_of_view(self, monkeypatch, n_cells, n_fovs):
+        monkeypatch.setitem(_SIZES, "nih3t3", SMALL["nih3t3"])  # ten cells in each
+        pieces = list(simulate_like("nih3t3", 8, n_cells))
+        assert sum(len(piece.cells) for piece in pieces) == n_cells
+        assert len(pieces) == n_fovs
+        again = simulate_like("nih3t3", 8, n_cells)
+        assert [digest(piece) for piece in pieces] == [digest(piece) for piece in again]
+
+    def test_are_alike_in_molecules_per_cell(self):
+        pieces = list(simulate_like("u2os", 2, 30))
+        molecules = sum(len(piece.molecules) for piece in pieces)
+        assert molecules / 30 == pytest.approx(10_405, rel=0.1)
+
+    def test_of_synthetic_are_its_first_fields(self):
+        some, whole = (list(simulate_like("synthetic", 1, n)) for n in (12, 400))
+        assert [digest(piece) for piece in some] == [digest(piece) for piece in whole[:3]]
+
+    @pytest.mark.parametrize(
+        ("like", "n_cells", "problem"),
+        [
+            ("nih3t3", 2, r"expected 3 to 179 cells \(--cells\), got 2"),
+            ("cosmx_lung", 100_150, r"expected 3 to 100,149 cells \(--cells\), got 100,150"),
+            ("synthetic", 14, r"a multiple of 4 from 12 to 400 cells \(--cells\), got 14"),
+            ("synthetic", 404, "got 404"),
+            ("synthetic", 0, "got 0"),
+        ],
+    )
+    def test_too_few_or_too_many(self, like, n_cells, problem):
+        with pytest.raises(SourceError, match=problem):
+            simulate_like(like, 1, n_cells)

@@ -47,7 +47,7 @@ def read_release(recipe: Recipe, sources: Path, scratch: Path) -> Iterator[Piece
     if recipe.format == "simulated":
         from gpattern_bench.curate.simulate.cells import pieces_like
 
-        return pieces_like(recipe.like, recipe.seed)
+        return pieces_like(recipe.like, recipe.seed, recipe.n_cells)
     if recipe.format == "cosmx":
         from gpattern_bench.curate.readers.cosmx import read_cosmx
 

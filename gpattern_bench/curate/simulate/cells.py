@@ -13,7 +13,7 @@ The other methods of ``Generator`` (poisson, gamma, ...) are avoided, since nump
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil, isqrt, sqrt
 
@@ -71,6 +71,8 @@ CELL_EDGE = 2.0  # inside the cell outline
 MEMBRANE = 0.7  # likewise, of the smaller cells that have a membrane pattern
 
 CELLS_SPREAD = 0.1  # fields of view hold as many more or fewer cells than on average
+_LEAST_FOVS = 3  # one for each split
+_SYNTHETIC_FOVS, _SYNTHETIC_CELLS = 100, 4  # of `synthetic`: fields of view, cells of each
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
@@ -198,8 +200,8 @@ class _Field:
 def simulate(
     seed: int,
     *,
-    n_fovs: int = 100,
-    cells_per_fov: int = 4,
+    n_fovs: int = _SYNTHETIC_FOVS,
+    cells_per_fov: int = _SYNTHETIC_CELLS,
     n_genes: int = 48,
     mean_molecules: float = 500.0,
     gene_seed: int | None = None,
@@ -258,7 +260,7 @@ def simulate(
     return _release(kind, fields, fovs, cells, n_genes)
 
 
-def simulate_like(like: str, seed: int) -> Iterator[Release]:
+def simulate_like(like: str, seed: int, n_cells: int | None = None) -> Iterator[Release]:
     """Draw a release as large as a dataset of the paper, one field of view at a time.
 
     ========== ========= ======= ===== ================== ============================
@@ -280,7 +282,12 @@ def simulate_like(like: str, seed: int) -> Iterator[Release]:
     like : {"synthetic", "nih3t3", "u2os", "cosmx_lung"}
         ``synthetic`` is what :func:`simulate` draws by default.
     seed : int
-        0 <= seed < 2**64; the same seed gives the same pieces.
+        0 <= seed < 2**64; the same seed and number of cells give the same pieces.
+    n_cells : int, optional
+        Draw so many cells, in fewer fields of view of about as many cells each, but at least
+        three, one for each split: another release of the same kind, not the first cells of the
+        whole one. Of ``synthetic``, draw the first fields of view of the whole one, each of four
+        cells. Default: as many cells as the dataset has.
 
     Yields
     ------
@@ -293,18 +300,46 @@ def simulate_like(like: str, seed: int) -> Iterator[Release]:
     ------
     UnknownDatasetError
         No release is drawn by that name.
+    SourceError
+        So many cells cannot be drawn; the message says which numbers can.
     """
-    return (piece() for piece in pieces_like(like, seed))
+    return (piece() for piece in pieces_like(like, seed, n_cells))
 
 
-def pieces_like(like: str, seed: int) -> Iterator[Piece]:
+def pieces_like(like: str, seed: int, n_cells: int | None = None) -> Iterator[Piece]:
     """Yield what :func:`simulate_like` draws as pieces, each drawn when it is called."""
     if like == "synthetic":
-        return (in_memory(release) for release in _by_fov(simulate(seed)))
+        n_fovs = _SYNTHETIC_FOVS if n_cells is None else _fovs_of_synthetic(n_cells)
+        return (in_memory(release) for release in _by_fov(simulate(seed, n_fovs=n_fovs)))
     if like not in _SIZES:
         known = ", ".join(["synthetic", *_SIZES])
         raise UnknownDatasetError(f"no simulated release is like {like!r}; there are {known}")
-    return _fields(_SIZES[like], seed)
+    size = _SIZES[like]
+    return _fields(size if n_cells is None else _smaller(size, like, n_cells), seed)
+
+
+def _fovs_of_synthetic(n_cells: int) -> int:
+    """Give the number of fields of view of `synthetic` that hold so many cells."""
+    n_fovs, rest = divmod(n_cells, _SYNTHETIC_CELLS)
+    if rest or not _LEAST_FOVS <= n_fovs <= _SYNTHETIC_FOVS:
+        raise SourceError(
+            f"synthetic has fields of view of {_SYNTHETIC_CELLS} cells: expected a multiple of "
+            f"{_SYNTHETIC_CELLS} from {_LEAST_FOVS * _SYNTHETIC_CELLS} to "
+            f"{_SYNTHETIC_FOVS * _SYNTHETIC_CELLS} cells (--cells), got "
+            f"{n_cells:,}"
+        )
+    return n_fovs
+
+
+def _smaller(size: _Size, like: str, n_cells: int) -> _Size:
+    """Shrink a release to so many cells; its fields of view hold about as many as before."""
+    if not _LEAST_FOVS <= n_cells <= size.n_cells:
+        raise SourceError(
+            f"{like} has {size.n_cells:,} cells, and each split needs a field of view: expected "
+            f"{_LEAST_FOVS} to {size.n_cells:,} cells (--cells), got {n_cells:,}"
+        )
+    n_fovs = max(_LEAST_FOVS, round(size.n_fovs * n_cells / size.n_cells))
+    return replace(size, n_fovs=n_fovs, n_cells=n_cells)
 
 
 def simulate_tissue(
