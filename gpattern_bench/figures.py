@@ -266,9 +266,9 @@ def plot_cell(
     columns += [_prediction_source(dataset, split, cell, Path(path)) for path in predictions]
     left, low, right, high = cell.boundary.bounds
     margin = 0.05 * max(right - left, high - low)
-    height = _PANEL * min((high - low + 2 * margin) / (right - left + 2 * margin), 1.0)
+    height = max(_PANEL * min((high - low + 2 * margin) / (right - left + 2 * margin), 1.0), 0.7)
     width = max(_PANEL * len(columns) + 0.5, 3.6)
-    figure = Figure(figsize=(width, (height + 0.4) * len(codes) + 1.3), layout="constrained")
+    figure = Figure(figsize=(width, (height + 0.4) * len(codes) + 1.5), layout="constrained")
     panels = figure.subplots(len(codes), len(columns), squeeze=False)
     for row, code in zip(panels, codes, strict=True):
         gene = dataset.genes[code]
@@ -278,32 +278,34 @@ def plot_cell(
             found = source.patterns_of.get(gene)
             colours = [_pattern_colour(dataset, name) for name in found or ()]
             _molecules(axes, xy, colours or [_BLACK if found is None else _GREY])
-            axes.set_title(_verdict(found, source, columns[0].patterns_of.get(gene)), fontsize=7)
+            verdict = _verdict(found, source, columns[0].patterns_of.get(gene))
+            axes.set_title(_wrapped(verdict, _PANEL, 7), fontsize=7)
             axes.set_xlim(left - margin, right + margin)
             axes.set_ylim(high + margin, low - margin)  # images have y downwards
             axes.set_aspect("equal")
             axes.set_xticks([])
             axes.set_yticks([])
             axes.spines[:].set_visible(False)
-        row[0].set_ylabel(f"{gene}\n{len(xy):,} molecules")
+        row[0].set_ylabel(_wrapped(f"{gene}\n{len(xy):,} molecules", height + 0.2, 9))
+    lines = max(axes.get_title().count("\n") + 1 for axes in panels[0])
     for axes, source in zip(panels[0], columns, strict=True):
         name = axes.annotate(
-            source.title,
+            _wrapped(source.title, 0.85 * _PANEL, 9),  # bold is wider
             (0.5, 1),
-            (0, 24),
+            (0, 10 + 9 * lines),  # above the verdict
             "axes fraction",
             textcoords="offset points",
             ha="center",
         )
         name.set_fontweight("bold")
-    _scale_bar(panels[-1][0], left, high, right - left)
+    _scale_bar(panels[-1][0], left, right - left)
     title = f"{dataset.id}, cell {cell.cell_id}"
     rules: dict[str, list[str]] = {}
     for source in columns[1:]:
         rules.setdefault(source.rule, []).append(source.title)
     for rule, titles in rules.items():
         title += f"\n{rule}" if len(rules) == 1 else f"\n{', '.join(titles)}: {rule}"
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(_wrapped(title, width, 9), fontsize=9)
     handles = [Line2D([], [], color=_BLACK, label="cell")]
     if cell.nucleus is not None:
         handles += [Line2D([], [], color=_BLACK, ls=":", label="nucleus")]
@@ -561,13 +563,43 @@ def _molecules(axes: Axes, xy: NDArray[np.float64], colours: Sequence[str]) -> N
     axes.plot(xy[:, 0], xy[:, 1], color=first, **look)
 
 
-def _scale_bar(axes: Axes, left: float, bottom: float, width: float) -> None:
-    """Draw a bar of round length, about a quarter of the cell, at its lower left."""
+def _scale_bar(axes: Axes, left: float, width: float) -> None:
+    """Draw a bar of round length, about a quarter of the cell, below the cell at its left."""
     rough = width / 4
     power = 10.0 ** np.floor(np.log10(rough))
     length = max(n * power for n in (1, 2, 5) if n * power <= rough)
-    axes.plot([left, left + length], [bottom, bottom], color=_BLACK, lw=2.5, solid_capstyle="butt")
-    axes.text(left + length / 2, bottom, f"{length:g} µm\n", ha="center", va="center", fontsize=7)
+    below = axes.get_xaxis_transform()  # x in micrometres, y in heights of the panel
+    axes.plot(
+        [left, left + length], [-0.02, -0.02], color=_BLACK, lw=2.5, solid_capstyle="butt",
+        transform=below, clip_on=False,
+    )  # fmt: skip
+    axes.annotate(
+        f"{length:g} µm", (left + length / 2, -0.02), (0, -3), below, textcoords="offset points",
+        ha="center", va="top", fontsize=7,
+    )  # fmt: skip
+
+
+def _wrapped(text: str, inches: float, size: float) -> str:
+    """Break lines, between words or else within, so that text of that size in points fits."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextPath
+
+    font = FontProperties(family="DejaVu Sans")
+
+    def fits(line: str) -> bool:
+        extents = TextPath((0, 0), line, size=size, prop=font).get_extents()
+        return bool(extents.width <= 0.95 * 72 * inches)
+
+    def broken(line: str) -> Iterator[str]:
+        while line and not fits(line):
+            most = next(n for n in range(len(line) - 1, 0, -1) if n == 1 or fits(line[:n]))
+            at = line.rfind(" ", 1, most + 1)
+            at = most if at < 0 else at
+            yield line[:at].rstrip()
+            line = line[at:].lstrip()
+        yield line
+
+    return "\n".join(part for line in text.split("\n") for part in broken(line))
 
 
 def _checked_rows(rows: Any) -> list[AblationRow]:

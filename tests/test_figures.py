@@ -6,18 +6,28 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import combinations
+from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import pytest
-from samples import PATIENCE_S, small_dataset
+from samples import PATIENCE_S, dataset_of, small_dataset
+from shapely import box
 
 from gpattern_bench import figures as plots
 from gpattern_bench import load_dataset
+from gpattern_bench.curate.release import Release
 from gpattern_bench.errors import GPatternBenchError, MissingExtraError, PredictionError
 from gpattern_bench.predictions import write_predictions
 from gpattern_bench.runs.ablation import REPORTED, AblationRow
 from gpattern_bench.runs.run import run_method
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.transforms import Bbox
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +80,20 @@ def texts(figure) -> list[str]:
     from matplotlib.text import Text
 
     return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
+
+
+def drawn(figure) -> Iterator[tuple[str, Artist]]:
+    """Texts, panels' outlines and the scale bar, each with a name of its own."""
+    from matplotlib.text import Text
+
+    found = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+    found += [axes.lines[0] for axes in figure.axes]
+    found += [line for axes in figure.axes for line in axes.lines if not line.get_clip_on()]
+    yield from ((f"{k}: {one}", one) for k, one in enumerate(found))
+
+
+def contains(outer: Bbox, inner: Bbox) -> bool:
+    return all(outer.contains(*corner) for corner in inner.corners())
 
 
 def panel_titles(figure) -> list[str]:
@@ -140,6 +164,49 @@ class TestCell:
         figure = plots.plot_cell(small_dataset(tmp_path, "bare", labels=False))
         assert "molecules" in texts(figure)
         assert not {"truth", "no pattern", "not labelled"} & set(texts(figure))
+
+    @pytest.mark.parametrize("shape", [(40, 4), (4, 40)])
+    @pytest.mark.slow
+    def test_nothing_overlaps_or_is_cut_off(self, tmp_path, shape):
+        """Ids as MERSCOPE gives them, long names, and every pattern called at once."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        width, height = shape
+        cell, genes = "208397895882226602091337444681646330990", ("Gene" * 12, "B", "C")
+        molecules = pd.DataFrame({"gene": np.repeat(genes, 12), "cell_id": cell}).assign(
+            x=np.linspace(0.1, width - 0.1, 36), y=np.linspace(0.1, height - 0.1, 36)
+        )
+        patterns = ("cell_edge", "cytoplasmic", "nuclear", "nuclear_edge")
+        labels = pd.DataFrame({"cell_id": cell, "gene": genes, **dict.fromkeys(patterns, 1)})
+        outline = {"cell_boundary": [box(0, 0, width, height)], "nucleus_boundary": [None]}
+        cells = pd.DataFrame({"cell_id": cell, "fov": "1", "touches_border": False, **outline})
+        made = dataset_of(
+            tmp_path / "tables",
+            Release(molecules.assign(fov="1"), cells, labels),
+            split="test",
+            name="a_rather_long_name_of_own",
+        )
+        method = "a_method_with_a_name_that_is_long"
+        scores = made.pairs("test")[["cell_id", "gene"]].assign(
+            **dict.fromkeys(patterns, np.float32(0.5))
+        )
+        paths = [
+            write_predictions(tmp_path / f"{k}.parquet", scores, made, "test", method=method)
+            for k in range(2)
+        ]
+        for given in ([], paths):
+            figure = plots.plot_cell(made, cell, genes, given)
+            FigureCanvasAgg(figure).draw()
+            boxes = {name: found.get_window_extent() for name, found in drawn(figure)}
+            assert len(boxes) > 4 * (1 + len(given))
+            inside = figure.bbox.padded(1)
+            assert [name for name, b in boxes.items() if not contains(inside, b)] == []
+            overlapping = [
+                (one, other)
+                for (one, a), (other, b) in combinations(boxes.items(), 2)
+                if a.padded(-1).overlaps(b.padded(-1))
+            ]
+            assert overlapping == []
 
     def test_patterns_of_any_dataset_have_colours_of_their_own(self, dataset):
         for names in (dataset.patterns, ("nuclear", "membrane", "cytoplasmic"), ("a", "b")):

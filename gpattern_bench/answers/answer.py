@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pyarrow as pa
@@ -14,12 +14,26 @@ import pyarrow.parquet as pq
 from gpattern_bench.data.dataset import Dataset, load_dataset
 from gpattern_bench.errors import GPatternBenchError
 
-__all__ = ["ANSWER", "CELLS", "GENES", "PAIRS", "SCORES", "TABLES", "Answer", "read_answer"]
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+__all__ = [
+    "ANSWER",
+    "CELLS",
+    "GENES",
+    "PAIRS",
+    "REPORT",
+    "SCORES",
+    "TABLES",
+    "Answer",
+    "read_answer",
+]
 
 ANSWER = "answer.json"
 TABLES = "tables"
 SCORES, PAIRS, CELLS = "scores.parquet", "pairs.parquet", "cells.parquet"
 GENES = "genes.csv"
+REPORT = "report.html"
 
 
 @dataclass(frozen=True)
@@ -60,6 +74,24 @@ class Answer:
         if self.record["tables"] == TABLES:
             return Dataset(self.folder / TABLES)
         return load_dataset(self.record["tables"])
+
+    def to_anndata(self) -> AnnData:
+        """Give the answer as cells by genes (extra ``[spatial]``).
+
+        That of :func:`gpattern_bench.interop.scverse.to_anndata`, and:
+
+        ========== ====================================================================
+        ``layers`` ``scored`` and ``called``: 1 where a pair has probabilities, and where it
+                   has calls; ``probability_<pattern>``, float32; ``call_<pattern>``, uint8,
+                   1 where it is called
+        ``obs``    ``area_um2``, ``has_nucleus``, ``in_scope``, ``out_of_scope``
+        ``var``    ``cells``, ``called``, ``not_called``, and the share called by pattern
+        ``uns``    ``gpattern_bench``: also model, thresholds, rule, counts and warnings
+        ========== ====================================================================
+        """
+        from gpattern_bench.answers.annotate import answer_to_anndata
+
+        return answer_to_anndata(self)
 
     def pairs(self) -> pd.DataFrame:
         """Read all pairs: molecules and, per pattern, call (NA: not called) and probability."""

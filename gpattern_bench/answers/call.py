@@ -19,11 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
 
+from gpattern_bench.answers.annotate import annotate, check_table
 from gpattern_bench.answers.answer import (
     ANSWER,
     CELLS,
     GENES,
     PAIRS,
+    REPORT,
     SCORES,
     TABLES,
     Answer,
@@ -31,9 +33,16 @@ from gpattern_bench.answers.answer import (
 )
 from gpattern_bench.answers.calls import GeneCounts, Rule, rule_of
 from gpattern_bench.answers.card import Card, read_card, read_cards
+from gpattern_bench.answers.report import write_report
 from gpattern_bench.answers.scope import Scope
 from gpattern_bench.answers.scores import is_scored, score_cells
-from gpattern_bench.answers.source import Source, find_source
+from gpattern_bench.answers.shuffled import (
+    compare_shuffled,
+    draw_fovs,
+    shuffled_cells,
+    shuffled_warnings,
+)
+from gpattern_bench.answers.source import Source, find_source, is_spatialdata
 from gpattern_bench.base.files import MANIFEST, plain, write_text
 from gpattern_bench.base.outlines import parse_wkb
 from gpattern_bench.base.progress import Progress
@@ -94,8 +103,9 @@ def call(
     Parameters
     ----------
     source : Dataset, spatialdata.SpatialData, str or pathlib.Path
-        A dataset, its name or its folder of tables; a SpatialData object; or an instrument's folder
-        or file, whose format is told by what is in it.
+        A dataset, its name or its folder of tables; a SpatialData object, which gets the answer as
+        its table ``gpattern_bench`` (:meth:`.answer.Answer.to_anndata`), tied to the cells'
+        outlines; or an instrument's folder or file, whose format is told by what is in it.
     out : str or pathlib.Path, optional
         Folder to make; default: a temporary one, until Python ends.
     model : str or pathlib.Path, optional
@@ -142,6 +152,8 @@ def call(
         nuclei=nuclei,
         surrogate_outlines=surrogate_outlines,
     )
+    if is_spatialdata(source):
+        check_table(source)
     judge = _Judge.load(_model_for(asked) if model is None else model)
     if out is not None and asked.holds(Path(out).expanduser()):
         raise GPatternBenchError(
@@ -153,7 +165,10 @@ def call(
         atexit.register(shutil.rmtree, home, ignore_errors=True)
         out = home / "answer"
     with making(Path(out).expanduser()) as folder:
-        return _answer(asked, judge, folder, jobs or -1)
+        answer = _answer(asked, judge, folder, jobs or -1)
+    if is_spatialdata(source):
+        annotate(source, answer, cells or "cell_boundaries")
+    return answer
 
 
 @dataclass(frozen=True)
@@ -199,7 +214,10 @@ def _answer(asked: Source, judge: _Judge, folder: Path, jobs: int) -> Answer:
     if _is_answered(folder, request):
         _log.info("%s: is answered already", folder)
         _clear(folder)  # killed just before it did so
-        return read_answer(folder)
+        answer = read_answer(folder)
+        if not (folder / REPORT).is_file():
+            write_report(answer)
+        return answer
     write_text(folder / _BEGUN, json.dumps(request, indent=1) + "\n")
     dataset = _tables(asked, folder, jobs)
     shards, scored = _scored(dataset, judge, folder, jobs)
@@ -221,8 +239,12 @@ def _answer(asked: Source, judge: _Judge, folder: Path, jobs: int) -> Answer:
     write_genes(counts.table(), folder / GENES)
     scope = _ScopeCounts(None if judge.card is None else judge.card.scope)
     write_tables((scope.add(dataset, shard) for shard in shards), folder / CELLS)
-    record = _record(asked, judge, dataset, counts, scope, folder) | {"request": request}
-    write_text(folder / ANSWER, json.dumps(plain(record), indent=1) + "\n")
+    shuffled = _shuffled(dataset, judge, shards, scored)
+    record = _record(asked, judge, dataset, counts, scope, shuffled, folder)
+    record["request"] = request
+    text = json.dumps(plain(record), indent=1) + "\n"
+    write_report(Answer(folder, json.loads(text)))
+    write_text(folder / ANSWER, text)  # last: without it, the answer is not finished
     _clear(folder)
     return read_answer(folder)
 
@@ -343,6 +365,25 @@ def _read(scored: Path, shard: Shard) -> pa.Table:
     return pq.read_table(scored / shard.file, page_checksum_verification=True)
 
 
+def _shuffled(
+    dataset: Dataset, judge: _Judge, shards: list[Shard], scored: Path
+) -> dict[str, Any] | None:
+    """Score some cells shuffled; None of a model whose scores of a cell depend on the others."""
+    if not judge.method.about.per_cell:
+        return None
+    fovs = draw_fovs(dataset, judge.model.seed)
+    cells = shuffled_cells(dataset, fovs, judge.rule.patterns, judge.model.seed)
+    path = scored / "shuffled.parquet"
+    score_cells(judge.folder, judge.sha256, cells, path)
+    here = [shard for shard in shards if not set(fovs).isdisjoint(shard.fovs)]
+    found = compare_shuffled(
+        judge.rule.apply(pq.read_table(path)),
+        (judge.rule.apply(_read(scored, shard)) for shard in here),
+        judge.rule.patterns,
+    )
+    return {"seed": judge.model.seed, **found}
+
+
 def _counted(pieces: Iterator[pa.Table], counts: GeneCounts) -> Iterator[pa.Table]:
     for pairs in pieces:
         counts.add(pairs)
@@ -396,12 +437,14 @@ def _record(
     dataset: Dataset,
     counts: GeneCounts,
     scope: _ScopeCounts,
+    shuffled: dict[str, Any] | None,
     folder: Path,
 ) -> dict[str, Any]:
     """Say what was done."""
     rule, card, totals = judge.rule, judge.card, counts.totals()
     of_pattern, wrong = totals.pop("of_pattern"), totals.pop("expected_wrong")
     warnings = scope.warnings() + _rule_warnings(rule, card, totals, of_pattern, wrong)
+    warnings += [] if shuffled is None else shuffled_warnings(shuffled)
     for text in warnings:
         _log.warning("%s", text)
     return {
@@ -429,6 +472,7 @@ def _record(
             "of_pattern": of_pattern,
         },
         "expected_wrong": None if card is None else wrong,
+        "shuffled": shuffled,
         "scope": scope.record(),
         "warnings": warnings,
         "files": {name: (folder / name).stat().st_size for name in (SCORES, PAIRS, CELLS, GENES)},

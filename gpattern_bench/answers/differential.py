@@ -53,8 +53,16 @@ from gpattern_bench.curate.release import reading
 from gpattern_bench.errors import EvaluationError
 from gpattern_bench.evaluate.calls import cell_text
 
-__all__ = ["COLUMNS", "Differential", "differential", "read_differential", "write_differential"]
+__all__ = [
+    "COLUMNS",
+    "DIFFERENTIAL",
+    "Differential",
+    "differential",
+    "read_differential",
+    "write_differential",
+]
 
+DIFFERENTIAL = "differential.csv"
 MIN_PAIRS = 20
 """Fewest cells of a sample with the gene for the sample to count."""
 COLUMNS = (

@@ -18,7 +18,7 @@ from gpattern_bench.errors import SourceError
 from gpattern_bench.sources.recipe import Recipe
 from gpattern_bench.sources.registry import is_registered
 
-__all__ = ["Source", "find_source"]
+__all__ = ["Source", "find_source", "is_spatialdata"]
 
 _FOUR = ("cell_edge", "cytoplasmic", "nuclear", "nuclear_edge")
 _THREE = ("cytoplasmic", "membrane", "nuclear")
@@ -109,13 +109,19 @@ def find_source(
         "--surrogate-outlines": surrogate_outlines or None,
     }
     given = {option: value for option, value in given.items() if value is not None}
-    if _is_spatialdata(source):
+    if is_spatialdata(source):
         for option in ("--format", "--surrogate-outlines"):
             _refuse(option, given, "a SpatialData object")
         options = {"unit_um": unit_um, "cells": cells, "nuclei": nuclei}
         known = {name: value for name, value in options.items() if value is not None}
         source = Dataset.from_spatialdata(source, **known)
         given = {}
+    if _is_of("anndata", source):
+        raise SourceError(
+            "an AnnData counts molecules and does not say where they are: give the SpatialData "
+            "object or the instrument's folder that it was made of; `to_anndata()` of the answer "
+            "has the calls as layers of cells by genes"
+        )
     if not isinstance(source, str | Path | Dataset):
         raise SourceError(
             "expected a dataset, its name, a folder or file, or a SpatialData object, got a "
@@ -130,10 +136,13 @@ def find_source(
     return _release(path.absolute(), given)
 
 
-def _is_spatialdata(source: Any) -> bool:
+def is_spatialdata(source: Any) -> bool:
     """Test it without importing spatialdata, which takes seconds."""
-    kinds = type(source).__mro__
-    return any(kind.__module__.startswith("spatialdata.") for kind in kinds)
+    return _is_of("spatialdata", source)
+
+
+def _is_of(library: str, source: Any) -> bool:
+    return any(kind.__module__.partition(".")[0] == library for kind in type(source).__mro__)
 
 
 def _is_tables(source: Any, path: Path) -> bool:

@@ -85,6 +85,8 @@ def call(
 
 def _tell(answer: Answer) -> None:
     """Print what the answer is, in a few lines."""
+    from gpattern_bench.answers.answer import REPORT
+
     record = answer.record
     counts, scope = record["counts"], record["scope"]
     echo(repr(answer))
@@ -96,6 +98,7 @@ def _tell(answer: Answer) -> None:
         echo(f"  {pattern}: {number:,} pairs, {share:.1%} of the called{doubt}")
     if scope["seen_in_training"] is not None:
         echo(f"  cells unlike those of the training: {scope['out_of_scope']:,}")
+    echo(str(answer.folder / REPORT))
 
 
 @app.command(epilog=examples("models", "models --json"))

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from gpattern_bench.cli.options import app, echo, examples, print_rows
+from gpattern_bench.errors import GPatternBenchError
 
 _SHOWN = 15
 
@@ -46,11 +47,21 @@ def differential_(
         typer.Option(min=2, help="Fewest called cells of a sample with a gene for it to count."),
     ] = 20,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Default: ANSWER/differential.csv.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Default: ANSWER/differential.csv, also shown in ANSWER/report.html.",
+        ),
     ] = None,
 ) -> None:
     """Compare how often genes show each pattern between groups of cells, sample by sample."""
-    from gpattern_bench.answers.differential import differential, write_differential
+    from gpattern_bench.answers.answer import ANSWER, REPORT
+    from gpattern_bench.answers.differential import (
+        DIFFERENTIAL,
+        differential,
+        write_differential,
+    )
+    from gpattern_bench.answers.report import write_report
 
     found = differential(answer, groups, by, sample, reference=reference, min_pairs=min_pairs)
     compared = found.table.dropna(subset=["difference"])
@@ -63,7 +74,12 @@ def differential_(
         echo(f"\n{len(compared):,} compared, without p; the largest differences are above")
     for note in found.notes:
         echo(note)
-    echo(str(write_differential(found, out or answer / "differential.csv")))
+    echo(str(write_differential(found, out or answer / DIFFERENTIAL)))
+    if out is None and (answer / ANSWER).is_file():
+        try:
+            echo(str(write_report(answer, groups=groups, by=by)))
+        except GPatternBenchError as error:  # the tables that were asked of may be gone
+            echo(f"{answer / REPORT} stays as it was: {error}")
 
 
 def _row(row: Mapping[Any, Any]) -> dict[str, str]:

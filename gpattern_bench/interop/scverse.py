@@ -15,6 +15,7 @@ from scipy import sparse
 
 from gpattern_bench.curate.quality import COLUMNS
 from gpattern_bench.curate.readers.geoparquet import CELL_IDS
+from gpattern_bench.curate.readers.ids import plain_id
 from gpattern_bench.curate.readers.transformations import moved, relative_map
 from gpattern_bench.data.cells import read_cells
 from gpattern_bench.data.dataset import Dataset
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-__all__ = ["from_spatialdata", "to_anndata", "to_spatialdata"]
+__all__ = ["add_pairs", "from_spatialdata", "table_of_cells", "to_anndata", "to_spatialdata"]
 
 _REGION = "cell_boundaries"
 _ROWS = 1_000_000  # of a partition of points
@@ -105,6 +106,55 @@ def to_anndata(
         layers=layers,
         uns={"gpattern_bench": _about(dataset)},
     )
+
+
+def add_pairs(
+    table: AnnData,
+    pairs: pd.DataFrame,
+    mask: str,
+    prefix: str,
+    values: Mapping[str, NDArray[Any]],
+) -> None:
+    """Add layers to a table of :func:`to_anndata`: what is known of some pairs, and of which.
+
+    Parameters
+    ----------
+    table : anndata.AnnData
+    pairs : pandas.DataFrame
+        (n,) ``cell_id`` and ``gene``, of cells and genes of the table.
+    mask : str
+        Name of the layer that is 1 where a pair is known.
+    prefix : str
+        The layers of the values are named ``<prefix>_<name>``.
+    values : mapping of str to numpy.ndarray
+        (n,) bool, stored as uint8 where true, or floats, stored as float32.
+    """
+    made = _Pairs(table.obs_names, table.var_names).layers(pairs, mask, prefix, values)
+    for name, layer in made.items():
+        table.layers[name] = layer
+
+
+def table_of_cells(sdata: SpatialData, table: AnnData, cells: str) -> AnnData:
+    """Tie a table of :func:`to_anndata` to the outlines of an object that it was made of.
+
+    Parameters
+    ----------
+    sdata : spatialdata.SpatialData
+        As :func:`from_spatialdata` read it, with the points ``transcripts``.
+    table : anndata.AnnData
+        Changed: its ``obs`` gets ``region``, and ``cell_id``, the outlines' index, of its type.
+    cells : str
+        The shapes that are the outlines.
+    """
+    models = _extra("spatialdata.models")
+    shapes = sdata.shapes[cells]
+    keys = sdata.points["transcripts"].attrs.get("spatialdata_attrs", {})
+    ids = _ids_of(shapes, keys.get("instance_key"))
+    at = {plain_id(str(name), cells, "cell_id"): k for k, name in enumerate(ids)}
+    rows = [at[name] for name in table.obs_names]
+    table.obs["region"] = pd.Categorical([cells] * len(table))
+    table.obs["cell_id"] = shapes.index.to_numpy()[rows]
+    return models.TableModel.parse(table, region=cells, region_key="region", instance_key="cell_id")
 
 
 def to_spatialdata(dataset: Dataset) -> SpatialData:
@@ -248,13 +298,17 @@ def _in_frame_of(sdata: SpatialData, element: str, points: str, cell: str) -> pd
             f"{points} and {element} cannot be brought into one frame: {error}; set their "
             "transformations (spatialdata.transformations.set_transformation)"
         ) from error
+    names = pd.Index(_ids_of(shapes, cell), dtype=object)
+    return pd.Series(moved(shapes.geometry.to_numpy(), matrix), names, dtype=object)
+
+
+def _ids_of(shapes: Any, cell: str | None) -> list[Any]:
+    """Read the ids of outlines: of a column, `cell` by name if it is there, or of the index."""
     # As on disk: row numbers only where no column names the cells.
     columns = [cell, *(CELL_IDS if isinstance(shapes.index, pd.RangeIndex) else ())]
     named = next((name for name in columns if name in shapes.columns), None)
-    ids = shapes.index if named is None else shapes[named]
     # In SpatialData an index of numbers holds the ids, too.
-    names = pd.Index(list(ids), dtype=object)
-    return pd.Series(moved(shapes.geometry.to_numpy(), matrix), names, dtype=object)
+    return list(shapes.index if named is None else shapes[named])
 
 
 def _maps(element: Any) -> dict[str, NDArray[np.float64]]:

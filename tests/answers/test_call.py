@@ -41,7 +41,14 @@ from gpattern_bench.runs.run import run_method
 from gpattern_bench.runs.saved_model import Model, load_model, predict_tables, save_model
 
 FOUR = "gpsnet-four-patterns"
-FILES = ["answer.json", "cells.parquet", "genes.csv", "pairs.parquet", "scores.parquet"]
+FILES = [
+    "answer.json",
+    "cells.parquet",
+    "genes.csv",
+    "pairs.parquet",
+    "report.html",
+    "scores.parquet",
+]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -16,6 +16,7 @@ from gpattern_bench import call, load_dataset
 from gpattern_bench.curate.build import curate
 from gpattern_bench.curate.release import Release
 from gpattern_bench.curate.rules import apply_rules
+from gpattern_bench.curate.simulate.cells import PATTERNS
 from gpattern_bench.curate.write import write_dataset
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import MissingExtraError, PredictionError, SourceError
@@ -282,12 +283,59 @@ def test_the_libraries_are_imported_only_when_they_are_needed():
     assert done.stdout.strip() == "False"
 
 
-def test_an_object_in_memory_is_called(spatialdata, own):
-    data = to_spatialdata(own)
-    found = call(data, model="gpsnet-four-patterns", jobs=1)
-    assert found.cells()["cell_id"].tolist() == ["a", "b"]
-    assert found.cells()["has_nucleus"].tolist() == [True, False]
-    pairs = found.pairs().set_index(["cell_id", "gene"])["n_molecules"]
-    assert pairs.to_dict() == {("a", "G2"): 2, ("b", "G1"): 1}
+def test_an_object_in_memory_is_called_and_gets_the_answer(spatialdata, shared, tmp_path):
+    """A real Xenium crop, its cells named by numbers; written to zarr and read again."""
+    source = shared / "xenium_breast" / "bt_small_data.zarr"
+    recipe = Recipe(
+        format="spatialdata", path=source.name, patterns=PATTERNS, split="test", tile_um=500
+    )
+    crop = Dataset(curate(recipe, source.parent, tmp_path / "crop", name="crop", version="1.0.0"))
+    data = to_spatialdata(crop)
+    del data.tables["table"]
+    for name in ("cell_boundaries", "nucleus_boundaries"):
+        data.shapes[name].index = data.shapes[name].index.astype("int64")
+    found = call(data, tmp_path / "answer", jobs=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of these libraries about their own formats
+        data.write(tmp_path / "called.zarr")
+        read = spatialdata.read_zarr(tmp_path / "called.zarr")
+        elements, table = spatialdata.join_spatialelement_table(
+            sdata=read, spatial_element_names="cell_boundaries", table_name="gpattern_bench"
+        )
+    assert len(elements["cell_boundaries"]) == len(table) == crop.counts["cells"]
+    assert table.obs["cell_id"].dtype == np.int64
+    assert table.obs["cell_id"].astype(str).tolist() == table.obs_names.tolist()
+    assert table.X.sum() == crop.counts["molecules"]
+    pairs = found.pairs()
+    row = table.obs_names.get_indexer(pairs["cell_id"])
+    column = table.var_names.get_indexer(pairs["gene"])
+
+    def layer(name):
+        return np.asarray(table.layers[name][row, column]).ravel()
+
+    known = pairs["nuclear"].notna()
+    assert 0 < known.sum() < len(pairs)
+    assert (layer("called") == known).all()
+    for name in PATTERNS:
+        assert (layer(f"probability_{name}") == pairs[f"{name}_probability"]).all()
+        assert (layer(f"call_{name}") == pairs[name].fillna(False).astype(int)).all()
+        assert table.layers[f"call_{name}"].sum() == found.record["counts"]["of_pattern"][name]
+    genes = found.genes().set_index("gene")
+    np.testing.assert_allclose(table.var["nuclear"], genes.loc[table.var_names, "nuclear"])
+    about = table.uns["gpattern_bench"]
+    assert about["model"]["name"] == "gpsnet-four-patterns"
+    assert about["thresholds"]["nuclear"] == found.record["thresholds"]["nuclear"]
+    assert list(about["warnings"]) == found.warnings
+    # called again, as read: the answer is there already, and takes the place of the table
+    again = call(read, tmp_path / "answer", jobs=1)
+    assert again.record["counts"] == found.record["counts"]
+    read.tables["gpattern_bench"].uns.clear()
+    with pytest.raises(SourceError, match="an element gpattern_bench that no call wrote"):
+        call(read, jobs=1)
     with pytest.raises(SourceError, match="--format is not for a SpatialData object"):
         call(data, form="xenium", jobs=1)
+
+
+def test_counts_alone_are_not_called(anndata, own):
+    with pytest.raises(SourceError, match="counts molecules and does not say where they are"):
+        call(to_anndata(own))
