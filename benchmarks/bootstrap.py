@@ -1,8 +1,9 @@
 """Time the cluster bootstrap against numpy alone: python benchmarks/bootstrap.py [--quick].
 
 Both draw the same weights, sort each pattern once and find the same metrics; numpy alone then
-needs cumulative sums over all rows for every replicate, and is timed on a few and scaled. The
-last line of the output is one JSON object.
+needs cumulative sums over all rows for every replicate, and is timed on a few and scaled. Then the
+growth with the number of cells, where cells are the clusters. The last line of the output is one
+JSON object.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numba
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from timing import resident, show, told
 
 from gpattern_bench.evaluate.bootstrap import Resamples, bootstrap
 
@@ -60,7 +62,7 @@ def numpy_replicate(
     out: dict[str, list[float]] = {m: [] for m in ("auc", "acc", "f1", "ap", "precision", "recall")}
     right = np.ones(len(truth), dtype=bool)
     for k, (order, true, cluster, ends) in enumerate(ordered):
-        drawn = weight[cluster]
+        drawn = weight[cluster].astype(np.int64)
         tps, ms = np.cumsum(drawn * true)[ends], np.cumsum(drawn)[ends]
         size, P = ms[-1], tps[-1]
         pos, neg = np.diff(tps, prepend=0.0), np.diff(ms - tps, prepend=0.0)
@@ -77,7 +79,7 @@ def numpy_replicate(
         called = np.zeros(len(truth), dtype=bool)
         called[order[: ends[at] + 1]] = True
         right &= called == truth[:, k]
-    drawn = weight[of_pair]
+    drawn = weight[of_pair].astype(np.int64)
     out["accuracy_subset"] = [float(drawn @ right / drawn.sum())]
     return out
 
@@ -105,6 +107,40 @@ def peak(work: Callable[[], object]) -> float:
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     return most / MIB
+
+
+def growth(sizes: tuple[int, ...], replicates: int) -> list[dict[str, Any]]:
+    """Time numbers of cells below five fields of view, where every cell of 100 pairs is a cluster.
+
+    The work has the processor seconds of all threads: other work does not change them much.
+    """
+    rows = []
+    for cells in sizes:
+        _, truth, scores = table(100 * cells, 4, 4)
+        cell = np.repeat(np.arange(cells), 100)
+        pairs = pd.DataFrame({"fov": cell % 4, "cell_id": cell})
+        before, _ = resident(reset=True)
+        clock, start = time.perf_counter(), time.process_time()
+        clusters = Resamples.draw(pairs, replicates=replicates)
+        drawn = time.process_time()
+        bootstrap(truth, scores, clusters)
+        rows.append(
+            {
+                "cells": cells,
+                "pairs": len(pairs),
+                "draw, CPU s": round(drawn - start, 3),
+                "bootstrap, CPU s": round(time.process_time() - drawn, 3),
+                "both, s": round(time.perf_counter() - clock, 3),
+                "more MiB": told(round((resident()[1] - before) / MIB, 1)),
+            }
+        )
+    return rows
+
+
+def slope(rows: list[dict[str, Any]]) -> float:
+    """Exponent of processor time in cells: slope of the line through the logarithms."""
+    times = [row["draw, CPU s"] + row["bootstrap, CPU s"] for row in rows]
+    return float(np.polyfit(np.log([row["cells"] for row in rows]), np.log(times), 1)[0])
 
 
 def main() -> None:
@@ -156,7 +192,13 @@ def main() -> None:
     ):
         print(f"{name:<12}{seconds:>10.2f}{mib:>10.0f}{mib * MIB / n:>11.0f}")
     print(f"ratio {numpy_alone / ours:.1f}; numpy alone timed on {fewer} replicates and scaled")
-    print(f"largest difference of a metric: {apart:.2g}")
+    print(f"largest difference of a metric: {apart:.2g}", end="\n\n")
+
+    cells = growth((50, 100, 200) if quick else (6_250, 25_000, 100_000), replicates)
+    exponent = slope(cells)
+    print(f"every cell a cluster, 4 patterns, {replicates:,} replicates")
+    show(cells)
+    print(f"processor time grows with cells^{exponent:.2f}")
     print(
         json.dumps(
             {
@@ -176,6 +218,8 @@ def main() -> None:
                 "peak_mib": round(memory, 1),
                 "numpy_peak_mib": round(numpy_memory, 1),
                 "largest_difference": apart,
+                "cells": cells,
+                "exponent": round(exponent, 3),
             }
         )
     )

@@ -265,6 +265,7 @@ def test_the_bootstrap_is_that_of_numpy_alone():
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["pairs"] == 20_000
     assert found["largest_difference"] <= 1e-11
+    assert [row["pairs"] for row in found["cells"]] == [5_000, 10_000, 20_000]
 
 
 def test_the_studies_of_intervals_are_found_and_counted():

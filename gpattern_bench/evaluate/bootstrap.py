@@ -27,11 +27,13 @@ from gpattern_bench.errors import EvaluationError
 __all__ = ["Resamples", "bootstrap", "includes_zero", "interval", "is_biased", "tie_groups"]
 
 _Floats = NDArray[np.float64]
+_Counts = NDArray[np.uint8]
 
 CONFIDENCE = 0.95
 REPLICATES = 1000
 MIN_FOVS = 5
 """Fewest fields of view to draw; with fewer, cells are drawn within each."""
+_ROWS = 64  # replicates of weights at a time as floats
 _NO_POSITIVES = -1  # instead of the last row at a pattern's threshold
 
 
@@ -44,7 +46,7 @@ class Resamples:
     of_pair : numpy.ndarray
         (N,) int32 cluster of each pair.
     weights : numpy.ndarray
-        (B, K) float64 number of draws of each cluster.
+        (B, K) number of draws of each cluster, as bytes: widen them before sums and products.
     level : str
         ``"fov"``, or ``"cell within fov"`` below five fields of view; ``"gene"`` of genes.
     degrees_of_freedom : int
@@ -52,7 +54,7 @@ class Resamples:
     """
 
     of_pair: NDArray[np.int32]
-    weights: _Floats
+    weights: _Counts
     level: str
     degrees_of_freedom: int
 
@@ -98,14 +100,16 @@ class Resamples:
         return cls(np.arange(n, dtype=np.int32), weights, "gene", n - 1)
 
 
-def _draw_counts(rng: np.random.Generator, group: NDArray[np.int64], replicates: int) -> _Floats:
+def _draw_counts(rng: np.random.Generator, group: NDArray[np.int64], replicates: int) -> _Counts:
     """Count draws (B, K) of each member; each group of n members gets n draws."""
-    weights = np.zeros((replicates, len(group)))
+    # Bytes hold them: of 256 and more members, none is drawn 256 times (odds below 1 in 256!).
+    weights = np.zeros((replicates, len(group)), dtype=np.uint8)
     for g in np.unique(group):
         members = np.flatnonzero(group == g)
-        # Uniforms and floor: the same draws on every machine and with every numpy.
-        picks = members[(rng.random((replicates, len(members))) * len(members)).astype(np.int64)]
-        np.add.at(weights, (np.arange(replicates)[:, None], picks), 1.0)
+        n = len(members)
+        for row in weights:
+            # Uniforms and floor: the same draws on every machine and with every numpy.
+            row[members] = np.bincount((rng.random(n) * n).astype(np.int64), minlength=n)
     return weights
 
 
@@ -136,23 +140,25 @@ def bootstrap(
         Metric -> (B, C) for ``auc acc f1 ap precision recall`` (and ``f1_val acc_val``), and
         ``accuracy_subset`` -> (B,).
     """
-    from gpattern_bench.evaluate.threshold_sweep import replicated_sweep  # imports numba
+    # imports numba
+    from gpattern_bench.evaluate.threshold_sweep import replicated_right, replicated_sweep
 
     n, patterns = truth.shape
     names = ["auc", "acc", "f1", "ap", "precision", "recall"]
     out = {name: np.full((len(resamples.weights), patterns), nan) for name in names}
-    ranks = np.empty((patterns, n), dtype=np.int32)
+    codes = np.empty((patterns, n), dtype=np.int32)
+    place = np.arange(n, dtype=np.int32)
     ends = np.empty((patterns, len(resamples.weights)), dtype=np.int32)
     with np.errstate(divide="ignore", invalid="ignore"):  # no positives: NaN
         for k in range(patterns):
-            order = np.argsort(-scores[:, k], kind="stable")
+            order = np.argsort(-scores[:, k])  # the order within a tie does not matter
             falling = scores[order, k]
             last = np.append(falling[1:] != falling[:-1], True)
             rows = resamples.of_pair[order] << 2 | last << 1 | truth[order, k]
             size, P, two_u, ap, tp, m, end = replicated_sweep(
                 rows.astype(np.int32), resamples.weights
             ).T
-            ranks[k, order] = np.arange(n, dtype=np.int32)
+            codes[k, order] = np.where(truth[order, k], ~place, place)
             ends[k] = np.where(P > 0, end, _NO_POSITIVES)
             out["auc"][:, k] = two_u / (2 * P * (size - P))
             out["ap"][:, k] = ap / P
@@ -160,31 +166,13 @@ def bootstrap(
             out["acc"][:, k] = np.where(P > 0, (size - P - m + 2 * tp) / size, nan)
             out["precision"][:, k] = np.where(P > 0, tp / m, nan)
             out["recall"][:, k] = tp / P
-        out["accuracy_subset"] = _subset_accuracy(truth, ranks, ends, resamples)
+        # Ignores patterns without positives in the replicate; with all of them: NaN.
+        right = replicated_right(codes, ends, resamples.of_pair, resamples.weights)
+        known = (ends > _NO_POSITIVES).any(axis=0)
+        out["accuracy_subset"] = np.where(known, right / size, nan)
         if thresholds_val is not None:
             out |= _at_thresholds(truth, scores, resamples, thresholds_val)
     return out
-
-
-def _subset_accuracy(
-    truth: NDArray[np.bool_],
-    ranks: NDArray[np.int32],
-    ends: NDArray[np.int32],
-    resamples: Resamples,
-) -> _Floats:
-    """Return the share (B,) of pairs with all patterns right at each replicate's thresholds.
-
-    Ignores patterns without positives in the replicate.
-    """
-    values = np.full(len(resamples.weights), nan)
-    sizes = resamples.weights @ np.bincount(resamples.of_pair, minlength=resamples.n)
-    for b in np.flatnonzero((ends > _NO_POSITIVES).any(axis=0) & (sizes > 0)):
-        right = np.ones(len(truth), dtype=bool)
-        for k in np.flatnonzero(ends[:, b] > _NO_POSITIVES):
-            right &= (ranks[k] <= ends[k, b]) == truth[:, k]
-        hits = np.bincount(resamples.of_pair, right, minlength=resamples.n) @ resamples.weights[b]
-        values[b] = hits / sizes[b]
-    return values
 
 
 def _at_thresholds(
@@ -196,17 +184,19 @@ def _at_thresholds(
     """Return F1 and accuracy (B, C) at fixed thresholds, from weighted counts per cluster."""
     f1 = np.full((len(resamples.weights), truth.shape[1]), nan)
     acc = f1.copy()
-
-    def weighted(rows: NDArray[np.bool_]) -> _Floats:
-        return resamples.weights @ np.bincount(resamples.of_pair[rows], minlength=resamples.n)
-
-    size = weighted(np.ones(len(truth), dtype=bool))
-    for k, threshold in enumerate(thresholds):
-        if not isnan(threshold):
-            called = scores[:, k] >= scores.dtype.type(threshold)
-            P, m, tp = weighted(truth[:, k]), weighted(called), weighted(called & truth[:, k])
-            f1[:, k] = np.where(P > 0, 2 * tp / (m + P), nan)
-            acc[:, k] = np.where(P > 0, (size - P - m + 2 * tp) / size, nan)
+    known = np.flatnonzero(~np.isnan(thresholds))
+    limits = np.asarray(thresholds, dtype=scores.dtype)[known]
+    called, true = scores[:, known] >= limits, truth[:, known]
+    rows = np.hstack([np.ones((len(truth), 1), dtype=bool), true, called, called & true])
+    counts = np.empty((resamples.n, rows.shape[1]))
+    for j, column in enumerate(rows.T):
+        counts[:, j] = np.bincount(resamples.of_pair[column], minlength=resamples.n)
+    for first in range(0, len(f1), _ROWS):  # as floats, all weights take 8 times their memory
+        some = slice(first, first + _ROWS)
+        sums = resamples.weights[some].astype(np.float64) @ counts
+        size, (P, m, tp) = sums[:, :1], np.split(sums[:, 1:], 3, axis=1)
+        f1[some, known] = np.where(P > 0, 2 * tp / (m + P), nan)
+        acc[some, known] = np.where(P > 0, (size - P - m + 2 * tp) / size, nan)
     return {"f1_val": f1, "acc_val": acc}
 
 

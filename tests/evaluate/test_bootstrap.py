@@ -92,6 +92,27 @@ def test_replicates_of_cells_within_fovs():
     check(truth, rng.random(truth.shape, np.float32), clusters, [0.2, 0.8])
 
 
+def test_weights_beyond_a_byte_and_no_threshold():
+    rng = np.random.default_rng(5)
+    truth = rng.random((12, 2)) < 0.5
+    weights = np.array([[300.0, 1.0], [0.0, 256.0]])
+    clusters = Resamples(np.repeat(np.int32([0, 1]), 6), weights, "fov", 1)
+    got = check(truth, np.round(rng.random(truth.shape), 1), clusters, [NAN, NAN])
+    assert np.isnan(got["f1_val"]).all()
+
+
+def test_more_pairs_than_can_be_counted_are_refused():
+    clusters = Resamples(np.zeros(2, np.int32), np.array([[2.0**30]]), "fov", 1)
+    with pytest.raises(EvaluationError, match="fewer than 2\\^31 in each replicate"):
+        bootstrap(np.array([[True], [False]]), np.array([[0.1], [0.2]]), clusters)
+
+
+def test_draws_take_a_byte_each():
+    # Below five fields of view there is one for every cell and replicate.
+    clusters = Resamples.draw(table(2, 300, 1), replicates=7)
+    assert (clusters.weights.dtype, clusters.weights.nbytes) == (np.uint8, 7 * 600)
+
+
 def rare():
     """The positives of the first pattern are all in one field of view."""
     rng = np.random.default_rng(6)

@@ -199,8 +199,8 @@ def check_replicated(true, scores, cluster, weights):
             assert keys[expected.row] >> 1 == bits
 
 
-REPLICATES = [1, 31, 32, 33, 65]
-assert LANES == 32, "the numbers of replicates above are about blocks of 32"
+REPLICATES = [1, 63, 64, 65, 129]
+assert LANES == 64, "the numbers of replicates above are about blocks of 64"
 
 
 @DTYPES
