@@ -295,6 +295,29 @@ def test_models_of_the_package_are_made_again(tmp_path, monkeypatch, capsys, bri
     assert load_model(tmp_path / name)[1].thresholds == card["thresholds"]
 
 
+def test_a_device_is_measured_and_its_gradients_checked(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(BENCHMARK.parent)
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--quick"])
+    importlib.import_module("gpu").main()
+    printed = capsys.readouterr().out
+    found = json.loads(printed.splitlines()[-1])
+    for row in found["attention"]:
+        assert (row["seconds"] is None) == bool(row["why"])
+        if row["why"]:
+            assert f"{row['attention']}, {row['precision']}: not run, {row['why']}" in printed
+    assert found["attention"][0]["gradients apart"] <= 1e-3
+    assert found["gradients"]["difference"] <= 1e-4
+    assert [(row["training on"], row["steps"]) for row in found["training"]] == [("drawn", 2)]
+
+
+def test_without_a_device_only_small_sizes_run(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARK.parent)
+    monkeypatch.setattr("sys.argv", ["gpu.py"])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit, match="no CUDA device here; --quick"):
+        importlib.import_module("gpu").main()
+
+
 @pytest.fixture(scope="module")
 def differing():
     with pytest.MonkeyPatch.context() as patch:
