@@ -141,24 +141,21 @@ def bootstrap(
         ``accuracy_subset`` -> (B,).
     """
     # imports numba
-    from gpattern_bench.evaluate.threshold_sweep import replicated_right, replicated_sweep
+    from gpattern_bench.evaluate.threshold_sweep import (
+        falling_rows,
+        replicated_right,
+        replicated_sweep,
+    )
 
     n, patterns = truth.shape
     names = ["auc", "acc", "f1", "ap", "precision", "recall"]
     out = {name: np.full((len(resamples.weights), patterns), nan) for name in names}
     codes = np.empty((patterns, n), dtype=np.int32)
-    place = np.arange(n, dtype=np.int32)
     ends = np.empty((patterns, len(resamples.weights)), dtype=np.int32)
     with np.errstate(divide="ignore", invalid="ignore"):  # no positives: NaN
         for k in range(patterns):
-            order = np.argsort(-scores[:, k])  # the order within a tie does not matter
-            falling = scores[order, k]
-            last = np.append(falling[1:] != falling[:-1], True)
-            rows = resamples.of_pair[order] << 2 | last << 1 | truth[order, k]
-            size, P, two_u, ap, tp, m, end = replicated_sweep(
-                rows.astype(np.int32), resamples.weights
-            ).T
-            codes[k, order] = np.where(truth[order, k], ~place, place)
+            rows, codes[k] = falling_rows(truth[:, k], scores[:, k], resamples.of_pair)
+            size, P, two_u, ap, tp, m, end = replicated_sweep(rows, resamples.weights).T
             ends[k] = np.where(P > 0, end, _NO_POSITIVES)
             out["auc"][:, k] = two_u / (2 * P * (size - P))
             out["ap"][:, k] = ap / P

@@ -13,6 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 from gpattern_bench.evaluate.threshold_sweep import (
     LANES,
+    falling_rows,
     replicated_sweep,
     rows_right,
     sorted_keys,
@@ -167,11 +168,32 @@ def test_sweep(n, kind, dtype):
 
 
 def falling(true, scores, cluster):
-    """Rows as `replicated_sweep` takes them."""
+    """Rows as `replicated_sweep` takes them, by numpy alone."""
     order = np.argsort(-scores, kind="stable")
     fall = scores[order]
     last = np.append(fall[1:] != fall[:-1], True)[: len(fall)]
     return (cluster[order] * 4 + last * 2 + true[order]).astype(np.int32), order
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, ">f4", ">f8"])
+@pytest.mark.parametrize("kind", ["distinct", "tied", "constant", "signed zeros", "negative"])
+@pytest.mark.parametrize("n", [0, 1, 300])
+def test_rows_fall_and_codes_are_their_places(n, kind, dtype):
+    rng = np.random.default_rng(n)
+    true, cluster = rng.random(n) < 0.3, rng.integers(0, 9, n).astype(np.int32)
+    if kind == "negative":
+        scores = rng.standard_normal(n).astype(dtype)
+    else:
+        scores = drawn(kind, n, np.dtype(dtype).newbyteorder("=").type, rng).astype(dtype)
+    rows, codes = falling_rows(true, scores, cluster)
+    assert rows.dtype == codes.dtype == np.int32
+    np.testing.assert_array_equal(codes < 0, true)
+    place = np.where(true, ~codes, codes)  # the order within a tie is free
+    np.testing.assert_array_equal(np.sort(place), np.arange(n))
+    np.testing.assert_array_equal(scores[np.argsort(place)], -np.sort(-scores))
+    np.testing.assert_array_equal(rows[place] >> 2, cluster)
+    np.testing.assert_array_equal(rows[place] & 1, true)
+    np.testing.assert_array_equal(rows & 2, falling(true, scores, cluster)[0] & 2)
 
 
 def check_replicated(true, scores, cluster, weights):
