@@ -64,7 +64,7 @@ def main() -> None:
     print(f"torch {torch.__version__} on {name}\n")
     found = {
         "device": name,
-        "attention": attention(device, 600 if options.quick else 10_405),
+        "attention": attention(device, *((600, 1) if options.quick else (10_405, 5))),
         "gradients": gradients(device, options.quick),
         "training": list(training(device, options.minutes, options.quick)),
         "quick": options.quick,
@@ -86,7 +86,7 @@ def most_held(device: torch.device, reset: bool = False) -> float | None:
 # Attention
 
 
-def attention(device: torch.device, n: int, repeats: int = 5) -> list[dict[str, Any]]:
+def attention(device: torch.device, n: int, repeats: int) -> list[dict[str, Any]]:
     """Times, memory and differences of every way to attend to the neighbours."""
     plan = knn_plan(cloud(n), K).in_order()
     mask = plan.mask().to(device)
