@@ -48,13 +48,16 @@ from gpattern_bench.methods.gpsnet.train import train_network
 
 MIB = 2**20
 PRESET = "u2os"
+TRIAL = 50  # steps whose time tells how many fit into the minutes
 NARROW = {"width": 48, "encoder_depth": 1, "decoder_depth": 1}  # with --quick
 
 
 def main() -> None:
     """Run all parts, print their tables and the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--minutes", type=float, default=3.0, help="of each of two trainings")
+    parser.add_argument(
+        "--minutes", type=float, default=3.0, help="of each of two trainings, about"
+    )
     parser.add_argument("--quick", action="store_true", help="small sizes, on a CPU too: seconds")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -246,8 +249,9 @@ def trained(device: torch.device, cells: Cells, minutes: float, quick: bool) -> 
 
     steps = 2
     if not quick:
-        first, more = spent(2)[0], spent(12)[0]  # the difference: without the start
-        steps = max(12, round(60 * minutes / max((more - first) / 10, 1e-3)))
+        spent(steps)  # the device warms up
+        few, _ = spent(TRIAL)  # with the start: rather less than the minutes
+        steps = max(TRIAL, round(60 * minutes * TRIAL / few))
     most_held(device, reset=True)
     seconds, history = spent(steps)
     held = most_held(device)
