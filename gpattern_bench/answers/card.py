@@ -6,9 +6,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+)
 
 from gpattern_bench.answers.scope import Scope
 from gpattern_bench.base.validation import invalid_text
@@ -21,20 +28,30 @@ __all__ = ["CARD", "Card", "read_card", "read_cards"]
 CARD = "card.json"
 
 
+def _rising(ends: tuple[float, float]) -> tuple[float, float]:
+    if ends[0] > ends[1]:
+        raise ValueError("expected the smaller number first")
+    return ends
+
+
+_Range = Annotated[tuple[FiniteFloat, FiniteFloat], AfterValidator(_rising)]
+_Share = Annotated[float, Field(ge=0, le=1)]  # NaN is none
+
+
 class _Rates(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    sensitivity: float = Field(ge=0, le=1)
-    specificity: float = Field(ge=0, le=1)
+    sensitivity: _Share
+    specificity: _Share
     prevalence: float = Field(gt=0, lt=1)
 
 
 class _Scope(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    area_um2: tuple[float, float]
-    n_molecules: tuple[float, float]
-    without_nucleus: float = Field(ge=0, le=1)
+    area_um2: _Range
+    n_molecules: _Range
+    without_nucleus: _Share
 
 
 class _Curves(BaseModel):
@@ -52,7 +69,7 @@ class _File(BaseModel):
     title: str
     patterns: tuple[str, ...]
     calibration: _Curves
-    thresholds: dict[str, float | None]
+    thresholds: dict[str, _Share | None]
     rates: dict[str, _Rates]
     min_molecules: int = Field(ge=1)
     scope: _Scope
@@ -106,13 +123,13 @@ def read_card(folder: Path) -> Card | None:
         It is damaged.
     """
     path = folder / CARD
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         found = _File.model_validate(raw)
         calibration = Calibration(found.calibration.slopes, found.calibration.intercepts)
-    except (OSError, ValueError, EvaluationError) as error:
+    except (OSError, ValueError, RecursionError, EvaluationError) as error:
         why = invalid_text(error, 3) if isinstance(error, ValidationError) else str(error)
         raise MethodError(
             f"{path} is no readable card ({why}): copy the model's whole folder again"
@@ -122,7 +139,7 @@ def read_card(folder: Path) -> Card | None:
         ("thresholds", found.thresholds),
         ("rates", found.rates),
     ):
-        if set(of) != set(found.patterns):
+        if sorted(of) != sorted(found.patterns):
             raise MethodError(
                 f"{path}: {what} are of {', '.join(of) or 'no pattern'}, the model's patterns are "
                 f"{', '.join(found.patterns)}: copy the model's whole folder again"

@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from gpattern_bench.base.files import file_sha256, write_text
+from gpattern_bench.base.validation import invalid_text, shorten
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import GPatternBenchError, MethodError
 from gpattern_bench.methods import METHODS, get_method
@@ -95,8 +96,11 @@ def load_model(folder: str | Path) -> tuple[Method, Model]:
     except GPatternBenchError:
         raise
     except Exception as error:  # damaged files break libraries in ways that none documents
+        why = shorten(repr(error), 300)
+        if isinstance(error, ValidationError):
+            why = invalid_text(error, 3)
         raise MethodError(
-            f"{folder} holds no readable model ({error!r}); expected a folder that "
+            f"{folder} holds no readable model ({why}); expected a folder that "
             "`gpattern-bench run` wrote, named model-..., or a model of the package: "
             f"{', '.join(pretrained_names())}"
         ) from error

@@ -17,6 +17,7 @@ from gpattern_bench.runs.pretrained import PRETRAINED, pretrained_folder, pretra
 from gpattern_bench.runs.saved_model import find_model, load_model, model_sha256, save_model
 
 FOUR, COSMX = "gpsnet-four-patterns", "gpsnet-cosmx"
+CARD = json.loads((PRETRAINED / FOUR / "card.json").read_text())
 
 
 def test_there_are_few_and_each_has_one_weight_file():
@@ -83,14 +84,27 @@ class TestCards:
             ({"min_molecules": 0}, "min_molecules"),
             ({"thresholds": {}}, "thresholds are of no pattern"),
             ({"rates": {"nuclear": {"sensitivity": 2, "specificity": 1}}}, "sensitivity"),
+            ({"patterns": [*CARD["patterns"], "nuclear"]}, "calibration are of"),
+            ({"thresholds": CARD["thresholds"] | {"nuclear": float("nan")}}, "thresholds.nuclear"),
+            ({"thresholds": CARD["thresholds"] | {"nuclear": 5}}, "thresholds.nuclear"),
+            ({"scope": CARD["scope"] | {"area_um2": [float("nan")] * 2}}, "a finite number"),
+            ({"scope": CARD["scope"] | {"area_um2": [9, 1]}}, "the smaller number first"),
             ({"calibration": {"slopes": {"a": -1.0}, "intercepts": {"a": 0.0}}}, "positive slope"),
         ],
     )
     def test_a_damaged_one_is_refused(self, tmp_path, changed, text):
-        raw = json.loads((PRETRAINED / FOUR / "card.json").read_text())
-        (tmp_path / "card.json").write_text(json.dumps(raw | changed))
+        (tmp_path / "card.json").write_text(json.dumps(CARD | changed))
         with pytest.raises(MethodError, match=text):
             read_card(tmp_path)
+
+    def test_what_cannot_be_read_is_not_taken_for_none(self, tmp_path):
+        (tmp_path / "deep").mkdir()
+        (tmp_path / "deep" / "card.json").write_text("[" * 100_000)
+        (tmp_path / "folder" / "card.json").mkdir(parents=True)
+        for name in ("deep", "folder"):
+            with pytest.raises(MethodError, match="no readable card"):
+                read_card(tmp_path / name)
+        assert read_card(tmp_path) is None
 
     def test_models_lists_them(self, command):
         code, out, _ = command("models")
