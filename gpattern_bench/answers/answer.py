@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,16 +11,21 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel, ValidationError
 
+from gpattern_bench.base.validation import invalid_text
 from gpattern_bench.data.dataset import Dataset, load_dataset
 from gpattern_bench.errors import GPatternBenchError
+from gpattern_bench.evaluate.calls import text_of_cell
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 __all__ = [
     "ANSWER",
+    "BEGUN",
     "CELLS",
+    "FILES",
     "GENES",
     "PAIRS",
     "REPORT",
@@ -30,10 +36,47 @@ __all__ = [
 ]
 
 ANSWER = "answer.json"
+BEGUN = "begun.json"
+"""What is being answered, until it is."""
 TABLES = "tables"
 SCORES, PAIRS, CELLS = "scores.parquet", "pairs.parquet", "cells.parquet"
 GENES = "genes.csv"
 REPORT = "report.html"
+FILES = (SCORES, PAIRS, CELLS, GENES)
+
+
+class _Named(BaseModel):
+    name: str
+
+
+class _Counts(BaseModel):
+    cells: int
+    genes: int
+    pairs: int
+    called: int
+    not_called: int
+    of_pattern: dict[str, int]
+
+
+class _Scope(BaseModel):
+    seen_in_training: dict[str, Any] | None
+    out_of_scope: int
+
+
+class _Record(BaseModel):
+    """What of ``answer.json`` is read again; the rest is for people."""
+
+    request: dict[str, Any]
+    dataset: str
+    tables: str
+    model: _Named
+    patterns: list[str]
+    not_called: str
+    counts: _Counts
+    expected_wrong: dict[str, float | None] | None
+    scope: _Scope
+    warnings: list[str]
+    files: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -108,11 +151,15 @@ class Answer:
         """Read all genes: the share of cells in which each pattern is called, with intervals."""
         # no name is a number, and none is missing: there is a gene NA
         text = {"gene": str, "patterns": str}
-        return pd.read_csv(self.folder / GENES, dtype=text, keep_default_na=False, na_values=[""])
+        table = pd.read_csv(self.folder / GENES, dtype=text, keep_default_na=False, na_values=[""])
+        table = table.rename(columns=text_of_cell)
+        return table.assign(
+            **{name: table[name].map(text_of_cell, na_action="ignore") for name in text}
+        )
 
 
-def read_answer(folder: str | Path) -> Answer:
-    """Read a finished answer.
+def read_answer(folder: str | Path, files: Sequence[str] = FILES) -> Answer:
+    """Read a finished answer; `files`: those of it that must be as they were written.
 
     Raises
     ------
@@ -122,13 +169,15 @@ def read_answer(folder: str | Path) -> Answer:
     folder = Path(folder).expanduser()
     try:
         record = json.loads((folder / ANSWER).read_text(encoding="utf-8"))
-        sizes = {name: (folder / name).stat().st_size for name in record["files"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        written = _Record.model_validate(record).files
+        sizes = {name: (folder / name).stat().st_size for name in files}
+    except (OSError, ValueError, RecursionError) as error:
+        why = invalid_text(error, 3) if isinstance(error, ValidationError) else str(error)
         raise GPatternBenchError(
-            f"{folder} holds no finished answer ({error}): expected a folder that `gpattern-bench "
+            f"{folder} holds no finished answer ({why}): expected a folder that `gpattern-bench "
             "call SOURCE --out FOLDER` wrote; run it again, it goes on where it was"
         ) from error
-    if changed := [name for name, size in sizes.items() if size != record["files"][name]]:
+    if changed := [name for name, size in sizes.items() if size != written.get(name)]:
         raise GPatternBenchError(
             f"{folder}: {', '.join(changed)} changed since the answer was written: remove the "
             "folder and call again"

@@ -22,7 +22,9 @@ import shapely
 from gpattern_bench.answers.annotate import annotate, check_table
 from gpattern_bench.answers.answer import (
     ANSWER,
+    BEGUN,
     CELLS,
+    FILES,
     GENES,
     PAIRS,
     REPORT,
@@ -66,7 +68,6 @@ __all__ = ["call"]
 
 _log = logging.getLogger(__name__)
 
-_BEGUN = "begun.json"
 _FORMAT = 1  # of answer.json
 _CELLS = pa.schema(
     [
@@ -218,8 +219,15 @@ def _answer(asked: Source, judge: _Judge, folder: Path, jobs: int) -> Answer:
         if not (folder / REPORT).is_file():
             write_report(answer)
         return answer
-    write_text(folder / _BEGUN, json.dumps(request, indent=1) + "\n")
-    dataset = _tables(asked, folder, jobs)
+    write_text(folder / BEGUN, json.dumps(request, indent=1) + "\n")
+    (folder / ANSWER).unlink(missing_ok=True)  # of files that are about to be replaced
+    try:
+        dataset = _tables(asked, folder, jobs)
+    except GPatternBenchError:
+        # Nothing was made: the same --out is free for other options.
+        if [path.name for path in folder.iterdir()] == [BEGUN]:
+            shutil.rmtree(folder)
+        raise
     shards, scored = _scored(dataset, judge, folder, jobs)
     _log.info("%s: calling", folder.name)
     patterns = list(judge.rule.patterns)
@@ -253,7 +261,7 @@ def _clear(folder: Path) -> None:
     """Remove what only an unfinished answer needs."""
     for scored in folder.glob("scores-*"):
         shutil.rmtree(scored)
-    (folder / _BEGUN).unlink(missing_ok=True)
+    (folder / BEGUN).unlink(missing_ok=True)
 
 
 def _is_answered(folder: Path, request: Mapping[str, Any]) -> bool:
@@ -264,16 +272,16 @@ def _is_answered(folder: Path, request: Mapping[str, Any]) -> bool:
     GPatternBenchError
         The folder is used for something else.
     """
-    for name, parts in ((ANSWER, ("source", "model")), (_BEGUN, ("source",))):
+    for name, parts in ((ANSWER, ("source", "model")), (BEGUN, ("source",))):
         try:
             record = json.loads((folder / name).read_text(encoding="utf-8"))
+            before = _request_in(record)
         except FileNotFoundError:
             continue
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise GPatternBenchError(
                 f"{folder / name} cannot be read ({error}): remove {folder} or give another --out"
             ) from error
-        before = record.get("request", record)
         for part in parts:
             if before.get(part) != request[part]:
                 raise GPatternBenchError(
@@ -281,7 +289,7 @@ def _is_answered(folder: Path, request: Mapping[str, Any]) -> bool:
                     f"{_difference(before.get(part), request[part])}: give another --out, or "
                     "remove the folder first"
                 )
-        if name == _BEGUN:
+        if name == BEGUN:
             if before.get("model") != request["model"]:
                 _log.info("%s was begun with another model: scored anew", folder)
             else:
@@ -298,6 +306,14 @@ def _is_answered(folder: Path, request: Mapping[str, Any]) -> bool:
             f"{folder} holds other files and no answer: give another --out, or remove it first"
         )
     return False
+
+
+def _request_in(record: Any) -> dict[str, Any]:
+    """Find what was asked in ``answer.json`` or ``begun.json``."""
+    found = record.get("request", record) if isinstance(record, dict) else None
+    if isinstance(found, dict):
+        return found
+    raise ValueError("it does not say what was asked")
 
 
 def _difference(before: Any, now: Any) -> str:
@@ -475,7 +491,7 @@ def _record(
         "shuffled": shuffled,
         "scope": scope.record(),
         "warnings": warnings,
-        "files": {name: (folder / name).stat().st_size for name in (SCORES, PAIRS, CELLS, GENES)},
+        "files": {name: (folder / name).stat().st_size for name in FILES},
     }
 
 

@@ -38,6 +38,7 @@ from numpy.typing import NDArray
 from scipy.stats import false_discovery_control
 from scipy.stats import t as student
 
+from gpattern_bench.answers.answer import ANSWER, BEGUN, CELLS, PAIRS, read_answer
 from gpattern_bench.answers.contrasts import (
     Contrast,
     adjust,
@@ -51,7 +52,7 @@ from gpattern_bench.base.files import write_text
 from gpattern_bench.base.validation import shorten
 from gpattern_bench.curate.release import reading
 from gpattern_bench.errors import EvaluationError
-from gpattern_bench.evaluate.calls import cell_text
+from gpattern_bench.evaluate.calls import cell_text, text_of_cell
 
 __all__ = [
     "COLUMNS",
@@ -155,6 +156,8 @@ def differential(
     EvaluationError
         `answer` is no such folder, a column or group is missing, or the groups' cells are not those
         of the answer (:func:`~gpattern_bench.answers.groups.read_groups`).
+    GPatternBenchError
+        The answer is not finished, or its pairs or cells changed since.
     """
     if min_pairs < 2:
         raise EvaluationError(f"expected 2 or more cells of a gene per sample, got {min_pairs}")
@@ -169,7 +172,7 @@ def differential(
     compared = [Comparison.of(grouped, base, k) for k in range(len(grouped.names)) if k != base]
     units = Units.of(grouped, cells["fov"], by_fov=any(one.over_fovs for one in compared))
     log_area, notes = _log_areas(cells, grouped)
-    sums = read_sums(Path(answer) / "pairs.parquet", cells["cell_id"], log_area, units)
+    sums = read_sums(Path(answer) / PAIRS, cells["cell_id"], log_area, units)
     table = _table(sums, units, compared, min_pairs)
     notes = [
         *(one.note(named=sample is not None) for one in compared),
@@ -220,13 +223,16 @@ def read_differential(path: str | Path) -> pd.DataFrame:
             f"{shorten(', '.join(map(str, table.columns)), 300)}; make it with `differential`"
         )
     for name in _TEXTS[:-1]:
-        table[name] = table[name].str.replace(r"^'(?=[=+\-@\t\r\n])", "", regex=True)
+        table[name] = table[name].map(text_of_cell)
     return table
 
 
 def _read_cells(answer: Path) -> pd.DataFrame:
-    path = answer / "cells.parquet"
-    if not path.is_file() or not (answer / "pairs.parquet").is_file():
+    path = answer / CELLS
+    if any((answer / name).exists() for name in (ANSWER, BEGUN)):
+        # While it is made again, pairs and cells may be of two models.
+        read_answer(answer, (PAIRS, CELLS))
+    if not path.is_file() or not (answer / PAIRS).is_file():
         raise EvaluationError(
             f"no answer in {answer}: expected a folder that `call` wrote, with pairs.parquet and "
             "cells.parquet"

@@ -218,7 +218,7 @@ def _texts(source: str | Path | pd.DataFrame, columns: list[str], where: str) ->
         if source.index.name == "cell_id" and "cell_id" not in source.columns:
             source = source.reset_index()
         _need_columns(where, columns, [str(name) for name in source.columns])
-        blocks = [pa.Table.from_pandas(source[columns], preserve_index=False)]
+        blocks = [_arrow(source[columns], where)]
     else:
         path = Path(source)
         if not path.exists():
@@ -235,6 +235,20 @@ def _texts(source: str | Path | pd.DataFrame, columns: list[str], where: str) ->
     for name in columns[1:]:
         table[name] = table[name].where(~table[name].isin([*MISSING, "NA"]), None)
     return table
+
+
+def _arrow(table: pd.DataFrame, where: str) -> pa.Table:
+    columns = {}
+    for name in table.columns:
+        try:
+            column = pa.Table.from_pandas(table[[name]], preserve_index=False)[0]
+            columns[str(name)] = as_text(column)
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            raise EvaluationError(
+                f"{where}: column {name} holds values of several kinds, or lists; write it as text "
+                "(astype(str))"
+            ) from error
+    return pa.table(columns)
 
 
 def _need_columns(where: str, columns: Sequence[str], found: Sequence[str]) -> None:

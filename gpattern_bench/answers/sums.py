@@ -106,7 +106,8 @@ def read_sums(path: Path, cell_ids: pd.Series[Any], log_area: _Floats, units: Un
     Raises
     ------
     EvaluationError
-        A pair is of no cell, has no molecules, or a probability outside 0 to 1.
+        There is no pair, or one is of no cell or gene, has no molecules, or a probability outside
+        0 to 1.
     SourceError
         The file cannot be read.
     """
@@ -125,8 +126,8 @@ def read_sums(path: Path, cell_ids: pd.Series[Any], log_area: _Floats, units: Un
     sums = np.zeros((15, *shape))
     for batch in _batches(path, patterns):
         cell = codes_into(cells, batch["cell_id"])
-        molecules = batch["n_molecules"].to_numpy().astype(np.float64)
-        if (cell < 0).any() or not (molecules >= 1).all():
+        molecules = _numbers(path, batch, "n_molecules")
+        if (cell < 0).any() or not ((molecules >= 1) & np.isfinite(molecules)).all():
             raise EvaluationError(
                 f"{path}: a pair is of no cell of cells.parquet, or has no molecules; make the "
                 "answer again"
@@ -139,7 +140,7 @@ def read_sums(path: Path, cell_ids: pd.Series[Any], log_area: _Floats, units: Un
         covariates = (log_n, log_n**2, area)
         for k, pattern in enumerate(patterns):
             used = kept & batch[pattern].is_valid().to_numpy()
-            values = batch[f"{pattern}_probability"].to_numpy().astype(np.float64)[used]
+            values = _numbers(path, batch, f"{pattern}_probability")[used]
             if not ((values >= 0) & (values <= 1)).all():
                 raise EvaluationError(
                     f"{path}: column {pattern}_probability of a called pair is not in 0 to 1; make "
@@ -172,7 +173,15 @@ def _gene_names(path: Path) -> list[str]:
     for batch in _batches(path, [], ["gene"]):
         for chunk in batch["gene"].chunks:
             found.update(chunk.unique().to_pylist())
+    if not found or None in found:
+        what = "has no pairs" if not found else "has pairs without a gene"
+        raise EvaluationError(f"{path} {what}: nothing can be compared; make the answer again")
     return sorted(found)
+
+
+def _numbers(path: Path, batch: pa.Table, name: str) -> _Floats:
+    with reading(path, "the pairs of an answer"):
+        return np.asarray(batch[name].to_numpy(), np.float64)
 
 
 def _batches(

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from gpattern_bench.cli.options import app, echo, examples, print_rows
-from gpattern_bench.errors import GPatternBenchError
+from gpattern_bench.errors import EvaluationError, GPatternBenchError
 
 _SHOWN = 15
 
@@ -55,7 +55,7 @@ def differential_(
     ] = None,
 ) -> None:
     """Compare how often genes show each pattern between groups of cells, sample by sample."""
-    from gpattern_bench.answers.answer import ANSWER, REPORT
+    from gpattern_bench.answers.answer import ANSWER, FILES, REPORT
     from gpattern_bench.answers.differential import (
         DIFFERENTIAL,
         differential,
@@ -63,6 +63,9 @@ def differential_(
     )
     from gpattern_bench.answers.report import write_report
 
+    table = answer / DIFFERENTIAL if out is None else out
+    if table.resolve() in {groups.resolve(), *(answer.resolve() / name for name in FILES)}:
+        raise EvaluationError(f"{table} (--out) is read by this command: give another file")
     found = differential(answer, groups, by, sample, reference=reference, min_pairs=min_pairs)
     compared = found.table.dropna(subset=["difference"])
     print_rows([_row(row) for row in compared.head(_SHOWN).to_dict("records")])
@@ -74,7 +77,7 @@ def differential_(
         echo(f"\n{len(compared):,} compared, without p; the largest differences are above")
     for note in found.notes:
         echo(note)
-    echo(str(write_differential(found, out or answer / DIFFERENTIAL)))
+    echo(str(write_differential(found, table)))
     if out is None and (answer / ANSWER).is_file():
         try:
             echo(str(write_report(answer, groups=groups, by=by)))

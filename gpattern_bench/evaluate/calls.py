@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import isnan, nan
 from pathlib import Path
@@ -32,6 +33,7 @@ __all__ = [
     "gene_table",
     "makes_calls",
     "summarise_genes",
+    "text_of_cell",
     "val_thresholds",
     "write_calls",
     "write_genes",
@@ -40,6 +42,8 @@ __all__ = [
 _BATCH = 1 << 18  # pairs per batch
 NEARLY_ALL = 0.95
 """Share of called pairs above which calls are uninformative."""
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
 
 _log = logging.getLogger(__name__)
 
@@ -280,5 +284,19 @@ def write_genes(table: pd.DataFrame, path: Path) -> None:
 
 
 def cell_text(name: str) -> str:
-    """Quote a name that a spreadsheet would take for a formula and run: `'` in front."""
-    return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else name
+    """Quote a name that a spreadsheet would take for a formula and run: `'` in front.
+
+    A name that already looks quoted gets one more, so that :func:`text_of_cell` gives each back.
+    """
+    return f"'{name}" if _FORMULA.match(name) else name
+
+
+def text_of_cell(cell: str) -> str:
+    """Give the name that :func:`cell_text` quoted.
+
+    Examples
+    --------
+    >>> [text_of_cell(cell_text(name)) for name in ("=SUM(A1)", "'-1", "'t Hooft")]
+    ['=SUM(A1)', "'-1", "'t Hooft"]
+    """
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell

@@ -29,6 +29,7 @@ from gpattern_bench import call
 from gpattern_bench.answers import call as module
 from gpattern_bench.answers.answer import read_answer
 from gpattern_bench.answers.card import read_card
+from gpattern_bench.answers.differential import differential
 from gpattern_bench.answers.scope import Scope
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import GPatternBenchError, MethodError, SourceError, UnknownDatasetError
@@ -254,6 +255,52 @@ class TestAgain:
         call(bare, folder, jobs=1)
         assert contents(folder) == contents(answer.folder)
 
+    @pytest.mark.parametrize("text", ["[]", "3", "[" * 100_000, '{"request": "me"}'])
+    def test_a_record_that_says_nothing_is_told(self, bare, tmp_path, text):
+        for name in ("begun.json", "answer.json"):
+            (tmp_path / name).write_text(text)
+            with pytest.raises(GPatternBenchError, match=rf"{name} cannot be read \("):
+                call(bare, tmp_path, jobs=1)
+        with pytest.raises(GPatternBenchError, match="holds no finished answer"):
+            read_answer(tmp_path)
+
+    @pytest.mark.parametrize("part", ["counts", "patterns", "files"])
+    def test_a_record_that_lacks_a_part_is_made_again(self, answer, bare, tmp_path, part):
+        folder = tmp_path / "answer"
+        shutil.copytree(answer.folder, folder)
+        record = {key: value for key, value in answer.record.items() if key != part}
+        (folder / "answer.json").write_text(json.dumps(record))
+        with pytest.raises(GPatternBenchError, match=f"no finished answer \\({part}: "):
+            read_answer(folder)
+        call(bare, folder, jobs=1)
+        assert contents(folder) == contents(answer.folder)
+
+    def test_while_it_is_made_again_it_is_not_finished(self, answer, bare, tmp_path, monkeypatch):
+        folder = tmp_path / "answer"
+        shutil.copytree(answer.folder, folder)
+        (folder / "pairs.parquet").write_bytes(b"PAR1")
+
+        def stopped(*_):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "write_genes", stopped)  # after the pairs, before the cells
+            with pytest.raises(KeyboardInterrupt):
+                call(bare, folder, jobs=1)
+        cells = answer.cells().assign(condition=lambda table: table["fov"])
+        for read in (read_answer, lambda at: differential(at, cells, "condition")):
+            with pytest.raises(GPatternBenchError, match="no finished answer"):
+                read(folder)
+
+    def test_of_a_source_that_cannot_be_read_nothing_stays(self, tmp_path):
+        table = tmp_path / "molecules.csv"
+        table.write_text("cell_id,gene,x,y\n" + "".join(f"1,A,{k},{k * k}\n" for k in range(9)))
+        out = tmp_path / "answer"
+        with pytest.raises(SourceError, match=r"--surrogate-outlines"):
+            call(table, out, unit_um=1, jobs=1)
+        assert not out.exists()
+        assert call(table, out, unit_um=1, surrogate_outlines=True, jobs=1).folder == out
+
 
 class TestModels:
     def test_a_model_without_a_card_calls_at_its_thresholds(self, bare, prior, caplog):
@@ -301,7 +348,8 @@ class TestNames:
         found = call(Dataset.from_frames(molecules, cells), tmp_path / "answer", jobs=1)
         pairs = found.pairs()
         assert set(zip(pairs["cell_id"], pairs["gene"], strict=True)) == set(rows)
-        assert found.genes()["gene"].tolist() == ["1e3", "'=1+1", "NA"]
+        assert found.genes()["gene"].tolist() == ["1e3", "=1+1", "NA"]  # as in the pairs
+        assert "\n'=1+1," in (found.folder / "genes.csv").read_text()  # no spreadsheet runs it
         assert found.cells()["cell_id"].tolist() == ["007", "7"]
 
 
@@ -342,6 +390,8 @@ class TestSources:
 
     def test_what_is_asked_of_must_be_there_and_be_told(self, tmp_path, bare):
         (tmp_path / "notes.docx").touch()
+        table = tmp_path / "molecules.csv"
+        table.touch()
         (tmp_path / "both").mkdir()
         (tmp_path / "both" / "detected_transcripts.csv").touch()
         (tmp_path / "both" / "S1_tx_file.csv").touch()
@@ -351,6 +401,7 @@ class TestSources:
             (tmp_path / "both", {}, SourceError, "looks like merscope and cosmx: give one"),
             (tmp_path / "both", {"form": "zarr"}, SourceError, "--format: expected one of xenium"),
             (tmp_path / "both", {"form": "cosmx"}, SourceError, "does not state its unit: give"),
+            (table, {"unit_um": 0}, SourceError, "--unit-um: Input should be greater than 0"),
             (tmp_path / "both", {"form": "merscope", "unit_um": 1}, SourceError, "--unit-um is no"),
             (bare, {"unit_um": 1.0}, SourceError, "--unit-um is not for tables"),
             (5, {}, SourceError, "expected a dataset, its name.*got a int"),

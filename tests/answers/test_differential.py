@@ -383,6 +383,8 @@ class TestCells:
             (pairs.assign(nuclear=1.5), cells, "nuclear_probability of a called pair"),
             (pairs, pd.concat([cells, cells.head(1)]), "each cell once"),
             (pairs.drop(columns=PATTERNS), cells, "expected columns PATTERN"),
+            (pairs.head(0), cells, "has no pairs"),
+            (pairs.assign(gene=None), cells, "pairs without a gene"),
         ]
         for of_pairs, of_cells, text in wrong:
             with pytest.raises(EvaluationError, match=text):
@@ -431,6 +433,13 @@ class TestGroups:
             )
             found = differential(answer, given, "condition", "donor")
             pd.testing.assert_frame_equal(found.table, expected.table)
+
+    @pytest.mark.parametrize("values", [[1, "a"], [["d1"], ["d2"]]], ids=["mixed", "lists"])
+    def test_columns_that_are_no_names_are_refused(self, uneven, values):
+        answer, _, cells = uneven
+        cells = cells.assign(donor=values * (len(cells) // 2))
+        with pytest.raises(EvaluationError, match="column donor holds values of several kinds"):
+            differential(answer, cells, "condition", "donor")
 
     def test_lost_leading_zeros_are_noticed(self, uneven):
         answer, _, cells = uneven
@@ -492,7 +501,7 @@ class TestGroups:
 class TestFiles:
     def test_a_table_is_read_as_it_was_written(self, tmp_path):
         pairs, cells = drawn(donors=3)
-        pairs["gene"] = pairs["gene"].replace({"g1": "=SUM(A1)", "g2": "NA", "g3": "-'a"})
+        pairs["gene"] = pairs["gene"].replace({"g1": "=SUM(A1)", "g2": "NA", "g3": "'-a"})
         answer = write_answer(tmp_path, pairs[pairs["cell_id"] > "0020"], cells)
         table = differential(answer, cells, "condition", "donor", min_pairs=15).table
         found = differential(answer, cells, "condition", "donor", min_pairs=15)
@@ -523,6 +532,11 @@ class TestFiles:
         code, out, _ = command(*line, "--out", tmp_path / "d.csv", "--reference", "treated")
         assert "8 compared, without p; the largest differences are above" in out
         assert set(read_differential(tmp_path / "d.csv")["reference"]) == {"treated"}
+        written = (tmp_path / "cells.csv").read_bytes()
+        for taken in (tmp_path / "cells.csv", answer / "pairs.parquet"):
+            code, _, err = command(*line, "--out", taken)
+            assert (code, "(--out) is read by this command" in err) == (2, True)
+        assert (tmp_path / "cells.csv").read_bytes() == written
         code, _, err = command(*line[:-1], "age")
         assert code == 2
         assert "(cell_id, --by, --sample), missing or repeated: age" in err
