@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from gpattern_bench.base.files import MANIFEST
-from gpattern_bench.base.validation import invalid_text
+from gpattern_bench.base.validation import invalid_fields
 from gpattern_bench.curate.readers.detect import FORMATS, detect_format
 from gpattern_bench.data.dataset import Dataset, load_dataset
 from gpattern_bench.errors import SourceError
@@ -191,7 +191,9 @@ def _release(path: Path, given: Mapping[str, Any]) -> Source:
     try:
         recipe = Recipe.model_validate(rules)
     except ValidationError as error:
-        raise SourceError(f"{path} ({form}): {invalid_text(error, 1)}") from error
+        field, why = invalid_fields(error)[0]
+        option = {"unit_um": "--unit-um"}.get(field, field)
+        raise SourceError(f"{path} ({form}): {option}: {why}") from error
     files = [path, *(Path(v) for v in outlines.values() if is_table and v is not None)]
     identity = {
         "format": form,

@@ -129,9 +129,16 @@ def group_by_fov(
                 block = block.append_column("fov", home.take(pa.array(cell)))
             spill.append(block)
         if not n_molecules.any():
+            told = "; ".join(
+                f"{rows:,} {table} ({reason})"
+                for table, reasons in dropped.items()
+                for reason, rows in reasons.items()
+                if rows
+            )
             raise SourceError(
-                f"no molecule lies in a cell that has an outline; dropped: {dropped}. Check that "
-                "molecules and outlines are of one region, in one unit, with the same cell ids"
+                "no molecule lies in a cell that has an outline; dropped: "
+                f"{told or 'nothing, there is none'}. Check that molecules and outlines are of one "
+                "region, in one unit, with the same cell ids"
             )
         keep_rows({"without molecules": n_molecules == 0}, dropped.setdefault("cells", {}))
         if votes:
