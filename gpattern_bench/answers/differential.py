@@ -168,6 +168,7 @@ def differential(
             f"no group {shorten(reference)} (--reference) in column {by} (--by); there are "
             f"{', '.join(map(shorten, grouped.names))}"
         )
+    _need_cells(grouped, min_pairs)
     base = 0 if reference is None else grouped.names.index(reference)
     compared = [Comparison.of(grouped, base, k) for k in range(len(grouped.names)) if k != base]
     units = Units.of(grouped, cells["fov"], by_fov=any(one.over_fovs for one in compared))
@@ -176,6 +177,7 @@ def differential(
     table = _table(sums, units, compared, min_pairs)
     notes = [
         *(one.note(named=sample is not None) for one in compared),
+        *_about_samples(cells["fov"], grouped, compared),
         *_about(table, min_pairs),
         *(f"left out: {n:,} {reason}" for reason, n in grouped.left_out.items()),
         *notes,
@@ -253,6 +255,32 @@ def _read_cells(answer: Path) -> pd.DataFrame:
             f"{path}: expected each cell once, with its field of view; make the answer again"
         )
     return cells
+
+
+def _need_cells(groups: Groups, min_pairs: int) -> None:
+    inside = groups.group >= 0
+    strata = groups.group[inside] * len(groups.samples) + groups.sample[inside]
+    most = np.unique(strata, return_counts=True)[1].max()
+    if most < min_pairs:
+        raise EvaluationError(
+            f"no sample has {min_pairs} cells of a group (--min-pairs), the largest has {most}: "
+            "nothing can be compared; a sample (--sample) is a donor, an animal or a culture"
+        )
+
+
+def _about_samples(
+    fov: pd.Series[Any], groups: Groups, compared: Sequence[Comparison]
+) -> list[str]:
+    """Say that samples may be parts of donors: p would be too small."""
+    inside = groups.group >= 0
+    fovs = fov[inside].groupby(groups.sample[inside]).nunique()
+    if all(one.over_fovs for one in compared) or fovs.max() > 1:
+        return []
+    text = (
+        "each sample is one field of view or a part of one: if some are of the same donor, name "
+        "the donor instead (--sample); otherwise p is too small and intervals are too narrow"
+    )
+    return [text]
 
 
 def _log_areas(cells: pd.DataFrame, groups: Groups) -> tuple[_Floats, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,11 @@ MIN_SAMPLES = 3
 """Fewest samples of each group for a p-value."""
 
 _MOST_GROUPS = 30
+_DATE = re.compile(
+    r"\d{1,2}[-. ]+[^\W\d]{3,5}\.?|[^\W\d]{3,5}\.?[-. ]+\d{2}"  # 12-Jan, Jan-45
+    r"|(\d{4}-\d{1,2}-\d{1,2}|\d{1,2}[/.]\d{1,2}[/.]\d{2,4})( .*)?"
+)
+_LIKE_A_DATE = re.compile(r"\d{1,2}-\d{1,4}")
 _SHOWN = 5  # names in a message
 
 
@@ -159,7 +165,7 @@ def read_groups(
     ------
     EvaluationError
         A column is missing; a cell has two rows that differ; no cell, or fewer than two groups, are
-        of the answer; ids have lost their leading zeros.
+        of the answer; ids have lost their leading zeros, or became dates.
     SourceError
         The file cannot be read, or ids are rounded numbers.
     """
@@ -271,6 +277,12 @@ def _need_whole_ids(where: str, unknown: NDArray[np.object_], cells: pd.Index, r
             f"{where}: {len(lost):,} ids are those of the answer without leading zeros, the first "
             f"is {lost[0]} for {bare[lost[0]]}; a program read them as numbers: write the ids as "
             "text"
+        )
+    dates = [name for name in unknown if _DATE.fullmatch(name)]
+    if dates and (like := next((name for name in cells if _LIKE_A_DATE.fullmatch(name)), None)):
+        raise EvaluationError(
+            f"{where}: {len(dates):,} ids are dates, the first is {dates[0]}, those of the answer "
+            f"are like {like}; a spreadsheet took them for dates: write the ids as text"
         )
     if len(unknown) == rows:
         raise EvaluationError(

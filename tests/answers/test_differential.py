@@ -434,6 +434,29 @@ class TestGroups:
             found = differential(answer, given, "condition", "donor")
             pd.testing.assert_frame_equal(found.table, expected.table)
 
+    @pytest.mark.parametrize("date", ["12-Jan", "Jan-45", "2026-01-12", "1/12/2026", "12. Jän"])
+    def test_ids_that_a_spreadsheet_took_for_dates_are_noticed(self, tmp_path, date):
+        pairs, cells = drawn(n_genes=1, donors=3)
+        names = {name: f"{k % 50}-{k}" for k, name in enumerate(cells["cell_id"])}
+        pairs, cells = (part.assign(cell_id=part["cell_id"].map(names)) for part in (pairs, cells))
+        answer = write_answer(tmp_path, pairs, cells)
+        saved = cells.assign(cell_id=cells["cell_id"].replace("12-12", date))
+        with pytest.raises(EvaluationError, match=f"1 ids are dates, the first is {date}, "):
+            differential(answer, saved, "condition", "donor")
+
+    def test_samples_that_may_be_parts_of_donors_are_told(self, uneven):
+        answer, _, cells = uneven
+        told = "each sample is one field of view"
+        parts = differential(answer, cells, "condition", "fov", min_pairs=4)
+        assert any(note.startswith(told) for note in parts.notes)
+        whole = differential(answer, cells, "condition", "donor")
+        assert not any(note.startswith(told) for note in whole.notes)
+
+    def test_cells_are_no_samples(self, uneven):
+        answer, _, cells = uneven
+        with pytest.raises(EvaluationError, match=r"no sample has 20 cells .*largest has 1: "):
+            differential(answer, cells, "condition", "cell_id")
+
     @pytest.mark.parametrize("values", [[1, "a"], [["d1"], ["d2"]]], ids=["mixed", "lists"])
     def test_columns_that_are_no_names_are_refused(self, uneven, values):
         answer, _, cells = uneven

@@ -439,7 +439,9 @@ def test_an_export_without_rows_is_refused(tmp_path):
     with pytest.raises(SourceError, match="has no vertices"):
         pieces("xenium", write_xenium(tmp_path / "no-cells", transcripts(INSIDE), cells[:0]))
     other = transcripts([("z", "G", 1, 1), ("UNASSIGNED", "G", 1, 1)])
-    with pytest.raises(SourceError, match=r"no molecule lies in a cell.*1 molecules \(outside every cell"):
+    with pytest.raises(
+        SourceError, match=r"no molecule lies in a cell.*1 molecules \(outside every cell"
+    ):
         pieces("xenium", write_xenium(tmp_path / "other", other, cells))
     nameless = cells.assign(cell_id=[None, *cells["cell_id"][1:]])
     with pytest.raises(SourceError, match="1 vertices have no cell_id"):
@@ -666,7 +668,9 @@ def test_csv_blocks_of_any_size_give_the_same_pieces(brain, tmp_path, monkeypatc
 def test_outlines_without_area_in_any_plane_are_no_cells(tmp_path, hdf5):
     line = Polygon([(0, 0), (1, 1), (2, 2)])
     folder = write_merscope(tmp_path / "r", detected(DETECTED), [("z", 3, line)], hdf5)
-    with pytest.raises(SourceError, match=r"no molecule lies in a cell .*1 cells \(without an outline"):
+    with pytest.raises(
+        SourceError, match=r"no molecule lies in a cell .*1 cells \(without an outline"
+    ):
         pieces("merscope", folder)
     folder = write_merscope(tmp_path / "s", detected(DETECTED), [("z", 3, line), *FLAT], hdf5)
     assert whole(pieces("merscope", folder))[2]["cells"] == {"without an outline": 1}
