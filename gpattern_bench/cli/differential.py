@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from gpattern_bench.base.validation import on_one_line
 from gpattern_bench.cli.options import app, echo, examples, print_rows
 from gpattern_bench.errors import EvaluationError, GPatternBenchError
 
@@ -96,9 +97,9 @@ def _row(row: Mapping[Any, Any]) -> dict[str, str]:
         return f"{number(name, form)} [{low}, {high}]"
 
     return {
-        "gene": row["gene"],
+        "gene": on_one_line(row["gene"]),
         "pattern": row["pattern"],
-        "groups": f"{row['group']} - {row['reference']}",
+        "groups": on_one_line(f"{row['group']} - {row['reference']}"),
         "samples": f"{row['samples_group']}, {row['samples_reference']}",
         "probability": f"{number('probability_group')}, {number('probability_reference')}",
         "difference [95 %]": interval("difference", "+.3f"),

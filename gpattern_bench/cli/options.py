@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ from gpattern_bench.base.validation import printable
 
 FOUR_PATTERNS = "cell_edge,cytoplasmic,nuclear,nuclear_edge"
 THREE_PATTERNS = "cytoplasmic,membrane,nuclear"
+_NUMBER = re.compile(r"[+-]?[\d,]+(\.\d+)?(e[+-]\d+)?|-").fullmatch
 
 
 class Group(TyperGroup):
@@ -75,10 +77,27 @@ def examples(*lines: str) -> str:
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
-    """Print a table."""
+    """Print a table; text stays as it is, also where it looks like a number."""
     from tabulate import tabulate
 
-    echo(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".6f", missingval="-"))
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = [[row[name] for row in rows if row.get(name) is not None] for name in names]
+    text = [any(isinstance(value, str) for value in column) for column in columns]
+    sides = [
+        "left" if is_text and not all(map(_NUMBER, map(str, column))) else "decimal"
+        for is_text, column in zip(text, columns, strict=True)
+    ]
+    echo(
+        tabulate(
+            rows,
+            headers="keys",
+            tablefmt="github",
+            floatfmt=".6f",
+            missingval="-",
+            disable_numparse=[k for k, is_text in enumerate(text) if is_text],
+            colalign=sides,
+        )
+    )
 
 
 def print_json(value: Any) -> None:

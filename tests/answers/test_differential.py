@@ -563,3 +563,16 @@ class TestFiles:
         code, _, err = command(*line[:-1], "age")
         assert code == 2
         assert "(cell_id, --by, --sample), missing or repeated: age" in err
+
+    def test_the_command_prints_names_and_p_as_they_are(self, tmp_path, command):
+        pairs, cells = drawn(n_genes=3)
+        pairs["gene"] = pairs["gene"].replace({"g0": "007", "g1": "1e3", "g2": "2\n3"})
+        answer = write_answer(tmp_path, pairs, cells)
+        cells.to_csv(tmp_path / "cells.csv", index=False)
+        line = ["differential", answer, "--groups", tmp_path / "cells.csv", "--by", "condition"]
+        code, out, _ = command(*line, "--sample", "donor")
+        printed = [[cell.strip() for cell in row.split("|")[1:-1]] for row in out.splitlines()]
+        top = read_differential(answer / "differential.csv").iloc[0]
+        assert (code, top["gene"], printed[2][0]) == (0, "007", "007")
+        assert printed[2][printed[0].index("p")] == f"{top['p']:.1e}"
+        assert {row[0] for row in printed[2:8]} == {"007", "1e3", "2\\n3"}
