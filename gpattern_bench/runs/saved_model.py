@@ -99,6 +99,8 @@ def load_model(folder: str | Path) -> tuple[Method, Model]:
         why = shorten(repr(error), 300)
         if isinstance(error, ValidationError):
             why = invalid_text(error, 3)
+        elif not (folder / _MODEL).exists():
+            why = f"there is no {folder / _MODEL}"
         raise MethodError(
             f"{folder} holds no readable model ({why}); expected a folder that "
             "`gpattern-bench run` wrote, named model-..., or a model of the package: "
