@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from gpattern_bench.answers.answer import Answer
 from gpattern_bench.answers.calls import PROBABILITY
 from gpattern_bench.errors import SourceError
-from gpattern_bench.evaluate.calls import cell_text
 from gpattern_bench.interop.scverse import add_pairs, table_of_cells, to_anndata
 
 if TYPE_CHECKING:
@@ -39,8 +38,7 @@ def answer_to_anndata(answer: Answer) -> AnnData:
     cells = answer.cells().set_index("cell_id").reindex(table.obs_names)
     for name in _OBS:
         table.obs[name] = cells[name].to_numpy()
-    genes = answer.genes().set_index("gene")
-    genes = genes.reindex([cell_text(name) for name in table.var_names])
+    genes = answer.genes().set_index("gene").reindex(table.var_names)
     for name in ("cells", "called", "not_called"):
         table.var[name] = genes[name].fillna(0).to_numpy(int)
     for name in answer.patterns:
