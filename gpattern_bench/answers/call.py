@@ -6,6 +6,7 @@ import atexit
 import hashlib
 import json
 import logging
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -53,7 +54,7 @@ from gpattern_bench.base.workers import in_order, workers
 from gpattern_bench.curate.build import curate, making
 from gpattern_bench.data.cells import Cells, CellTables
 from gpattern_bench.data.dataset import Dataset
-from gpattern_bench.errors import GPatternBenchError, MethodError
+from gpattern_bench.errors import GPatternBenchError, MethodError, SourceError
 from gpattern_bench.evaluate.calls import NEARLY_ALL, write_genes
 from gpattern_bench.methods.base import Method
 from gpattern_bench.runs.pretrained import PRETRAINED
@@ -69,6 +70,9 @@ __all__ = ["call"]
 _log = logging.getLogger(__name__)
 
 _FORMAT = 1  # of answer.json
+_OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
+_OPTIONS = {"--unit-um", "--format", "--cells", "--nuclei", "--surrogate-outlines"}
+"""Of `call`, for curation; messages of readers may name others."""
 _CELLS = pa.schema(
     [
         pa.field("cell_id", pa.string(), nullable=False),
@@ -223,10 +227,16 @@ def _answer(asked: Source, judge: _Judge, folder: Path, jobs: int) -> Answer:
     (folder / ANSWER).unlink(missing_ok=True)  # of files that are about to be replaced
     try:
         dataset = _tables(asked, folder, jobs)
-    except GPatternBenchError:
+    except GPatternBenchError as error:
         # Nothing was made: the same --out is free for other options.
         if [path.name for path in folder.iterdir()] == [BEGUN]:
             shutil.rmtree(folder)
+        others = sorted({*_OPTION.findall(str(error))} - _OPTIONS)
+        if isinstance(error, SourceError) and others:
+            raise SourceError(
+                f"{error}. `call` has no {', '.join(others)}: curate first (`gpattern-bench curate "
+                f"{asked.identity['format']} ... --out TABLES`), then call TABLES"
+            ) from error
         raise
     shards, scored = _scored(dataset, judge, folder, jobs)
     _log.info("%s: calling", folder.name)

@@ -299,6 +299,12 @@ class TestAgain:
         with pytest.raises(SourceError, match=r"--surrogate-outlines"):
             call(table, out, unit_um=1, jobs=1)
         assert not out.exists()
+        other = tmp_path / "other.csv"
+        other.write_text(table.read_text().replace("x", "X"))
+        with pytest.raises(
+            SourceError, match=r"has no --x: curate first \(.* curate table \.\.\. "
+        ):
+            call(other, out, unit_um=1, surrogate_outlines=True, jobs=1)
         assert call(table, out, unit_um=1, surrogate_outlines=True, jobs=1).folder == out
 
 

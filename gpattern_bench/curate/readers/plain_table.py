@@ -80,7 +80,7 @@ def read_plain_table(
     if missing := {key: name for key, name in named.items() if name not in there}:
         raise SourceError(
             f"{path} lacks the columns {', '.join(missing.values())}; it has {', '.join(there)}. "
-            f"Name them ({', '.join(f'--{key}' for key in missing)} of `curate table`)"
+            f"Name them ({', '.join(f'--{key}' for key in missing)})"
         )
     if len(set(named.values())) < len(named):
         chosen = ", ".join(f"--{key} {name}" for key, name in named.items())
