@@ -30,7 +30,6 @@ from gpattern_bench.base.files import write_text
 from gpattern_bench.base.version import __version__
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import GPatternBenchError
-from gpattern_bench.evaluate.calls import cell_text
 from gpattern_bench.sources.controls import CONTROLS
 from gpattern_bench.tables.parquet import codes_into
 
@@ -210,7 +209,7 @@ def _page(answer: Answer, group_of: pd.Series[Any] | None) -> str:
     }
     script = (files("gpattern_bench.answers") / "report.js").read_text("utf-8")
     dataset = answer.dataset
-    genes = _genes(answer, dataset)
+    genes = _genes(answer)
     tested = [gene for gene in genes if not gene.is_control]
     patterns = _patterns(answer, dataset, tested)
     out = [gene for gene in tested if gene.stands_out]
@@ -255,11 +254,9 @@ def _number(value: float, form: str) -> str:
     return "\N{EN DASH}" if isnan(value) else form % value
 
 
-def _genes(answer: Answer, dataset: Dataset) -> list[Gene]:
-    """Read the table of genes, by the names of the dataset; test each pattern."""
+def _genes(answer: Answer) -> list[Gene]:
+    """Read the table of genes; test each pattern."""
     table = answer.genes()
-    names = {cell_text(name): name for name in dataset.genes}
-    table["gene"] = table["gene"].map(lambda name: names.get(name, name))
     is_control = table["gene"].map(re.compile(CONTROLS, re.IGNORECASE).match).notna().to_numpy()
     sizes = _sizes(answer, table["gene"])
     shares: list[list[Share | None]] = []
