@@ -127,6 +127,7 @@ def honest(tmp_path_factory) -> Path:
     shutil.copytree(REPOSITORY / "submissions" / "_template", submissions / "my_method")
     path = submissions / "my_method" / "submission.yaml"
     text = path.read_text("utf-8").replace("<my_method>", "my_method")
+    text = text.replace("<model, baseline or control>", "model").replace("<true or false>", "true")
     path.write_text(re.sub(r"<([^<>\n]+)>", r"\1", text), "utf-8")
     done = subprocess.run(
         [sys.executable, submissions / "my_method" / "run.py", "--out", root / "run"],

@@ -998,7 +998,7 @@ def test_boundaries_that_are_no_geometry_are_refused(tmp_path):
         ("gene,global_x,global_y\nG,1,1\nG,1\n", "Expected 3 columns, got 2"),
         ("gene,global_x,global_y\nG,1,1\nG,one,1\n", "invalid value 'one'"),
         ("gene,global_x,global_y\n", "no molecule lies in a cell"),
-        ("gene,global_x,global_y\nG,900,900\n", "'outside every cell': 1"),
+        ("gene,global_x,global_y\nG,900,900\n", r"dropped: 1 molecules \(outside every cell\)"),
     ],
 )
 def test_a_csv_that_is_not_as_documented_is_refused(tmp_path, text, match):
