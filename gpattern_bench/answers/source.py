@@ -15,13 +15,12 @@ from gpattern_bench.base.validation import invalid_fields
 from gpattern_bench.curate.readers.detect import FORMATS, detect_format
 from gpattern_bench.data.dataset import Dataset, load_dataset
 from gpattern_bench.errors import SourceError
+from gpattern_bench.sources.patterns import FOUR_PATTERNS, THREE_PATTERNS
 from gpattern_bench.sources.recipe import Recipe
 from gpattern_bench.sources.registry import is_registered
 
 __all__ = ["Source", "find_source", "is_spatialdata"]
 
-_FOUR = ("cell_edge", "cytoplasmic", "nuclear", "nuclear_edge")
-_THREE = ("cytoplasmic", "membrane", "nuclear")
 _UNITS = {
     "cosmx": "0.12028, or 0.18 for the lung release of 2022",
     "spatialdata": "1 if its coordinates are micrometres",
@@ -179,7 +178,7 @@ def _release(path: Path, given: Mapping[str, Any]) -> Source:
     rules: dict[str, Any] = {
         "format": form,
         "path": path.name,
-        "patterns": _THREE if form == "cosmx" else _FOUR,
+        "patterns": THREE_PATTERNS if form == "cosmx" else FOUR_PATTERNS,
         "split": "test",  # nothing is fitted: all fields of view are of one kind
         "surrogate_outlines": "--surrogate-outlines" in given,
         **outlines,

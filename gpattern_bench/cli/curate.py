@@ -10,8 +10,6 @@ from typing import Annotated, Any, Literal
 import typer
 
 from gpattern_bench.cli.options import (
-    FOUR_PATTERNS,
-    THREE_PATTERNS,
     Cluster,
     Group,
     Name,
@@ -21,6 +19,7 @@ from gpattern_bench.cli.options import (
     tell,
 )
 from gpattern_bench.sources.controls import CONTROLS
+from gpattern_bench.sources.patterns import FOUR_PATTERNS, THREE_PATTERNS
 
 curate = typer.Typer(
     cls=Group,
@@ -32,6 +31,7 @@ curate = typer.Typer(
 app.add_typer(curate, name="curate")
 
 _REQUIRED = Parameter.empty
+_FOUR, _THREE = ",".join(FOUR_PATTERNS), ",".join(THREE_PATTERNS)
 _ALL = {
     "source": _REQUIRED,
     "out": _REQUIRED,
@@ -164,7 +164,7 @@ _LABELS_CSV: dict[str, Any] = {
     "tile_um": 500.0,
     "labels": None,
     "labels_where": None,
-    "patterns": FOUR_PATTERNS,
+    "patterns": _FOUR,
 }
 """Options that formats share, and their defaults."""
 
@@ -173,7 +173,7 @@ _add(
     "bento-h5ad",
     "cells.h5ad --unit-um 0.103",
     "Curate an h5ad file as Bento writes it; labels come from its layers.",
-    patterns=FOUR_PATTERNS,
+    patterns=_FOUR,
     **_MAY_BE_LABELLED,
 )
 _add(
@@ -202,7 +202,7 @@ _add(
     "outs",
     "Curate the output folder of a Xenium run; there are no labels.",
     tile_um=500.0,
-    patterns=FOUR_PATTERNS,
+    patterns=_FOUR,
     split="test",
 )
 _add(
@@ -210,7 +210,7 @@ _add(
     "region_0",
     "Curate the output folder of a MERSCOPE run; there are no labels.",
     tile_um=500.0,
-    patterns=FOUR_PATTERNS,
+    patterns=_FOUR,
     split="test",
 )
 
@@ -242,7 +242,7 @@ def _curate(
     name: str | None,
     jobs: int | None,
     cluster: str | None,
-    patterns: str = THREE_PATTERNS,
+    patterns: str = _THREE,
     labels: Path | None = None,
     labels_where: list[str] | None = None,
     cells_file: Path | None = None,

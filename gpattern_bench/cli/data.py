@@ -9,8 +9,6 @@ import typer
 
 from gpattern_bench.base.validation import printable
 from gpattern_bench.cli.options import (
-    FOUR_PATTERNS,
-    THREE_PATTERNS,
     Json,
     Name,
     app,
@@ -214,6 +212,7 @@ def simulate_(
     from gpattern_bench.curate.build import curate as make
     from gpattern_bench.curate.simulate.cells import simulate_like
     from gpattern_bench.curate.simulate.releases import write_bento_h5ad, write_cosmx
+    from gpattern_bench.sources.patterns import FOUR_PATTERNS, THREE_PATTERNS
     from gpattern_bench.sources.recipe import Recipe
 
     patterns = THREE_PATTERNS if like == "cosmx_lung" else FOUR_PATTERNS
@@ -221,7 +220,7 @@ def simulate_(
         recipe = Recipe(
             format="simulated",
             like=like,
-            patterns=tuple(patterns.split(",")),
+            patterns=patterns,
             patternless="keep" if like == "synthetic" else "drop",  # as that dataset has them
             seed=seed,
             n_cells=cells,
@@ -233,7 +232,7 @@ def simulate_(
     if form == "cosmx":
         write_cosmx(pieces, out)
     else:
-        write_bento_h5ad(pieces, out, patterns.split(","))
+        write_bento_h5ad(pieces, out, patterns)
     echo(str(out))
 
 

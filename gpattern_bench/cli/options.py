@@ -11,8 +11,6 @@ from typer.core import TyperCommand, TyperGroup
 
 from gpattern_bench.base.validation import printable
 
-FOUR_PATTERNS = "cell_edge,cytoplasmic,nuclear,nuclear_edge"
-THREE_PATTERNS = "cytoplasmic,membrane,nuclear"
 _NUMBER = re.compile(r"[+-]?[\d,]+(\.\d+)?(e[+-]\d+)?|-").fullmatch
 
 

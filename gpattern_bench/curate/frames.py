@@ -25,12 +25,12 @@ from gpattern_bench.curate.readers.plain_table import plain_pieces
 from gpattern_bench.curate.rules import apply_rules
 from gpattern_bench.curate.write import write_dataset
 from gpattern_bench.errors import SourceError
+from gpattern_bench.sources.patterns import FOUR_PATTERNS
 from gpattern_bench.sources.recipe import Recipe
 
 __all__ = ["curate_frames"]
 
 _NUMBERS, _NAMES = ("x", "y", "z", *NUMBERS), ("cell_id", "gene", "fov", *TEXTS)
-_FOUR = ("cell_edge", "cytoplasmic", "nuclear", "nuclear_edge")
 _PAIR = ("fov", "cell", "cell_id", "gene", "n_molecules")
 
 
@@ -52,7 +52,9 @@ def curate_frames(
     if isinstance(patterns, str):
         patterns = [patterns]
     if patterns is None:
-        patterns = _FOUR if labels is None else [c for c in labels.columns if c not in _PAIR]
+        patterns = (
+            FOUR_PATTERNS if labels is None else [c for c in labels.columns if c not in _PAIR]
+        )
     rules |= {"patterns": tuple(patterns), "split": "auto", "surrogate_outlines": cells is None}
     try:
         recipe = Recipe(format="table", **rules)

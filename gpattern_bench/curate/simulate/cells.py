@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from gpattern_bench.curate.release import Piece, Release, in_memory
 from gpattern_bench.errors import SourceError, UnknownDatasetError
+from gpattern_bench.sources.patterns import FOUR_PATTERNS
 
 __all__ = [
     "COMPARTMENTS",
@@ -37,7 +38,7 @@ __all__ = [
     "simulate_tissue",
 ]
 
-PATTERNS = ("cell_edge", "cytoplasmic", "nuclear", "nuclear_edge")
+PATTERNS = FOUR_PATTERNS
 COMPARTMENTS = ("nuclear", "membrane", "cytoplasmic")
 """Patterns of CosMx, which are the compartments that a pair's molecules lie in."""
 
