@@ -66,6 +66,7 @@ from timing import show
 from gpattern_bench import Evaluator, load_dataset
 from gpattern_bench.evaluate.bootstrap import Resamples, interval
 from gpattern_bench.evaluate.calibration import calibrate, fit_calibration
+from gpattern_bench.evaluate.calls import wilson_interval
 from gpattern_bench.evaluate.metrics import score_pattern
 from gpattern_bench.evaluate.quantify import count_odds, likeliest_shares, log_likelihood
 from gpattern_bench.methods.gpsnet.method import GPSNetMethod
@@ -484,7 +485,7 @@ def estimates(p: Any, molecules: Any, group: Any, truth: Any, known: Rates) -> d
     found[LIKELIEST], *ends = (values[:, 0] for values in likeliest_shares(counts))
     found["empirical Bayes"] = expected_shares(counts)[:, 0]
     errors = {name: np.abs(found[name] - truth) for name in ESTIMATORS}
-    for name, (low, high) in zip(HELD, (wilson(found[COUNTED], n), ends), strict=True):
+    for name, (low, high) in zip(HELD, (wilson_interval(found[COUNTED], n), ends), strict=True):
         errors[name] = (low - 1e-9 <= truth) & (truth <= high + 1e-9)
     return errors
 
@@ -502,14 +503,6 @@ def expected_shares(counts: Any) -> Any:
         given /= given.sum(axis=-1, keepdims=True)
         often = given.mean(axis=0)
     return given @ np.linspace(0, 1, likelihood.shape[-1])
-
-
-def wilson(share: Any, n: Any) -> tuple[Any, Any]:
-    """The 95 % interval that counting gives."""
-    z = 1.96
-    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
-    return middle - half, middle + half
 
 
 def quantification(val: Set, tests: dict[Any, Set]) -> list[dict[str, Any]]:

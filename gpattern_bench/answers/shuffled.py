@@ -8,7 +8,6 @@ is gone is the tie between genes and places. Calls there are what the model make
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from math import nan, sqrt
 from typing import Any
 from zlib import crc32
@@ -22,6 +21,7 @@ from scipy.stats import norm
 
 from gpattern_bench.data.cells import Cell, Cells, CellTables
 from gpattern_bench.data.dataset import Dataset
+from gpattern_bench.evaluate.calls import wilson_interval
 
 __all__ = [
     "CELLS",
@@ -69,7 +69,7 @@ def shuffled_cells(
     def shuffle(cell: Cell) -> Cell:
         key = np.array([seed, crc32(cell.cell_id.encode())], np.uint64)
         order = np.random.Generator(np.random.Philox(key=key)).permutation(len(cell.xy))
-        return replace(cell, xy=cell.xy[order])
+        return cell.rearranged(order)
 
     return cells.sampled(CELLS, seed).mapped(shuffle)
 
@@ -164,14 +164,14 @@ def _compared(chance: pd.DataFrame, observed: pd.DataFrame) -> dict[str, float]:
     binomial = n * share * (1 - share)
     spread = correction * float(((called - share * sizes) ** 2).sum())
     worth = n / max(spread / binomial, 1.0) if binomial > 0 else n
-    z = float(norm.ppf(0.975))
-    middle = (share + z**2 / (2 * worth)) / (1 + z**2 / worth)
-    half = z * sqrt(share * (1 - share) / worth + z**2 / (4 * worth**2)) / (1 + z**2 / worth)
-    wide = z * sqrt(correction * float(((more - excess * sizes) ** 2).sum())) / n
+    low, high = wilson_interval(share, worth)
+    wide = (
+        float(norm.ppf(0.975)) * sqrt(correction * float(((more - excess * sizes) ** 2).sum())) / n
+    )
     return {
         "share": share,
-        "low": max(middle - half, 0.0),
-        "high": min(middle + half, 1.0),
+        "low": float(low),
+        "high": float(high),
         "observed": share + excess,
         "excess": excess,
         "excess_low": excess - wide,

@@ -89,6 +89,10 @@ class Cell:
         """(g,) molecules of each gene present."""
         return self._present[1]
 
+    def rearranged(self, order: NDArray[np.intp]) -> Cell:
+        """Give molecule k the place of molecule ``order[k]``."""
+        return replace(self, xy=self.xy[order], z=None if self.z is None else self.z[order])
+
     @cached_property
     def geometry(self) -> CellGeometry:
         """Geometry of the molecules and outlines, shared by all genes and methods."""

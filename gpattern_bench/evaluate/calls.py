@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm
 
 from gpattern_bench.base.files import plain, write_text
@@ -35,6 +35,7 @@ __all__ = [
     "summarise_genes",
     "text_of_cell",
     "val_thresholds",
+    "wilson_interval",
     "write_calls",
     "write_genes",
 ]
@@ -198,19 +199,31 @@ def gene_table(
     n = counts["cells"].to_numpy(np.float64)
     table = pd.DataFrame({"gene": list(counts.index), "cells": n.astype(np.int64)})
     n = np.where(n > 0, n, nan)  # of no cells nothing is known
-    z = float(norm.ppf(0.975))
     for pattern in patterns:
         part = counts[pattern].to_numpy(np.float64) / n
-        middle = (part + z**2 / (2 * n)) / (1 + z**2 / n)
-        half = z * np.sqrt(part * (1 - part) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
         table[pattern] = part
-        table[f"{pattern}_low"] = np.clip(middle - half, 0, 1)
-        table[f"{pattern}_high"] = np.clip(middle + half, 0, 1)
+        table[f"{pattern}_low"], table[f"{pattern}_high"] = wilson_interval(part, n)
     has = has_pattern(table[list(patterns)].to_numpy(np.float64).reshape(len(table), -1), share)
     names = np.array(patterns, object)
     table["patterns"] = ["+".join(names[row]) for row in has]
     table["ambiguous"] = has.sum(axis=1) > 1
     return table
+
+
+def wilson_interval(
+    share: ArrayLike, n: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Give the ends of Wilson's 95 % interval of shares (...) of `n` independent cells or pairs.
+
+    >>> low, high = wilson_interval(0.5, 10)
+    >>> print(f"{low:.3f} {high:.3f}")
+    0.237 0.763
+    """
+    part, n = np.asarray(share, np.float64), np.asarray(n, np.float64)
+    z = float(norm.ppf(0.975))
+    middle = (part + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * np.sqrt(part * (1 - part) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    return np.clip(middle - half, 0, 1), np.clip(middle + half, 0, 1)
 
 
 def _mean_scores(batches: Iterable[pd.DataFrame], patterns: list[str]) -> pd.DataFrame:

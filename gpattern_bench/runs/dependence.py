@@ -42,7 +42,7 @@ class Dependence:
 def _scattered(cell: Cell) -> Cell:
     """Give the cell's molecules each other's places."""
     order = np.random.Generator(np.random.Philox(_SEED)).permutation(len(cell.gene))
-    return replace(cell, xy=cell.xy[order], z=None if cell.z is None else cell.z[order])
+    return cell.rearranged(order)
 
 
 INPUTS: dict[str, Callable[[Cell], Cell]] = {
