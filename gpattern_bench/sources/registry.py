@@ -276,10 +276,15 @@ def registry() -> tuple[Entry, ...]:
     GPatternBenchError
         The file is not YAML, or no list of entries.
     """
-    entries, problems = read_registry(_text())
+    entries, problems = _of_the_package()
     for problem in problems.values():
         _log.error("%s", problem)
     return entries
+
+
+@cache
+def _of_the_package() -> tuple[tuple[Entry, ...], dict[str, str]]:
+    return read_registry(_text())
 
 
 def _text() -> str:
@@ -373,10 +378,10 @@ def find_entry(name: str) -> Entry:
     """
     wanted, _, version = name.partition("@")
     entries = [entry for entry in registry() if entry.name == wanted]
-    for known, problem in read_registry(_text())[1].items() if not entries else ():
-        if known.partition("@")[0] == wanted:
-            raise UnknownDatasetError(problem)
     if not entries:
+        for known, problem in _of_the_package()[1].items():
+            if known.partition("@")[0] == wanted:
+                raise UnknownDatasetError(problem)
         near = difflib.get_close_matches(wanted.lower(), list_datasets(), n=3, cutoff=0.5)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise UnknownDatasetError(

@@ -67,11 +67,13 @@ def test_a_file_that_is_no_list_of_entries_is_an_error(text, expected):
 def test_the_name_of_a_bad_entry_is_told_what_is_wrong(monkeypatch):
     monkeypatch.setattr(gpattern_bench.sources.registry, "_text", lambda: "- {name: mine}")
     registry.cache_clear()
+    gpattern_bench.sources.registry._of_the_package.cache_clear()
     try:
         with pytest.raises(UnknownDatasetError, match=r"datasets.yaml, mine@\?: version: "):
             find_entry("mine")
     finally:
         registry.cache_clear()
+        gpattern_bench.sources.registry._of_the_package.cache_clear()
 
 
 def test_name_and_version_are_unique():
