@@ -106,6 +106,23 @@ def shared() -> Path:
     return SHARED
 
 
+@pytest.fixture(scope="module")
+def chromium():
+    """The system's Chromium."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        pytest.skip("no chromium on this machine")
+    from samples import PATIENCE_S
+
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=path, args=["--no-sandbox"], timeout=1000 * PATIENCE_S
+        )
+        yield browser
+        browser.close()
+
+
 @pytest.fixture
 def views() -> None:
     """Arrow's view types, which older versions of pyarrow cannot write into Parquet files."""

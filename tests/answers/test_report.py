@@ -261,21 +261,6 @@ def test_a_sketch_keeps_shape_and_scale():
     assert (sketch.width, sketch.bar_um, sketch.bar) == (SIDE + 8, 10.0, 25.0)
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    """The system's Chromium."""
-    path = shutil.which("chromium") or shutil.which("chromium-browser")
-    if path is None:
-        pytest.skip("no chromium on this machine")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=path, args=["--no-sandbox"], timeout=1000 * PATIENCE_S
-        )
-        yield browser
-        browser.close()
-
-
 @pytest.mark.slow
 def test_in_a_browser(chromium, answer):
     address = (answer.folder / "report.html").as_uri()

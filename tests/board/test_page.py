@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import locale
 import re
-import shutil
 from dataclasses import replace
 from importlib.resources import files
 from itertools import combinations, pairwise
@@ -289,21 +288,6 @@ def test_labels_keep_their_distance():
     assert found[0] >= 5.0
     assert found[-1] <= 100.0
     assert found[3] == 50.0
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    """The system's Chromium."""
-    path = shutil.which("chromium") or shutil.which("chromium-browser")
-    if path is None:
-        pytest.skip("no chromium on this machine")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=path, args=["--no-sandbox"], timeout=1000 * PATIENCE_S
-        )
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
