@@ -9,8 +9,6 @@ threads: other work changes them little. The last line of the output is one JSON
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import platform
 import sys
 import time
@@ -22,7 +20,7 @@ import numba
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from timing import resident, show, told
+from timing import parsed, report, resident, show, told
 
 from gpattern_bench.evaluate.bootstrap import Resamples, bootstrap
 
@@ -144,7 +142,8 @@ def main() -> None:
     """Run, print a table, and one JSON object on the last line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="20,000 pairs, 100 replicates")
-    quick = parser.parse_args().quick
+    options = parsed(parser)
+    quick = options.quick
     n, replicates, fewer = (20_000, 100, 5) if quick else (1_000_000, 1000, 10)
     patterns, fovs = 4, 30
     pairs, truth, scores = table(n, patterns, fovs)
@@ -196,30 +195,25 @@ def main() -> None:
     print(f"every cell a cluster, 4 patterns, {replicates:,} replicates")
     show(cells)
     print(f"processor time grows with cells^{exponent:.2f}")
-    print(
-        json.dumps(
-            {
-                "benchmark": "bootstrap",
-                "pairs": n,
-                "patterns": patterns,
-                "clusters": fovs,
-                "replicates": replicates,
-                "threads": numba.get_num_threads(),
-                "cpus": os.cpu_count(),
-                "seconds": round(ours, 3),
-                "seconds_drawing": round(drawing, 3),
-                "seconds_compiling": round(compiling, 3),
-                "numpy_seconds": round(numpy_alone, 3),
-                "numpy_replicates_timed": fewer,
-                "ratio": round(numpy_alone / ours, 2),
-                "peak_mib": round(memory, 1),
-                "numpy_peak_mib": round(numpy_memory, 1),
-                "largest_difference": apart,
-                "cells": cells,
-                "exponent": round(exponent, 3),
-            }
-        )
-    )
+    found = {
+        "pairs": n,
+        "patterns": patterns,
+        "clusters": fovs,
+        "replicates": replicates,
+        "threads": numba.get_num_threads(),
+        "seconds": round(ours, 3),
+        "seconds_drawing": round(drawing, 3),
+        "seconds_compiling": round(compiling, 3),
+        "numpy_seconds": round(numpy_alone, 3),
+        "numpy_replicates_timed": fewer,
+        "ratio": round(numpy_alone / ours, 2),
+        "peak_mib": round(memory, 1),
+        "numpy_peak_mib": round(numpy_memory, 1),
+        "largest_difference": apart,
+        "cells": cells,
+        "exponent": round(exponent, 3),
+    }
+    report(found, options.record)
 
 
 if __name__ == "__main__":

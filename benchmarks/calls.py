@@ -49,7 +49,6 @@ if they lack: five trainings), `--model FOLDER` for another saved model, or ``--
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
@@ -61,7 +60,7 @@ import pandas as pd
 from gpsnet_real import GOLD, SEEDS, SIMULATED, calibration_errors, saved
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
-from timing import show
+from timing import parsed, report, show
 
 from gpattern_bench import Evaluator, load_dataset
 from gpattern_bench.evaluate.bootstrap import Resamples, interval
@@ -134,7 +133,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=SEEDS, help="of the runs")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--quick", action="store_true", help="one seed, `synthetic` only")
-    given = parser.parse_args()
+    given = parsed(parser)
     global DRAWS
     if given.quick:
         DRAWS = 8
@@ -157,7 +156,7 @@ def main() -> None:
         found[part] = PARTS[part](val, tests)
         print(f"{part}\n")
         show(found[part])
-    print(json.dumps(found))
+    report(found, given.record)
 
 
 def scored(name: str, split: str, given: Any) -> Iterator[Any]:

@@ -50,6 +50,7 @@ from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
+from timing import parsed, report
 
 import gpattern_bench
 from gpattern_bench import Evaluator, load_dataset
@@ -636,7 +637,7 @@ def contend(
         arena.wrong += wrong
         growth = grown(samples, len(calls))
         arena.wrong += [f"worker {k}: {text}" for text in growth or ()]
-        reports.append(report(k, samples) | {"grown": growth})
+        reports.append(worker_row(k, samples) | {"grown": growth})
     for name in mix:
         del arena.rows[name].seconds[:1]
     return arena, rows, reports
@@ -677,7 +678,7 @@ def settle(
         arena.note("files", f"left over are {', '.join(sorted(left))}")
 
 
-def report(k: int, samples: list[tuple[float, dict[str, float]]]) -> dict[str, Any]:
+def worker_row(k: int, samples: list[tuple[float, dict[str, float]]]) -> dict[str, Any]:
     """A worker's memory and what else it has, at a quarter, at half and at the end."""
     end = max(when for when, _ in samples)
     found: dict[str, Any] = {"worker": k, "calls": len(samples)}
@@ -712,7 +713,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="few commands, in seconds")
     parser.add_argument("--tmp", type=Path, help="folder for the files, which are removed")
-    options = parser.parse_args()
+    options = parsed(parser)
     minutes = options.minutes or (0.1 if options.quick else 10.0)
     processes = options.processes or (3 if options.quick else 6)
     mix = dict(QUICK if options.quick else FULL)
@@ -737,7 +738,6 @@ def main() -> int:
     for problem in arena.wrong:
         print(f"WRONG: {problem}")
     found = {
-        "benchmark": "contention",
         "minutes": minutes,
         "processes": processes,
         "seed": options.seed,
@@ -747,7 +747,7 @@ def main() -> int:
         "refusals": arena.refusals,
         "wrong": arena.wrong,
     }
-    print(json.dumps(found))
+    report(found, options.record)
     return int(bool(arena.wrong))
 
 

@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import shutil
 import tempfile
 from collections import deque
@@ -41,7 +40,7 @@ from typing import Any
 
 import numpy as np
 from full import command, watched
-from timing import fresh, here, resident, show, told
+from timing import fresh, here, parsed, report, resident, show, told
 
 from gpattern_bench import Evaluator
 from gpattern_bench.curate.build import curate
@@ -107,7 +106,7 @@ def main() -> None:
         "--quick", action="store_true", help="one method, few cells, two points, one process"
     )
     parser.add_argument("--tmp", type=Path, help="folder for the files, which are removed")
-    options = parser.parse_args()
+    options = parsed(parser)
     bases = QUICK if options.quick else FULL
     factors, call = ((1, 2), here) if options.quick else ((1, 2, 4), fresh)
     methods = [method for _, _, methods in bases for method in methods]
@@ -135,7 +134,7 @@ def main() -> None:
     table(points, [f"predict, {method}" for method in methods])
     table(points, [f"fit, {method}" for method in learning])
     show(called)
-    print(json.dumps({"points": points, "call": called}))
+    report({"points": points, "call": called}, options.record)
 
 
 def sizes(base: Size, factors: tuple[int, ...]) -> Iterator[tuple[str, Size]]:

@@ -12,7 +12,6 @@ Rerun: `python benchmarks/data.py` (about fifteen minutes, 10 GB of disk), or `-
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import shutil
 import tempfile
@@ -22,7 +21,7 @@ from time import perf_counter, process_time
 from typing import Any
 
 import pyarrow.parquet as pq
-from timing import fresh, here, show
+from timing import fresh, here, parsed, report, show
 
 from gpattern_bench import load_dataset
 from gpattern_bench.curate.build import curate
@@ -41,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Benchmark of releases and their curation.")
     parser.add_argument("--quick", action="store_true", help="`synthetic`, one process")
     parser.add_argument("--tmp", type=Path, help="folder for the files, which are removed")
-    options = parser.parse_args()
+    options = parsed(parser)
     likes, call = (("synthetic",), here) if options.quick else (LIKES, fresh)
     found: dict[str, list[dict[str, Any]]] = {"drawing": [], "writing": [], "curating": []}
     found["loading"] = []
@@ -63,7 +62,7 @@ def main() -> None:
             found["loading"].append(call(measured, loaded, like, folder / "tables"))
     for rows in found.values():
         show(rows)
-    print(json.dumps(found))
+    report(found, options.record)
 
 
 def remove(path: Path) -> None:

@@ -8,7 +8,6 @@ Rerun: `python benchmarks/datasets.py` (minutes), or `--quick` (`synthetic` only
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import time
 from pathlib import Path
 
 from tabulate import tabulate
+from timing import parsed, report
 
 from gpattern_bench import load_dataset
 from gpattern_bench.curate.simulate.cells import simulate
@@ -36,7 +36,8 @@ def main() -> None:
     """Measure; the last line printed is JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="`synthetic` only, without the demo")
-    quick = parser.parse_args().quick
+    options = parsed(parser)
+    quick = options.quick
     found = {"simulate, synthetic": seconds(lambda: simulate(find_entry("synthetic").recipe.seed))}
     with tempfile.TemporaryDirectory() as folder:
         names = ["synthetic"] if quick else ["synthetic", "synthetic_wide"]
@@ -56,9 +57,7 @@ def main() -> None:
                 lambda: subprocess.run(demo, env=environment, check=True, capture_output=True)  # noqa: S603
             )
     print(tabulate(found.items(), headers=["what", "seconds"], tablefmt="github", floatfmt=".2f"))
-    print(
-        json.dumps({"benchmark": "datasets", "seconds": {k: round(v, 3) for k, v in found.items()}})
-    )
+    report({"seconds": {k: round(v, 3) for k, v in found.items()}}, options.record)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ model fitted on others of them. Each run writes an answer and reads it, as the c
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -28,6 +27,7 @@ from scipy.stats import (
     ttest_rel,
 )
 from tabulate import tabulate
+from timing import parsed, report
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
@@ -416,7 +416,7 @@ def main() -> None:
         "--quick", action="store_true", help="two small runs, and an old small model"
     )
     parser.add_argument("--model", type=Path, help="of boosted; default: fitted on synthetic")
-    options = parser.parse_args()
+    options = parsed(parser)
     runs = 2 if options.quick else options.runs
     draw = partial(drawn, genes=24, cells=60) if options.quick else drawn
     parts = {"null": null_part, "fields of view": fields_part, "power": power_part}
@@ -434,7 +434,7 @@ def main() -> None:
     for name, rows in found.items():
         print(f"\n{name}\n")
         print(tabulate([_printed(row) for row in rows], headers="keys", tablefmt="github"))
-    print(json.dumps({"benchmark": "differential", "runs": runs, **found}))
+    report({"runs": runs, **found}, options.record)
 
 
 def _printed(row: dict[str, object]) -> dict[str, object]:

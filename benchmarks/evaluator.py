@@ -21,11 +21,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -35,7 +35,7 @@ import pandas as pd
 import pyarrow as pa
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 from tabulate import tabulate
-from timing import fresh, here, resident, told
+from timing import fresh, here, parsed, report, resident, told
 
 from gpattern_bench import Evaluator
 from gpattern_bench.evaluate.metrics import PatternScore, score_pattern
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--join", type=int, default=10**7, metavar="ROWS", help="0: no join")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="small sizes, in seconds")
-    options = parser.parse_args()
+    options = parsed(parser)
     call, compiled = fresh, DTYPES
     if options.quick:
         options.sizes, options.join, options.repeats = [1_000, 10_000], 10_000, 1
@@ -74,18 +74,15 @@ def main() -> None:
     join = joined(call, options.join, options.repeats) if options.join else None
     if join is not None:
         show(list(join), [list(join.values())])
-    every = {
+    every: dict[str, Any] = {
         "scores": scores,
         "compile_s": compile_s,
         "join": join,
-        "machine": {"cores": os.cpu_count(), "system": platform.system()},
-        "versions": {
-            name: getattr(sys.modules.get(name), "__version__", None)
-            for name in ("numpy", "numba", "pandas", "pyarrow", "sklearn", "torch", "torchmetrics")
-        },
     }
+    if "torchmetrics" in sys.modules:
+        every["versions"] = {"torchmetrics": version("torchmetrics")}
     print()
-    print(json.dumps(every))
+    report(every, options.record)
 
 
 def show(headers: list[str], rows: list[list[Any]]) -> None:

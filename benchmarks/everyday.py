@@ -29,7 +29,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from timing import show
+from timing import parsed, report, show
 
 HERE = Path(__file__).resolve().parents[1]
 COMMAND = [sys.executable, "-m", "gpattern_bench"]
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="once, small, without the demo")
-    options = parser.parse_args()
+    options = parsed(parser)
     homes = {"before": options.before.resolve()} if options.before else {}
     homes["now"] = HERE
     sizes, repeats = SIZES, options.repeats
@@ -100,7 +100,7 @@ def main() -> None:
             "busy": lambda: contended(homes, busy, folder),
         }
         found = {name: parts[name]() for name in options.parts}
-    print(json.dumps(found))
+    report(found, options.record)
 
 
 def startup(homes: dict[str, Path], repeats: int, folder: str) -> list[dict[str, Any]]:

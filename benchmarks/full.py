@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from timing import show
+from timing import parsed, report, show
 
 from gpattern_bench import Evaluator, load_dataset
 from gpattern_bench.base.files import file_sha256
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--like", action="append", choices=LIKES, help="only this; repeatable")
     parser.add_argument("--methods", help=f"default: {','.join(FULL)}")
     parser.add_argument("--tmp", type=Path, help="folder for the files, which are removed")
-    options = parser.parse_args()
+    options = parsed(parser)
     methods = options.methods.split(",") if options.methods else FULL
     if options.quick:
         methods = QUICK
@@ -85,8 +85,8 @@ def main() -> None:
     for like in ("synthetic",) if options.quick else options.like or LIKES:
         with tempfile.TemporaryDirectory(dir=options.tmp) as folder:
             found[like] = whole(like, methods, Path(folder))
-        report(like, found[like])
-    print(json.dumps(found))
+        show_all(like, found[like])
+    report(found, options.record)
 
 
 def whole(like: str, methods: list[str], folder: Path) -> dict[str, Any]:
@@ -365,7 +365,7 @@ def _pss(pid: int) -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
 
 
-def report(like: str, found: dict[str, Any]) -> None:
+def show_all(like: str, found: dict[str, Any]) -> None:
     """Print the tables of one dataset."""
     counts = ", ".join(f"{value:,} {what}" for what, value in found["counts"].items())
     print(f"{like}: {counts}\n")

@@ -7,7 +7,6 @@ standard deviations, as shares of that of the ranks.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from itertools import combinations
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata, spearmanr
 from tabulate import tabulate
+from timing import parsed, report
 
 from gpattern_bench import Evaluator, load_dataset
 from gpattern_bench.board.challenge import LEAST_SEED, score_challenge
@@ -167,7 +167,8 @@ def main() -> None:
     """Measure; the last line printed is JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="less of each")
-    quick = parser.parse_args().quick
+    options = parsed(parser)
+    quick = options.quick
     found = {
         "nearest": nearest(quick),
         "copies": copies(METHODS[:1] if quick else METHODS, NOISE[2:3] if quick else NOISE),
@@ -176,7 +177,7 @@ def main() -> None:
     }
     for rows in found.values():
         print(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".4f"), "\n")
-    print(json.dumps({"benchmark": "games", **found}))
+    report(found, options.record)
 
 
 if __name__ == "__main__":

@@ -25,9 +25,6 @@ Rerun: `python benchmarks/gpsnet.py` (about ten minutes on two cores), or `--qui
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -40,7 +37,7 @@ import shapely
 import torch
 from scipy.spatial import cKDTree
 from tabulate import tabulate
-from timing import fresh, resident, told
+from timing import fresh, parsed, report, resident, told
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -61,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="small sizes, narrow models: seconds")
     parser.add_argument("--repeats", type=int, default=2)
-    options = parser.parse_args()
+    options = parsed(parser)
     quick, repeats = options.quick, options.repeats
     narrow = {"width": 96} if quick else {}
     knn_plan(cloud(1000), 16)  # compiled, or read from numba's cache
@@ -79,13 +76,8 @@ def main() -> None:
         ],
     }
     print(f"\n{parameter_table()}\n")
-    every["machine"] = {
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "torch": torch.__version__,
-    }
-    print(json.dumps(every))
+    every["threads"] = torch.get_num_threads()
+    report(every, options.record)
 
 
 # Timing

@@ -44,7 +44,7 @@ from typing import Any
 import numpy as np
 import torch
 from costs import Size, curating, draw
-from timing import fresh, resident, show
+from timing import fresh, parsed, report, resident, show
 from timing import told as told_memory
 
 from gpattern_bench import Evaluator, load_dataset
@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="one seed, few steps, `synthetic` only"
     )
-    given = parser.parse_args()
+    given = parsed(parser)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with tempfile.TemporaryDirectory() as name:
         out = given.out or Path(name)
@@ -123,7 +123,7 @@ def main() -> None:
             found[part] = PARTS[part](out, given.seeds, given.jobs, given.quick)
             print(f"{part}\n")
             show([{k: v for k, v in row.items() if k != "each"} for row in found[part]])
-    print(json.dumps(found))
+    report(found, given.record)
 
 
 # Rows that are runs

@@ -18,7 +18,6 @@ Rerun: `python benchmarks/gpsnet_small.py` (about seven minutes on a free core),
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -31,7 +30,7 @@ import pandas as pd
 import torch
 from sklearn.ensemble import HistGradientBoostingClassifier
 from tabulate import tabulate
-from timing import fresh, here, resident, told
+from timing import fresh, here, parsed, report, resident, told
 
 from gpattern_bench import Evaluator, load_dataset
 from gpattern_bench.curate.rules import apply_rules
@@ -54,7 +53,8 @@ def main() -> None:
     """Run the parts, print their tables, and all figures as JSON in the last line."""
     parser = argparse.ArgumentParser(description="Benchmark of GPSNet's preset `small`.")
     parser.add_argument("--quick", action="store_true", help="few cells, one epoch")
-    quick = parser.parse_args().quick
+    options = parsed(parser)
+    quick = options.quick
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -80,7 +80,7 @@ def main() -> None:
         call = here if quick else fresh
         prediction = call(predicting, folder / "model", folder / "many")
         print(tabulate([prediction], "keys", tablefmt="github", floatfmt=".3g", intfmt=","), "\n")
-    print(json.dumps({"scores": rows, "prediction": prediction}))
+    report({"scores": rows, "prediction": prediction}, options.record)
 
 
 def drawn(folder: Path, seed: int, **sizes: Any) -> Dataset:

@@ -20,8 +20,6 @@ narrow network anywhere, in seconds. The last line is one JSON object.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -33,7 +31,7 @@ from typing import Any
 import torch
 from gpsnet import DIM, HEADS, K, cell_of, cloud, random
 from gpsnet_small import drawn
-from timing import resident, show, told
+from timing import parsed, report, resident, show, told
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -59,7 +57,7 @@ def main() -> None:
         "--minutes", type=float, default=3.0, help="of each of two trainings, about"
     )
     parser.add_argument("--quick", action="store_true", help="small sizes, on a CPU too: seconds")
-    options = parser.parse_args()
+    options = parsed(parser)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu" and not options.quick:
         sys.exit("error: torch finds no CUDA device here; --quick runs small sizes on the CPU")
@@ -70,11 +68,8 @@ def main() -> None:
         "attention": attention(device, *((600, 1) if options.quick else (10_405, 5))),
         "gradients": gradients(device, options.quick),
         "training": list(training(device, options.minutes, options.quick)),
-        "quick": options.quick,
-        "torch": torch.__version__,
-        "system": f"{platform.system()} {platform.machine()}",
     }
-    print(json.dumps(found))
+    report(found, options.record)
 
 
 def most_held(device: torch.device, reset: bool = False) -> float | None:

@@ -6,11 +6,11 @@ The studies are those of tests/evaluate/test_bootstrap.py, in larger number and 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from tabulate import tabulate
+from timing import parsed, report
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "evaluate"))
 
@@ -24,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=800, help="studies at each size")
     parser.add_argument("--clusters", type=int, nargs="+", default=[20, 24, 40])
-    options = parser.parse_args()
+    options = parsed(parser)
     found = []
     for clusters in options.clusters:
         studies = study.simulated(options.runs, clusters)
@@ -41,7 +41,7 @@ def main() -> None:
         ]
     print(tabulate(found, headers="keys", tablefmt="github", floatfmt=".3f"))
     shares = [{k: v if k == "metric" else round(float(v), 4) for k, v in f.items()} for f in found]
-    print(json.dumps({"benchmark": "coverage", "runs": options.runs, "studies": shares}))
+    report({"runs": options.runs, "studies": shares}, options.record)
 
 
 if __name__ == "__main__":

