@@ -38,26 +38,26 @@ SEED = 1
 def main() -> None:
     """Run the parts, print their tables, and all figures as JSON in the last line."""
     parser = argparse.ArgumentParser(description="Benchmark of releases and their curation.")
-    parser.add_argument("--quick", action="store_true", help="`synthetic`, one process")
+    parser.add_argument("--quick", action="store_true", help="80 cells of `synthetic`, one process")
     parser.add_argument("--tmp", type=Path, help="folder for the files, which are removed")
     options = parsed(parser)
-    likes, call = (("synthetic",), here) if options.quick else (LIKES, fresh)
+    likes, cells, call = (("synthetic",), 80, here) if options.quick else (LIKES, None, fresh)
     found: dict[str, list[dict[str, Any]]] = {"drawing": [], "writing": [], "curating": []}
     found["loading"] = []
     for like in likes:
-        found["drawing"].append(call(measured, drawn, like))
+        found["drawing"].append(call(measured, drawn, like, cells))
         kinds = ("cosmx", "cosmx archive") if like == "cosmx_lung" else ("bento-h5ad",)
         with tempfile.TemporaryDirectory(dir=options.tmp) as name:
             folder = Path(name)
             for kind in kinds:
-                found["writing"].append(call(measured, written, like, kind, folder / "out"))
+                found["writing"].append(call(measured, written, like, cells, kind, folder / "out"))
                 found["curating"].append(
-                    call(measured, curated, like, kind, folder / "out", folder / kind)
+                    call(measured, curated, like, cells, kind, folder / "out", folder / kind)
                 )
                 remove(folder / "out")
                 remove(folder / kind)
             found["curating"].append(
-                call(measured, curated, like, "tables", folder, folder / "tables")
+                call(measured, curated, like, cells, "tables", folder, folder / "tables")
             )
             found["loading"].append(call(measured, loaded, like, folder / "tables"))
     for rows in found.values():
@@ -85,19 +85,19 @@ def measured(function: Callable[..., dict[str, Any]], *args: Any) -> dict[str, A
     }
 
 
-def drawn(like: str) -> dict[str, Any]:
+def drawn(like: str, cells: int | None) -> dict[str, Any]:
     """Draw all pieces; count what they hold."""
     counts, genes = {"fovs": 0, "cells": 0, "molecules": 0, "pairs": 0}, set()
-    for piece in simulate_like(like, SEED):
+    for piece in simulate_like(like, SEED, cells):
         genes.update(piece.molecules["gene"].cat.codes.unique().tolist())
         sizes = (1, len(piece.cells), len(piece.molecules), len(piece.labels))
         counts = {name: n + size for (name, n), size in zip(counts.items(), sizes, strict=True)}
     return {"like": like, **counts, "genes": len(genes)}
 
 
-def written(like: str, kind: str, out: Path) -> dict[str, Any]:
+def written(like: str, cells: int | None, kind: str, out: Path) -> dict[str, Any]:
     """Draw all pieces and write them."""
-    pieces = simulate_like(like, SEED)
+    pieces = simulate_like(like, SEED, cells)
     if kind == "bento-h5ad":
         write_bento_h5ad(pieces, out, PATTERNS)
     else:
@@ -106,14 +106,14 @@ def written(like: str, kind: str, out: Path) -> dict[str, Any]:
     return {"like": like, "format": kind, "bytes": sum(file.stat().st_size for file in files)}
 
 
-def curated(like: str, kind: str, source: Path, folder: Path) -> dict[str, Any]:
+def curated(like: str, cells: int | None, kind: str, source: Path, folder: Path) -> dict[str, Any]:
     """Turn a release into tables."""
     rules: dict[str, Any] = {"format": kind, "controls": "notarget|blank", "unit_um": 0.108}
     if kind.startswith("cosmx"):
         rules = {"format": "cosmx", "controls": "NegPrb", "unit_um": 0.18}
         source = next(source.glob("*.tar.gz"), source)
     elif kind == "tables":
-        rules = {"format": "simulated", "like": like, "seed": SEED}
+        rules = {"format": "simulated", "like": like, "seed": SEED, "n_cells": cells}
     patterns = ("cytoplasmic", "membrane", "nuclear") if like == "cosmx_lung" else PATTERNS
     recipe = Recipe(path=source.name, patterns=patterns, **rules)
     dataset = Dataset(curate(recipe, source.parent, folder, name=like, version="0.0.0"))

@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--before", type=Path, metavar="CHECKOUT", help="measure this one too")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="once, small, without the demo")
+    parser.add_argument("--quick", action="store_true", help="once, small, not warmed up, no demo")
     options = parsed(parser)
     homes = {"before": options.before.resolve()} if options.before else {}
     homes["now"] = HERE
@@ -89,11 +89,12 @@ def main() -> None:
         sizes, repeats = (("float32", 10_000),), 1
         busy = {"run prevalence": ["run", "prevalence", "--dataset", "synthetic"]}
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["GPATTERN_BENCH_DATA"] = str(Path(folder) / "data")
-        for home in homes.values():  # tables made, all compiled
-            spent([*COMMAND, *COMMANDS["evaluate"]], home, folder)
-            if "busy" in options.parts and not options.quick:
-                spent([*COMMAND, *busy[next(iter(busy))], "--out", "warm"], home, folder)
+        if not options.quick:
+            os.environ["GPATTERN_BENCH_DATA"] = str(Path(folder) / "data")
+            for home in homes.values():  # tables made, all compiled
+                spent([*COMMAND, *COMMANDS["evaluate"]], home, folder)
+                if "busy" in options.parts:
+                    spent([*COMMAND, *busy[next(iter(busy))], "--out", "warm"], home, folder)
         parts = {
             "startup": lambda: startup(homes, repeats, folder),
             "evaluator": lambda: evaluator(homes, sizes, min(repeats, 3), folder),

@@ -23,7 +23,8 @@ Prediction files go to ``--out`` as `gpattern-bench run` writes them, ready for 
 are there are not made again. Needs the gold sets' and the lung set's files (mirror or network).
 
 Rerun: `python benchmarks/gpsnet_real.py --out runs/gpsnet_real` (two hours on two cores), parts
-of it with ``--parts``, or ``--quick``: one seed, two steps, five trees, simulated cells only.
+of it with ``--parts``, or ``--quick``: one seed, two steps, five trees, simulated cells only, and
+with ``--jobs 1`` one process.
 """
 
 from __future__ import annotations
@@ -33,10 +34,8 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -44,11 +43,12 @@ from typing import Any
 import numpy as np
 import torch
 from costs import Size, curating, draw
-from timing import fresh, parsed, report, resident, show
+from timing import fresh, here, parsed, report, resident, show
 from timing import told as told_memory
 
 from gpattern_bench import Evaluator, load_dataset
 from gpattern_bench.base.geometry import surrogate_outline
+from gpattern_bench.base.workers import in_order, workers
 from gpattern_bench.data.cells import Cell
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.evaluate.bootstrap import Resamples, interval, is_biased
@@ -188,9 +188,9 @@ def compared(
         (row.method, row.train_on or row.dataset, row.pretrained, row.cv, seed): (row, seed)
         for row, seed in reversed(tasks)
     }
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with workers(jobs, None) as pool:
         for some in (list(first.values()), tasks):
-            list(pool.map(made, *zip(*[(r, s, out, quick) for r, s in some], strict=True)))
+            list(in_order(pool, made, [(r, s, out, quick) for r, s in some]))
     results: dict[Row, list[Any]] = {}
     for row, seed in tasks:
         file = made(row, seed, out, quick)
@@ -420,7 +420,8 @@ CHANGES = {
 def speed(out: Path, seeds: int, jobs: int, quick: bool) -> list[dict[str, Any]]:
     """Processor time and memory of training and scoring, one thread, each in a fresh process."""
     del out, seeds, jobs
-    return [*fresh(training_cost, quick), *fresh(scoring_cost, quick)]
+    call = here if quick else fresh
+    return [*call(training_cost, quick), *call(scoring_cost, quick)]
 
 
 def training_cost(quick: bool) -> list[dict[str, Any]]:
@@ -506,8 +507,8 @@ def ablation(out: Path, seeds: int, jobs: int, quick: bool) -> list[dict[str, An
     if quick:
         tasks, seeds = [("gpsnet", {}, ("synthetic",), 1)], 1
     asked = [(*task, seed, out, quick) for task in tasks for seed in range(seeds)]
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        found = list(pool.map(variant, *zip(*asked, strict=True)))
+    with workers(jobs, None) as pool:
+        found = list(in_order(pool, variant, asked))
     rows = []
     for k, (name, *_) in enumerate(tasks):
         some = found[k * seeds : (k + 1) * seeds]

@@ -119,14 +119,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Benchmark of the methods.")
     parser.add_argument("--quick", action="store_true", help="few cells, one repeat, one process")
     options = parsed(parser)
-    n_cells, repeats, call = (20, 1, here) if options.quick else (3000, 3, fresh)
+    n_cells, of, repeats, call = (20, 90, 1, here) if options.quick else (3000, None, 3, fresh)
     found: dict[str, list[dict[str, Any]]] = {"real": [], "drawn": [], "scores": []}
     if os.environ.get(MIRROR):
         found["real"] = [row for name in FEATURES for row in call(real, name, repeats)]
     else:
         print(f"{MIRROR} is not set: real cells are left out\n")
     with tempfile.TemporaryDirectory() as name:
-        folder = call(draw, Path(name), n_cells)  # not here: children count the parent's memory
+        folder = call(draw, Path(name), n_cells, of)  # not here: children count the parent's memory
         for name in dict.fromkeys(FEATURES):
             found["drawn"] += call(drawn, name, folder, 1)
         for name in METHODS_TIMED:
@@ -172,9 +172,9 @@ def real(name: str, repeats: int) -> list[dict[str, Any]]:
     ]
 
 
-def draw(folder: Path, n_cells: int) -> Path:
-    """Tables of the first cells of a simulated CosMx release."""
-    piece = next(simulate_like("cosmx_lung", 1))
+def draw(folder: Path, n_cells: int, of: int | None) -> Path:
+    """Tables of the first cells of a simulated CosMx release of `of` cells, None: of all."""
+    piece = next(simulate_like("cosmx_lung", 1, of))
     cells = piece.cells.iloc[:n_cells]
     kept = {
         name: frame[frame["cell_id"].isin(cells["cell_id"])]

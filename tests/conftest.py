@@ -165,7 +165,9 @@ def dask_cluster() -> Iterator[str]:
     from samples import PATIENCE_S
 
     patience = dict.fromkeys(("connect", "tcp"), f"{PATIENCE_S} s")  # they import much first
-    with dask.config.set({"distributed.comm.timeouts": patience}):
+    # A task that kills its worker is not tried again, on three more.
+    options = {"comm.timeouts": patience, "scheduler.allowed-failures": 0}
+    with dask.config.set({f"distributed.{name}": value for name, value in options.items()}):
         cluster = distributed.LocalCluster(
             # Port 0: any that is free, for two clusters on one machine.
             n_workers=2,

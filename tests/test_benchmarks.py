@@ -69,7 +69,7 @@ def test_releases_are_drawn_written_curated_and_loaded(tmp_path):
     found = json.loads(done.stdout.splitlines()[-1])
     assert set(found) >= {"drawing", "writing", "curating", "loading"}
     drawn, [release, tables] = found["drawing"][0], found["curating"]
-    assert (drawn["cells"], drawn["genes"]) == (400, 48)
+    assert (drawn["cells"], drawn["genes"]) == (80, 48)
     assert release["molecules"] == drawn["molecules"]  # outside cells and controls come on top
     assert tables["molecules"] == drawn["molecules"]
     assert release["labelled_pairs"] < tables["labelled_pairs"]  # 5 molecules or more

@@ -6,11 +6,12 @@ import re
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 from importlib.resources import files
 from math import isnan
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -32,6 +33,9 @@ from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import GPatternBenchError
 from gpattern_bench.sources.controls import CONTROLS
 from gpattern_bench.tables.parquet import codes_into
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 __all__ = ["write_report"]
 
@@ -185,28 +189,6 @@ def write_report(
 
 
 def _page(answer: Answer, group_of: pd.Series[Any] | None) -> str:
-    from jinja2 import ChoiceLoader, Environment, FunctionLoader, StrictUndefined
-
-    def of(package: str) -> FunctionLoader:
-        def read(name: str) -> str | None:
-            file = files(package) / name
-            return file.read_text("utf-8") if file.is_file() else None
-
-        return FunctionLoader(read)
-
-    environment = Environment(
-        autoescape=True,
-        loader=ChoiceLoader([of("gpattern_bench.answers"), of("gpattern_bench.board")]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {
-        "pct": _percent,
-        "number": _number,
-        "words": lambda name: name.replace("_", " "),
-    }
     script = (files("gpattern_bench.answers") / "report.js").read_text("utf-8")
     dataset = answer.dataset
     genes = _genes(answer)
@@ -217,7 +199,7 @@ def _page(answer: Answer, group_of: pd.Series[Any] | None) -> str:
     compared = read_differential(path) if path.is_file() else pd.DataFrame(columns=[*COLUMNS])
     compared = compared.dropna(subset=["difference"])
     ranked = sorted(tested, key=lambda gene: (-gene.called, gene.name))
-    return environment.get_template("report.html.j2").render(
+    return _template().render(
         answer=answer,
         record=answer.record,
         shuffled=answer.record.get("shuffled"),
@@ -242,6 +224,33 @@ def _page(answer: Answer, group_of: pd.Series[Any] | None) -> str:
         script=script,
         script_sha256=b64encode(sha256(script.encode()).digest()).decode(),
     )
+
+
+@cache
+def _template() -> Template:
+    from jinja2 import ChoiceLoader, Environment, FunctionLoader, StrictUndefined
+
+    def of(package: str) -> FunctionLoader:
+        def read(name: str) -> str | None:
+            file = files(package) / name
+            return file.read_text("utf-8") if file.is_file() else None
+
+        return FunctionLoader(read)
+
+    environment = Environment(
+        autoescape=True,
+        loader=ChoiceLoader([of("gpattern_bench.answers"), of("gpattern_bench.board")]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "pct": _percent,
+        "number": _number,
+        "words": lambda name: name.replace("_", " "),
+    }
+    return environment.get_template("report.html.j2")
 
 
 def _percent(value: float | None, digits: int = 0) -> str:

@@ -6,8 +6,10 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.resources import files
 from math import ceil, floor, isnan, nan
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from gpattern_bench.base.version import __version__
@@ -21,6 +23,9 @@ from gpattern_bench.board.submission import Metadata, Score, Submission
 from gpattern_bench.evaluate.curves import Curves
 from gpattern_bench.evaluate.metrics import exact_mean
 from gpattern_bench.methods import METHODS
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 __all__ = ["build_page"]
 
@@ -124,25 +129,12 @@ def build_page(board: Board, submissions: Sequence[Submission]) -> str:
     submissions : sequence of Submission
         Those of the board: their curves and, of `synthetic`, their prediction files are drawn.
     """
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
-
-    environment = Environment(
-        autoescape=True,
-        loader=FunctionLoader(lambda name: (files(__package__) / name).read_text("utf-8")),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["whole"] = lambda value: typeset(f"{value:.0f}")
-    for name in ("percent", "interval", "duration", "brief", "count"):
-        environment.filters[name] = _typeset(getattr(printed, name))
     about = sorted((s.metadata for s in submissions if s.results), key=lambda m: m.method)
     drawn = styles((m.method, m.label, m.kind) for m in about)
     gallery = build_gallery(submissions)
     overview = build_overview(board.tables)
     sections = [_section(table, submissions, drawn) for table in board.tables]
-    return environment.get_template("page.html.j2").render(
+    return _template().render(
         overview=overview,
         levels=LEVELS,
         protocols=PROTOCOLS,
@@ -166,6 +158,24 @@ def build_page(board: Board, submissions: Sequence[Submission]) -> str:
         few=_FEW,
         labelled_by=printed.LABELLED_BY,
     )
+
+
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    environment = Environment(
+        autoescape=True,
+        loader=FunctionLoader(lambda name: (files(__package__) / name).read_text("utf-8")),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["whole"] = lambda value: typeset(f"{value:.0f}")
+    for name in ("percent", "interval", "duration", "brief", "count"):
+        environment.filters[name] = _typeset(getattr(printed, name))
+    return environment.get_template("page.html.j2")
 
 
 def _typeset(function: Callable[..., str]) -> Callable[..., str]:

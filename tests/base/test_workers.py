@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
-import signal
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import tifffile
+from tasks import WORK, killed, squared, unless_odd
 
 from gpattern_bench import load_dataset
 from gpattern_bench.base.workers import in_order, workers
@@ -22,6 +20,7 @@ from gpattern_bench.board.submission import read_submissions, rescore, results_t
 from gpattern_bench.board.submit import listed_files
 from gpattern_bench.curate.build import curate
 from gpattern_bench.curate.simulate import cells as simulate
+from gpattern_bench.curate.simulate import releases as simulated
 from gpattern_bench.curate.simulate.cells import simulate_like
 from gpattern_bench.curate.simulate.releases import write_bento_h5ad, write_cosmx
 from gpattern_bench.errors import PredictionError, SourceError, TableError, WorkersError
@@ -40,7 +39,6 @@ COSMX = Recipe(
     unit_um=0.18,
     controls="NegPrb",
 )
-WORK = "gpattern_bench.work"  # a logger
 
 
 @pytest.fixture(params=["processes", "dask"])
@@ -53,8 +51,10 @@ def where(request) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def small() -> Iterator[None]:
-    """Releases of a size are small."""
+    """Releases of a size are small, and so are the images of CosMx."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(simulated, "WIDTH", 3000)
+        patch.setattr(simulated, "HEIGHT", 150)
         for like, size in {
             "cosmx_lung": {"n_fovs": 4, "n_cells": 150, "n_genes": 30},
             "u2os": {"n_fovs": 4, "n_cells": 20, "n_genes": 12},
@@ -78,27 +78,6 @@ def single(flat, tmp_path_factory) -> dict[str, bytes]:
 
 def everything(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-# What workers are asked to do
-
-
-def squared(x: int) -> tuple[int, int]:
-    time.sleep(0.2 if x == 0 else 0.0)  # the first comes last
-    return x * x, os.getpid()
-
-
-def unless_odd(x: int) -> int:
-    time.sleep(0.5 if x == 1 else 0.0)
-    logging.getLogger(WORK).warning("about %s", x)
-    if x % 2:
-        raise TableError(f"table {x}", ["one problem", "another"])
-    return x
-
-
-def killed(x: int) -> int:
-    os.kill(os.getpid(), signal.SIGKILL)
-    return x
 
 
 def calls(where, function, numbers):

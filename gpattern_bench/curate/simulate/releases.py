@@ -383,7 +383,7 @@ def _metadata(field: _Field, fov: int, corner: Floats, labels: NDArray[np.uint16
         {
             "fov": fov,
             "cell_ID": np.arange(1, n + 1),
-            "Area": np.bincount(labels.ravel(), minlength=n + 1)[1:],
+            "Area": np.bincount(labels[labels > 0], minlength=n + 1)[1:],
             "AspectRatio": np.round(size[:, 0] / size[:, 1], 2),
             "CenterX_local_px": centre[:, 0].astype(np.intp),
             "CenterY_local_px": centre[:, 1].astype(np.intp),
