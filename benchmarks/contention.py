@@ -1,11 +1,11 @@
 """Several processes on one cache and in one output folder: no wrong byte, no growing process.
 
-Threads of this script start commands of the command line, drawn from a mix, in a folder that all
-share and in one of their own; some are killed (SIGKILL) at a random moment and run again. Beside
-them, processes that live as long as the script use the Python API. Now and then somebody removes
-a dataset from the cache. All begin with an empty cache at the same moment. What each command
-prints and writes is compared with what it gave alone, before, in another folder; but for what is
-measured (seconds, memory, date, device).
+Threads of this script start commands of the command line, none again before all were drawn, in a
+folder that all share and in one of their own; some are killed (SIGKILL) at a random moment and run
+again. Beside them, processes that live as long as the script use the Python API. Now and then
+somebody removes a dataset from the cache. All begin with an empty cache at the same moment. What
+each command prints and writes is compared with what it gave alone, before, in another folder; but
+for what is measured (seconds, memory, date, device).
 
 Wrong are: other bytes; an exit code or a text on stderr that is none of this package's errors; an
 error that nothing that others do explains (`EXCUSES`), or one that a command run again
@@ -20,7 +20,7 @@ any call grew by more than 5 % and 30 MiB, or by more than two files, threads or
 Linux only. The exit code is 1 if anything was wrong; the last line is one JSON object. Real
 datasets take part where GPATTERN_BENCH_MIRROR is set.
 
-Rerun: `python benchmarks/contention.py` (about fifteen minutes), or `--quick` (half a minute).
+Rerun: `python benchmarks/contention.py` (forty minutes), or `--quick` (half a minute).
 """
 
 from __future__ import annotations
@@ -49,15 +49,23 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 from tabulate import tabulate
 from timing import parsed, report
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+
+import exports
+
 import gpattern_bench
-from gpattern_bench import Evaluator, load_dataset
+from gpattern_bench import Evaluator, call, load_dataset
 from gpattern_bench.base.files import plain
 from gpattern_bench.board.leaderboard import build_board
 from gpattern_bench.board.page import build_page
 from gpattern_bench.board.submission import read_submissions
+from gpattern_bench.curate.simulate.cells import simulate_tissue
+from gpattern_bench.curate.simulate.releases import write_cosmx
 from gpattern_bench.errors import GPatternBenchError
 from gpattern_bench.figures import plot_cell, save_figure
 from gpattern_bench.runs.run import run_method
@@ -67,7 +75,7 @@ from gpattern_bench.sources.fetch import MIRROR
 from gpattern_bench.sources.registry import find_entry
 
 TRIES = 20
-LONGEST_S = 300
+LONGEST_S = 1800
 MARK = "GPATTERN_BENCH_CONTENTION"
 """In the environment of every process that is started here."""
 EXCUSES = {
@@ -78,12 +86,18 @@ EXCUSES = {
     "a folder that somebody makes": r"the folder is not empty|Directory not empty",
     "a model that somebody fits": r"holds no readable model",
     "a submission that somebody renews": r"has no file submission\.yaml|No such file or directory",
+    "an answer that somebody makes": r"holds no finished answer|answer\.json",
 }
 _WAITS = ": waiting until it is done"
 _TOLD = re.compile(r"error|warning|traceback", re.IGNORECASE)
 """Lines on stderr that are more than progress, which is never the same twice."""
-_MEASURED = ("seconds", "cpu_seconds", "peak_rss_mib", "date", "device")
+_MEASURED = {
+    "seconds", "cpu_seconds", "seconds_by_batch", "cpu_seconds_by_batch", "peak_rss_mib", "date",
+    "device",
+}  # fmt: skip
 _LEFT = re.compile(r"\.[^/]+-[a-z0-9_]{8}(/|$)")
+_TIMED = re.compile(r"demo/(leaderboard|submissions)/|answer[^/]*/(answer\.json|report\.html)")
+"""Files whose bytes are others each time: boards show times, answers name the folder of tables."""
 _SCORES = tuple(f"{split}-seed0.parquet" for split in ("val", "test"))
 
 
@@ -104,6 +118,9 @@ class Command:
     prints : bool
         Whether it prints the same each time.
     weight : int
+    first : callable, optional
+        Makes what it needs and no command makes, from the folder and what the commands before it
+        gave; once, when it is run alone.
     """
 
     line: str
@@ -112,44 +129,87 @@ class Command:
     starts: int = 1
     prints: bool = True
     weight: int = 1
+    first: Callable[[Path, dict[str, dict[str, str]]], object] | None = None
 
 
-def _run(method: str) -> Command:
-    names = (*_SCORES, "run-seed0.json")
+def _run(method: str, options: str = "", name: str = "") -> Command:
+    name = name or method
     return Command(
-        f"run {method} --dataset synthetic --out runs/{method}",
-        tuple(f"runs/{method}/synthetic/{name}" for name in names),
+        f"run {method} --dataset synthetic --out runs/{name} {options}",
+        tuple(f"runs/{name}/synthetic/{file}" for file in (*_SCORES, "run-seed0.json")),
     )
 
 
+def _makes(line: str, *names: str, **more: Any) -> Command:
+    """A command with ``--out`` and the first name, which is a folder that must not be there."""
+    return Command(f"{line} --out {names[0]}", names, removed=True, **more)
+
+
+def _submitted(place: Path, _: object) -> None:
+    """Copy the submission to where the board looks."""
+    shutil.copytree(place / "submitted", place / "board" / "submissions")
+
+
+def _grouped(place: Path, _: object) -> None:
+    """Put the cells of the answer into two groups of three samples each."""
+    cells = pd.read_parquet(place / "answer" / "cells.parquet", columns=["cell_id"])
+    sample = np.arange(len(cells)) % 6
+    cells.assign(sample=sample, group=sample % 2).to_csv(place / "groups.csv", index=False)
+
+
+def _ablated(place: Path, wanted: dict[str, dict[str, str]]) -> None:
+    """Keep what `ablation` printed."""
+    (place / "ablation.json").write_text(wanted["ablation"]["stdout"])
+
+
 _SCORED = "runs/sprawl/synthetic"
+_MODEL = f"{_SCORED}/model-seed0"
+_SEED = 2**60 + 1  # of the challenge
+_TINY = (
+    "--preset small --set epochs=1 --set width=48 --set heads=2 --set encoder_depth=1 "
+    "--set decoder_depth=1"
+)
 _ALL = "run-all --dataset synthetic --methods gene_prior,sprawl,molecule_count --out all --jobs 2"
+_ANSWER = tuple(f"{name}.parquet" for name in ("scores", "pairs", "cells"))
+_DEMO = "prevalence gene_prior molecule_count oracle sprawl ella bento locfish boosted gpsnet"
 QUICK = {
     "download": Command("download synthetic", weight=2),
     "run sprawl": _run("sprawl"),
-    "simulate": Command("simulate --like synthetic --out simulated", ("simulated",), removed=True),
+    "simulate": _makes("simulate --like synthetic", "simulated"),
     "predict": Command(
-        f"predict synthetic --model {_SCORED}/model-seed0 --out scores.parquet --calls",
+        f"predict synthetic --model {_MODEL} --out scores.parquet --calls",
         ("scores.parquet", "scores-calls.parquet", "scores-calls-genes.csv"),
     ),
 }
 FULL = QUICK | {
-    "validate": Command(f"validate {_SCORED}/test-seed0.parquet --dataset synthetic"),
-    "release": Command(
-        "simulate --like synthetic --as bento-h5ad --out release.h5ad", ("release.h5ad",)
-    ),
-    "curate": Command(
-        "curate bento-h5ad release.h5ad --unit-um 0.108 --name mine --out curated",
-        ("curated",),
-        removed=True,
-        weight=2,
-    ),
-    "export": Command("export synthetic --out exported", ("exported",), removed=True),
-    "verify": Command("verify synthetic", weight=2),
     "list": Command("list", prints=False),
     "info": Command("info synthetic --json"),
+    "cite": Command("cite synthetic"),
     "datasheet": Command("datasheet synthetic --out sheet.md", ("sheet.md",)),
+    "export": _makes("export synthetic", "exported"),
+    "simulate --as": Command(
+        "simulate --like synthetic --as bento-h5ad --out release.h5ad", ("release.h5ad",)
+    ),
+    "verify": Command("verify synthetic", weight=2),
+    "label": _makes(f"label synthetic --with {_MODEL} --split test", "labelled"),
+    "call": Command(
+        "call synthetic --jobs 2 --out answer",
+        (*(f"answer/{name}" for name in _ANSWER), "answer/genes.csv"),
+        weight=2,
+    ),
+    "call, of a release": Command(
+        "call given/cosmx --unit-um 0.18 --jobs 2 --out answer-cosmx",
+        (*(f"answer-cosmx/{name}" for name in _ANSWER), "answer-cosmx/tables"),
+        weight=2,
+    ),
+    "models": Command("models"),
+    "differential": Command(
+        "differential answer --groups groups.csv --by group --sample sample --out differential.csv",
+        ("differential.csv",),
+        first=_grouped,
+    ),
     "run gene_prior": _run("gene_prior"),
+    "run gpsnet": _run("gpsnet", f"--name gpsnet_tiny --sample-cells 20 {_TINY}", "gpsnet_tiny"),
     "run-all, two starts": Command(
         _ALL,
         tuple(
@@ -161,6 +221,16 @@ FULL = QUICK | {
         prints=False,
         weight=2,
     ),
+    "methods": Command("methods"),
+    "features": Command("features sprawl synthetic --out features.parquet", ("features.parquet",)),
+    "ablation": Command(
+        f"ablation --study neighbours --quick {_TINY} --out ablation --json", ("ablation",)
+    ),
+    "robustness": Command(
+        "robustness gene_prior --dataset synthetic --out runs/gene_prior",
+        ("runs/gene_prior/synthetic/robustness-seed0.json",),
+    ),
+    "validate": Command(f"validate {_SCORED}/test-seed0.parquet --dataset synthetic"),
     "evaluate": Command(
         f"evaluate {_SCORED}/test-seed0.parquet --val {_SCORED}/val-seed0.parquet "
         "--dataset synthetic --json --replicates 200",
@@ -185,20 +255,66 @@ FULL = QUICK | {
     "leaderboard --rescore": Command(
         "leaderboard --rescore --submissions board/submissions --out board/out",
         ("board/out", "board/submissions/sprawl/results.json"),
+        first=_submitted,
     ),
     "leaderboard --check": Command(
         "leaderboard --check --submissions board/submissions --out board/out"
     ),
+    "demo": Command(
+        "demo --out demo",
+        tuple(f"demo/runs/{name}/synthetic/test-seed0.parquet" for name in _DEMO.split()),
+        prints=False,
+    ),
+    "curate bento-h5ad": _makes("curate bento-h5ad release.h5ad --unit-um 0.108", "curated"),
+    "curate spatialdata": _makes(
+        "curate spatialdata given/spatialdata --unit-um 1 --name mine", "curated-spatialdata"
+    ),
+    "curate cosmx": _makes("curate cosmx given/cosmx --unit-um 0.18 --split test", "curated-cosmx"),
+    "curate xenium": _makes("curate xenium given/xenium", "curated-xenium"),
+    "curate merscope": _makes("curate merscope given/merscope", "curated-merscope"),
+    "curate table": _makes(
+        "curate table given/table.csv --unit-um 1 --surrogate-outlines", "curated-table"
+    ),
     "plot splits": Command("plot splits synthetic --out splits.svg", ("splits.svg",)),
+    "plot patterns": Command("plot patterns synthetic --out patterns.svg", ("patterns.svg",)),
     "plot cell": Command(
         f"plot cell synthetic {_SCORED}/test-seed0.parquet --out cell.svg", ("cell.svg",)
     ),
+    "plot ablation": Command(
+        "plot ablation ablation.json --out ablation.svg", ("ablation.svg",), first=_ablated
+    ),
+    "plot training": Command(
+        "plot training runs/gpsnet_tiny/synthetic/model-seed0 --out training.svg",
+        ("training.svg",),
+    ),
+    "challenge draw": _makes(f"challenge draw --seed {_SEED}", "challenge"),
+    "challenge score": Command(f"challenge score --seed {_SEED} --model {_MODEL} --json"),
 }
+"""Every command of the program, one that others need before them."""
 REAL = {
     "cosmx_lung_mini": Command("download cosmx_lung_mini"),
     "u2os_gold": Command("download u2os_gold"),
     "verify nih3t3_gold": Command("verify nih3t3_gold"),
 }
+
+
+def give(folder: Path) -> None:
+    """Write releases as instruments do."""
+    folder.mkdir(parents=True)
+    pieces = simulate_tissue(1, n_fovs=2, n_cells=150, n_genes=60, mean_molecules=100)
+    write_cosmx(pieces, folder / "cosmx")
+    cells = exports.CELLS
+    steps = [(k % 5 * 0.5, k // 5 * 0.5) for k in range(25)]
+    rows = [(*of, x + dx, y + dy) for *of, x, y in exports.INSIDE for dx, dy in steps]
+    exports.write_xenium(
+        folder / "xenium", exports.transcripts(rows), exports.vertices(cells.items())
+    )
+    detected = [(gene, x, y) for _, gene, x, y in rows]
+    exports.write_merscope(folder / "merscope", exports.detected(detected), exports.FLAT)
+    molecules = pd.DataFrame(rows, columns=["cell", "gene", "x", "y"])
+    columns = {name: molecules[name].to_numpy() for name in ("x", "y", "gene", "cell")}
+    exports.write_spatialdata(folder / "spatialdata", columns, {"cell_boundaries": cells})
+    molecules.rename(columns={"cell": "cell_id"}).to_csv(folder / "table.csv", index=False)
 
 
 def _loaded(place: Path) -> str:  # noqa: ARG001 - all calls have the folder of their files
@@ -245,6 +361,11 @@ def _paged(place: Path) -> str:
     return hashlib.sha256(build_page(build_board(found), found).encode()).hexdigest()
 
 
+def _called(place: Path) -> str:
+    with tempfile.TemporaryDirectory(dir=place) as out:
+        return digest_of(call("synthetic", Path(out) / "answer", jobs=1).folder / "pairs.parquet")
+
+
 def _drawn(place: Path) -> str:
     return digest_of(save_figure(plot_cell(load_dataset("synthetic")), place / "api.svg"))
 
@@ -260,6 +381,7 @@ FULL_CALLS = QUICK_CALLS | {
     "Evaluator.eval": _evaluated,
     "page": _paged,
     "plot_cell": _drawn,
+    "call": _called,
 }
 
 
@@ -270,18 +392,25 @@ def digest_of(path: Path) -> str:
         parts = [f"{file.relative_to(path)} {digest_of(file)}" for file in names]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
     data = path.read_bytes()
-    if path.name.startswith("run-seed"):
-        kept = {key: value for key, value in json.loads(data).items() if key not in _MEASURED}
-        data = json.dumps(kept).encode()
+    if path.name.startswith(("run-seed", "training.json")):
+        data = json.dumps(unmeasured(json.loads(data))).encode()
     return hashlib.sha256(data).hexdigest()
 
 
+def unmeasured(value: Any) -> Any:
+    """The value without what is another each time."""
+    if isinstance(value, dict):
+        return {key: unmeasured(one) for key, one in value.items() if key not in _MEASURED}
+    return [unmeasured(one) for one in value] if isinstance(value, list) else value
+
+
 def tree(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below a folder, by its path; not of locks."""
+    """SHA-256 of every file below a folder, by its path; not of locks, nor of what has times."""
     return {
-        path.relative_to(folder).as_posix(): digest_of(path)
+        name: digest_of(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.suffix != ".lock"
+        if not _TIMED.match(name := path.relative_to(folder).as_posix())
     }
 
 
@@ -455,11 +584,11 @@ def reference(
 ) -> tuple[Path, dict[str, dict[str, str]], dict[str, str]]:
     """Run everything alone, once: the folder, what commands give, what calls give."""
     place = arena.root / "shared"
-    place.mkdir(parents=True)
+    give(place / "given")
     wanted: dict[str, dict[str, str]] = {}
     for name, command in arena.mix.items():
-        if name.startswith("leaderboard --rescore"):
-            shutil.copytree(place / "submitted", place / "board" / "submissions")
+        if command.first is not None:
+            command.first(place, wanted)
         alone = replace(command, starts=1)
         began = time.monotonic()
         codes, out, err = arena.once(alone, place)
@@ -599,10 +728,11 @@ def contend(
         shutil.copytree(place, each)
     until = time.monotonic() + 60 * minutes
     datasets = [name for name in ("synthetic", "u2os_gold") if (before.cache / name).is_dir()]
+    deck: list[str] = []  # of all drivers: none is drawn again before all were
 
     def drive(k: int) -> None:
         rng = random.Random(f"{seed} driver {k}")  # noqa: S311
-        name, deck = "download", list[str]()
+        name = "download"
         for n in count(k):
             if time.monotonic() >= until:
                 break
@@ -613,10 +743,11 @@ def contend(
                 remove(arena.cache, (f"{gone}/{find_entry(gone).version}",))
                 with arena._lock:
                     arena.rows.setdefault("rm -rf CACHE/NAME/VERSION", Row()).times += 1
-            if not deck:
-                deck += [name for name, command in mix.items() for _ in range(command.weight)]
-                rng.shuffle(deck)
-            name = deck.pop()
+            with arena._lock:
+                if not deck:
+                    deck.extend(n for n, command in mix.items() for _ in range(command.weight))
+                    rng.shuffle(deck)
+                name = deck.pop()
 
     with pool(workers, arena) as living, ThreadPoolExecutor(drivers) as threads:
         left = until - time.monotonic()
@@ -708,13 +839,13 @@ def table(rows: dict[str, Row]) -> list[dict[str, Any]]:
 def main() -> int:
     """Contend; print tables, and all figures as JSON in the last line."""
     parser = argparse.ArgumentParser(description="Several processes on one cache.")
-    parser.add_argument("--minutes", type=float, help="default 10; with --quick 0.1")
+    parser.add_argument("--minutes", type=float, help="default 30; with --quick 0.1")
     parser.add_argument("--processes", type=int, help="default 6; with --quick 3")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="few commands, in seconds")
     parser.add_argument("--tmp", type=Path, help="folder for the files, which are removed")
     options = parsed(parser)
-    minutes = options.minutes or (0.1 if options.quick else 10.0)
+    minutes = options.minutes or (0.1 if options.quick else 30.0)
     processes = options.processes or (3 if options.quick else 6)
     mix = dict(QUICK if options.quick else FULL)
     if os.environ.get(MIRROR) and not options.quick:
@@ -745,6 +876,7 @@ def main() -> int:
         "calls": table(calls),
         "workers": workers,
         "refusals": arena.refusals,
+        "not_drawn": [name for name in mix if not arena.rows[name].times],
         "wrong": arena.wrong,
     }
     report(found, options.record)

@@ -129,12 +129,16 @@ def main() -> None:
                     points += of_method(call, method, axis, home, tiny, model / method)
                 shutil.rmtree(home)
         called = of_call(call, TINY if options.quick else TENTH, home, tiny)
-    table(points, ["curation", "evaluation", "evaluation with intervals"])
     learning = [method for method in methods if get_method(method).about.learns]
-    table(points, [f"predict, {method}" for method in methods])
-    table(points, [f"fit, {method}" for method in learning])
-    show(called)
-    report({"points": points, "call": called}, options.record)
+    tables = [
+        curves(points, ["curation", "evaluation", "evaluation with intervals"]),
+        curves(points, [f"predict, {method}" for method in methods]),
+        curves(points, [f"fit, {method}" for method in learning]),
+    ]
+    for rows in (*tables, called):
+        show(rows)
+    curved = [row for rows in tables for row in rows]
+    report({"points": points, "curves": curved, "call": called}, options.record)
 
 
 def sizes(base: Size, factors: tuple[int, ...]) -> Iterator[tuple[str, Size]]:
@@ -304,17 +308,17 @@ def predicting(name: str, home: Path, folder: Path) -> Callable[[], object]:
 # Curves
 
 
-def table(points: list[dict[str, Any]], whats: list[str]) -> None:
-    """Print costs at the base, and their exponents."""
+def curves(points: list[dict[str, Any]], whats: list[str]) -> list[dict[str, Any]]:
+    """Costs at the base, and their exponents."""
     rows = []
     for what in whats:
         mine = [point for point in points if point["what"] == what]
-        row: dict[str, Any] = {"": what}
+        row: dict[str, Any] = {"": what, "of cells": mine[0]["cells"]}
         for cost, name in (("cpu_s", "s"), ("peak_mib", "MiB")):
             row[name] = mine[0][cost]
             row |= {f"{name} ~ {axis}": exponent(mine, axis, cost) for axis in AXES}
         rows.append(row)
-    show(rows)
+    return rows
 
 
 def exponent(points: list[dict[str, Any]], axis: str, cost: str) -> float | None:

@@ -13,10 +13,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from tabulate import tabulate
-from timing import parsed, report
+from timing import parsed, report, show
 
 from gpattern_bench import load_dataset
 from gpattern_bench.curate.simulate.cells import simulate
@@ -25,11 +27,13 @@ from gpattern_bench.sources.fetch import MIRROR
 from gpattern_bench.sources.registry import find_entry
 
 
-def seconds(task) -> float:
-    """Wall time of a call."""
-    began = time.perf_counter()
+def cost(what: str, task: Callable[[], object]) -> dict[str, Any]:
+    """Seconds of a call by the clock and of the processor, those of its processes included."""
+    clock, before = time.perf_counter(), os.times()
     task()
-    return time.perf_counter() - began
+    clock, after = time.perf_counter() - clock, os.times()
+    cpu = sum(after[:4]) - sum(before[:4])  # user and system, here and in children
+    return {"what": what, "seconds": round(clock, 3), "cpu_s": round(cpu, 3)}
 
 
 def main() -> None:
@@ -38,7 +42,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="`synthetic` only, without the demo")
     options = parsed(parser)
     quick = options.quick
-    found = {"simulate, synthetic": seconds(lambda: simulate(find_entry("synthetic").recipe.seed))}
+    seed = find_entry("synthetic").recipe.seed
+    rows = [cost("simulate, `synthetic`", lambda: simulate(seed))]
     with tempfile.TemporaryDirectory() as folder:
         names = ["synthetic"] if quick else ["synthetic", "synthetic_wide"]
         if os.environ.get(MIRROR) and not quick:
@@ -46,18 +51,16 @@ def main() -> None:
         elif not quick:
             print(f"{MIRROR} is not set: real datasets are left out")
         for name in names:
-            found[f"load_dataset, {name}"] = seconds(
-                lambda name=name: load_dataset(name, root=folder)
-            )
+            made = partial(load_dataset, name, root=folder)
+            rows.append(cost(f'`load_dataset("{name}")`', made))
         if not quick:
             out = str(Path(folder) / "demo")
             demo = [sys.executable, "-m", "gpattern_bench", "demo", "--out", out]
             environment = os.environ | {CACHE: str(Path(folder) / "empty")}
-            found["demo, whole process"] = seconds(
-                lambda: subprocess.run(demo, env=environment, check=True, capture_output=True)  # noqa: S603
-            )
-    print(tabulate(found.items(), headers=["what", "seconds"], tablefmt="github", floatfmt=".2f"))
-    report({"seconds": {k: round(v, 3) for k, v in found.items()}}, options.record)
+            run = partial(subprocess.run, demo, env=environment, check=True, capture_output=True)
+            rows.append(cost("`gpattern-bench demo`: ten methods", run))
+    show(rows)
+    report({"rows": rows}, options.record)
 
 
 if __name__ == "__main__":

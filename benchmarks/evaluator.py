@@ -27,7 +27,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
@@ -253,15 +253,17 @@ def scored(n: int, path: Path) -> dict[str, Any]:
         Evaluator(labels(1_000)).eval(small)
     frame = labels(n)
     before, _ = resident(reset=True)
+    cpu = process_time()
     of_labels, evaluator = seconds(lambda: Evaluator(frame))
     of_eval, result = seconds(lambda: evaluator.eval(path))
-    peak = resident()[1]
+    cpu, peak = process_time() - cpu, resident()[1]
     assert result["n"] == n
     return {
         "rows": n,
         "evaluator_s": of_labels,
         "eval_s": of_eval,
         "total_s": of_labels + of_eval,
+        "cpu_s": cpu,
         "before_gib": told(before / 2**30),
         "peak_gib": told(peak / 2**30),
     }

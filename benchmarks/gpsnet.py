@@ -290,7 +290,7 @@ def small_cells(cells: int, repeats: int, n: int = 303) -> dict[str, Any]:
         "padded, written out": padded(eager),
         "cell by cell, fused": padded(one_by_one),
     }
-    report: dict[str, Any] = {"cells": cells, "n": n}
+    found: dict[str, Any] = {"cells": cells, "n": n}
     for grads in (False, True):
         projected.requires_grad_(grads)
         with torch.set_grad_enabled(grads):
@@ -301,8 +301,8 @@ def small_cells(cells: int, repeats: int, n: int = 303) -> dict[str, Any]:
         name = "forward and backward" if grads else "forward"
         title = f"Small cells, {name}: {cells} of {n} molecules, K = {K}"
         ratios = show(title, seconds, "knn_attention")
-        report[name] = {"seconds": seconds, "ratios": ratios}
-    return report
+        found[name] = {"seconds": seconds, "ratios": ratios}
+    return found
 
 
 def done(way: Callable[[], Tensor], parts: list[Tensor]) -> Callable[[], Tensor]:

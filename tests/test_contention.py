@@ -12,10 +12,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer.main
 from samples import PATIENCE_S
 
 import gpattern_bench.tables.verify
 from gpattern_bench import load_dataset
+from gpattern_bench.cli import app
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import TableError
 
@@ -31,6 +33,7 @@ def contention():
     module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "contention", module)  # dataclasses look there
+        patch.syspath_prepend(SCRIPT.parent)
         spec.loader.exec_module(module)
         yield module
 
@@ -49,6 +52,19 @@ def test_no_wrong_byte_with_kills(tmp_path):
     assert {row[""]: row for row in found["commands"]}["download"]["times"] >= 2
     assert all(row["times"] >= 1 for row in found["calls"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_every_command_is_drawn(contention):
+    def names(group, *above):
+        for name, command in group.commands.items():
+            if hasattr(command, "commands"):
+                yield from names(command, *above, name)
+            else:
+                yield (*above, name)
+
+    drawn = {tuple(command.line.split()[:2]) for command in contention.FULL.values()}
+    drawn |= {words[:1] for words in drawn}
+    assert set(names(typer.main.get_command(app))) - drawn == set()
 
 
 class TestWatch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -54,3 +55,62 @@ def test_small_sizes_are_not_recorded(timing, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         timing.parsed(parser)
     assert "figures of --quick mean nothing" in capsys.readouterr().err
+
+
+@pytest.fixture
+def page(monkeypatch) -> ModuleType:
+    """The script that makes the page."""
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    return importlib.import_module("performance")
+
+
+def test_the_page_is_made_of_the_records(page):
+    expected = page.make()
+    assert page.PAGE.read_text(encoding="utf-8") == expected, "run `python docs/performance.py`"
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda path: path.stem
+)
+def test_a_record_is_small_and_of_a_script(page, path):
+    text = path.read_text(encoding="utf-8")
+    record = json.loads(text)
+    assert record["benchmark"] == path.stem in page.scripts()
+    assert {"commit", "date", "load_at_start", "machine", "versions"} < set(record)
+    assert not record.get("quick")
+    assert len(text) < 100_000
+    assert not re.search(r"/(work|home|tmp|root)/", text)
+
+
+FIGURE = re.compile(
+    r"(?<![\w.])\d[\d.,]*\s*"
+    r"(?:%|(?:CPU\s)?(?:s|ms|us|min|h|d|x|M|[KMGT]i?B|times|bytes|million|seconds?|minutes?|hours?"
+    r"|days?|pairs|cells|molecules)\b)"
+)
+
+
+def test_prose_has_no_figure_of_its_own(page):
+    text = page.TEMPLATE.read_text(encoding="utf-8")
+    assert FIGURE.findall(re.sub(r"\{\{.*?\}\}|\{%.*?%\}", "", text, flags=re.DOTALL)) == []
+    for measured in ("takes 3.5 s at 2 GiB", "4,000 CPU s", "12x", "in 20 minutes", "9 %"):
+        assert FIGURE.search(measured), measured
+    assert not FIGURE.search("K = 256, 12 heads of 64 on 2 cores, table 1")
+
+
+def test_a_section_is_there_when_its_record_is(page, tmp_path):
+    assert page.make(tmp_path).count("Not measured yet") == 9
+    record = {
+        "commit": "0123456789abcdef-dirty",
+        "date": "2026-11-29",
+        "load_at_start": 3.14,
+        "machine": {"cores": 2, "processor": "A processor", "memory_gib": 23.5},
+        "versions": {"python": "3.11.7"},
+        "rows": [{"what": "`demo`", "seconds": 83.25, "cpu_s": None}],
+    }
+    (tmp_path / "datasets.json").write_text(json.dumps(record))
+    made = page.make(tmp_path)
+    assert "on a machine with 2 cores (A processor) and 24 GiB of memory" in made
+    assert "|  | s |\n|---|---:|\n| `demo` | 83 |\n" in made
+    assert "| 2026-11-29 | 0123456, changed | 3.1 |" in made
+    assert "- `datasets`: python 3.11.7" in made
+    assert "`datasets.py`" not in made.rpartition("Not recorded yet")[2]
