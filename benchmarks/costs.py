@@ -209,7 +209,7 @@ def of_call(call: Callable[..., Any], size: Size, home: Path, tiny: Path) -> lis
     }
     if call is fresh:
         words = ("call", home / RECIPE.path, "--unit-um", RECIPE.unit_um, "--out", home / "two")
-        whole, _ = watched(command(*map(str, words), "--jobs", "2"))
+        whole = watched(command(*map(str, words), "--jobs", "2"))
         costs["call, two processes"] = whole
     counts = Dataset(home / "tables").counts
     shutil.rmtree(home)

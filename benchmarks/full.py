@@ -1,16 +1,21 @@
 """The whole benchmark at the sizes of table 1: from files of the source formats to a board.
 
 Simulated releases stand in for the published ones, under their names and versions, in a cache of
-their own. Per dataset: files of the source format are drawn and written (not timed), curated, run
-by one `run-all` of all methods on all splits, submitted, scored with intervals, put on a board.
-Then the same `run-all` again, which skips what is done; one that gets SIGKILL in the middle and is
-started again; and for `cosmx_lung` GPSNet (`small`), fitted on 300 cells, predicting test. Every
-step is a process of its own: seconds by the clock and of the processor, and the peak of memory of
-it and its children (proportional set size, sampled twice a second; Linux).
-The last line is one JSON object.
+their own. Files of the source format are drawn and written (not timed) and curated. Then, in parts:
 
-Rerun: `python benchmarks/full.py` (about an hour, 12 GB of disk), `--like u2os` (that one only;
-may be repeated), `--quick` (`synthetic`, some methods, a minute).
+- *call*: an answer, from the source files to its report, by the pretrained model of the patterns;
+- *methods*: a `run-all` of each method on all splits; all of them again, which skips what is done;
+- *jobs*: one method on test with `--jobs 1` and `--jobs 2`, and one that gets SIGKILL in the middle
+  and is started again; all three must give the same bytes;
+- *board*: submit, score with intervals, write the board.
+
+Every step is a process of its own: seconds by the clock and of the processor, and the peak of
+memory of it and its children (proportional set size, sampled twice a second; Linux). A step that
+fails is noted, and the others still run. The last line is one JSON object.
+
+Rerun: `python benchmarks/full.py` (under two hours, 12 GB of disk). In pieces: `--like u2os`,
+`--methods gpsnet,bento` and `--parts call methods`, with `--keep FILE`, where the figures are
+after each step, beside those of other sizes. `--quick`: 30 cells, three methods, half a minute.
 """
 
 from __future__ import annotations
@@ -24,41 +29,45 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from time import perf_counter, sleep, time
+from time import perf_counter, sleep
 from typing import Any
 
-import numpy as np
 import yaml
+from joblib.externals.loky import get_reusable_executor
 from timing import parsed, report, show
 
 from gpattern_bench import Evaluator, load_dataset
-from gpattern_bench.base.files import file_sha256
+from gpattern_bench.base.files import file_sha256, write_text
 from gpattern_bench.board.publish import board_of, write_board
 from gpattern_bench.board.submission import read_submissions, rescore
+from gpattern_bench.cli import main as gpattern_bench
 from gpattern_bench.curate.build import curate
 from gpattern_bench.curate.simulate.cells import PATTERNS, simulate_like
 from gpattern_bench.curate.simulate.releases import write_bento_h5ad, write_cosmx
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.methods import get_method
-from gpattern_bench.methods.predict import predict_cells
-from gpattern_bench.predictions import counted, write_predictions
 from gpattern_bench.runs.shards import cut_shards
 from gpattern_bench.sources.cache import CACHE
 from gpattern_bench.sources.recipe import Recipe
 from gpattern_bench.sources.registry import find_entry
 
-SPAWN = multiprocessing.get_context("spawn")
+FORK = multiprocessing.get_context("fork")  # to become a command at once
+FRESH = multiprocessing.get_context("spawn")
 LIKES = ("nih3t3", "u2os", "cosmx_lung")
+PARTS = ("call", "methods", "jobs", "board")
 CONTROLS = ["prevalence", "gene_prior", "molecule_count", "oracle"]
-FULL = [*CONTROLS, "sprawl", "ella", "bento", "locfish", "boosted"]
-QUICK = ["prevalence", "oracle", "sprawl"]
+FULL = [*CONTROLS, "sprawl", "ella", "bento", "locfish", "boosted", "gpsnet"]
+QUICK = ["prevalence", "oracle", "gpsnet"]
+QUICK_CELLS = 30
 SEED = 1  # of the releases
-TRAINED_ON = {"cosmx_lung": 300, "synthetic": 10}  # GPSNet: cells
-KILLED = "bento"  # where it is run
+IN_JOBS, QUICKLY_IN_JOBS = "bento", "sprawl"
+TEST = "test-seed0.parquet"
+SOURCE = {"nih3t3": "source.h5ad", "u2os": "source.h5ad", "cosmx_lung": "source"}
 REPORTED = Path(__file__).resolve().parents[1] / "leaderboard" / "reported.yaml"
 PAPER = {
     "bento": "Bento",
@@ -73,184 +82,213 @@ PAPER = {
 def main() -> None:
     """Run the parts, print their tables, and all figures as JSON in the last line."""
     parser = argparse.ArgumentParser(description="The whole benchmark at the sizes of table 1.")
-    parser.add_argument("--quick", action="store_true", help="`synthetic`, some methods")
+    parser.add_argument("--quick", action="store_true", help="few cells, some methods")
     parser.add_argument("--like", action="append", choices=LIKES, help="only this; repeatable")
     parser.add_argument("--methods", help=f"default: {','.join(FULL)}")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")
+    parser.add_argument("--keep", type=Path, help="JSON file of the figures, written as they come")
     parser.add_argument("--tmp", type=Path, help="folder for the files, which are removed")
     options = parsed(parser)
-    methods = options.methods.split(",") if options.methods else FULL
-    if options.quick:
-        methods = QUICK
-    found = {}
-    for like in ("synthetic",) if options.quick else options.like or LIKES:
+    methods = QUICK if options.quick else FULL
+    if options.methods:
+        methods = options.methods.split(",")
+    found: dict[str, Any] = {}
+    if options.keep and options.keep.exists():
+        found = json.loads(options.keep.read_text())
+
+    def keep() -> None:
+        if options.keep:
+            write_text(options.keep, json.dumps(found) + "\n")
+
+    for like in options.like or (("cosmx_lung",) if options.quick else LIKES):
+        found[like] = {"counts": {}, "steps": [], "methods": [], "jobs": []}
         with tempfile.TemporaryDirectory(dir=options.tmp) as folder:
-            found[like] = whole(like, methods, Path(folder))
-        show_all(like, found[like])
+            size = Size(like, methods, Path(folder), options.quick, found[like], keep)
+            size.run(options.parts)
+        print_size(like, found[like])
     report(found, options.record)
+    if any("failed" in row for of in found.values() for rows in of.values() for row in rows):
+        raise SystemExit("some steps failed: see above")
 
 
-def whole(like: str, methods: list[str], folder: Path) -> dict[str, Any]:
-    """One dataset, from its source files to its board."""
-    steps: list[dict[str, Any]] = []
-    entry = find_entry(like)
-    tables = folder / "cache" / entry.name / entry.version
-    if like in LIKES:
-        watched(SPAWN.Process(target=write_source, args=(like, folder / "source")))
-        process = SPAWN.Process(target=curate_source, args=(like, folder / "source", tables))
-        steps.append({"step": "curate"} | watched(process)[0])
-        shutil.rmtree(folder / "source")
-    else:
-        shutil.copytree(load_dataset(like).folder, tables)
-    os.environ[CACHE] = str(folder / "cache")  # of the commands
-    dataset = load_dataset(like, root=folder / "cache")
-    runs = folder / "runs"
-    run_all = ["run-all", "--dataset", str(dataset.folder), "--methods", ",".join(methods)]
-    run_all += ["--splits", "train,val,test", "--out", str(runs)]
-    began = time()
-    cost, memory = watched(command(*run_all))
-    steps.append({"step": "run-all"} | cost)
-    rows = method_rows(methods, dataset, runs, began, memory)
-    steps.append({"step": "run-all, again"} | watched(command(*run_all))[0])
-    killed = KILLED if KILLED in methods else methods[-1]
-    resumed = killed_and_resumed(dataset, runs, folder / "killed", killed)
-    steps += board_steps(dataset, methods, folder)
-    results = {
-        name: json.loads(path.read_text())
-        for name in methods
-        if (path := folder / "submissions" / name / "results.json").is_file()
-    }
-    for row in rows:
-        for result in results.get(row["method"], []):
-            row |= {m: result["metrics"][f"{m}_macro"] for m in ("auc", "f1")}
-    if like in TRAINED_ON:
-        network = folder / "gpsnet.json"
-        process = SPAWN.Process(target=run_gpsnet, args=(dataset.folder, TRAINED_ON[like], network))
-        cost, _ = watched(process)
-        rows.append({"method": "gpsnet", **cost, **json.loads(network.read_text())})
-    return {"counts": dataset.counts, "steps": steps, "resumed": resumed, "methods": rows}
+@dataclass(frozen=True)
+class Size:
+    """One dataset, from its source files to its board.
+
+    `found` has its figures so far; `keep` is called after each step.
+    """
+
+    like: str
+    methods: list[str]
+    folder: Path
+    quick: bool
+    found: dict[str, Any]
+    keep: Callable[[], None]
+
+    def run(self, parts: list[str]) -> None:
+        """Make the tables, then what is asked for."""
+        tables = self.folder / "cache" / self.like / find_entry(self.like).version
+        source = self.folder / "source"
+        cells = QUICK_CELLS if self.quick else None
+        watched(self.function(write_source, self.like, source, cells))
+        made = self.step("curate", self.function(curate_source, self.like, source, tables))
+        if "call" in parts:
+            unit = str(published(self.like).unit_um)
+            words = ("call", str(source / SOURCE[self.like]), "--unit-um", unit)
+            words += ("--jobs", "1" if self.quick else "2", "--out", str(self.folder / "answer"))
+            self.step("call", self.command(*words))
+        shutil.rmtree(source)
+        if not made:
+            return
+        os.environ[CACHE] = str(self.folder / "cache")  # of the commands
+        dataset = load_dataset(self.like, root=self.folder / "cache")
+        self.found["counts"] |= dataset.counts
+        if "methods" in parts:
+            self.run_methods(dataset)
+        if "jobs" in parts:
+            self.run_in_jobs(dataset)
+        if "board" in parts and "methods" in parts:
+            self.make_board(dataset)
+
+    def function(self, function: Callable[..., None], *args: Any) -> BaseProcess:
+        """A process that calls a function, not started yet."""
+        return (FORK if self.quick else FRESH).Process(target=function, args=args)
+
+    def command(self, *arguments: str) -> BaseProcess:
+        """A command of the package; `--quick` imports nothing again for it."""
+        return FORK.Process(target=called if self.quick else executed, args=arguments)
+
+    def step(self, what: str, process: BaseProcess) -> bool:
+        """Note what a step cost, or that it failed; return whether it did not."""
+        return self.note("steps", {"step": what}, lambda: watched(process))
+
+    def note(self, table: str, row: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> bool:
+        """Add a row to a table, with what is measured now or why that failed."""
+        try:
+            row |= measure()
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the other figures stay
+            row["failed"] = str(error) or type(error).__name__
+        self.found[table].append(row)
+        self.keep()
+        return "failed" not in row
+
+    # parts
+
+    def run_methods(self, dataset: Dataset) -> None:
+        """A row per method: its processes' seconds, those by the clock, its peak of memory."""
+        every = ("--splits", "train,val,test")
+        for name in self.methods:
+            start = self.run_all(dataset, name, self.folder / "runs", *every)
+            self.note("methods", {"method": name}, lambda: self.of_method(dataset, name, start))  # noqa: B023 - called now
+        again = self.run_all(dataset, ",".join(self.methods), self.folder / "runs", *every)
+        self.step("run-all, again", again)
+
+    def run_all(self, dataset: Dataset, methods: str, out: Path, *more: str) -> BaseProcess:
+        """Start `run-all`; by default with a process per core."""
+        if self.quick and "--jobs" not in more:
+            more = (*more, "--jobs", "1")
+        words = ("run-all", "--dataset", str(dataset.folder), "--methods", methods)
+        return self.command(*words, "--out", str(out), *more)
+
+    def of_method(self, dataset: Dataset, name: str, start: BaseProcess) -> dict[str, Any]:
+        """What a method's `run-all` cost, as its own report divides it."""
+        cost = watched(start)
+        run = self.folder / "runs" / name / dataset.name / "run-seed0.json"
+        seconds = json.loads(run.read_text())["seconds"]
+        scoring = sum(spent for what, spent in seconds.items() if what != "fit")
+        return {
+            **cost,
+            "fit_s": seconds.get("fit"),
+            "scoring_s": scoring,  # of all processes
+            "pairs_per_s": dataset.counts["pairs"] / scoring,
+            "paper": paper_time(dataset.name, name),
+        }
+
+    def run_in_jobs(self, dataset: Dataset) -> None:
+        """Predict test in one process, in two, and in two that are killed: the same bytes."""
+        method = QUICKLY_IN_JOBS if self.quick else IN_JOBS
+        first: list[str] = []
+
+        def run(jobs: str, killed: bool) -> dict[str, Any]:
+            out = self.folder / f"jobs-{jobs}-{killed}"
+            options = ("--splits", "test", "--jobs", jobs)
+            found: dict[str, Any] = {}
+            if killed:
+                found = kill(self.run_all(dataset, method, out, *options), out, dataset)
+            found |= watched(self.run_all(dataset, method, out, *options))
+            first.append(file_sha256(out / method / dataset.name / TEST))
+            if first[-1] != first[0]:
+                raise SystemExit(f"{TEST} is not that of the first row")
+            return found
+
+        for jobs, killed in (("1", False), ("2", False), ("2", True)):
+            row = {"method": method, "jobs": jobs, "start": "again" if killed else "first"}
+            self.note("jobs", row, lambda: run(jobs, killed))  # noqa: B023 - called now
+
+    def make_board(self, dataset: Dataset) -> None:
+        """Submit, score with intervals, write the board.
+
+        The oracle cannot be submitted where data pass for real: it is evaluated, and must be
+        perfect. `leaderboard` would refuse files of more than 20 MiB that lie in the repository,
+        as those of two million pairs do; what it calls is called here.
+        """
+        submissions, board = self.folder / "submissions", self.folder / "board"
+        board.mkdir()
+        shutil.copy(REPORTED, board / REPORTED.name)
+        done = [row["method"] for row in self.found["methods"] if "failed" not in row]
+        shown = [name for name in done if not get_method(name).about.sees_labels]
+        for name in set(done) - set(shown):
+            path = self.folder / "runs" / name / dataset.name / TEST
+            found = Evaluator(dataset, "test").eval(path, replicates=0)
+            if found["f1_macro"] != 1:
+                raise SystemExit(f"{name} sees the labels and has F1 {found['f1_macro']}")
+
+        def submit() -> dict[str, Any]:
+            costs = []
+            for name in shown:
+                words = ("submit", str(self.folder / "runs" / name))
+                costs.append(watched(self.command(*words, "--to", str(submissions / name))))
+            return {
+                "seconds": sum(cost["seconds"] for cost in costs),
+                "cpu_s": sum(cost["cpu_s"] for cost in costs),
+                "peak_gib": max(cost["peak_gib"] for cost in costs),
+            }
+
+        self.note("steps", {"step": f"submit ({len(shown)})"}, submit)
+        self.step("score, 1,000 replicates", self.function(score, submissions))
+        self.step("board", self.function(show_board, submissions, board))
+        for row in self.found["methods"]:
+            path = submissions / row["method"] / "results.json"
+            for result in json.loads(path.read_text()) if path.is_file() else []:
+                row |= {m: result["metrics"][f"{m}_macro"] for m in ("auc", "f1")}
+        self.keep()
 
 
-def write_source(like: str, folder: Path) -> None:
+# Jobs of processes
+
+
+def write_source(like: str, folder: Path, cells: int | None) -> None:
     """Draw a release and write it in the format of the published one."""
     folder.mkdir()
-    pieces = simulate_like(like, SEED)
+    pieces = simulate_like(like, SEED, cells)
     if like == "cosmx_lung":
-        write_cosmx(pieces, folder / "source")
+        write_cosmx(pieces, folder / SOURCE[like])
     else:
-        write_bento_h5ad(pieces, folder / "source", PATTERNS)
+        write_bento_h5ad(pieces, folder / SOURCE[like], PATTERNS)
+
+
+def published(like: str) -> Recipe:
+    """The recipe of the published release, but for path, units and controls."""
+    changed: dict[str, Any] = {"controls": "NegPrb", "unit_um": 0.18}
+    if like != "cosmx_lung":
+        changed = {"controls": "notarget|blank", "unit_um": 0.108}
+    recipe = find_entry(like).recipe.model_dump() | {"path": SOURCE[like]}
+    return Recipe.model_validate(recipe | changed)
 
 
 def curate_source(like: str, folder: Path, tables: Path) -> None:
-    """Turn it into tables, by the recipe of the published one but for units and controls."""
-    recipe = find_entry(like).recipe
-    changed: dict[str, Any] = {"path": "source", "controls": "NegPrb", "unit_um": 0.18}
-    if like != "cosmx_lung":
-        changed = {"path": "source", "controls": "notarget|blank", "unit_um": 0.108}
-    recipe = Recipe.model_validate(recipe.model_dump() | changed)
-    curate(recipe, folder, tables, name=like, version=find_entry(like).version)
-
-
-def method_rows(
-    methods: list[str],
-    dataset: Dataset,
-    runs: Path,
-    began: float,
-    memory: list[tuple[float, float]],
-) -> list[dict[str, Any]]:
-    """What each method cost: its processes' seconds, those by the clock, and its peak of memory.
-
-    By the clock a method takes from the mark that the one before it left to its own.
-    """
-    pairs = dataset.counts["pairs"]
-    rows = []
-    for name in methods:
-        folder = runs / name / dataset.name
-        report = json.loads((folder / "run-seed0.json").read_text())
-        ended = (folder / "done-seed0.json").stat().st_mtime
-        scoring = sum(seconds for what, seconds in report["seconds"].items() if what != "fit")
-        rows.append(
-            {
-                "method": name,
-                "fit_s": report["seconds"].get("fit"),
-                "scoring_s": scoring,
-                "seconds": ended - began,
-                "pairs_per_s": pairs / scoring,
-                "peak_gib": max(
-                    (at for when, at in memory if began <= when <= ended), default=None
-                ),
-                "paper": paper_time(dataset.name, name),
-            }
-        )
-        began = ended
-    return rows
-
-
-def paper_time(dataset: str, method: str) -> str | None:
-    """The paper's validation time (table 2), on its own machines and cells."""
-    for table in yaml.safe_load(REPORTED.read_text(encoding="utf-8")):
-        for row in table["rows"]:
-            if table["datasets"][0] == dataset and row["method"].split()[0] == PAPER.get(method):
-                return str(row["time"])
-    return None
-
-
-def killed_and_resumed(dataset: Dataset, runs: Path, out: Path, method: str) -> dict[str, Any]:
-    """Kill a run with half of its pieces done, and start it again: same bytes as without."""
-    start = ["run-all", "--dataset", str(dataset.folder), "--methods", method, "--out", str(out)]
-    pieces = sum(len(cut_shards(dataset, split, per_cell=True)) for split in ("val", "test"))
-    process = command(*start)
-    began = perf_counter()
-    process.start()
-    folder = out / method / dataset.name
-    while process.exitcode is None and len(list(folder.glob("shards-*/*.parquet"))) < pieces // 2:
-        sleep(0.05)
-    for pid in _tree(process.pid):  # joblib's workers would idle for minutes, with our output open
-        with suppress(ProcessLookupError):  # gone since
-            os.kill(pid, signal.SIGKILL)
-    process.join()
-    before = perf_counter() - began
-    left = len(list(folder.glob("shards-*/*.parquet")))
-    cost, _ = watched(command(*start))
-    for split in ("val", "test"):
-        name = f"{split}-seed0.parquet"
-        if file_sha256(folder / name) != file_sha256(runs / method / dataset.name / name):
-            raise SystemExit(f"{method}: {name} after SIGKILL is not that of the run without")
-    return {"method": method, "pieces": pieces, "left": left, "killed_s": before, **cost}
-
-
-def board_steps(dataset: Dataset, methods: list[str], folder: Path) -> list[dict[str, Any]]:
-    """Submit, score with intervals, write the board.
-
-    The oracle cannot be submitted where data pass for real: it is evaluated, and must be perfect.
-    `leaderboard` would refuse files of more than 20 MiB that lie in the repository, as those of two
-    million pairs do; what it calls is called here.
-    """
-    submissions, board = folder / "submissions", folder / "board"
-    board.mkdir()
-    shutil.copy(REPORTED, board / REPORTED.name)
-    simulated = dataset.manifest.is_simulated
-    shown = [name for name in methods if simulated or not get_method(name).about.sees_labels]
-    for name in set(methods) - set(shown):
-        path = folder / "runs" / name / dataset.name / "test-seed0.parquet"
-        found = Evaluator(dataset, "test").eval(path, replicates=0)
-        if found["f1_macro"] != 1:
-            raise SystemExit(f"{name} sees the labels and has F1 {found['f1_macro']}")
-    costs = [
-        watched(command("submit", str(folder / "runs" / name), "--to", str(submissions / name)))[0]
-        for name in shown
-    ]
-    whole = {
-        "seconds": sum(cost["seconds"] for cost in costs),
-        "cpu_s": sum(cost["cpu_s"] for cost in costs),
-        "peak_gib": max(cost["peak_gib"] for cost in costs),
-    }
-    scoring = SPAWN.Process(target=score, args=(submissions,))
-    showing = SPAWN.Process(target=show_board, args=(submissions, board))
-    return [
-        {"step": f"submit ({len(shown)})"} | whole,
-        {"step": "score, 1,000 replicates"} | watched(scoring)[0],
-        {"step": "board"} | watched(showing)[0],
-    ]
+    """Turn it into tables."""
+    curate(published(like), folder, tables, name=like, version=find_entry(like).version)
 
 
 def score(submissions: Path) -> None:
@@ -268,71 +306,67 @@ def show_board(submissions: Path, out: Path) -> None:
     write_board(board_of(found, out), found, out)
 
 
-def run_gpsnet(tables: Path, cells: int, out: Path) -> None:
-    """Fit GPSNet on some training cells; predict and score the whole test split."""
-    from gpattern_bench.methods.gpsnet.config import TRAININGS
-    from gpattern_bench.methods.gpsnet.method import GPSNetMethod
-
-    dataset = Dataset(tables)
-    rng = np.random.default_rng(SEED)
-    names = dataset.cells("train")["cell_id"].to_numpy()
-    keep = rng.permutation(names)[:cells].tolist()
-    quick = replace(TRAININGS["gpsnet"], steps=20) if dataset.name == "synthetic" else None
-    method = GPSNetMethod(training=quick)
-    began = perf_counter()
-    method.fit(dataset.iter_cells("train", keep=keep), 0)
-    fitted = perf_counter() - began
-    began = perf_counter()
-    scores = predict_cells(method, dataset.iter_cells("test"))
-    predicted = perf_counter() - began
-    path = out.with_suffix(".parquet")
-    labelled = counted(scores, dataset.pairs("test"))
-    write_predictions(path, labelled, dataset, "test", method="gpsnet")
-    found = Evaluator(dataset, "test").eval(path, replicates=0)
-    row = {
-        "fit_s": fitted,
-        "scoring_s": predicted,
-        "pairs_per_s": len(scores) / predicted,
-        "paper": paper_time(dataset.name, "gpsnet"),
-        "auc": found["auc_macro"],
-        "f1": found["f1_macro"],
-    }
-    out.write_text(json.dumps(row))
-
-
-def command(*arguments: str) -> BaseProcess:
-    """A command of the package, not started yet."""
-    return SPAWN.Process(target=_command, args=arguments)
-
-
-def _command(*arguments: str) -> None:
+def executed(*arguments: str) -> None:
+    """Become a command of the package."""
     os.dup2(2, 1)  # what it prints is no part of the tables
     os.execv(sys.executable, [sys.executable, "-m", "gpattern_bench", *arguments])  # noqa: S606
 
 
-def watched(process: BaseProcess) -> tuple[dict[str, float], list[tuple[float, float]]]:
-    """Run a process to its end.
+def called(*arguments: str) -> None:
+    """Do what a command of the package does."""
+    os.dup2(2, 1)
+    sys.argv[1:] = arguments
+    try:
+        gpattern_bench()
+    finally:
+        get_reusable_executor().shutdown(kill_workers=True)  # else they idle, waited for
 
-    Returns
-    -------
-    cost : dict
-        Seconds by the clock, of the processor, and the peak of memory, GiB.
-    memory : list of (float, float)
-        Time and GiB of each sample.
-    """
+
+def command(*arguments: str) -> BaseProcess:
+    """A command of the package, not started yet."""
+    return FORK.Process(target=executed, args=arguments)
+
+
+# Measuring
+
+
+def paper_time(dataset: str, method: str) -> str | None:
+    """The paper's validation time (table 2), on its own machines and cells."""
+    for table in yaml.safe_load(REPORTED.read_text(encoding="utf-8")):
+        for row in table["rows"]:
+            if table["datasets"][0] == dataset and row["method"].split()[0] == PAPER.get(method):
+                return str(row["time"])
+    return None
+
+
+def kill(process: BaseProcess, out: Path, dataset: Dataset) -> dict[str, Any]:
+    """Kill a run of one method on test when half of its shards are done."""
+    shards = len(cut_shards(dataset, "test", per_cell=True))
+    began = perf_counter()
+    process.start()
+    written = f"*/{dataset.name}/shards-*/*.parquet"
+    while process.exitcode is None and len(list(out.glob(written))) < max(shards // 2, 1):
+        sleep(0.01)
+    for pid in _tree(process.pid):  # joblib's workers would idle for minutes, with our output open
+        with suppress(ProcessLookupError):  # gone since
+            os.kill(pid, signal.SIGKILL)
+    process.join()
+    left = len(list(out.glob(written)))
+    return {"shards": shards, "left": left, "killed_s": perf_counter() - began}
+
+
+def watched(process: BaseProcess) -> dict[str, float]:
+    """Run a process to its end: seconds by the clock, of the processor, and peak memory, GiB."""
     cpu, began = _children_cpu(), perf_counter()
-    memory = []
+    peak = 0.0
     process.start()
     while process.exitcode is None:
-        memory.append((time(), sum(map(_pss, _tree(process.pid))) / 2**20))
+        peak = max(peak, sum(map(_pss, _tree(process.pid))) / 2**20)
         process.join(0.5)
-    process.join()
     if process.exitcode:
-        raise SystemExit(f"a step failed with exit code {process.exitcode}: see above")
+        raise SystemExit(f"exit code {process.exitcode}: see above")
     seconds = perf_counter() - began
-    peak = max(held for _, held in memory)
-    cost = {"seconds": seconds, "cpu_s": _children_cpu() - cpu, "peak_gib": peak}
-    return cost, memory
+    return {"seconds": seconds, "cpu_s": _children_cpu() - cpu, "peak_gib": peak}
 
 
 def _children_cpu() -> float:
@@ -365,12 +399,12 @@ def _pss(pid: int) -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
 
 
-def show_all(like: str, found: dict[str, Any]) -> None:
+def print_size(like: str, found: dict[str, Any]) -> None:
     """Print the tables of one dataset."""
     counts = ", ".join(f"{value:,} {what}" for what, value in found["counts"].items())
     print(f"{like}: {counts}\n")
-    for rows in (found["steps"], found["methods"], [found["resumed"]]):
-        show(rows)
+    for table in ("steps", "methods", "jobs"):
+        show(found[table])
 
 
 if __name__ == "__main__":
