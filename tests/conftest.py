@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import re
 import shutil
@@ -24,6 +25,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ or _PREFIX not in os.environ.get(_DAT
     atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
     os.environ[_DATA] = _CACHE
 os.environ.pop("GPATTERN_BENCH_MIRROR", None)
+
+# What is imported and collected stays: looking through it for garbage takes half of the time.
+gc.disable()
 
 # A busy machine is no failure: no example and no draw is too slow.
 settings.register_profile("calm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -49,6 +53,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if torch[item.path] or "brief_training" in fixtures:
             item.add_marker("torch")
     items[:] = in_halves(items)
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage in what tests make only."""
+    gc.freeze()
+    gc.enable()
 
 
 def in_halves(items: list[pytest.Item]) -> list[pytest.Item]:
@@ -134,12 +144,14 @@ def views() -> None:
 
 @pytest.fixture(scope="module")
 def brief_training() -> Iterator[None]:
-    """One epoch for networks, few boosted trees: for tests of what any method must do."""
+    """One epoch for networks, few trees: for tests of what any method must do."""
+    from gpattern_bench.methods import _forest
     from gpattern_bench.methods.boosted import method as boosted
     from gpattern_bench.methods.gpsnet import method as gpsnet
     from gpattern_bench.methods.gpsnet.config import TRAININGS
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_forest, "_TREES", 30)
         patch.setattr(boosted, "_TREES", 20)
         patch.setattr(boosted, "_ROUNDS", 15)
         patch.setattr(gpsnet, "steps_for", lambda cells: min(8, cells))

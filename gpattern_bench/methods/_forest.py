@@ -34,6 +34,7 @@ __all__ = [
 
 LIMIT = 50_000
 """Most pairs to fit a forest on; of more, draw a seeded sample."""
+_TREES = 300
 _MOST_TREES, _DEEPEST = 10_000, 1_000  # of a stored forest; ours have a tenth of that
 CHOICE = 10
 """Above ``CHOICE * limit`` labelled pairs, sample cells first, then pairs.
@@ -93,7 +94,7 @@ class Forest(NamedTuple):
         labels: NDArray[np.bool_],
         seed: int,
         *,
-        trees: int = 300,
+        trees: int | None = None,
         min_leaf: int = 5,
         random_splits: bool = False,
     ) -> Forest:
@@ -105,7 +106,9 @@ class Forest(NamedTuple):
             (n, F), NaN: missing.
         labels : numpy.ndarray
             (n, C) bool, any number True per row.
-        seed, trees : int
+        seed : int
+        trees : int, optional
+            Default: 300.
         min_leaf : int
             Least pairs in a leaf.
         random_splits : bool
@@ -117,7 +120,7 @@ class Forest(NamedTuple):
         varies = np.flatnonzero(labels.any(axis=0) & ~labels.all(axis=0))
         kind = ExtraTreesClassifier if random_splits else RandomForestClassifier
         grown = kind(
-            n_estimators=trees,
+            n_estimators=trees or _TREES,
             min_samples_leaf=min_leaf,
             random_state=int(np.random.Generator(np.random.Philox(seed)).integers(2**32)),
             # worker processes share the cores; threads do not change the trees

@@ -546,9 +546,10 @@ class TestCurate:
 @pytest.mark.slow
 class TestDemo:
     SHORTER = """
+from gpattern_bench.methods import _forest
 from gpattern_bench.methods.boosted import method as boosted
 from gpattern_bench.methods.gpsnet import method as gpsnet
-boosted._TREES, boosted._ROUNDS = 5, 5
+_forest._TREES, boosted._TREES, boosted._ROUNDS = 20, 5, 5
 gpsnet.steps_for = lambda cells: 80
 from gpattern_bench.cli import main
 main()

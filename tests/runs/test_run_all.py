@@ -34,7 +34,7 @@ from gpattern_bench.runs.run import run_method
 from gpattern_bench.runs.run_all import Outcome, run_all
 from gpattern_bench.runs.shards import cut_shards, run_key
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("brief_training")]
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ("prevalence", "sprawl", "bento")
@@ -47,7 +47,7 @@ def dataset(tmp_path_factory) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def single(dataset, tmp_path_factory) -> Path:
+def single(dataset, brief_training, tmp_path_factory) -> Path:
     """What `run` writes."""
     folder = tmp_path_factory.mktemp("single")
     for method in (*QUICK, "molecule_count"):
@@ -93,6 +93,7 @@ def killed_at(shard: int, dataset: Dataset, out: Path) -> None:
         from pathlib import Path
         import gpattern_bench.runs.shards as shards
         from gpattern_bench.data.dataset import Dataset
+        from gpattern_bench.methods import _forest
         from gpattern_bench.runs.run_all import run_all
 
         begun, predict_cells = [], shards.predict_cells
@@ -104,6 +105,7 @@ def killed_at(shard: int, dataset: Dataset, out: Path) -> None:
             return predict_cells(*arguments, **options)
 
         shards.MOLECULES, shards.predict_cells = 1, predict
+        _forest._TREES = 30  # as the fixture `brief_training` makes it
         run_all(["bento"], Dataset(Path({str(dataset.folder)!r})),
                 {str(out)!r}, seed=3, jobs=1)
     """)
@@ -186,7 +188,7 @@ class TestShards:
     def test_small_fields_of_view_go_together(self, dataset):
         assert len(cut_shards(dataset, "test", per_cell=True)) == 1
 
-    @pytest.mark.usefixtures("small_shards", "brief_training")
+    @pytest.mark.usefixtures("small_shards")
     @pytest.mark.parametrize("name", METHODS)
     def test_union_is_predicted_as_its_parts_where_a_method_says_so(self, dataset, name):
         method = get_method(name)
@@ -404,7 +406,7 @@ class TestFailures:
 
 @pytest.mark.usefixtures("small_shards")
 class TestNetworks:
-    def test_same_bytes_as_a_run(self, tmp_path, brief_training):
+    def test_same_bytes_as_a_run(self, tmp_path):
         dataset = small_dataset(tmp_path / "data", "whole")
         run_method("gpsnet", dataset, tmp_path / "single" / "gpsnet", seed=3)
         run_all(["gpsnet"], dataset, tmp_path / "all", seed=3, jobs=2)

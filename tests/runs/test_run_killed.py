@@ -28,6 +28,7 @@ SCRIPT = textwrap.dedent(
     import pyarrow.parquet as pq
 
     from gpattern_bench.data.dataset import Dataset
+    from gpattern_bench.methods import _forest
     from gpattern_bench.runs.run import run_method
 
     method, tables, out, point, call = sys.argv[1:]
@@ -41,7 +42,8 @@ SCRIPT = textwrap.dedent(
             return function(*arguments, **options)
         return wrapped
 
-    if method == "gpsnet":  # as the fixture `brief_training` makes it
+    _forest._TREES = 30  # all as the fixture `brief_training` makes it
+    if method == "gpsnet":
         import torch
         from gpattern_bench.methods.gpsnet import method as gpsnet
         from gpattern_bench.methods.gpsnet.config import TRAININGS
