@@ -38,8 +38,11 @@ class TestImport:
         assert not loaded & {*HEAVY, "numpy", "shapely", "pydantic", "yaml"}
 
     @pytest.mark.slow
-    def test_of_the_loaders_loads_no_torch(self):
-        assert "torch" not in loaded_by("from gpattern_bench import load_dataset, Evaluator")
+    def test_of_loaders_runs_and_boards_loads_nothing_that_takes_a_second(self):
+        code = "from gpattern_bench import load_dataset, Evaluator; "
+        code += "import gpattern_bench.board.publish, gpattern_bench.runs.run_all, "
+        code += "gpattern_bench.methods.ella.method, gpattern_bench.methods.sprawl.method"
+        assert not loaded_by(code, whole_names=True) & {"torch", "scipy.stats", "sklearn", "joblib"}
 
     def test_loading_cached_tables_compiles_nothing_and_curates_nothing(self):
         gpattern_bench.load_dataset("synthetic")

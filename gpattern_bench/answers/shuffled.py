@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from gpattern_bench.data.cells import Cell, Cells, CellTables
 from gpattern_bench.data.dataset import Dataset
@@ -165,9 +165,7 @@ def _compared(chance: pd.DataFrame, observed: pd.DataFrame) -> dict[str, float]:
     spread = correction * float(((called - share * sizes) ** 2).sum())
     worth = n / max(spread / binomial, 1.0) if binomial > 0 else n
     low, high = wilson_interval(share, worth)
-    wide = (
-        float(norm.ppf(0.975)) * sqrt(correction * float(((more - excess * sizes) ** 2).sum())) / n
-    )
+    wide = float(ndtri(0.975)) * sqrt(correction * float(((more - excess * sizes) ** 2).sum())) / n
     return {
         "share": share,
         "low": float(low),

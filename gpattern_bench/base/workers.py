@@ -16,8 +16,6 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from joblib.externals.loky import get_reusable_executor
-
 from gpattern_bench.base.threads import processors
 from gpattern_bench.errors import GPatternBenchError, MissingExtraError, WorkersError
 
@@ -84,6 +82,8 @@ def workers(jobs: int | None, cluster: str | None) -> Iterator[Workers | None]:
     if count == 1:
         yield None
         return
+    from joblib.externals.loky import get_reusable_executor
+
     threads = str(max(processors() // count, 1))
     environment = {name: os.environ.get(name, threads) for name in _THREADS}
     # loky starts a worker again whose memory grew by 300 MB, which a large field of view does.

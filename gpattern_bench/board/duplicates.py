@@ -9,7 +9,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from gpattern_bench.board.submission import Score, Submission
 from gpattern_bench.errors import ChecksumError, FetchError
@@ -131,6 +130,8 @@ def _ranks(entry: _Entry) -> _Ranks:
 
 
 def _normalised(values: NDArray[np.floating[Any]]) -> NDArray[np.float64] | None:
+    from scipy.stats import rankdata  # slow to import
+
     ranks: NDArray[np.float64] = rankdata(values) - (len(values) + 1) / 2
     length = float(np.sqrt(ranks @ ranks))
     return ranks / length if length > 0 else None

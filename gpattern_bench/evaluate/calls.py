@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import norm
+from scipy.special import ndtri  # quantile of the normal, without scipy.stats
 
 from gpattern_bench.base.files import plain, write_text
 from gpattern_bench.data.dataset import Dataset
@@ -220,7 +220,7 @@ def wilson_interval(
     0.237 0.763
     """
     part, n = np.asarray(share, np.float64), np.asarray(n, np.float64)
-    z = float(norm.ppf(0.975))
+    z = float(ndtri(0.975))
     middle = (part + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z * np.sqrt(part * (1 - part) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
     return np.clip(middle - half, 0, 1), np.clip(middle + half, 0, 1)

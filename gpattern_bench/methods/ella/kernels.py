@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaln, erfc, softmax
-from scipy.stats import false_discovery_control
 
 from gpattern_bench.base.compiled import njit
 
@@ -227,6 +226,8 @@ def false_discovery_rates(p: _Floats, lam: _Floats) -> _Floats:
     lam : numpy.ndarray
         (G, 100) their curves.
     """
+    from scipy.stats import false_discovery_control  # slow to import
+
     if not len(p):
         return p
     return np.where(np.ptp(lam, axis=1) > 0, false_discovery_control(p, method="by"), 1.0)

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
-from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
 from gpattern_bench.base.compiled import njit
@@ -81,6 +80,8 @@ def cluster_curves(lam: _Floats, seed: int, k: int = 5) -> NDArray[np.int64] | N
     Orders clusters by the median, then the mean, of their peaks' radii. None if fewer than k
     curves differ.
     """
+    from sklearn.cluster import KMeans  # slow to import
+
     if len(lam) < k:
         return None
     x = curve_features(lam)
