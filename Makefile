@@ -6,24 +6,25 @@ BIN := .venv/bin
 TORCH := torch==2.13.0
 # That of `make test-lowest`. The floor in pyproject.toml has a CPU build only at PyTorch's own index.
 TORCH_LOWEST ?= $(TORCH)
+# Of pytest, in `make suite`.
+OPTIONS ?=
 
-.PHONY: demo test suite check test-lowest lint docs clean
+.PHONY: demo test suite check test-lowest lint board docs clean
 
 demo: .venv/installed
 	$(BIN)/gpattern-bench demo
 
-# The style is checked beside the tests, so that no processor waits.
+# The style, then the board, are checked beside the tests, so that no processor waits.
 test: .venv/installed-dev
-	$(MAKE) --no-print-directory -j 2 lint suite
-	$(BIN)/gpattern-bench leaderboard --check
+	$(MAKE) --no-print-directory -j 2 board suite
+
+# While you work: all but the slow tests.
+check: .venv/installed-dev
+	$(MAKE) --no-print-directory -j 2 lint suite OPTIONS='-m "not slow"'
 
 # One thread for each of the two: those of OpenMP spin while they wait for one another.
 suite: .venv/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
-
-# While you work: all but the slow tests.
-check: .venv/installed-dev lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(OPTIONS)
 
 # With the lower bounds of pyproject.toml, in an environment of its own. Scores of trained methods
 # are those of leaderboard/versions.txt; and old versions warn of what newer ones take away.
@@ -36,6 +37,9 @@ lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+board: lint
+	$(BIN)/gpattern-bench leaderboard --check
 
 # The site, in docs/_build; warnings are errors.
 docs: .venv/installed-dev

@@ -438,7 +438,8 @@ def scoring_cost(quick: bool) -> list[dict[str, Any]]:
     """Scoring of tissue, by a network that has seen a few of its cells."""
     torch.set_num_threads(1)
     rows = []
-    size = Size(fovs=4, cells=40 if quick else TISSUE_CELLS, molecules_per_cell=303, genes=960)
+    fovs, cells = (1, 40) if quick else (4, TISSUE_CELLS)
+    size = Size(fovs, cells, molecules_per_cell=303, genes=960)
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         draw(size, home)

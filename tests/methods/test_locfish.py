@@ -18,6 +18,7 @@ from gpattern_bench.data.cells import Cell
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import MethodError
 from gpattern_bench.evaluate.evaluator import Evaluator
+from gpattern_bench.methods import _forest
 from gpattern_bench.methods.locfish import method as locfish
 from gpattern_bench.methods.locfish.bigfish import BIGFISH_FEATURES, bigfish_features
 from gpattern_bench.methods.locfish.features_2018 import SAMACOITS_FEATURES, samacoits_features
@@ -443,7 +444,13 @@ def simulated(folder, n_fovs: int = 12, nuclei: bool = True) -> Dataset:
     return dataset_of(folder, release)
 
 
+@pytest.fixture
+def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_forest, "_TREES", 30)
+
+
 class TestMethods:
+    @pytest.mark.usefixtures("few_trees")
     @pytest.mark.parametrize("kind", METHODS)
     @pytest.mark.parametrize("which", ["four", "bare"])
     @pytest.mark.slow
@@ -460,6 +467,7 @@ class TestMethods:
         loaded.load(tmp_path)
         pd.testing.assert_frame_equal(predict_cells(loaded, dataset.iter_cells("test")), scores)
 
+    @pytest.mark.usefixtures("few_trees")
     @pytest.mark.parametrize("kind", [Locfish, LocfishUnsupervised])
     @pytest.mark.slow
     def test_the_seed_decides_the_bytes(self, bare, tmp_path, kind):
