@@ -120,7 +120,7 @@ def test_costs_have_points_and_exponents_along_every_axis(costs, tmp_path):
             grown = point[axis] / base[point["what"]][axis]
             assert grown == pytest.approx(1 + (point["axis"] == axis), rel=0.1)
     lines = done.stdout.splitlines()
-    cells = next(line.split("|")[3] for line in lines if line.startswith("| curation "))
+    cells = next(line.split("|")[4] for line in lines if line.startswith("| curation "))
     of_curation = [point for point in points if point["what"] == "curation"]
     assert float(cells) == pytest.approx(costs.exponent(of_curation, "cells", "cpu_s"), rel=0.01)
     assert list(tmp_path.iterdir()) == []
