@@ -1,9 +1,11 @@
-"""Time the cluster bootstrap against numpy alone: python benchmarks/bootstrap.py [--quick].
+"""Time the cluster bootstrap against numpy alone, and as the number of clusters grows.
 
 Both draw the same weights, sort each pattern once and find the same metrics; numpy alone then
 needs cumulative sums over all rows for every replicate, and is timed on a few and scaled. Then the
 growth with the number of cells, where cells are the clusters. Times are processor seconds of all
 threads: other work changes them little. The last line of the output is one JSON object.
+
+Rerun: `python benchmarks/bootstrap.py` (four minutes), or `--quick` (seconds).
 """
 
 from __future__ import annotations

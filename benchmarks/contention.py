@@ -175,13 +175,9 @@ _DEMO = "prevalence gene_prior molecule_count oracle sprawl ella bento locfish b
 QUICK = {
     "download": Command("download synthetic", weight=2),
     "run sprawl": _run("sprawl"),
-    "simulate": _makes("simulate --like synthetic", "simulated"),
-    "predict": Command(
-        f"predict synthetic --model {_MODEL} --out scores.parquet --calls",
-        ("scores.parquet", "scores-calls.parquet", "scores-calls-genes.csv"),
-    ),
 }
 FULL = QUICK | {
+    "simulate": _makes("simulate --like synthetic", "simulated"),
     "list": Command("list", prints=False),
     "info": Command("info synthetic --json"),
     "cite": Command("cite synthetic"),
@@ -223,6 +219,10 @@ FULL = QUICK | {
     ),
     "methods": Command("methods"),
     "features": Command("features sprawl synthetic --out features.parquet", ("features.parquet",)),
+    "predict": Command(
+        f"predict synthetic --model {_MODEL} --out scores.parquet --calls",
+        ("scores.parquet", "scores-calls.parquet", "scores-calls-genes.csv"),
+    ),
     "ablation": Command(
         f"ablation --study neighbours --quick {_TINY} --out ablation --json", ("ablation",)
     ),
@@ -373,11 +373,11 @@ def _drawn(place: Path) -> str:
 QUICK_CALLS: dict[str, Callable[[Path], str]] = {
     "load_dataset(verify=True)": _loaded,
     "iter_cells": _cells,
-    "predict_tables": _predicted,
 }
 FULL_CALLS = QUICK_CALLS | {
     "load_dataset, empty root": _made,
     "run_method": _ran,
+    "predict_tables": _predicted,
     "Evaluator.eval": _evaluated,
     "page": _paged,
     "plot_cell": _drawn,

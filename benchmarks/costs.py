@@ -313,7 +313,7 @@ def curves(points: list[dict[str, Any]], whats: list[str]) -> list[dict[str, Any
     rows = []
     for what in whats:
         mine = [point for point in points if point["what"] == what]
-        row: dict[str, Any] = {"": what, "of cells": mine[0]["cells"]}
+        row: dict[str, Any] = {"": what, "cells": mine[0]["cells"]}
         for cost, name in (("cpu_s", "s"), ("peak_mib", "MiB")):
             row[name] = mine[0][cost]
             row |= {f"{name} ~ {axis}": exponent(mine, axis, cost) for axis in AXES}

@@ -1,23 +1,18 @@
-"""What everybody does every day: loading, `Evaluator.eval`, and commands on a busy machine.
+"""What everybody does every day: loading and commands, also on a busy machine.
 
-Three parts, each with a table; the last line is one JSON object with every figure.
+Two parts, each with a table; the last line is one JSON object with every figure.
 
 *Startup*: whole processes on cached tables, in seconds of the processor (user + system).
-
-*Evaluator*: one call of `Evaluator.eval` on arrays of N pairs x 4 patterns, without intervals, in
-one thread, against scikit-learn's `roc_auc_score` and `precision_recall_curve` of each pattern, in
-seconds of the processor, in turn.
 
 *Busy*: `run boosted` and `demo` by the clock, alone and with one busy process on each processor.
 
 `--before CHECKOUT` measures another checkout of this project too, in turn with this one; `--parts`
-chooses parts. Rerun: `python benchmarks/everyday.py` (about half an hour), or `--quick` (a minute).
+chooses parts. Rerun: `python benchmarks/everyday.py` (ten minutes), or `--quick` (a minute).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -34,7 +29,7 @@ from timing import parsed, report, show
 HERE = Path(__file__).resolve().parents[1]
 COMMAND = [sys.executable, "-m", "gpattern_bench"]
 PREDICTIONS = HERE / "submissions" / "sprawl" / "predictions" / "synthetic" / "test-seed0.parquet"
-PARTS = ("startup", "evaluator", "busy")
+PARTS = ("startup", "busy")
 PYTHON = {
     'load_dataset("synthetic")': "gpattern_bench.load_dataset('synthetic')",
     'Evaluator("synthetic")': "gpattern_bench.Evaluator('synthetic')",
@@ -44,33 +39,6 @@ COMMANDS = {
     "info": ["info", "synthetic"],
     "evaluate": ["evaluate", str(PREDICTIONS), "--dataset", "synthetic"],
 }
-SIZES = (("float32", 10**6), ("float32", 1_500_000), ("float32", 10**7), ("float64", 10**6))
-EVALUATE = """
-import json, sys, time
-import numpy as np, pandas as pd
-from sklearn.metrics import precision_recall_curve, roc_auc_score
-from gpattern_bench import Evaluator
-dtype, n, repeats = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-names = [f"p{k}" for k in range(4)]
-ours = Evaluator(pd.DataFrame({"cell_id": ["1"], "gene": ["A"]} | dict.fromkeys(names, [True])))
-rng = np.random.default_rng(0)
-true = rng.random((n, 4), dtype=np.float32) < 0.2
-scores = rng.random((n, 4), dtype=dtype)
-scores[true] = np.sqrt(scores[true])
-def ours_auc(rows):
-    return ours.eval({"y_true": true[:rows], "y_pred": scores[:rows]})["auc_macro"]
-def sklearn_auc(rows):
-    columns = [(true[:rows, k], scores[:rows, k]) for k in range(4)]
-    return np.mean([(roc_auc_score(*c), precision_recall_curve(*c))[0] for c in columns])
-def timed(call):
-    began = time.process_time()
-    return call(n), time.process_time() - began
-ours_auc(100), sklearn_auc(100)
-auc, theirs = timed(sklearn_auc)
-runs = [timed(ours_auc) for _ in range(repeats)]
-assert all(abs(found - auc) < 1e-12 for found, _ in runs)
-print(json.dumps([min(spent for _, spent in runs), theirs]))
-"""
 
 
 def main() -> None:
@@ -83,10 +51,10 @@ def main() -> None:
     options = parsed(parser)
     homes = {"before": options.before.resolve()} if options.before else {}
     homes["now"] = HERE
-    sizes, repeats = SIZES, options.repeats
+    repeats = options.repeats
     busy = {"run boosted": ["run", "boosted", "--dataset", "synthetic"], "demo": ["demo"]}
     if options.quick:
-        sizes, repeats = (("float32", 10_000),), 1
+        repeats = 1
         busy = {"run prevalence": ["run", "prevalence", "--dataset", "synthetic"]}
     with tempfile.TemporaryDirectory() as folder:
         if not options.quick:
@@ -97,7 +65,6 @@ def main() -> None:
                     spent([*COMMAND, *busy[next(iter(busy))], "--out", "warm"], home, folder)
         parts = {
             "startup": lambda: startup(homes, repeats, folder),
-            "evaluator": lambda: evaluator(homes, sizes, min(repeats, 3), folder),
             "busy": lambda: contended(homes, busy, folder),
         }
         found = {name: parts[name]() for name in options.parts}
@@ -122,22 +89,6 @@ def startup(homes: dict[str, Path], repeats: int, folder: str) -> list[dict[str,
     return rows
 
 
-def evaluator(
-    homes: dict[str, Path], sizes: tuple[tuple[str, int], ...], repeats: int, folder: str
-) -> list[dict[str, Any]]:
-    """Seconds of the processor of one call: the best of some of ours, one of scikit-learn's."""
-    rows = []
-    for dtype, n in sizes:
-        row: dict[str, Any] = {"pairs": n, "dtype": dtype}
-        for which, home in homes.items():
-            command = [sys.executable, "-c", EVALUATE, dtype, str(n), str(repeats)]
-            ours, theirs = json.loads(spent(command, home, folder, OMP_NUM_THREADS="1")[2])
-            row |= {f"{which} (s)": ours, "scikit-learn (s)": theirs, f"{which} x": theirs / ours}
-        rows.append(row)
-    show(rows)
-    return rows
-
-
 def contended(
     homes: dict[str, Path], commands: dict[str, list[str]], folder: str
 ) -> list[dict[str, Any]]:
@@ -156,19 +107,15 @@ def contended(
     return rows
 
 
-def spent(
-    command: list[str], home: Path, folder: str, **environment: str
-) -> tuple[float, float, str]:
-    """Seconds by the clock and of the processor of a command of a checkout, and what it prints."""
+def spent(command: list[str], home: Path, folder: str) -> tuple[float, float]:
+    """Seconds by the clock and of the processor of a command of a checkout."""
     known = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")}
-    known |= {"PYTHONPATH": str(home), **environment}
+    known["PYTHONPATH"] = str(home)
     before, began = os.times(), time.perf_counter()
-    done = subprocess.run(  # noqa: S603
-        command, cwd=folder, env=known, check=True, stdout=subprocess.PIPE, text=True
-    )
+    subprocess.run(command, cwd=folder, env=known, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
     clock, after = time.perf_counter() - began, os.times()
     used = after.children_user + after.children_system
-    return clock, used - before.children_user - before.children_system, done.stdout
+    return clock, used - before.children_user - before.children_system
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,8 @@ def make(results: Path = BENCHMARKS / "results") -> str:
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=Lacking
     )
     functions: list[Callable[..., Any]] = [
-        against, answer, attention, beside_paper, count, curves, figure, jobs, missing, notes,
-        per_pair, sizes, small_cells, table, total, verdict, whole,
+        against, answer, attention, beside_paper, busy, count, curves, figure, jobs, missing, notes,
+        per_pair, sizes, small_cells, steps, table, total, verdict, whole,
     ]  # fmt: skip
     known = records | {function.__name__: function for function in functions}
     known |= {
@@ -58,7 +59,8 @@ def make(results: Path = BENCHMARKS / "results") -> str:
         "versions": lambda: versions(records),
         "unmeasured": lambda: unmeasured(records),
     }
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(known)
+    text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(known)
+    return re.sub(r"\n{3,}", "\n\n", text)
 
 
 def scripts() -> dict[str, str]:
@@ -90,7 +92,7 @@ def figure(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if abs(value) >= 10:
-        return f"{value:,.0f}"
+        return f"{float(f'{value:.3g}'):,.0f}"
     return f"{value:.2g}" if abs(value) < 1 else f"{value:.1f}"
 
 
@@ -123,9 +125,11 @@ def table(rows: Iterable[Row], columns: Mapping[str, str], code: str | tuple[str
     kept = {
         name: key for name, key in columns.items() if any(row.get(key) is not None for row in rows)
     }
+    first = next(iter(kept), None)
     left = [
-        any(isinstance(row.get(key), str) and not row[key][:1].isdigit() for row in rows)
-        for key in kept.values()
+        name == first or all(isinstance(one, str) and not one[:1].isdigit() for one in values)
+        for name, key in kept.items()
+        if (values := [row[key] for row in rows if row.get(key) is not None])
     ]
 
     def cell(name: str, row: Row) -> str:
@@ -138,34 +142,48 @@ def table(rows: Iterable[Row], columns: Mapping[str, str], code: str | tuple[str
     return "\n".join([head, bar.replace(" ", ""), *body])
 
 
+def busy(record: Row) -> str:
+    """Say so if other work ran beside a benchmark."""
+    load, cores = record["load_at_start"], record["machine"]["cores"]
+    if load <= cores / 2:
+        return ""
+    return (
+        f"*Other work ran when this was measured (load {load:.1f} on {cores} cores): its seconds "
+        "by the clock are longer than on a quiet machine.*"
+    )
+
+
 def missing(name: str) -> str:
     """Say that a section has no record."""
     return f"Not measured yet (`benchmarks/{name}.py`)."
 
 
 def of_likes(full: Row) -> dict[str, Row]:
-    """What was found at each size."""
+    """What was found at each size, the smallest first."""
+    found = [like for like in full if isinstance(full[like], dict) and "steps" in full[like]]
     return {
-        like: found for like, found in full.items() if isinstance(found, dict) and "steps" in found
+        like: full[like]
+        for like in sorted(found, key=lambda like: full[like]["counts"].get("molecules", 0))
     }
 
 
 def sizes(full: Row) -> str:
+    """What the datasets hold."""
+    rows = [{"like": like} | found["counts"] for like, found in of_likes(full).items()]
+    names = ("cells", "genes", "molecules", "pairs")
+    return table(rows, {"": "like"} | {name: name for name in names}, code="")
+
+
+def steps(full: Row) -> str:
     """Steps from source files to a board, each size in two columns."""
-    likes = of_likes(full)
-    rows: list[dict[str, Any]] = [{"": what} for what in ("cells", "molecules", "pairs")]
-    for row in rows:
-        row |= {f"{like}, s": found["counts"].get(row[""]) for like, found in likes.items()}
-    steps = {name: None for found in likes.values() for name in every_step(found)}
-    for name in steps:
-        row = {"": name}
-        for like, found in likes.items():
-            cost = every_step(found).get(name, {})
-            row |= {f"{like}, s": cost.get("failed") or cost.get("seconds")}
-            row |= {f"{like}, GiB": cost.get("peak_gib")}
-        rows.append(row)
-    columns = [f"{like}, {unit}" for like in likes for unit in ("s", "GiB")]
-    return table(rows, {"": ""} | {f"`{one.replace(',', '`,')}": one for one in columns})
+    likes = {like: every_step(found) for like, found in of_likes(full).items()}
+    rows = {name: {"": name} for costs in likes.values() for name in costs}
+    for like, costs in likes.items():
+        for name, cost in costs.items():
+            rows[name] |= {f"`{like}`, s": cost.get("failed") or cost.get("seconds")}
+            rows[name] |= {f"GiB, `{like}`": cost.get("peak_gib")}
+    columns = [name for like in likes for name in (f"`{like}`, s", f"GiB, `{like}`")]
+    return table(rows.values(), {name: name for name in ("", *columns)})
 
 
 def every_step(found: Row) -> dict[str, Row]:
@@ -233,7 +251,11 @@ def per_pair(found: Row) -> list[Row]:
 
 def curves(costs: Row) -> str:
     """Costs at the base, and their exponents."""
-    columns = {name.replace("_", " "): name for name in costs["curves"][0]}
+    axes = ("cells", "molecules_per_cell", "genes")
+    columns = {"": "", "cells": "cells"}
+    for cost, header in (("s", "CPU s"), ("MiB", "MiB")):
+        columns[header] = cost
+        columns |= {f"{header} ~ {axis.replace('_', ' ')}": f"{cost} ~ {axis}" for axis in axes}
     return table(costs["curves"], columns)
 
 
@@ -275,10 +297,8 @@ def small_cells(gpsnet: Row) -> list[dict[str, Any]]:
     parts = {
         name: gpsnet["small_cells"][name]["seconds"] for name in ("forward", "forward and backward")
     }
-    return [
-        {"way": way, **{name: part[way] for name, part in parts.items()}}
-        for way in parts["forward"]
-    ]
+    ways = sorted(parts["forward"], key=lambda way: way != "knn_attention")  # ours first
+    return [{"way": way, **{name: part[way] for name, part in parts.items()}} for way in ways]
 
 
 def whole(gpsnet: Row) -> str:

@@ -243,16 +243,13 @@ def test_the_whole_benchmark_goes_from_files_to_a_board(tmp_path):
     assert list(work.iterdir()) == []
 
 
-def test_everyday_work_is_measured_in_three_parts():
+def test_everyday_work_is_measured_in_two_parts():
     done = run([sys.executable, str(BENCHMARK.with_name("everyday.py")), "--quick"])
     found = json.loads(done.stdout.splitlines()[-1])
     assert [row["whole process"] for row in found["startup"]] == [
         'load_dataset("synthetic")', 'Evaluator("synthetic")', "list", "info", "evaluate",
     ]  # fmt: skip
     assert all(row["now (s)"] > 0 for row in found["startup"])
-    [row] = found["evaluator"]
-    assert (row["pairs"], row["dtype"]) == (10_000, "float32")
-    assert row["now x"] == pytest.approx(row["scikit-learn (s)"] / row["now (s)"])
     [row] = found["busy"]
     assert row["busy (s)"] / row["quiet (s)"] == pytest.approx(row["ratio"])
 
