@@ -49,8 +49,8 @@ def make(results: Path = BENCHMARKS / "results") -> str:
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=Lacking
     )
     functions: list[Callable[..., Any]] = [
-        against, answer, attention, beside_paper, busy, count, curves, figure, jobs, missing, notes,
-        per_pair, sizes, small_cells, steps, table, total, verdict, whole,
+        against, answer, attention, beside_paper, busy, count, curves, drawn, figure, jobs,
+        missing, notes, per_pair, sizes, small_cells, steps, table, verdict, whole,
     ]  # fmt: skip
     known = records | {function.__name__: function for function in functions}
     known |= {
@@ -99,11 +99,6 @@ def figure(value: Any) -> str:
 def count(value: int) -> str:
     """A whole number."""
     return f"{value:,}"
-
-
-def total(rows: Iterable[Row], key: str) -> str:
-    """Sum a column."""
-    return count(sum(row[key] for row in rows))
 
 
 # Tables
@@ -311,6 +306,16 @@ def whole(gpsnet: Row) -> str:
     ways = list(gpsnet["whole_model"][0]["seconds"])
     columns = {"": "preset", "molecules": "n"} | {f"{way}, s": way for way in ways}
     return table(rows, columns | {"straightforward to GPSNet": "ratio"}, code="")
+
+
+def drawn(contention: Row) -> str:
+    """Say which commands were drawn, how often, and how many were killed."""
+    rows = [row for row in contention["commands"] if not row[""].startswith("rm ")]
+    left, kinds = contention["not_drawn"], f"all {len(rows)} kinds of command"
+    if left:
+        kinds = f"{len(rows) - len(left)} of {len(rows)} kinds of command (not {', '.join(left)})"
+    starts, killed = (sum(row[key] for row in rows) for key in ("times", "killed"))
+    return f"{kinds}, {starts:,} starts, {killed:,} of them killed with SIGKILL and run again"
 
 
 def verdict(contention: Row) -> str:
