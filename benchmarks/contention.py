@@ -84,9 +84,11 @@ EXCUSES = {
         r"cannot be read|the tables are damaged or do not fit"
     ),
     "a folder that somebody makes": r"the folder is not empty|Directory not empty",
-    "a model that somebody fits": r"holds no readable model",
+    "a model that somebody fits": (
+        r"holds no readable model|must be fitted, and there is no|training\.json"
+    ),
     "a submission that somebody renews": r"has no file submission\.yaml|No such file or directory",
-    "an answer that somebody makes": r"holds no finished answer|answer\.json",
+    "an answer that somebody makes": r"holds no finished answer|changed since the answer was",
 }
 _WAITS = ": waiting until it is done"
 _TOLD = re.compile(r"error|warning|traceback", re.IGNORECASE)
