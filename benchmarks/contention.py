@@ -90,7 +90,7 @@ EXCUSES = {
     "a submission that somebody renews": r"has no file submission\.yaml|No such file or directory",
     "an answer that somebody makes": r"holds no finished answer|changed since the answer was",
 }
-_WAITS = ": waiting until it is done"
+_WAITS = ": waiting for it"
 _TOLD = re.compile(r"error|warning|traceback", re.IGNORECASE)
 """Lines on stderr that are more than progress, which is never the same twice."""
 _MEASURED = {
@@ -491,7 +491,10 @@ class Arena:
                     process.wait()
                     codes.append(124)
             texts = [
-                [(log / kind).read_text().replace(str(self.cache), "CACHE") for log in logs]
+                [
+                    text.replace(str(self.cache), "CACHE").replace(str(place), "PLACE")
+                    for text in ((log / kind).read_text() for log in logs)
+                ]
                 for kind in ("out", "err")
             ]
         return codes, texts[0], texts[1]
@@ -728,6 +731,7 @@ def contend(
     places = [arena.root / name for name in ("shared", *(f"own-{k}" for k in range(drivers)))]
     for each in places:
         shutil.copytree(place, each)
+        remove(each, ("answer-cosmx",))  # names the folder of the release
     until = time.monotonic() + 60 * minutes
     datasets = [name for name in ("synthetic", "u2os_gold") if (before.cache / name).is_dir()]
     deck: list[str] = []  # of all drivers: none is drawn again before all were
