@@ -143,8 +143,8 @@ def busy(record: Row) -> str:
     if load <= cores / 2:
         return ""
     return (
-        f"*Other work ran when this was measured (load {load:.1f} on {cores} cores): its seconds "
-        "by the clock are longer than on a quiet machine.*"
+        f"*Other work ran when this was measured (load {load:.1f} on {cores} cores): seconds by "
+        "the clock are much longer than on a quiet machine, and those of the processor somewhat.*"
     )
 
 
