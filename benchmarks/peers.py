@@ -37,6 +37,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -56,7 +57,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from gpattern_bench import Evaluator, load_dataset
 from gpattern_bench.data.cells import Cell, Cells
 from gpattern_bench.evaluate.threshold_sweep import sorted_keys, sweep
-from gpattern_bench.methods.bento.method import bento_features
+from gpattern_bench.methods.bento.method import BENTO_FEATURES, bento_features
 from gpattern_bench.methods.ella.kernels import fit_kernels
 from gpattern_bench.methods.ella.radii import collect_radii
 from gpattern_bench.methods.gpsnet import KNNPlan, knn_attention, knn_plan
@@ -73,6 +74,7 @@ UPSTREAM = Path(__file__).with_name("upstream.py")
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 U2OS_UM = 0.108  # pixel of the U-2 OS cells
 PIXEL_UM = 0.1  # pixel of big-fish's masks
+ON_LATTICE = 1e-4  # pixels: float32 moves whole pixels by less
 CPU_SCORES = 2**22  # scores of a step of KNN-attention on a CPU
 DRAWS = 40  # of ours, among which a random score of upstream must fall anywhere
 
@@ -277,9 +279,10 @@ def features(peers: Path | None, work: Path, quick: bool) -> list[Row]:
         (*bento, "bento, as shipped", {}),
         ("SPRAWL, peripheral", "sprawl peripheral", sample, like_peripheral,
          "sprawl peripheral", variances(sample)),
-        ("SPRAWL, punctate", "sprawl punctate", some, like_punctate,
+        ("SPRAWL, punctate (ours: and radial)", "sprawl punctate", some, like_punctate,
          "sprawl punctate", variances(some)),
-        ("SPRAWL, radial", "sprawl radial", some, like_radial, "sprawl radial", variances(some)),
+        ("SPRAWL, radial (ours: and punctate)", "sprawl radial", some, like_radial,
+         "sprawl radial", variances(some)),
         (*ella, like_ella, "ella", {}),
         (*ella, unlike_adam, "ella, Adam", adam),
         (*locfish, "big-fish", {"every": 8}),
@@ -292,11 +295,12 @@ def features(peers: Path | None, work: Path, quick: bool) -> list[Row]:
         if feature == "ella fit":
             unit, units = "ms per gene", panel
         pixel = PIXEL_UM if program.startswith("big-fish") else U2OS_UM
-        found = upstream(program, peers, work, {"cells": plain(cells, pixel), **more})
+        given = in_pixels(cells, pixel)
+        found = upstream(program, peers, work, {"cells": plain(given), **more})
         theirs, note = None, found.get("why")
         if "values" in found:
             theirs = 1000 * found["cpu_s"] / len(found["values"])
-            note = check(cells, found["values"])
+            note = check(given, found["values"])
         ours = 1000 * cost["cpu_s"] / units
         also = {"units": units, "version": found.get("version")}
         rows.append(row_of(what, unit, ours, program, theirs, note=note, **also))
@@ -310,34 +314,46 @@ def cells_named(name: str, step: int, most: int | None) -> Cells:
     return dataset.iter_cells(keep=ids[:most:step])
 
 
-def plain(cells: Cells, unit_um: float) -> list[dict[str, Any]]:
-    """Cells as any program can read them, in pixels; the outline's lower corner is at 0, 0.
+def plain(cells: Cells) -> list[dict[str, Any]]:
+    """Cells as any program can read them."""
+    found = []
+    for cell in cells:
+        outlines = {
+            name: None if shape is None else shapely.to_wkb(shape, hex=True)
+            for name, shape in (("boundary", cell.boundary), ("nucleus", cell.nucleus))
+        }
+        genes = [cells.genes[code] for code in cell.gene]
+        found.append({"name": cell.cell_id, "gene": genes, "xy": cell.xy.tolist(), **outlines})
+    return found
 
-    Whole pixels stay whole: outlines traced on an image lie on its lattice.
+
+def in_pixels(cells: Cells, unit_um: float) -> Cells:
+    """The cells in pixels, with the lower corner of each outline at 0, 0.
+
+    Whole pixels are whole again, as they were before tables kept them in float32: outlines lie on
+    the lattice of an image, and some molecules on outlines.
     """
-    return [plain_cell(cell, cells.genes, unit_um) for cell in cells]
+
+    def changed(cell: Cell) -> Cell:
+        low = np.array(cell.boundary.bounds[:2])
+
+        def pixels(xy: np.ndarray) -> np.ndarray:
+            found = (xy - low) / unit_um
+            whole = np.rint(found)
+            return np.where(abs(found - whole) < ON_LATTICE, whole, found)
+
+        return moved(cell, pixels)
+
+    return cells.mapped(changed)
 
 
-def plain_cell(cell: Cell, genes: tuple[str, ...], unit_um: float) -> dict[str, Any]:
-    """One of them."""
-    low = np.array(cell.boundary.bounds[:2])
-
-    def pixels(xy: np.ndarray) -> np.ndarray:
-        found = (xy - low) / unit_um
-        whole = np.rint(found)
-        return np.where(abs(found - whole) < 1e-6, whole, found)
-
-    outlines = [
-        None if shape is None else shapely.to_wkb(shapely.transform(shape, pixels), hex=True)
+def moved(cell: Cell, change: Callable[[np.ndarray], np.ndarray]) -> Cell:
+    """The cell with all its coordinates changed."""
+    boundary, nucleus = (
+        None if shape is None else shapely.transform(shape, change)
         for shape in (cell.boundary, cell.nucleus)
-    ]
-    return {
-        "name": cell.cell_id,
-        "gene": [genes[code] for code in cell.gene],
-        "xy": pixels(cell.xy).tolist(),
-        "boundary": outlines[0],
-        "nucleus": outlines[1],
-    }
+    )
+    return replace(cell, xy=change(cell.xy), boundary=boundary, nucleus=nucleus)
 
 
 def variances(cells: Cells) -> dict[str, Any]:
@@ -358,7 +374,7 @@ def middling(cells: Cells) -> list[str]:
 
 
 Check = Callable[[Cells, dict[str, Any]], str]
-"""Compares upstream's values with ours, stops where they must agree and do not, says what holds."""
+"""Compares upstream's values of cells with ours: stops where they must agree and do not."""
 
 
 def beside(
@@ -374,17 +390,14 @@ def beside(
 
 
 def like_bento(cells: Cells, found: dict[str, Any]) -> str:
-    """Equal, but where two molecules are a whole number of pixels apart: rounding decides."""
-    ours, theirs = beside(cells, found, lambda cell: bento_features(cell, unit_um=U2OS_UM))
-    apart = np.nan_to_num(abs(ours - theirs))
-    same = float((apart.max(axis=1) <= 1e-9).mean())
-    demand(
-        bool((np.isnan(ours) == np.isnan(theirs)).all()) and same > 0.9, "Bento's features", same
-    )
-    return (
-        f"{len(ours):,} pairs, {100 * same:.1f} % equal to 1e-9; the rest have molecules a whole "
-        f"radius apart, which rounding decides: to {apart.max():.2g}"
-    )
+    """Equal."""
+    ours, theirs = beside(cells, found, lambda cell: bento_features(cell, unit_um=1.0))
+    missing = np.isnan(theirs)
+    apart = np.where(missing, 0, abs(ours - theirs))
+    worst = BENTO_FEATURES[int(apart.max(axis=0).argmax())]
+    demand(bool((np.isnan(ours) == missing).all()), "where Bento's features miss", missing.sum())
+    demand(apart.max() <= 1e-9, "Bento's feature", (worst, apart.max()))
+    return f"{len(ours):,} pairs, equal to {apart.max():.1g}"
 
 
 def like_peripheral(cells: Cells, found: dict[str, Any]) -> str:
@@ -453,7 +466,11 @@ def likelihood_ratios(cells: Cells, found: dict[str, Any]) -> tuple[np.ndarray, 
 
 def like_bigfish(cells: Cells, found: dict[str, Any]) -> str:
     """Equal on the same pixels but for upstream's rounding; what is timed is on the outlines."""
-    ours, theirs = beside(cells, found, lambda cell: bigfish_features(cell, pixels=True))
+
+    def drawn(cell: Cell) -> np.ndarray:
+        return bigfish_features(moved(cell, lambda xy: xy * PIXEL_UM), pixels=True)
+
+    ours, theirs = beside(cells, found, drawn)
     names = [name for name in BIGFISH_FEATURES if theirs.shape[1] == 41 or "protru" not in name]
     ours = ours[:, [BIGFISH_FEATURES.index(name) for name in names]]
     apart = abs(ours - theirs) - 1e-6 * abs(theirs)
@@ -475,8 +492,9 @@ def attention(n: int, repeats: int, compiled: bool) -> list[Row]:
     mask = plan.mask()
     ours, out = least(lambda: knn_attention(q, k, v, plan), repeats + 1)
     alone = product_seconds(plan, q, k)
-    rate = 4 * HEADS * DIM * scores_of(plan) / alone
+    rate, needed = 4 * HEADS * DIM * scores_of(plan) / alone, n * K / scores_of(plan)
     products = {"limit": alone, "limit_is": f"its products, {rate / 1e9:.0f} GFLOP/s"}
+    products |= {"needed": needed}  # share of the scores; the others are masked
     rivals: dict[str, Callable[[], Tensor]] = {
         "gather": lambda: gather(q, k, v, nearest),
         "SDPA, neighbours as a mask": lambda: fused(q, k, v, mask),
@@ -498,7 +516,6 @@ def attention(n: int, repeats: int, compiled: bool) -> list[Row]:
                 demand(apart <= TOLERANCE, f"the attention by {peer}", apart)
                 note = f"differs by {apart:.1g}"
         rows.append(row_of(what, "s", ours, peer, theirs, **products, note=note))
-    rows[-1] |= {"needed": n * K / scores_of(plan)}
     return [*rows, encoder_layer(points, plan, alone, repeats)]
 
 
