@@ -1,10 +1,7 @@
-"""Time the baselines' features and scores per pair, on real cells and on a CosMx-like draw.
+"""Time the baselines' features and scores per pair on a CosMx-like draw.
 
-Real: 15 U-2 OS cells (2,000 pairs) on which the upstream programs were timed on such a machine;
-their figures are in UPSTREAM_MS, milliseconds per pair (ELLA: processor time per gene), and are
-quoted, not measured again. They need GPATTERN_BENCH_MIRROR and are left out without it. Drawn: the
-first cells of a simulated CosMx release. One fresh process per row, kernels compiled before; the
-best of the repeats. The last line is one JSON object.
+The first cells of a simulated CosMx release. One fresh process per row, kernels compiled before.
+The last line is one JSON object. `peers.py` times the same features beside the upstream programs.
 
 Rerun: `python benchmarks/methods.py [--quick]`.
 """
@@ -12,7 +9,6 @@ Rerun: `python benchmarks/methods.py [--quick]`.
 from __future__ import annotations
 
 import argparse
-import os
 import resource
 import tempfile
 from collections.abc import Callable
@@ -25,38 +21,14 @@ from typing import Any
 import numpy as np
 from timing import fresh, here, parsed, report, show
 
-from gpattern_bench import load_dataset
 from gpattern_bench.curate.rules import apply_rules
 from gpattern_bench.curate.simulate.cells import simulate_like
 from gpattern_bench.curate.write import write_dataset
-from gpattern_bench.data.cells import Cell
+from gpattern_bench.data.cells import Cell, Cells
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.methods import get_method
-from gpattern_bench.sources.fetch import MIRROR
 from gpattern_bench.sources.recipe import Recipe
 
-UPSTREAM_MS = {
-    "bento features, as shipped": 67.0,
-    "bento features, one process": 29.0,
-    "sprawl peripheral": 3.47,
-    "sprawl punctate": 251.0,
-    "sprawl radial": 302.0,
-    "ella fit, 2024": 55_000.0,
-    "ella fit, current": 27.0,
-    "locfish features": 634.0,
-    "locfish features, without protrusion": 94.0,
-}
-AIMS = {
-    "bento features, as shipped": 150,
-    "bento features, one process": 100,
-    "sprawl peripheral": 20,
-    "sprawl punctate": 300,
-    "sprawl radial": 300,
-    "ella fit, 2024": 5_000,
-    "ella fit, current": 5,
-    "locfish features": 500,
-    "locfish features, without protrusion": 100,
-}
 METHODS_TIMED = ("bento", "ella", "ella_robust", "locfish", "locfish_unsupervised", "sprawl")
 
 
@@ -119,12 +91,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Benchmark of the methods.")
     parser.add_argument("--quick", action="store_true", help="few cells, one repeat, one process")
     options = parsed(parser)
-    n_cells, of, repeats, call = (20, 90, 1, here) if options.quick else (3000, None, 3, fresh)
-    found: dict[str, list[dict[str, Any]]] = {"real": [], "drawn": [], "scores": []}
-    if os.environ.get(MIRROR):
-        found["real"] = [row for name in FEATURES for row in call(real, name, repeats)]
-    else:
-        print(f"{MIRROR} is not set: real cells are left out\n")
+    n_cells, of, call = (20, 90, here) if options.quick else (3000, None, fresh)
+    found: dict[str, list[dict[str, Any]]] = {"drawn": [], "scores": []}
     with tempfile.TemporaryDirectory() as name:
         folder = call(draw, Path(name), n_cells, of)  # not here: children count the parent's memory
         for name in dict.fromkeys(FEATURES):
@@ -137,12 +105,12 @@ def main() -> None:
     report(found, options.record)
 
 
-def best(compute: Callable[[list[Cell]], None], dataset: Dataset, repeats: int) -> dict[str, Any]:
+def best(compute: Callable[[list[Cell]], None], fresh_cells: Cells, repeats: int) -> dict[str, Any]:
     """Least seconds by the clock and of the processor, on cells that nothing was computed of."""
-    compute(list(islice(dataset.iter_cells(), 1)))  # compiles, or reads what was compiled
+    compute(list(islice(fresh_cells, 1)))  # compiles, or reads what was compiled
     clock, cpu = [], []
     for _ in range(repeats):
-        cells = list(dataset.iter_cells())
+        cells = list(fresh_cells)
         began = perf_counter(), process_time()
         compute(cells)
         clock.append(perf_counter() - began[0])
@@ -150,26 +118,6 @@ def best(compute: Callable[[list[Cell]], None], dataset: Dataset, repeats: int) 
     pairs = sum(len(cell.genes) for cell in cells)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {"pairs": pairs, "seconds": min(clock), "cpu_s": min(cpu), "peak_gib": peak}
-
-
-def real(name: str, repeats: int) -> list[dict[str, Any]]:
-    """Features of the U-2 OS cells, against the upstream programs."""
-    dataset = load_dataset("u2os_sample" if name.startswith(("sprawl", "ella")) else "u2os_gold")
-    cost = best(FEATURES[name], dataset, repeats)
-    units = len(dataset.genes) if name == "ella fit" else cost["pairs"]
-    ours = 1000 * cost["cpu_s"] / units
-    return [
-        {
-            "what": what,
-            "per": "gene" if name == "ella fit" else "pair",
-            "ours_ms": ours,
-            "upstream_ms": upstream,
-            "ratio": upstream / ours,
-            "aim": AIMS[what],
-        }
-        for what, upstream in UPSTREAM_MS.items()
-        if what.startswith(name)
-    ]
 
 
 def draw(folder: Path, n_cells: int, of: int | None) -> Path:
@@ -188,7 +136,7 @@ def draw(folder: Path, n_cells: int, of: int | None) -> Path:
 
 def drawn(name: str, folder: Path, repeats: int) -> list[dict[str, Any]]:
     """Features of drawn cells."""
-    cost = best(FEATURES[name], Dataset(folder), repeats)
+    cost = best(FEATURES[name], Dataset(folder).iter_cells(), repeats)
     return [{"what": name, **cost, "pairs_per_s": cost["pairs"] / cost["cpu_s"]}]
 
 

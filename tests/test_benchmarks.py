@@ -266,6 +266,34 @@ def test_methods_are_timed_on_drawn_cells():
     assert set(scored.values()) == {found["drawn"][0]["pairs"]}  # all score every pair
 
 
+def test_peers_are_measured_or_said_to_be_missing(tmp_path):
+    done = run([sys.executable, str(BENCHMARK.with_name("peers.py")), "--quick"])
+    rows = json.loads(done.stdout.splitlines()[-1])["rows"]
+    measured = {(row["part"], row["peer"]) for row in rows if row["theirs"] is not None}
+    here = {"scikit-learn": "evaluator"} | dict.fromkeys(
+        ("scipy's cKDTree", "gather", "SDPA, neighbours as a mask", "SDPA, all molecules",
+         "FlexAttention"), "attention",
+    )  # fmt: skip
+    assert measured == {(part, peer) for peer, part in here.items()}
+    for row in rows:
+        assert row["ours"] > 0
+        if row["theirs"] is not None:
+            assert row["ratio"] == pytest.approx(row["theirs"] / row["ours"])
+        elif row["peer"] is not None:
+            assert row["note"] == "not run: no --peers"
+            assert f"{row['what']}, {row['peer']}: not run" in done.stdout
+        if row["limit"] is not None:
+            assert row["share"] == pytest.approx(row["limit"] / row["ours"])
+    assert [row["units"] for row in rows if row["part"] == "features"] == [
+        *(132, 132), 132, *(44, 44), *(48, 48), *(132, 132)  # pairs; every third cell; genes
+    ]  # fmt: skip
+    # a program that is not installed is the answer, not the end
+    source, target = tmp_path / "cells.json", tmp_path / "found.json"
+    source.write_text('{"cells": []}')
+    run([sys.executable, str(BENCHMARK.with_name("upstream.py")), "ella", source, target])
+    assert json.loads(target.read_text())["why"].startswith("PackageNotFoundError")
+
+
 def test_the_bootstrap_is_that_of_numpy_alone():
     done = run([sys.executable, str(BENCHMARK.with_name("bootstrap.py")), "--quick"])
     found = json.loads(done.stdout.splitlines()[-1])
