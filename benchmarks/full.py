@@ -10,8 +10,8 @@ their own. Files of the source format are drawn and written (not timed) and cura
 - *board*: submit, score with intervals, write the board.
 
 Every step is a process of its own: seconds by the clock and of the processor, and the peak of
-memory of it and its children (proportional set size, sampled twice a second; Linux). A step that
-fails is noted, and the others still run. The last line is one JSON object.
+memory of it and its children (proportional set size, sampled five times a second; Linux). A step
+that fails is noted, and the others still run. The last line is one JSON object.
 
 Rerun: `python benchmarks/full.py` (under two hours, 12 GB of disk). In pieces: `--like u2os`,
 `--methods gpsnet,bento` and `--parts call methods`, with `--keep FILE`, where the figures are
@@ -362,7 +362,7 @@ def watched(process: BaseProcess) -> dict[str, float]:
     process.start()
     while process.exitcode is None:
         peak = max(peak, sum(map(_pss, _tree(process.pid))) / 2**20)
-        process.join(0.5)
+        sleep(0.2)  # a `join` would wait for the end: `exec` closes what it listens to
     if process.exitcode:
         raise SystemExit(f"exit code {process.exitcode}: see above")
     seconds = perf_counter() - began

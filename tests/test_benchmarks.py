@@ -243,6 +243,21 @@ def test_the_whole_benchmark_goes_from_files_to_a_board(tmp_path):
     assert list(work.iterdir()) == []
 
 
+def test_the_time_of_a_cluster_is_divided(tmp_path):
+    pytest.importorskip("distributed", reason="Dask is not installed")
+    command = [sys.executable, str(BENCHMARK.with_name("dask_cluster.py")), "--quick"]
+    found = json.loads(run([*command, "--tmp", tmp_path]).stdout.splitlines()[-1])
+    [row] = found["methods"]
+    assert row["tasks"] == found["counts"]["fovs"] == 3  # one a split
+    of_workers = ("scoring", "rest of tasks", "transfer", "idle")
+    assert all(row[name] > 0 for name in of_workers[:2])
+    assert sum(row[name] for name in of_workers) == pytest.approx(2 * row["predict"])
+    assert row["bytes received"] < 1_000  # scores go through files
+    one, ten, _ = found["samples"]
+    assert ten["CPU h"] == pytest.approx(10 * one["CPU h"])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_everyday_work_is_measured_in_two_parts():
     done = run([sys.executable, str(BENCHMARK.with_name("everyday.py")), "--quick"])
     found = json.loads(done.stdout.splitlines()[-1])
