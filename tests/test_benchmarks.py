@@ -223,14 +223,19 @@ def test_the_whole_benchmark_goes_from_files_to_a_board(tmp_path):
     command = [sys.executable, str(BENCHMARK.with_name("full.py")), "--quick"]
     kept, work = tmp_path / "kept.json", tmp_path / "work"
     work.mkdir()
-    kept.write_text('{"u2os": {"steps": [{"step": "curate", "seconds": 1.0}]}}')
+    rows = [{"step": "curate", "failed": "as before"}, {"step": "before", "seconds": 1.0}]
+    before = {"counts": {}, "steps": rows, "methods": [], "jobs": []}
+    kept.write_text(json.dumps({"cosmx_lung": before}))
     done = run([*command, "--tmp", work, "--keep", kept])
     found = json.loads(done.stdout.splitlines()[-1])
-    assert json.loads(kept.read_text()) == {name: found[name] for name in ("u2os", "cosmx_lung")}
+    assert json.loads(kept.read_text()) == {"cosmx_lung": found["cosmx_lung"]}
     found = found["cosmx_lung"]
-    steps = {step["step"]: step for step in found["steps"]}
+    first, *others = found["steps"]
+    assert first == rows[1]
+    steps = {step["step"]: step for step in others}
     assert list(steps) == [
-        "curate", "call", "run-all, again", "submit (2)", "score, 1,000 replicates", "board",
+        "curate", "call", "run-all, again", "evaluate oracle", "submit (2)",
+        "score, 1,000 replicates", "board",
     ]  # fmt: skip
     assert all(step["seconds"] > 0 and step["peak_gib"] > 0 for step in steps.values())
     prevalence, oracle, gpsnet = found["methods"]
