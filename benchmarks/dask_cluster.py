@@ -9,10 +9,10 @@ runs methods on tables as large as `cosmx_lung`, one after the other. Seconds by
   model, write the shard), *transfer* (pack, send and unpack, by Dask's counters) and *idle*:
   waiting for the scheduler, and at the end for each other.
 
-The scheduler's processor time for a task has all its bookkeeping in it. *Bytes sent* are those of a
-task, *received* those of its result: tables, models and scores go through files. Many
-samples are multiplied from these parts: in each run-all what the main process
-does is one after the other, and what workers do is divided by their number.
+*Bytes sent* are those of a task, *received* those of its result: tables, models and scores go
+through files. What the scheduler takes for a task is measured with empty ones. Many samples are
+multiplied from these parts: in each run-all, what the main process does is one after the other, and
+what workers do is divided by their number.
 
 The last line is one JSON object. Rerun: `python benchmarks/dask_cluster.py` (fifteen minutes),
 `--tables FOLDER` (of `simulate --like cosmx_lung`, not drawn again), `--quick` (30 cells).
@@ -34,6 +34,7 @@ import psutil
 from distributed import Client, LocalCluster
 from timing import parsed, report, show
 
+from gpattern_bench.base.workers import in_order, workers
 from gpattern_bench.curate.build import curate
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.runs.run_all import run_all
@@ -45,6 +46,7 @@ SPAWN = multiprocessing.get_context("spawn")
 WORKERS = 2
 METHODS, QUICK = ["gene_prior", "sprawl", "ella", "bento"], ["sprawl"]
 SAMPLES = (1, 10, 100)
+EMPTY = {False: 1000, True: 50}  # tasks
 CORES, AT_ONCE = 64, 8  # of the projection; run-alls at a time
 TRANSFER = {"serialize", "deserialize", "compress", "decompress", "network"}
 
@@ -74,18 +76,21 @@ def main() -> None:
             address = ours.recv()
             with Client(address) as client:
                 rows = [
-                    measure(client, cluster.pid, address, method, dataset, folder, options.splits)
+                    measure(client, address, method, dataset, folder, options.splits)
                     for method in methods
                 ]
+                empty = nothing(address, cluster.pid, EMPTY[options.quick])
         finally:
             ours.send("stop")
             cluster.join()
     counts = dataset.counts
     show([{key: row[key] for key in row if key not in DETAILS} for row in rows])
     show([{"method": row["method"]} | {key: row[key] for key in DETAILS} for row in rows])
-    samples = projected(rows)
+    show([empty])
+    samples = projected(rows, empty)
     show(samples)
-    report({"counts": counts, "methods": rows, "samples": samples}, options.record)
+    found = {"counts": counts, "methods": rows, "empty": empty, "samples": samples}
+    report(found, options.record)
 
 
 def draw(out: Path, cells: int | None) -> None:
@@ -107,18 +112,15 @@ def serve(pipe: Connection) -> None:
 
 # Measuring
 
-DETAILS = (
-    "tasks", "bytes sent", "bytes received", "scheduler ms per task", "main CPU s", "workers CPU s",
-)  # fmt: skip
+DETAILS = ("tasks", "bytes sent", "bytes received", "main CPU s", "workers CPU s")
 
 
 def measure(
-    client: Client, scheduler: int | None, address: str, method: str, dataset: Dataset, out: Path,
-    splits: str,
-) -> dict[str, Any]:  # fmt: skip
+    client: Client, address: str, method: str, dataset: Dataset, out: Path, splits: str
+) -> dict[str, Any]:
     """Run a method on the cluster; where its time went."""
     client.get_task_stream()  # from now on
-    before, of_scheduler, of_workers = counters(client), cpu_of(scheduler), workers_cpu(client)
+    before, of_workers = counters(client), workers_cpu(client)
     began, clock, cpu = time(), perf_counter(), process_time()
     [outcome] = run_all([method], dataset, out, splits=splits.split(","), cluster=address)
     seconds, cpu = perf_counter() - clock, process_time() - cpu
@@ -140,7 +142,6 @@ def measure(
         value for key, value in found.items() if key[-1] == "seconds" and TRANSFER & set(key)
     )
     moved = sum(value for key, value in found.items() if key[-1] == "bytes")
-    scheduled = cpu_of(scheduler) - of_scheduler
     shards = cut_shards(dataset, splits.split(",")[-1], per_cell=True)
     return {
         "method": method,
@@ -155,9 +156,22 @@ def measure(
         "tasks": len(spans),
         "bytes sent": sum(map(len, map(pickle.dumps, shards))) / len(shards),
         "bytes received": moved / len(spans),
-        "scheduler ms per task": 1000 * scheduled / len(spans),
         "main CPU s": cpu,
         "workers CPU s": workers_cpu(client) - of_workers,
+    }
+
+
+def nothing(address: str, scheduler: int | None, tasks: int) -> dict[str, Any]:
+    """What an empty task takes."""
+    with workers(None, address) as pool:
+        began, cpu = perf_counter(), cpu_of(scheduler)
+        for _ in in_order(pool, abs, ((k,) for k in range(tasks))):
+            pass
+        seconds, cpu = perf_counter() - began, cpu_of(scheduler) - cpu
+    return {
+        "empty tasks": tasks,
+        "ms of a task": 1000 * seconds / tasks,
+        "CPU ms of the scheduler": 1000 * cpu / tasks,
     }
 
 
@@ -180,12 +194,12 @@ def cpu_of(pid: int | None = None) -> float:
     return float(used.user + used.system)
 
 
-def projected(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def projected(rows: list[dict[str, Any]], empty: dict[str, Any]) -> list[dict[str, Any]]:
     """What samples like this one take, by all methods: hours."""
     serial = sum(row["fit"] + row["start, files"] for row in rows)
     parallel = sum(row["scoring"] + row["rest of tasks"] + row["transfer"] for row in rows)
     used = sum(row["main CPU s"] + row["workers CPU s"] for row in rows)
-    scheduled = sum(row["scheduler ms per task"] * row["tasks"] for row in rows) / 1000
+    scheduled = sum(row["tasks"] for row in rows) * empty["CPU ms of the scheduler"] / 1000
     hour = 3600.0
     return [
         {
@@ -196,7 +210,7 @@ def projected(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             f"h, {CORES} workers, {AT_ONCE} at a time": (
                 -(-n // AT_ONCE) * (serial + parallel * min(n, AT_ONCE) / CORES) / hour
             ),
-            "h of the scheduler": n * scheduled / hour,
+            "CPU s of the scheduler": n * scheduled,
         }
         for n in SAMPLES
     ]

@@ -258,6 +258,7 @@ def test_the_time_of_a_cluster_is_divided(tmp_path):
     assert all(row[name] > 0 for name in of_workers[:2])
     assert sum(row[name] for name in of_workers) == pytest.approx(2 * row["predict"])
     assert row["bytes received"] < 1_000  # scores go through files
+    assert found["empty"]["ms of a task"] > 0
     one, ten, _ = found["samples"]
     assert ten["CPU h"] == pytest.approx(10 * one["CPU h"])
     assert list(tmp_path.iterdir()) == []
