@@ -223,14 +223,19 @@ def test_the_whole_benchmark_goes_from_files_to_a_board(tmp_path):
     command = [sys.executable, str(BENCHMARK.with_name("full.py")), "--quick"]
     kept, work = tmp_path / "kept.json", tmp_path / "work"
     work.mkdir()
-    kept.write_text('{"u2os": {"steps": [{"step": "curate", "seconds": 1.0}]}}')
+    rows = [{"step": "curate", "failed": "as before"}, {"step": "before", "seconds": 1.0}]
+    before = {"counts": {}, "steps": rows, "methods": [], "jobs": []}
+    kept.write_text(json.dumps({"cosmx_lung": before}))
     done = run([*command, "--tmp", work, "--keep", kept])
     found = json.loads(done.stdout.splitlines()[-1])
-    assert json.loads(kept.read_text()) == {name: found[name] for name in ("u2os", "cosmx_lung")}
+    assert json.loads(kept.read_text()) == {"cosmx_lung": found["cosmx_lung"]}
     found = found["cosmx_lung"]
-    steps = {step["step"]: step for step in found["steps"]}
+    first, *others = found["steps"]
+    assert first == rows[1]
+    steps = {step["step"]: step for step in others}
     assert list(steps) == [
-        "curate", "call", "run-all, again", "submit (2)", "score, 1,000 replicates", "board",
+        "curate", "call", "run-all, again", "evaluate oracle", "submit (2)",
+        "score, 1,000 replicates", "board",
     ]  # fmt: skip
     assert all(step["seconds"] > 0 and step["peak_gib"] > 0 for step in steps.values())
     prevalence, oracle, gpsnet = found["methods"]
@@ -241,6 +246,22 @@ def test_the_whole_benchmark_goes_from_files_to_a_board(tmp_path):
     assert rows == [("1", "first"), ("2", "first"), ("2", "again")]
     assert found["jobs"][-1]["left"] >= 1  # shards that SIGKILL did not undo
     assert list(work.iterdir()) == []
+
+
+def test_the_time_of_a_cluster_is_divided(tmp_path):
+    pytest.importorskip("distributed", reason="Dask is not installed")
+    command = [sys.executable, str(BENCHMARK.with_name("dask_cluster.py")), "--quick"]
+    found = json.loads(run([*command, "--tmp", tmp_path]).stdout.splitlines()[-1])
+    [row] = found["methods"]
+    assert row["tasks"] == found["counts"]["fovs"] == 3  # one a split
+    of_workers = ("scoring", "rest of tasks", "transfer", "idle")
+    assert all(row[name] > 0 for name in of_workers[:2])
+    assert sum(row[name] for name in of_workers) == pytest.approx(2 * row["predict"])
+    assert row["bytes received"] < 1_000  # scores go through files
+    assert found["empty"]["ms of a task"] > 0
+    one, ten, _ = found["samples"]
+    assert ten["CPU h"] == pytest.approx(10 * one["CPU h"])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_everyday_work_is_measured_in_two_parts():

@@ -202,6 +202,11 @@ class Cells:
             [replace(one, keep=frozenset(k)) for one, k in zip(self._tables, kept, strict=True)]
         )
 
+    def bounded(self, most: int, seed: int) -> Cells:
+        """Return at most so many cells of each dataset, drawn at random where it has more."""
+        parts = (one if len(one) <= most else one.sampled(most, seed) for one in self.parts)
+        return self._of([tables for one in parts for tables in one._tables])
+
     def first(self, most: int) -> Cells:
         """Return the first of the cells, at most so many."""
         some = []

@@ -1,4 +1,4 @@
-"""Grow forests of decision trees with scikit-learn; store and evaluate them as flat arrays.
+"""Forests of decision trees: grow them, store and evaluate them as flat arrays.
 
 Arrays of nodes instead of pickles: reading a model file runs no code and needs no particular
 version of scikit-learn.
@@ -19,6 +19,7 @@ from gpattern_bench.base.compiled import njit
 from gpattern_bench.base.files import replacing
 from gpattern_bench.data.cells import Cell, Cells
 from gpattern_bench.errors import MethodError
+from gpattern_bench.methods._growing import Tree, grow_trees
 from gpattern_bench.methods.base import Scores
 
 __all__ = [
@@ -44,7 +45,7 @@ Features are computed cell by cell; a sample of pairs would spread over too many
 
 _Featurize = Callable[[Cell], NDArray[np.float64]]
 
-_BATCH = 4096  # pairs scored together: each tree is read from memory once per batch
+_BATCH = 1 << 14  # pairs scored together: each tree is read from memory once per batch
 
 _ARRAYS = {
     "root": ("int32", 1),
@@ -115,21 +116,13 @@ class Forest(NamedTuple):
             Draw thresholds at random (extremely randomised trees, on all pairs); else search the
             best (random forest, on bootstrap samples).
         """
-        from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
-
         varies = np.flatnonzero(labels.any(axis=0) & ~labels.all(axis=0))
-        kind = ExtraTreesClassifier if random_splits else RandomForestClassifier
-        grown = kind(
-            n_estimators=trees or _TREES,
-            min_samples_leaf=min_leaf,
-            random_state=int(np.random.Generator(np.random.Philox(seed)).integers(2**32)),
-            # worker processes share the cores; threads do not change the trees
-            n_jobs=-1 if parent_process() is None else 1,
-        )
-        # constant labels need no trees; if all are constant, scikit-learn still needs a target
+        # constant labels need no trees; if all are constant, a tree is still a leaf
         target = labels[:, varies] if len(varies) else labels[:, :1]
-        grown.fit(_float32(features), target[:, 0] if target.shape[1] == 1 else target)
-        return _from_sklearn([tree.tree_ for tree in grown.estimators_], varies, labels[0])
+        state = int(np.random.Generator(np.random.Philox(seed)).integers(2**32))
+        grow = _extra_trees if random_splits else grow_trees
+        grown = grow(_float32(features), target, state, trees or _TREES, min_leaf)
+        return _joined(grown, varies, labels[0])
 
     def predict(self, features: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
         """Score pairs (n, F): (n, C) in [0, 1]."""
@@ -151,7 +144,8 @@ class Forest(NamedTuple):
                 f"{features.shape[1]}; fit the method again"
             )
         sums = np.zeros((len(features), self.share.shape[1]), dtype)
-        _add_shares(_float32(features), *self, sums)
+        nodes = _packed(self)
+        _add_shares(_float32(features), self.root, nodes, nodes.view(np.float32), self.share, sums)
         return sums
 
     @classmethod
@@ -376,39 +370,89 @@ def _float32(features: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     return np.ascontiguousarray(features, np.float32)
 
 
-def _from_sklearn(trees: list[Any], varies: NDArray[np.intp], labels: NDArray[np.bool_]) -> Forest:
-    """Convert scikit-learn's trees to arrays; constant labels keep their value."""
-    sizes = np.array([tree.node_count for tree in trees])
+def _extra_trees(
+    features: NDArray[np.float32], labels: NDArray[np.bool_], seed: int, trees: int, min_leaf: int
+) -> list[Tree]:
+    """Grow extremely randomised trees with scikit-learn."""
+    from sklearn.ensemble import ExtraTreesClassifier
+
+    grown = ExtraTreesClassifier(
+        n_estimators=trees,
+        min_samples_leaf=min_leaf,
+        random_state=seed,
+        # worker processes share the cores; threads do not change the trees
+        n_jobs=-1 if parent_process() is None else 1,
+    ).fit(features, labels[:, 0] if labels.shape[1] == 1 else labels)
+    return [
+        Tree(
+            tree.feature,
+            tree.threshold,
+            tree.children_left,
+            tree.children_right,
+            tree.missing_go_to_left.astype(np.bool_),
+            tree.value[:, :, -1],
+        )
+        for tree in (each.tree_ for each in grown.estimators_)
+    ]
+
+
+def _joined(trees: list[Tree], varies: NDArray[np.intp], labels: NDArray[np.bool_]) -> Forest:
+    """Join trees; constant labels keep their value."""
+    sizes = np.array([len(tree.left) for tree in trees])
     root = np.cumsum(sizes) - sizes
-
-    def joined(name: str) -> NDArray[Any]:
-        return np.concatenate([getattr(tree, name) for tree in trees])
-
-    leaf = joined("children_left") < 0
-    left, right = (
-        joined(name) + np.repeat(root, sizes) for name in ("children_left", "children_right")
-    )
+    nodes = Tree(*map(np.concatenate, zip(*trees, strict=True)))
+    leaf = nodes.left < 0
     share = np.tile(labels.astype(np.float32), (int(leaf.sum()), 1))
     if len(varies):
-        share[:, varies] = np.concatenate([tree.value for tree in trees])[leaf, :, 1]
+        share[:, varies] = nodes.share[leaf]
+    left, right = (child + np.repeat(root, sizes) for child in (nodes.left, nodes.right))
     return Forest.of_nodes(
-        root, leaf, joined("feature"), joined("threshold"), left, right,
-        joined("missing_go_to_left"), share,
-    )  # fmt: skip
+        root, leaf, nodes.feature, nodes.threshold, left, right, nodes.missing_left, share
+    )
 
 
 @njit(cache=True, nogil=True)
 def _add_shares(
-    features: Any, root: Any, feature: Any, threshold: Any, left: Any, right: Any,
-    missing_left: Any, share: Any, sums: Any,
-) -> None:  # fmt: skip
-    """Add the shares of each pair's leaf, tree by tree."""
+    features: Any, root: Any, nodes: Any, thresholds: Any, share: Any, sums: Any
+) -> None:
+    """Add the shares of each pair's leaf, tree by tree; `nodes` as :func:`_packed` makes them.
+
+    All pairs go down a tree together, a step at a time: none waits for another.
+    """
+    at = np.empty(len(features), np.uint32)
+    active = np.empty(len(features), np.uint32)
     for first in root:
+        at[:] = first
+        count: Any = len(features) if nodes[first, 0] >= 0 else 0
+        for i in range(count):
+            active[i] = i
+        while count > 0:
+            kept = np.uint64(0)
+            for a in range(count):
+                i = active[a]
+                node = at[i]
+                test = np.uint32(nodes[node, 0])
+                x = features[i, test >> np.uint32(1)]
+                left = (x <= thresholds[node, 1]) | (((test & np.uint32(1)) != 0) & np.isnan(x))
+                node = np.uint32(nodes[node, 2]) if left else np.uint32(nodes[node, 3])
+                at[i] = node
+                active[kept] = i
+                kept += np.uint64(nodes[node, 0] >= 0)
+            count = np.int64(kept)
         for i in range(len(features)):
-            node = first
-            while feature[node] >= 0:
-                x = features[i, feature[node]]
-                go_left = missing_left[node] if np.isnan(x) else x <= threshold[node]
-                node = left[node] if go_left else right[node]
+            leaf = np.uint32(nodes[at[i], 2])
             for c in range(share.shape[1]):
-                sums[i, c] += share[left[node], c]
+                sums[i, c] += share[leaf, c]
+
+
+def _packed(forest: Forest) -> NDArray[np.int32]:
+    """Put what is read of a node side by side (m, 4): test, threshold's bits, left and right.
+
+    The test is twice the feature, plus one if NaN goes left; -1 at leaves.
+    """
+    nodes = np.empty((len(forest.feature), 4), np.int32)
+    nodes[:, 0] = forest.feature
+    nodes[:, 0] = np.where(forest.feature < 0, -1, 2 * nodes[:, 0] + forest.missing_left)
+    nodes[:, 1] = forest.threshold.view(np.int32)
+    nodes[:, 2], nodes[:, 3] = forest.left, forest.right
+    return nodes

@@ -70,7 +70,13 @@ def config_of(cells: Cells) -> Config:
     )  # fmt: skip
 
 
-def trained(dataset, training=TRAINING, seed=0, **more):
+def small_gpsnet(cells: Cells) -> Config:
+    return Config.preset(
+        "gpsnet", cells.genes, cells.patterns, width=8, heads=2, decoder_depth=1, neighbours=8
+    )
+
+
+def trained(dataset, training=TRAINING, seed=0, config_of=config_of, **more):
     cells = dataset.iter_cells("train")
     return train_network(config_of(cells), training, cells, seed, **more)
 
@@ -525,7 +531,12 @@ else:
 
 
 def start(
-    dataset, out: Path, training: TrainingConfig, processes: int = 1, killed: int = 0
+    dataset,
+    out: Path,
+    training: TrainingConfig,
+    processes: int = 1,
+    killed: int = 0,
+    config_of=config_of,
 ) -> subprocess.Popen:
     """Train in new processes, one thread each, with val cells and a checkpoint.
 
@@ -605,9 +616,9 @@ class TestGoingOn:
 
 class TestTwoProcesses:
     def test_they_do_together_what_one_does(self, tiny, tmp_path):
-        training = replace(TRAINING, decay=False)
-        process = start(tiny, tmp_path, training, processes=2)
-        alone = trained(tiny, training, val=tiny.iter_cells("val"))
+        training = replace(TRAININGS["gpsnet"], epochs=3, batch=4, warmup=3, decay=False)
+        process = start(tiny, tmp_path, training, processes=2, config_of=small_gpsnet)
+        alone = trained(tiny, training, config_of=small_gpsnet, val=tiny.iter_cells("val"))
         _, errors = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 0, errors
         told = [line[:12] for line in errors.splitlines() if line.startswith("epoch")]

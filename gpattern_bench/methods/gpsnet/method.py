@@ -49,6 +49,7 @@ _WINDOW = 64  # cells among which those of similar length are sought
 _NOTHING = FitContext()
 _MEMBERS = 5  # of an ensemble
 _SMALL = 1e-6
+_MOST_CELLS, _MOST_VAL = 10_000, 1_000  # of a dataset, where steps go by the number of cells
 _MOLECULES = 2**16  # of a window and of a batch: more only if one cell has more
 
 
@@ -61,7 +62,8 @@ class GPSNetMethod:
         ``gpsnet``; ``small``, which sees coordinates; or one of the paper's: ``nih3t3``, ``u2os``,
         ``cosmx_lung``.
     training : TrainingConfig, optional
-        Default: the preset's; for ``gpsnet``, as many steps as the number of cells allows.
+        Default: the preset's; for ``gpsnet``, as many steps as the number of cells allows, on at
+        most 10,000 cells of each dataset, drawn at random.
     **changes
         Of the preset's :class:`~gpattern_bench.methods.gpsnet.model.Config`.
     """
@@ -135,6 +137,9 @@ class GPSNetMethod:
                     "train on cells with z"
                 )
             train, val = train.with_depth(), None if val is None else val.with_depth()
+        if self._scheduled:
+            train = train.bounded(_MOST_CELLS, seed)
+            val = None if val is None else val.bounded(_MOST_VAL, seed)
         if self._scheduled and init is None:
             steps = steps_for(len(train))
             self.training = replace(TRAININGS[self.preset], steps=steps, **self.own_training)
