@@ -19,7 +19,6 @@ from gpattern_bench.base.compiled import njit
 from gpattern_bench.base.files import replacing
 from gpattern_bench.data.cells import Cell, Cells
 from gpattern_bench.errors import MethodError
-from gpattern_bench.methods._growing import Tree, grow_trees
 from gpattern_bench.methods.base import Scores
 
 __all__ = [
@@ -116,13 +115,21 @@ class Forest(NamedTuple):
             Draw thresholds at random (extremely randomised trees, on all pairs); else search the
             best (random forest, on bootstrap samples).
         """
+        from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
+
         varies = np.flatnonzero(labels.any(axis=0) & ~labels.all(axis=0))
-        # constant labels need no trees; if all are constant, a tree is still a leaf
+        kind = ExtraTreesClassifier if random_splits else RandomForestClassifier
+        grown = kind(
+            n_estimators=trees or _TREES,
+            min_samples_leaf=min_leaf,
+            random_state=int(np.random.Generator(np.random.Philox(seed)).integers(2**32)),
+            # worker processes share the cores; threads do not change the trees
+            n_jobs=-1 if parent_process() is None else 1,
+        )
+        # constant labels need no trees; if all are constant, scikit-learn still needs a target
         target = labels[:, varies] if len(varies) else labels[:, :1]
-        state = int(np.random.Generator(np.random.Philox(seed)).integers(2**32))
-        grow = _extra_trees if random_splits else grow_trees
-        grown = grow(_float32(features), target, state, trees or _TREES, min_leaf)
-        return _joined(grown, varies, labels[0])
+        grown.fit(_float32(features), target[:, 0] if target.shape[1] == 1 else target)
+        return _from_sklearn([tree.tree_ for tree in grown.estimators_], varies, labels[0])
 
     def predict(self, features: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
         """Score pairs (n, F): (n, C) in [0, 1]."""
@@ -370,45 +377,25 @@ def _float32(features: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     return np.ascontiguousarray(features, np.float32)
 
 
-def _extra_trees(
-    features: NDArray[np.float32], labels: NDArray[np.bool_], seed: int, trees: int, min_leaf: int
-) -> list[Tree]:
-    """Grow extremely randomised trees with scikit-learn."""
-    from sklearn.ensemble import ExtraTreesClassifier
-
-    grown = ExtraTreesClassifier(
-        n_estimators=trees,
-        min_samples_leaf=min_leaf,
-        random_state=seed,
-        # worker processes share the cores; threads do not change the trees
-        n_jobs=-1 if parent_process() is None else 1,
-    ).fit(features, labels[:, 0] if labels.shape[1] == 1 else labels)
-    return [
-        Tree(
-            tree.feature,
-            tree.threshold,
-            tree.children_left,
-            tree.children_right,
-            tree.missing_go_to_left.astype(np.bool_),
-            tree.value[:, :, -1],
-        )
-        for tree in (each.tree_ for each in grown.estimators_)
-    ]
-
-
-def _joined(trees: list[Tree], varies: NDArray[np.intp], labels: NDArray[np.bool_]) -> Forest:
-    """Join trees; constant labels keep their value."""
-    sizes = np.array([len(tree.left) for tree in trees])
+def _from_sklearn(trees: list[Any], varies: NDArray[np.intp], labels: NDArray[np.bool_]) -> Forest:
+    """Convert scikit-learn's trees to arrays; constant labels keep their value."""
+    sizes = np.array([tree.node_count for tree in trees])
     root = np.cumsum(sizes) - sizes
-    nodes = Tree(*map(np.concatenate, zip(*trees, strict=True)))
-    leaf = nodes.left < 0
+
+    def joined(name: str) -> NDArray[Any]:
+        return np.concatenate([getattr(tree, name) for tree in trees])
+
+    leaf = joined("children_left") < 0
+    left, right = (
+        joined(name) + np.repeat(root, sizes) for name in ("children_left", "children_right")
+    )
     share = np.tile(labels.astype(np.float32), (int(leaf.sum()), 1))
     if len(varies):
-        share[:, varies] = nodes.share[leaf]
-    left, right = (child + np.repeat(root, sizes) for child in (nodes.left, nodes.right))
+        share[:, varies] = np.concatenate([tree.value for tree in trees])[leaf, :, 1]
     return Forest.of_nodes(
-        root, leaf, nodes.feature, nodes.threshold, left, right, nodes.missing_left, share
-    )
+        root, leaf, joined("feature"), joined("threshold"), left, right,
+        joined("missing_go_to_left"), share,
+    )  # fmt: skip
 
 
 @njit(cache=True, nogil=True)

@@ -12,7 +12,6 @@ from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 from gpattern_bench.data.cells import Cell
 from gpattern_bench.errors import MethodError
 from gpattern_bench.methods._forest import Forest, labelled_pairs, pair_batches
-from gpattern_bench.methods._growing import grow_trees
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(400, 6))
@@ -37,30 +36,6 @@ class TestForest:
             found = forest.predict(asked)
             assert found.dtype == np.float32
             np.testing.assert_allclose(found, np.stack(expected, axis=1), rtol=0, atol=1e-6)
-
-    @pytest.mark.trained
-    @pytest.mark.parametrize("pairs", [30, 1200], ids=["few", "many"])
-    @pytest.mark.parametrize("digits", [9, 1], ids=["distinct", "tied"])
-    def test_trees_are_scikit_learns_to_the_bit(self, pairs, digits):
-        rng = np.random.default_rng(pairs + digits)
-        x = rng.normal(size=(pairs, 9)).round(digits)
-        x[rng.random(x.shape) < 0.2] = np.nan
-        x[:, 0], x[:, 1] = rng.choice([np.nan, 1], pairs), 2  # no value to split by, and constant
-        x[:, 2] *= 1e-6  # values that count as one
-        labels = np.nan_to_num(x[:, 3:6]) > rng.normal(size=(pairs, 3))
-        theirs = RandomForestClassifier(6, min_samples_leaf=5, random_state=3)
-        theirs.fit(x.astype("f4"), labels)
-        for ours, own in zip(
-            grow_trees(x.astype("f4"), labels, 3, 6, 5), theirs.estimators_, strict=True
-        ):
-            tree = own.tree_
-            leaf = tree.children_left < 0
-            assert (ours.left == tree.children_left).all()
-            assert (ours.right == tree.children_right).all()
-            assert (ours.feature == tree.feature)[~leaf].all()
-            assert (ours.threshold == tree.threshold)[~leaf].all()
-            assert (ours.missing_left == tree.missing_go_to_left)[~leaf].all()
-            assert (ours.share == tree.value[:, :, 1])[leaf].all()
 
     def test_one_label(self):
         forest = Forest.fit(X, Y[:, :1], 1, trees=10)
