@@ -265,14 +265,7 @@ def test_the_benchmark_runs_and_its_last_line_is_json():
     command = [sys.executable, str(ROOT / "benchmarks" / "gpsnet.py"), "--quick", "--repeats", "1"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
     found = json.loads(run.stdout.splitlines()[-1])
-    assert set(found) == {
-        "forward",
-        "backward",
-        "growth",
-        "small_cells",
-        "whole_model",
-        "machine",
-    }
+    assert {"forward", "backward", "growth", "small_cells", "whole_model"} <= set(found)
     assert set(found["forward"]["ratios"]) == {"gather", "full", "masked"}
     parts = [found["forward"], found["backward"][0], *found["whole_model"]]
     assert all(part["difference"] <= 1e-5 for part in parts)
