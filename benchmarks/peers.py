@@ -401,12 +401,12 @@ def like_bento(cells: Cells, found: dict[str, Any]) -> str:
 
 
 def like_peripheral(cells: Cells, found: dict[str, Any]) -> str:
-    """Equal, but for ties, which upstream breaks at random."""
+    """Equal, but for few pairs; upstream breaks ties at random."""
     ours, theirs = beside(cells, found, lambda cell: peripheral_central(cell)[0])
     apart = abs(ours - theirs)
     same = float((apart <= 1e-12).mean())
     demand(apart.max() <= 1e-3 and same > 0.9, "SPRAWL's peripheral score", apart.max())
-    return f"{len(ours):,} pairs, {100 * same:.1f} % equal, the rest ties: to {apart.max():.2g}"
+    return f"{len(ours):,} pairs, {100 * same:.1f} % equal, the rest to {apart.max():.2g}"
 
 
 def like_punctate(cells: Cells, found: dict[str, Any]) -> str:
