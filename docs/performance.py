@@ -143,8 +143,8 @@ def busy(record: Row) -> str:
     if load <= cores / 2:
         return ""
     return (
-        f"*Other work ran when this was measured (load {load:.1f} on {cores} cores): seconds by "
-        "the clock are much longer than on a quiet machine, and those of the processor somewhat.*"
+        f"*Other work ran beside `{record['benchmark']}.py` (load {load:.1f} on {cores} cores): it "
+        "lengthens seconds by the clock, and those of the processor less.*"
     )
 
 
