@@ -156,7 +156,7 @@ class Size:
 
     def command(self, *arguments: str) -> BaseProcess:
         """A command of the package; `--quick` imports nothing again for it."""
-        return FORK.Process(target=called if self.quick else executed, args=arguments)
+        return FORK.Process(target=called, args=arguments) if self.quick else command(*arguments)
 
     def step(self, what: str, process: BaseProcess) -> bool:
         """Note what a step cost, or that it failed; return whether it did not."""

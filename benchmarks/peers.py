@@ -548,16 +548,9 @@ def scores_of(plan: KNNPlan) -> int:
 
 def product_seconds(plan: KNNPlan, q: Tensor, k: Tensor) -> float:
     """Seconds of the two products of each step alone, which no way of the same blocks can spare."""
-
-    def products() -> None:
-        for step in plan.steps(HEADS, CPU_SCORES):
-            a, b = step.queries(q).flatten(0, 1), step.gathered(k).flatten(0, 1)
-            shapes.append((a, b))
-
-    shapes: list[tuple[Tensor, Tensor]] = []
-    products()
     total = 0.0
-    for a, b in shapes:
+    for step in plan.steps(HEADS, CPU_SCORES):
+        a, b = step.queries(q).flatten(0, 1), step.gathered(k).flatten(0, 1)
         spent, scores = least(lambda a=a, b=b: torch.bmm(a, b.transpose(1, 2)), 3)
         total += spent + least(lambda scores=scores, b=b: torch.bmm(scores, b), 3)[0]
     return total

@@ -78,13 +78,13 @@ def report(found: dict[str, Any], record: bool) -> None:
     record : bool
         Write it to ``results/<script>.json``, too.
     """
-    whole = found | {
+    about = {
         "benchmark": Path(sys.argv[0]).stem,
         **STARTED,
         "machine": machine(),
         "versions": versions() | found.get("versions", {}),
     }
-    whole = plain(whole)
+    whole = plain(found | about)
     if record:
         path = RESULTS / f"{whole['benchmark']}.json"
         write_text(path, json.dumps(whole, indent=1, sort_keys=True, allow_nan=False) + "\n")

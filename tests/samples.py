@@ -22,6 +22,9 @@ from gpattern_bench.tables.parquet import ContentHash
 PATIENCE_S = 1800
 """Longest wait for another process or thread: with fifteen at work on each core it still ends."""
 
+REPORTED = {"benchmark", "commit", "date", "load_at_start", "machine", "versions"}
+"""What every benchmark tells beside its figures."""
+
 
 # Two patterns over five pairs, small enough to score by hand.
 FIVE_LABELS = pd.DataFrame(

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from samples import PATIENCE_S
+from samples import PATIENCE_S, REPORTED
 from scipy.spatial import cKDTree
 
 from gpattern_bench.errors import MethodError
@@ -265,7 +265,8 @@ def test_the_benchmark_runs_and_its_last_line_is_json():
     command = [sys.executable, str(ROOT / "benchmarks" / "gpsnet.py"), "--quick", "--repeats", "1"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
     found = json.loads(run.stdout.splitlines()[-1])
-    assert {"forward", "backward", "growth", "small_cells", "whole_model"} <= set(found)
+    own = {"forward", "backward", "growth", "small_cells", "whole_model", "threads"}
+    assert set(found) == REPORTED | own
     assert set(found["forward"]["ratios"]) == {"gather", "full", "masked"}
     parts = [found["forward"], found["backward"][0], *found["whole_model"]]
     assert all(part["difference"] <= 1e-5 for part in parts)
