@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
+from numpy.typing import NDArray
 
 from gpattern_bench.base.files import file_sha256
 from gpattern_bench.base.outlines import parse_wkb
@@ -32,7 +33,7 @@ from gpattern_bench.tables.placement import find_misplaced, measure_cells, place
 
 __all__ = ["check_labels", "find_problems"]
 
-_PAIR = ["cell_id", "gene"]
+_Codes = NDArray[np.int64]
 
 
 def find_problems(folder: Path, manifest: Manifest) -> tuple[list[str], Placement | None]:
@@ -174,19 +175,25 @@ class _Totals:
             if not np.isfinite(molecules[axis].to_numpy()).all():
                 yield f"molecules.parquet: {axis} has values that are not finite"
         yield from _outline_problems(cells)
-        counts = molecules.group_by(_PAIR).aggregate([([], "count_all")]).to_pandas()
-        counts = counts.astype(dict.fromkeys(_PAIR, str)).set_index(_PAIR)["count_all"]
+        tables_of_pairs = [molecules, *([tables["labels"]] if labels else [])]
+        (*cell, own), _ = _codes(*(t["cell_id"] for t in [*tables_of_pairs, cells]))
+        gene, genes = _codes(*(t["gene"] for t in tables_of_pairs))
+        pairs = [c * len(genes) + g for c, g in zip(cell, gene, strict=True)]
+        held, counts = np.unique(pairs[0], return_counts=True)
         if labels:
-            yield from _label_problems(tables["labels"], counts)
+            yield from _label_problems(pairs[1], tables["labels"]["n_molecules"], held, counts)
             self._labelled = (self._labelled or 0) + len(tables["labels"])
         frame = cells.select(["fov", "cell_id", "x", "y", "n_molecules", "n_genes"]).to_pandas()
-        held = counts.groupby("cell_id").agg(["sum", "size"]).reindex(frame["cell_id"])
-        if not (held.to_numpy() == frame[["n_molecules", "n_genes"]].to_numpy()).all():
+        of_cell = held // max(len(genes), 1)
+        most = max((int(c.max()) + 1 for c in (*cell, own) if len(c)), default=0)
+        found = [np.bincount(codes, minlength=most)[own] for codes in (cell[0], of_cell)]
+        stated = frame[["n_molecules", "n_genes"]].to_numpy().T
+        if not (found == stated).all() or not np.all(found):
             yield "cells.parquet: counts of some cells differ from molecules.parquet"
         self.cells.append(frame.join(measure_cells(molecules, cells)))
-        self._genes |= set(counts.index.unique("gene"))
+        self._genes |= {genes[k] for k in np.unique(gene[0])}
         here = {"fovs": len(frame) > 0, "cells": len(frame), "molecules": len(molecules)}
-        for name, rows in (here | {"pairs": len(counts)}).items():
+        for name, rows in (here | {"pairs": len(held)}).items():
             self._totals[name] += int(rows)
 
     def compare(self, manifest: Manifest) -> Iterator[str]:
@@ -208,26 +215,40 @@ def _outline_problems(cells: pa.Table) -> Iterator[str]:
             yield f"cells.parquet: {name} has {bad.sum()} outlines that are invalid or empty"
 
 
-def _label_problems(labels: pa.Table, counts: pd.Series[int]) -> Iterator[str]:
-    pairs = labels.to_pandas().astype(dict.fromkeys(_PAIR, str)).set_index(_PAIR)
-    if pairs.index.duplicated().any():
+def _label_problems(
+    pairs: _Codes, stated: pa.ChunkedArray, held: _Codes, counts: _Codes
+) -> Iterator[str]:
+    """Compare labelled pairs, and the molecules stated of each, with those that are held."""
+    at = np.searchsorted(held, pairs)
+    at[at == len(held)] = 0
+    if len(np.unique(pairs)) < len(pairs):
         yield "labels.parquet: pairs that occur more than once"
-    elif not counts.reindex(pairs.index).eq(pairs["n_molecules"]).all():
+    elif len(pairs) and not (
+        len(held) and (held[at] == pairs).all() and (counts[at] == stated.to_numpy()).all()
+    ):
         yield (
             "labels.parquet: n_molecules of some pairs differs from molecules.parquet in their "
             "field of view"
         )
 
 
+def _codes(*columns: pa.ChunkedArray) -> tuple[list[_Codes], list[str]]:
+    """Number the texts of all columns in alphabetical order; also return the texts."""
+    arrays = [column.combine_chunks() for column in columns]
+    arrays = [a if pa.types.is_dictionary(a.type) else a.dictionary_encode() for a in arrays]
+    texts = [array.dictionary.to_pylist() for array in arrays]
+    known = sorted(set().union(*texts))
+    code = {text: k for k, text in enumerate(known)}
+    codes = [np.array([code[text] for text in each], np.int64) for each in texts]
+    return [c[a.indices.to_numpy()] for c, a in zip(codes, arrays, strict=True)], known
+
+
 def _order_problems(name: str, table: pa.Table) -> Iterator[str]:
-    keys = table.select(list(schema.SORT_KEYS[name])).to_pandas()
-    codes = []
-    for key in keys:
-        column = keys[key]
-        if not pd.api.types.is_float_dtype(column.dtype):
-            values = pd.Categorical(column).rename_categories(str)
-            column = values.reorder_categories(sorted(values.categories)).codes
-        codes.append(np.asarray(column))
-    order = np.lexsort(codes[::-1])
+    keys = []
+    for key in schema.SORT_KEYS[name]:
+        column = table[key]
+        is_number = pa.types.is_floating(column.type)
+        keys.append(column.to_numpy() if is_number else _codes(column)[0][0])
+    order = np.lexsort(keys[::-1])
     if not (order == np.arange(len(order))).all():
         yield f"{name}.parquet: rows are not sorted by {', '.join(schema.SORT_KEYS[name])}"

@@ -307,9 +307,11 @@ def _nearest(queries: Any, points: Any, k: Any) -> Any:
     """Find the k points nearest to each query, (m, k); all points if fewer."""
     k = min(k, len(points))
     out = np.empty((len(queries), k), np.int64)
+    distance = np.empty(k)
     for q in range(len(queries)):
-        distance = np.full(k, np.inf)
-        at = np.full(k, -1)
+        distance[:] = np.inf
+        at = out[q]
+        at[:] = -1
         for p in range(len(points)):
             d = 0.0
             for f in range(points.shape[1]):
@@ -321,5 +323,4 @@ def _nearest(queries: Any, points: Any, k: Any) -> Any:
                     distance[i], at[i] = distance[i - 1], at[i - 1]
                     i -= 1
                 distance[i], at[i] = d, p
-        out[q] = at
     return out

@@ -97,11 +97,12 @@ def pair_scores(
     away = place - middle
     angle = np.arctan2(away[:, 1], away[:, 0])
     angle[~away.any(axis=1)] = np.nan
+    genes = sizes, np.argsort(sizes, kind="stable"), np.cumsum(np.where(sizes > 1, sizes, 0))
     draws = 1 if obs_draws == 1 else 0
     streams = _streams(seed, name)
     return PairScores(
-        _scores(place, sizes, draws, streams[:2]),
-        _scores(angle[:, None], sizes, draws, streams[2:]),
+        _scores(place, *genes, draws, streams[:2]),
+        _scores(angle[:, None], *genes, draws, streams[2:]),
     )
 
 
@@ -261,16 +262,18 @@ def _permutations(a: Any, b: Any, c: Any, d: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def _scores(place: Any, sizes: Any, draws: Any, streams: Any) -> Any:
-    """Score genes of these sizes; `place` has the molecules of genes with two or more, by gene."""
+def _scores(place: Any, sizes: Any, order: Any, ends: Any, draws: Any, streams: Any) -> Any:
+    """Score genes of these sizes, from the smallest on.
+
+    `place` has the molecules of genes with two or more, by gene; `ends` is where each gene ends.
+    """
     scores = np.full(len(sizes), np.nan)
-    ends = np.cumsum(np.where(sizes > 1, sizes, 0))
     shuffled = np.arange(len(place))
     sums = np.zeros(_NULL)
     null = _bucketed(sums)
     null_state, state = streams[0], streams[1]
     m = 1
-    for g in np.argsort(sizes, kind="mergesort"):
+    for g in order:
         if sizes[g] < 2:
             continue
         if sizes[g] > m:
