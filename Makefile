@@ -22,14 +22,19 @@ test: .venv/installed-dev
 check: .venv/installed-dev
 	$(MAKE) --no-print-directory -j 2 lint suite OPTIONS='-m "not slow"'
 
-# One thread for each of the two: those of OpenMP spin while they wait for one another.
+# One thread for each of the two: those of OpenMP spin while they wait for one another. Bytecode is
+# kept, for hundreds of processes. Tests of a module share what they made: one of the two has all.
+suite test-lowest: export OMP_NUM_THREADS := 1
+suite test-lowest: export PYTHONDONTWRITEBYTECODE :=
+WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
+
 suite: .venv/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(OPTIONS)
+	$(BIN)/python -m pytest $(WORKERS) $(OPTIONS)
 
 # With the lower bounds of pyproject.toml, in an environment of its own. Scores of trained methods
 # are those of leaderboard/versions.txt; and old versions warn of what newer ones take away.
 test-lowest: .venv-lowest/installed
-	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n 2 --dist worksteal -m "not trained" \
+	.venv-lowest/bin/python -m pytest $(WORKERS) -m "not trained" $(OPTIONS) \
 		-W default::DeprecationWarning -W default::PendingDeprecationWarning -W default::FutureWarning
 
 lint: .venv/installed-dev

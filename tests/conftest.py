@@ -52,33 +52,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("browser")
         if torch[item.path] or "brief_training" in fixtures:
             item.add_marker("torch")
-    items[:] = in_halves(items)
+    # Modules with slow tests go first: what is left for the end is short.
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def pytest_collection_finish() -> None:
     """Look for garbage in what tests make only."""
     gc.freeze()
     gc.enable()
-
-
-def in_halves(items: list[pytest.Item]) -> list[pytest.Item]:
-    """Put modules with slow tests first, in each half of the list.
-
-    pytest-xdist gives each of two workers a half; the one that ends first takes over from the end
-    of the other's. Long tests are not left for the end then, and modules stay whole: what is taken
-    over makes the fixtures of its module anew.
-    """
-    modules: dict[Path, list[pytest.Item]] = {}
-    for item in items:
-        modules.setdefault(item.path, []).append(item)
-    slow, fast = [], []
-    for module in modules.values():
-        marked = any(item.get_closest_marker("slow") for item in module)
-        (slow if marked else fast).append(module)
-    halves = [[item for module in slow[k::2] for item in module] for k in (1, 0)]
-    for module in fast:
-        min(halves, key=len).extend(module)
-    return halves[0] + halves[1]
 
 
 @pytest.fixture
@@ -179,6 +161,9 @@ def dask_cluster() -> Iterator[str]:
     patience = dict.fromkeys(("connect", "tcp"), f"{PATIENCE_S} s")  # they import much first
     # A task that kills its worker is not tried again, on three more.
     options = {"comm.timeouts": patience, "scheduler.allowed-failures": 0}
+    # While they wait, workers watch themselves a hundred times a second.
+    options |= {"worker.profile.enabled": False, "admin.system-monitor.interval": "10 s"}
+    options |= {"worker.memory.monitor-interval": "1 s"}
     with dask.config.set({f"distributed.{name}": value for name, value in options.items()}):
         cluster = distributed.LocalCluster(
             # Port 0: any that is free, for two clusters on one machine.

@@ -858,10 +858,7 @@ class TestShell:
                 return step["name"], done.stdout + done.stderr
         return "", ""
 
-    def test_of_a_shell_an_honest_submission_passes(self, checkout, mirror):
-        assert self.run(checkout.root) == ("", "")
-
-    def test_of_a_shell_hostile_files_change_nothing(self, checkout, mirror):
+    def test_of_a_shell_an_honest_submission_passes_whatever_lies_beside_it(self, checkout, mirror):
         submitted = checkout.root / "submitted"
         marker = checkout.root / "ran"
         module = f"import pathlib; pathlib.Path({str(marker)!r}).touch()\n"
