@@ -6,6 +6,8 @@ import importlib
 import json
 import subprocess
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +63,12 @@ def last(output: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def output() -> str:
-    """Of the evaluator, as a process."""
-    return run([sys.executable, BENCHMARK, "--quick"])
+    """Of the evaluator."""
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as printed:
+        patch.syspath_prepend(BENCHMARK.parent)
+        patch.setattr("sys.argv", ["evaluator.py", "--quick"])
+        importlib.import_module("evaluator").main()
+    return printed.getvalue()
 
 
 def test_the_last_line_is_json_with_every_figure(output):
@@ -251,20 +257,19 @@ def test_the_whole_benchmark_goes_from_files_to_a_board(tmp_path):
         "score, 1,000 replicates", "board",
     ]  # fmt: skip
     assert all(step["seconds"] > 0 and step["peak_gib"] > 0 for step in steps.values())
-    prevalence, oracle, gpsnet = found["methods"]
-    assert prevalence["auc"] == 0.5 < gpsnet["auc"]
+    prevalence, oracle, sprawl = found["methods"]
+    assert prevalence["auc"] == 0.5 < sprawl["auc"]
     assert "auc" not in oracle  # evaluated where it cannot be submitted
-    assert gpsnet["pairs_per_s"] > 0
+    assert sprawl["pairs_per_s"] > 0
     rows = [(row["jobs"], row["start"]) for row in found["jobs"]]
     assert rows == [("1", "first"), ("2", "first"), ("2", "again")]
     assert found["jobs"][-1]["left"] >= 1  # shards that SIGKILL did not undo
     assert list(work.iterdir()) == []
 
 
-def test_the_time_of_a_cluster_is_divided(tmp_path):
+def test_the_time_of_a_cluster_is_divided(quick, tmp_path):
     pytest.importorskip("distributed", reason="Dask is not installed")
-    command = [sys.executable, str(BENCHMARK.with_name("dask_cluster.py")), "--quick"]
-    found = last(run([*command, "--tmp", tmp_path]))
+    found = last(quick("dask_cluster", "--tmp", tmp_path))
     [row] = found["methods"]
     assert row["tasks"] == found["counts"]["fovs"] == 3  # one a split
     of_workers = ("scoring", "rest of tasks", "transfer", "idle")
