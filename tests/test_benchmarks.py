@@ -192,7 +192,7 @@ def test_gpsnet_and_its_rival_are_trained_alike_and_compared(quick, monkeypatch,
     assert changed["both outlines"] == rows["gpsnet"]["AUC"]
     assert len(set(changed.values())) == 4
     assert [row["setting"] for row in found["ablation"]] == ["gpsnet"]
-    assert [row["cells"] for row in found["speed"]] == [320, 40, 40]
+    assert [row["cells"] for row in found["speed"]] == [40, 40, 40]
     for method in rows:
         assert (tmp_path / method / "synthetic" / "test-seed0.parquet").is_file()
 
