@@ -20,7 +20,7 @@ any call grew by more than 5 % and 30 MiB, or by more than two files, threads or
 Linux only. The exit code is 1 if anything was wrong; the last line is one JSON object. Real
 datasets take part where GPATTERN_BENCH_MIRROR is set.
 
-Rerun: `python benchmarks/contention.py` (forty minutes), or `--quick` (half a minute).
+Rerun: `python benchmarks/contention.py` (forty minutes), or `--quick` (seconds).
 """
 
 from __future__ import annotations
@@ -59,17 +59,11 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 import exports
 
 import gpattern_bench
-from gpattern_bench import Evaluator, call, load_dataset
+from gpattern_bench import load_dataset
 from gpattern_bench.base.files import plain
-from gpattern_bench.board.leaderboard import build_board
-from gpattern_bench.board.page import build_page
-from gpattern_bench.board.submission import read_submissions
 from gpattern_bench.curate.simulate.cells import simulate_tissue
 from gpattern_bench.curate.simulate.releases import write_cosmx
 from gpattern_bench.errors import GPatternBenchError
-from gpattern_bench.figures import plot_cell, save_figure
-from gpattern_bench.runs.run import run_method
-from gpattern_bench.runs.saved_model import load_model, predict_tables
 from gpattern_bench.sources.cache import CACHE
 from gpattern_bench.sources.fetch import MIRROR
 from gpattern_bench.sources.registry import find_entry
@@ -319,6 +313,9 @@ def give(folder: Path) -> None:
     molecules.rename(columns={"cell": "cell_id"}).to_csv(folder / "table.csv", index=False)
 
 
+# Each imports what it needs: torch, for one, which --quick does without.
+
+
 def _loaded(place: Path) -> str:  # noqa: ARG001 - all calls have the folder of their files
     dataset = load_dataset("synthetic", verify=True)
     return f"{dataset!r} {dataset.labels_sha256}"
@@ -339,12 +336,16 @@ def _made(place: Path) -> str:
 
 
 def _ran(place: Path) -> str:
+    from gpattern_bench.runs.run import run_method
+
     out = place / "api-runs"
     run_method("sprawl", load_dataset("synthetic"), out)
     return " ".join(digest_of(out / "synthetic" / name) for name in _SCORES)
 
 
 def _predicted(place: Path) -> str:
+    from gpattern_bench.runs.saved_model import load_model, predict_tables
+
     method, model = load_model(place / _SCORED / "model-seed0")
     path = place / f"api-scores-{os.getpid()}.parquet"
     try:
@@ -354,21 +355,31 @@ def _predicted(place: Path) -> str:
 
 
 def _evaluated(place: Path) -> str:
+    from gpattern_bench import Evaluator
+
     result = Evaluator("synthetic").eval(place / _SCORED / "test-seed0.parquet", replicates=100)
     return json.dumps(plain(dict(result)), default=str)
 
 
 def _paged(place: Path) -> str:
+    from gpattern_bench.board.leaderboard import build_board
+    from gpattern_bench.board.page import build_page
+    from gpattern_bench.board.submission import read_submissions
+
     found = read_submissions(place / "board" / "submissions")
     return hashlib.sha256(build_page(build_board(found), found).encode()).hexdigest()
 
 
 def _called(place: Path) -> str:
+    from gpattern_bench import call
+
     with tempfile.TemporaryDirectory(dir=place) as out:
         return digest_of(call("synthetic", Path(out) / "answer", jobs=1).folder / "pairs.parquet")
 
 
 def _drawn(place: Path) -> str:
+    from gpattern_bench.figures import plot_cell, save_figure
+
     return digest_of(save_figure(plot_cell(load_dataset("synthetic")), place / "api.svg"))
 
 
@@ -852,13 +863,13 @@ def table(rows: dict[str, Row]) -> list[dict[str, Any]]:
 def main() -> int:
     """Contend; print tables, and all figures as JSON in the last line."""
     parser = argparse.ArgumentParser(description="Several processes on one cache.")
-    parser.add_argument("--minutes", type=float, help="default 30; with --quick 0.1")
+    parser.add_argument("--minutes", type=float, help="default 30; with --quick 0.05")
     parser.add_argument("--processes", type=int, help="default 6; with --quick 3")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="few commands, in seconds")
     parser.add_argument("--tmp", type=Path, help="folder for the files, which are removed")
     options = parsed(parser)
-    minutes = options.minutes or (0.1 if options.quick else 30.0)
+    minutes = options.minutes or (0.05 if options.quick else 30.0)
     processes = options.processes or (3 if options.quick else 6)
     mix = dict(QUICK if options.quick else FULL)
     if os.environ.get(MIRROR) and not options.quick:

@@ -4,10 +4,11 @@ Two parts, each with a table; the last line is one JSON object with every figure
 
 *Startup*: whole processes on cached tables, in seconds of the processor (user + system).
 
-*Busy*: `run boosted` and `demo` by the clock, alone and with one busy process on each processor.
+*Busy*: `run boosted` and `demo` by the clock, alone and with one busy process on each processor;
+with `--quick` a command that is soon done.
 
 `--before CHECKOUT` measures another checkout of this project too, in turn with this one; `--parts`
-chooses parts. Rerun: `python benchmarks/everyday.py` (ten minutes), or `--quick` (a minute).
+chooses parts. Rerun: `python benchmarks/everyday.py` (ten minutes), or `--quick` (seconds).
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def main() -> None:
     busy = {"run boosted": ["run", "boosted", "--dataset", "synthetic"], "demo": ["demo"]}
     if options.quick:
         repeats = 1
-        busy = {"run prevalence": ["run", "prevalence", "--dataset", "synthetic"]}
+        busy = {"datasheet": ["datasheet", "synthetic"]}
     with tempfile.TemporaryDirectory() as folder:
         if not options.quick:
             os.environ["GPATTERN_BENCH_DATA"] = str(Path(folder) / "data")

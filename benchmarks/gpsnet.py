@@ -19,7 +19,8 @@ and in bfloat16, in which `predict` computes the paper's models where the proces
 A cell of the NIH/3T3 kind has 15,222 molecules of 15 a gene, as in the real cells of `nih3t3_gold`,
 where genes of fewer than five molecules in a cell were left out.
 
-Rerun: `python benchmarks/gpsnet.py` (about ten minutes on two cores), or `--quick` (seconds).
+Rerun: `python benchmarks/gpsnet.py` (about ten minutes on two cores), or `--quick` (seconds,
+one process).
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ import shapely
 import torch
 from scipy.spatial import cKDTree
 from tabulate import tabulate
-from timing import fresh, parsed, report, resident, told
+from timing import fresh, here, parsed, report, resident, told
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -63,13 +64,17 @@ def main() -> None:
     narrow = {"width": 96} if quick else {}
     knn_plan(cloud(1000), 16)  # compiled, or read from numba's cache
     every = {
-        "forward": forward(1_000 if quick else 10_405, repeats),
+        "forward": forward(400 if quick else 10_405, repeats),
         "backward": [
-            backward(600 if quick else 5_200, "gather", repeats),
-            backward(1_200 if quick else 20_800, "full", repeats),
+            backward(300 if quick else 5_200, "gather", repeats),
+            backward(400 if quick else 20_800, "full", repeats),
         ],
-        "growth": growth([500, 1_000] if quick else [5_000 * 2**i for i in range(5)], repeats),
-        "small_cells": small_cells(4 if quick else 64, repeats),
+        "growth": growth(
+            [200, 400] if quick else [5_000 * 2**i for i in range(5)],
+            repeats,
+            here if quick else fresh,
+        ),
+        "small_cells": small_cells(2 if quick else 64, repeats),
         "whole_model": [
             whole_model("nih3t3", 300 if quick else 15_222, 100 if quick else 3_721, **narrow),
             whole_model("u2os", 300 if quick else 15_222, 20 if quick else 130, **narrow),
@@ -220,7 +225,7 @@ def backward(n: int, rival: str, repeats: int) -> dict[str, Any]:
     return {"n": n, "seconds": seconds, "ratios": ratios, "difference": apart}
 
 
-def growth(sizes: list[int], repeats: int) -> dict[str, Any]:
+def growth(sizes: list[int], repeats: int, call: Callable[..., Any]) -> dict[str, Any]:
     """Times at doubling sizes; peak memory of the forward pass of the largest."""
     rows = []
     for n in sizes:
@@ -246,8 +251,8 @@ def growth(sizes: list[int], repeats: int) -> dict[str, Any]:
     ]
     headers = ["molecules", "plan (s)", "forward (s)", "x", "forward, backward (s)", "x"]
     print(tabulate(table, headers, tablefmt="github", floatfmt=".3g", intfmt=",", missingval="-"))
-    memory = fresh(peak, sizes[-1])
-    print(f"\npeak memory of a fresh process, forward, {sizes[-1]:,} molecules: {memory} GiB")
+    memory = call(peak, sizes[-1])
+    print(f"\npeak memory of the process, forward, {sizes[-1]:,} molecules: {memory} GiB")
     return {"rows": rows, "peak_gib": memory}
 
 

@@ -23,8 +23,8 @@ Prediction files go to ``--out`` as `gpattern-bench run` writes them, ready for 
 are there are not made again. Needs the gold sets' and the lung set's files (mirror or network).
 
 Rerun: `python benchmarks/gpsnet_real.py --out runs/gpsnet_real` (two hours on two cores), parts
-of it with ``--parts``, or ``--quick``: one seed, two steps, five trees, simulated cells only, and
-with ``--jobs 1`` one process.
+of it with ``--parts``, or ``--quick``: one seed, two steps, five trees, some simulated cells only,
+and with ``--jobs 1`` one process.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ SINGLE = ("gpsnet", "gpsnet_context")  # run by all seeds; the others have seed 
 SEEDS = 5
 ABLATION_STEPS = 600
 TISSUE_CELLS = 3000
+QUICK_CELLS = 40  # of a training
 
 
 @dataclass(frozen=True)
@@ -213,12 +214,12 @@ def made(row: Row, seed: int, out: Path, quick: bool) -> Path:
     file = folder / row.dataset / f"{origins[-1].stem()}.parquet"
     if file.is_file():
         return file
-    init = saved("gpsnet", row.before, seed, out)[0] if row.before else None
+    init = saved("gpsnet", row.before, seed, out, quick)[0] if row.before else None
     if row.cv:
         run_method(row.method, dataset, folder, train_on=sources, cv=True, seed=seed, init=init)
         return file
     train_on = row.train_on or (row.dataset,)
-    model, fit = saved(row.method, train_on, seed, out, init, row.before)
+    model, fit = saved(row.method, train_on, seed, out, quick, init, row.before)
     method.load(model)
     method.batch = 1
     scores, costs = {}, {"fit": fit}
@@ -236,8 +237,8 @@ def made(row: Row, seed: int, out: Path, quick: bool) -> Path:
 
 
 def saved(
-    name: str, train_on: tuple[str, ...], seed: int, out: Path, init: Path | None = None,
-    before: tuple[str, ...] = (),
+    name: str, train_on: tuple[str, ...], seed: int, out: Path, quick: bool,
+    init: Path | None = None, before: tuple[str, ...] = (),
 ) -> tuple[Path, Cost]:  # fmt: skip
     """Fit a method, unless that is done: the folder of the model, and what the fit cost."""
     sets = dict.fromkeys((*before, *train_on))
@@ -248,12 +249,15 @@ def saved(
         method = get_method(name)
         sources = [load_dataset(one) for one in train_on]
         if isinstance(method, GPSNetEnsemble):  # of seed 0: the networks of seeds 0 to 4
-            members = [saved("gpsnet", train_on, k, out) for k in range(len(method.members))]
+            members = [saved("gpsnet", train_on, k, out, quick) for k in range(len(method.members))]
             for member, (model, _) in zip(method.members, members, strict=True):
                 member.load(model)
             spent = sum((cost for _, cost in members), Cost())
         else:
-            spent = fit_method(method, sources, seed, folder / "training.safetensors", init=init)
+            spent = fit_method(
+                method, sources, seed, folder / "training.safetensors",
+                init=init, sample_cells=QUICK_CELLS if quick else None,
+            )  # fmt: skip
         ids = training_ids([load_dataset(one) for one in sets])
         card = Model(name, list(sources[0].patterns), ids, None, seed)
         save_model(method, card, folder)
@@ -383,7 +387,7 @@ def absence(out: Path, seeds: int, jobs: int, quick: bool) -> list[dict[str, Any
             values = []
             for seed in range(1 if quick else seeds):
                 method = GPSNetMethod()
-                method.load(saved("gpsnet", sources, seed, out)[0])
+                method.load(saved("gpsnet", sources, seed, out, quick)[0])
                 cells = dataset.iter_cells("test").without_labels().mapped(change)
                 values.append(scored(method, cells, dataset, "test"))
             rows.append({"table": table, "cells have": name, **means(values)})
@@ -428,6 +432,7 @@ def training_cost(quick: bool) -> list[dict[str, Any]]:
     """A training on the simulated cells."""
     torch.set_num_threads(1)
     cells = training_cells([load_dataset(one) for one in (SIMULATED[:1] if quick else SIMULATED)])
+    cells = cells.sampled(QUICK_CELLS, 0) if quick else cells
     method = GPSNetMethod(training=replace(TRAININGS["gpsnet"], steps=2) if quick else None)
     began = process_time()
     method.fit(cells, 0)
@@ -530,6 +535,8 @@ def variant(
     if file.is_file():
         return json.loads(file.read_text())
     cells = training_cells([load_dataset(one) for one in train_on])
+    if quick:
+        cells = cells.sampled(QUICK_CELLS, seed)
     if part > 1:
         cells = Every(cells, part)
     steps = 2 if quick else ABLATION_STEPS

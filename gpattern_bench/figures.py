@@ -8,9 +8,11 @@ colours by Okabe and Ito (2008).
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -579,6 +581,7 @@ def _scale_bar(axes: Axes, left: float, width: float) -> None:
     )  # fmt: skip
 
 
+@lru_cache(maxsize=1000)  # panels have the same titles, and curves are slow to measure
 def _wrapped(text: str, inches: float, size: float) -> str:
     """Break lines, between words or else within, so that text of that size in points fits."""
     from matplotlib.font_manager import FontProperties
@@ -587,12 +590,15 @@ def _wrapped(text: str, inches: float, size: float) -> str:
     font = FontProperties(family="DejaVu Sans")
 
     def fits(line: str) -> bool:
+        if not line.strip():
+            return True
         extents = TextPath((0, 0), line, size=size, prop=font).get_extents()
         return bool(extents.width <= 0.95 * 72 * inches)
 
     def broken(line: str) -> Iterator[str]:
         while line and not fits(line):
-            most = next(n for n in range(len(line) - 1, 0, -1) if n == 1 or fits(line[:n]))
+            # The longest that fits; what is longer is never narrower.
+            most = max(1, bisect_left(range(1, len(line)), True, key=lambda n: not fits(line[:n])))
             at = line.rfind(" ", 1, most + 1)
             at = most if at < 0 else at
             yield line[:at].rstrip()

@@ -6,7 +6,10 @@ import importlib
 import json
 import subprocess
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +17,8 @@ import pytest
 from samples import PATIENCE_S, REPORTED
 
 from gpattern_bench.evaluate.bootstrap import Resamples
+from gpattern_bench.methods.boosted import method as boosted
+from gpattern_bench.methods.gpsnet import method as gpsnet
 from gpattern_bench.runs.saved_model import load_model
 
 pytestmark = pytest.mark.slow
@@ -28,16 +33,42 @@ JOIN = {
 }  # fmt: skip
 
 
-def run(command: list[object]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
+def run(command: list[object]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
+    return done.stdout
+
+
+@pytest.fixture
+def folder(monkeypatch):
+    """The scripts can be imported: each in a process of its own would import torch again."""
+    monkeypatch.syspath_prepend(BENCHMARK.parent)
+    monkeypatch.setattr("torch.set_num_threads", lambda n: None)  # those of later tests
+
+
+@pytest.fixture
+def quick(folder, monkeypatch, capsys):
+    """Run a script with `--quick`: what it printed."""
+
+    def run(name: str, *options: object) -> str:
+        monkeypatch.setattr("sys.argv", [f"{name}.py", "--quick", *map(str, options)])
+        importlib.import_module(name).main()
+        return capsys.readouterr().out
+
+    return run
+
+
+def last(output: str) -> dict[str, Any]:
+    return json.loads(output.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
 def output() -> str:
-    command = [sys.executable, str(BENCHMARK), "--quick"]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=PATIENCE_S, check=True
-    ).stdout
+    """Of the evaluator."""
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as printed:
+        patch.syspath_prepend(BENCHMARK.parent)
+        patch.setattr("sys.argv", ["evaluator.py", "--quick"])
+        importlib.import_module("evaluator").main()
+    return printed.getvalue()
 
 
 def test_the_last_line_is_json_with_every_figure(output):
@@ -55,7 +86,7 @@ def test_the_last_line_is_json_with_every_figure(output):
 
 
 def test_the_numbers_are_those_of_scikit_learn(output):
-    rows = json.loads(output.splitlines()[-1])["scores"]
+    rows = last(output)["scores"]
     assert all(0 <= row["max_difference"] <= 1e-12 for row in rows)
 
 
@@ -65,10 +96,8 @@ def test_there_is_a_table_for_every_part(output):
     assert "peak_gib" in output
 
 
-def test_releases_are_drawn_written_curated_and_loaded(tmp_path):
-    command = [sys.executable, str(BENCHMARK.with_name("data.py")), "--quick", "--tmp", tmp_path]
-    done = run(command)
-    found = json.loads(done.stdout.splitlines()[-1])
+def test_releases_are_drawn_written_curated_and_loaded(quick, tmp_path):
+    found = last(quick("data", "--tmp", tmp_path))
     assert set(found) == REPORTED | {"drawing", "writing", "curating", "loading"}
     drawn, [release, tables] = found["drawing"][0], found["curating"]
     assert (drawn["cells"], drawn["genes"]) == (80, 48)
@@ -78,10 +107,8 @@ def test_releases_are_drawn_written_curated_and_loaded(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ranking_games_are_measured():
-    found = json.loads(
-        run([sys.executable, BENCHMARK.with_name("games.py"), "--quick"]).stdout.splitlines()[-1]
-    )
+def test_ranking_games_are_measured(quick):
+    found = last(quick("games"))
     [copy] = found["copies"]
     assert copy["flagged"]
     assert {row["compared with"] for row in found["nearest"]} >= {
@@ -101,10 +128,9 @@ def costs():
         yield importlib.import_module("costs")
 
 
-def test_costs_have_points_and_exponents_along_every_axis(costs, tmp_path):
-    command = [sys.executable, str(BENCHMARK.with_name("costs.py")), "--quick", "--tmp", tmp_path]
-    done = run(command)
-    found = json.loads(done.stdout.splitlines()[-1])
+def test_costs_have_points_and_exponents_along_every_axis(quick, costs, tmp_path):
+    output = quick("costs", "--tmp", tmp_path)
+    found = last(output)
     points = found["points"]
     assert [row["what"] for row in found["call"]] == ["call", "of this, curation"]
     assert all(row["cells"] == 30 and row["cpu_s"] > 0 for row in found["call"])
@@ -119,7 +145,7 @@ def test_costs_have_points_and_exponents_along_every_axis(costs, tmp_path):
         for axis in costs.AXES:  # the others are as they were
             grown = point[axis] / base[point["what"]][axis]
             assert grown == pytest.approx(1 + (point["axis"] == axis), rel=0.1)
-    lines = done.stdout.splitlines()
+    lines = output.splitlines()
     cells = next(line.split("|")[4] for line in lines if line.startswith("| curation "))
     of_curation = [point for point in points if point["what"] == "curation"]
     assert float(cells) == pytest.approx(costs.exponent(of_curation, "cells", "cpu_s"), rel=0.01)
@@ -136,10 +162,8 @@ def test_an_exponent_is_that_of_the_power_law(costs):
     assert costs.exponent(points, "genes", "cpu_s") is None  # a single point
 
 
-def test_the_small_network_is_trained_scored_and_used():
-    command = [sys.executable, str(BENCHMARK.with_name("gpsnet_small.py")), "--quick"]
-    done = run(command)
-    found = json.loads(done.stdout.splitlines()[-1])
+def test_the_small_network_is_trained_scored_and_used(quick):
+    found = last(quick("gpsnet_small"))
     small, unknown, upright, trees = found["scores"]
     assert set(small) == set(upright) == {"model", "fit_s", "fit_cpu_s", "test_s", "auc", "f1"}
     assert small["auc"] not in (unknown["auc"], upright["auc"])  # each is another model
@@ -147,11 +171,11 @@ def test_the_small_network_is_trained_scored_and_used():
     assert (found["prediction"]["cells"], found["prediction"]["pairs"]) == (40, 1_822)
 
 
-def test_gpsnet_and_its_rival_are_trained_alike_and_compared(tmp_path):
-    command = [sys.executable, str(BENCHMARK.with_name("gpsnet_real.py")), "--quick"]
-    command += ["--out", tmp_path, "--jobs", "1"]
-    command += ["--parts", "simulation", "calibration", "absence", "speed", "ablation"]
-    found = json.loads(run(command).stdout.splitlines()[-1])
+def test_gpsnet_and_its_rival_are_trained_alike_and_compared(quick, monkeypatch, tmp_path):
+    for module, name in ((gpsnet, "steps_for"), (boosted, "_TREES"), (boosted, "_ROUNDS")):
+        monkeypatch.setattr(module, name, getattr(module, name))  # the script changes them
+    parts = ["simulation", "calibration", "absence", "speed", "ablation"]
+    found = last(quick("gpsnet_real", "--out", tmp_path, "--jobs", "1", "--parts", *parts))
     rows = {row["method"]: row for row in found["simulation"]}
     assert set(rows) == {"gpsnet", "boosted"}
     assert rows["boosted"]["AUC"] > 80
@@ -168,16 +192,13 @@ def test_gpsnet_and_its_rival_are_trained_alike_and_compared(tmp_path):
     assert changed["both outlines"] == rows["gpsnet"]["AUC"]
     assert len(set(changed.values())) == 4
     assert [row["setting"] for row in found["ablation"]] == ["gpsnet"]
-    assert [row["cells"] for row in found["speed"]] == [320, 40, 40]
+    assert [row["cells"] for row in found["speed"]] == [40, 40, 40]
     for method in rows:
         assert (tmp_path / method / "synthetic" / "test-seed0.parquet").is_file()
 
 
-def test_calls_are_measured_against_labels(monkeypatch, capsys):
-    monkeypatch.syspath_prepend(BENCHMARK.parent)
-    monkeypatch.setattr(sys, "argv", ["calls.py", "--quick"])
-    importlib.import_module("calls").main()
-    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+def test_calls_are_measured_against_labels(quick):
+    found = last(quick("calls"))
     ways = {row["probabilities"]: row for row in found["calibration"]}
     assert ways["logistic"]["Brier"] < ways["as they are"]["Brier"]  # val has the same settings
     assert found["reliability"][0]["pairs"] > 5_000  # most scores are low
@@ -195,8 +216,7 @@ def test_calls_are_measured_against_labels(monkeypatch, capsys):
     assert found["abstention"][0]["left"] == 1 > found["abstention"][1]["left"]
 
 
-def test_calibration_is_that_of_the_pairs_one_by_one(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARK.parent)
+def test_calibration_is_that_of_the_pairs_one_by_one(folder):
     real = importlib.import_module("gpsnet_real")
     rng = np.random.default_rng(0)
     truth, scores = rng.random((60, 2)) < 0.3, rng.random((60, 2)).astype(np.float32)
@@ -226,8 +246,7 @@ def test_the_whole_benchmark_goes_from_files_to_a_board(tmp_path):
     rows = [{"step": "curate", "failed": "as before"}, {"step": "before", "seconds": 1.0}]
     before = {"counts": {}, "steps": rows, "methods": [], "jobs": []}
     kept.write_text(json.dumps({"cosmx_lung": before}))
-    done = run([*command, "--tmp", work, "--keep", kept])
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = last(run([*command, "--tmp", work, "--keep", kept]))
     assert json.loads(kept.read_text()) == {"cosmx_lung": found["cosmx_lung"]}
     found = found["cosmx_lung"]
     first, *others = found["steps"]
@@ -238,20 +257,19 @@ def test_the_whole_benchmark_goes_from_files_to_a_board(tmp_path):
         "score, 1,000 replicates", "board",
     ]  # fmt: skip
     assert all(step["seconds"] > 0 and step["peak_gib"] > 0 for step in steps.values())
-    prevalence, oracle, gpsnet = found["methods"]
-    assert prevalence["auc"] == 0.5 < gpsnet["auc"]
+    prevalence, oracle, sprawl = found["methods"]
+    assert prevalence["auc"] == 0.5 < sprawl["auc"]
     assert "auc" not in oracle  # evaluated where it cannot be submitted
-    assert gpsnet["pairs_per_s"] > 0
+    assert sprawl["pairs_per_s"] > 0
     rows = [(row["jobs"], row["start"]) for row in found["jobs"]]
     assert rows == [("1", "first"), ("2", "first"), ("2", "again")]
     assert found["jobs"][-1]["left"] >= 1  # shards that SIGKILL did not undo
     assert list(work.iterdir()) == []
 
 
-def test_the_time_of_a_cluster_is_divided(tmp_path):
+def test_the_time_of_a_cluster_is_divided(quick, tmp_path):
     pytest.importorskip("distributed", reason="Dask is not installed")
-    command = [sys.executable, str(BENCHMARK.with_name("dask_cluster.py")), "--quick"]
-    found = json.loads(run([*command, "--tmp", tmp_path]).stdout.splitlines()[-1])
+    found = last(quick("dask_cluster", "--tmp", tmp_path))
     [row] = found["methods"]
     assert row["tasks"] == found["counts"]["fovs"] == 3  # one a split
     of_workers = ("scoring", "rest of tasks", "transfer", "idle")
@@ -264,9 +282,8 @@ def test_the_time_of_a_cluster_is_divided(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_everyday_work_is_measured_in_two_parts():
-    done = run([sys.executable, str(BENCHMARK.with_name("everyday.py")), "--quick"])
-    found = json.loads(done.stdout.splitlines()[-1])
+def test_everyday_work_is_measured_in_two_parts(quick):
+    found = last(quick("everyday"))
     assert [row["whole process"] for row in found["startup"]] == [
         'load_dataset("synthetic")', 'Evaluator("synthetic")', "list", "info", "evaluate",
     ]  # fmt: skip
@@ -275,9 +292,8 @@ def test_everyday_work_is_measured_in_two_parts():
     assert row["busy (s)"] / row["quiet (s)"] == pytest.approx(row["ratio"])
 
 
-def test_methods_are_timed_on_drawn_cells():
-    done = run([sys.executable, str(BENCHMARK.with_name("methods.py")), "--quick"])
-    found = json.loads(done.stdout.splitlines()[-1])
+def test_methods_are_timed_on_drawn_cells(quick):
+    found = last(quick("methods"))
     assert [row["what"] for row in found["drawn"]] == [
         "bento features", "sprawl peripheral", "sprawl punctate", "sprawl radial", "ella fit",
         "locfish features",
@@ -287,9 +303,10 @@ def test_methods_are_timed_on_drawn_cells():
     assert set(scored.values()) == {found["drawn"][0]["pairs"]}  # all score every pair
 
 
-def test_peers_are_measured_or_said_to_be_missing(tmp_path):
-    done = run([sys.executable, str(BENCHMARK.with_name("peers.py")), "--quick"])
-    rows = json.loads(done.stdout.splitlines()[-1])["rows"]
+@pytest.mark.filterwarnings("ignore:flex_attention called without")  # compiling takes a minute
+def test_peers_are_measured_or_said_to_be_missing(quick, tmp_path):
+    output = quick("peers")
+    rows = last(output)["rows"]
     measured = {(row["part"], row["peer"]) for row in rows if row["theirs"] is not None}
     here = {"scikit-learn": "evaluator"} | dict.fromkeys(
         ("scipy's cKDTree", "gather", "SDPA, neighbours as a mask", "SDPA, all molecules",
@@ -302,7 +319,7 @@ def test_peers_are_measured_or_said_to_be_missing(tmp_path):
             assert row["ratio"] == pytest.approx(row["theirs"] / row["ours"])
         elif row["peer"] is not None:
             assert row["note"] == "not run: no --peers"
-            assert f"{row['what']}, {row['peer']}: not run" in done.stdout
+            assert f"{row['what']}, {row['peer']}: not run" in output
         if row["limit"] is not None:
             assert row["share"] == pytest.approx(row["limit"] / row["ours"])
     assert [row["units"] for row in rows if row["part"] == "features"] == [
@@ -311,13 +328,12 @@ def test_peers_are_measured_or_said_to_be_missing(tmp_path):
     # a program that is not installed is the answer, not the end
     source, target = tmp_path / "cells.json", tmp_path / "found.json"
     source.write_text('{"cells": []}')
-    run([sys.executable, str(BENCHMARK.with_name("upstream.py")), "ella", source, target])
+    run([sys.executable, BENCHMARK.with_name("upstream.py"), "ella", source, target])
     assert json.loads(target.read_text())["why"].startswith("PackageNotFoundError")
 
 
-def test_the_bootstrap_is_that_of_numpy_alone():
-    done = run([sys.executable, str(BENCHMARK.with_name("bootstrap.py")), "--quick"])
-    found = json.loads(done.stdout.splitlines()[-1])
+def test_the_bootstrap_is_that_of_numpy_alone(quick):
+    found = last(quick("bootstrap"))
     assert found["pairs"] == 20_000
     assert found["largest_difference"] <= 1e-11
     assert [row["pairs"] for row in found["cells"]] == [5_000, 10_000, 20_000]
@@ -325,37 +341,28 @@ def test_the_bootstrap_is_that_of_numpy_alone():
 
 def test_the_studies_of_intervals_are_found_and_counted():
     command = [sys.executable, str(BENCHMARK.with_name("intervals.py")), "--runs", "4"]
-    done = run([*command, "--clusters", "20"])
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = last(run([*command, "--clusters", "20"]))
     assert {study["clusters"] for study in found["studies"]} == {20}
     assert all(0 <= study["covered"] <= 1 for study in found["studies"])
 
 
-def test_datasets_are_made_from_an_empty_cache():
-    done = run([sys.executable, str(BENCHMARK.with_name("datasets.py")), "--quick"])
-    rows = json.loads(done.stdout.splitlines()[-1])["rows"]
+def test_datasets_are_made_from_an_empty_cache(quick):
+    rows = last(quick("datasets"))["rows"]
     assert [row["what"] for row in rows] == ["simulate, `synthetic`", '`load_dataset("synthetic")`']
     assert all(row["seconds"] > 0 < row["cpu_s"] for row in rows)
 
 
-def test_models_of_the_package_are_made_again(tmp_path, monkeypatch, capsys, brief_training):
-    monkeypatch.syspath_prepend(BENCHMARK.parent)
-    monkeypatch.setattr("torch.set_num_threads", lambda n: None)  # those of later tests
-    options = ["--quick", "--only", "gpsnet-cosmx", "--out", str(tmp_path)]
-    monkeypatch.setattr("sys.argv", ["pretrained.py", *options])
-    importlib.import_module("pretrained").main()
-    [(name, card)] = json.loads(capsys.readouterr().out.splitlines()[-1])["models"].items()
+def test_models_of_the_package_are_made_again(quick, tmp_path, brief_training):
+    found = last(quick("pretrained", "--only", "gpsnet-cosmx", "--out", tmp_path))
+    [(name, card)] = found["models"].items()
     assert json.loads((tmp_path / name / "card.json").read_text()) == card
     assert set(card["thresholds"]) == set(card["rates"]) == {"cytoplasmic", "membrane", "nuclear"}
     assert load_model(tmp_path / name)[1].thresholds == card["thresholds"]
 
 
-def test_a_device_is_measured_and_its_gradients_checked(monkeypatch, capsys):
-    monkeypatch.syspath_prepend(BENCHMARK.parent)
-    monkeypatch.setattr("sys.argv", ["gpu.py", "--quick"])
-    importlib.import_module("gpu").main()
-    printed = capsys.readouterr().out
-    found = json.loads(printed.splitlines()[-1])
+def test_a_device_is_measured_and_its_gradients_checked(quick):
+    printed = quick("gpu")
+    found = last(printed)
     for row in found["attention"]:
         assert (row["seconds"] is None) == bool(row["why"])
         if row["why"]:
@@ -365,8 +372,7 @@ def test_a_device_is_measured_and_its_gradients_checked(monkeypatch, capsys):
     assert [(row["training on"], row["steps"]) for row in found["training"]] == [("drawn", 2)]
 
 
-def test_without_a_device_only_small_sizes_run(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARK.parent)
+def test_without_a_device_only_small_sizes_run(folder, monkeypatch):
     monkeypatch.setattr("sys.argv", ["gpu.py"])
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(SystemExit, match="no CUDA device here; --quick"):

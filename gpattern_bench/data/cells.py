@@ -211,12 +211,10 @@ class Cells:
         """Return the first of the cells, at most so many."""
         some = []
         for one in self._tables:
-            table = read_table(one.folder / "cells.parquet", one.fovs, ["fov", "cell_id"])
-            rows = table.to_pandas()
-            rows = rows if one.keep is None else rows[rows["cell_id"].isin(one.keep)]
+            rows = _rows(one)
             rows, most = rows.head(most), most - len(rows.head(most))
             if len(rows):
-                fovs, names = rows["fov"].astype(str).unique(), rows["cell_id"].astype(str)
+                fovs, names = rows["fov"].unique(), rows["cell_id"]
                 some.append(replace(one, fovs=fovs.tolist(), keep=frozenset(names)))
         return self._of(some)
 
@@ -259,6 +257,8 @@ class Cells:
 
     def _read(self, tables: CellTables) -> Iterator[Cell]:
         folder, fovs = tables.folder, tables.fovs
+        if tables.keep is not None and len(tables.keep) < len(fovs):  # some have none of them
+            fovs = _rows(tables)["fov"].unique().tolist()
         # All tables are sorted by FOV: read them in step, each opened once.
         columns = ["fov", "cell_id", "gene", "x", "y"] + ["z"] * self._depth
         outlines = _by_fov(read_fovs(folder / "cells.parquet", fovs))
@@ -364,6 +364,13 @@ def _names(tables: CellTables) -> list[str]:
     """Name the cells to yield, as their table does."""
     names = read_table(tables.folder / "cells.parquet", tables.fovs, ["cell_id"])["cell_id"]
     return [name for name in names.to_pylist() if tables.keep is None or name in tables.keep]
+
+
+def _rows(tables: CellTables) -> pd.DataFrame:
+    """Name the field of view and the id of the cells to yield, in table order."""
+    table = read_table(tables.folder / "cells.parquet", tables.fovs, ["fov", "cell_id"])
+    rows: pd.DataFrame = table.to_pandas().astype(str)
+    return rows if tables.keep is None else rows[rows["cell_id"].isin(tables.keep)]
 
 
 def _count(tables: CellTables) -> int:

@@ -338,6 +338,13 @@ class TestCells:
         assert [cell.cell_id for cell in cells] == names
         assert len(cells) == len(names)
 
+    def test_fewer_cells_than_fields_of_view_are_those_of_all(self, small):
+        *_, last = every = list(small.iter_cells())
+        assert len(small.fovs()) > 2
+        for few in ([every[0], last], [last], []):
+            kept = small.iter_cells(keep=[cell.cell_id for cell in few])
+            assert same_cells(kept, few)
+
     def test_without_labels_hides_them_and_nothing_else(self, small):
         names = small.cells("test")["cell_id"].tolist()[:2]
         shown = small.iter_cells("test", keep=names)
