@@ -144,7 +144,7 @@ def views() -> None:
 
 @pytest.fixture(scope="module")
 def brief_training() -> Iterator[None]:
-    """One epoch for networks, few trees and steps of t-SNE: for tests of what any method must do."""
+    """One epoch for networks, few trees, few steps: for tests of what any method must do."""
     from gpattern_bench.methods import _forest
     from gpattern_bench.methods.boosted import method as boosted
     from gpattern_bench.methods.gpsnet import method as gpsnet
