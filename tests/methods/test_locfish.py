@@ -393,7 +393,6 @@ class TestSet2018:
         for name in SAMACOITS_FEATURES:  # upstream sums in float32
             np.testing.assert_allclose(ours[name], reference[name], rtol=2e-5, atol=2e-6)
 
-    @pytest.mark.slow
     def test_ripleys_function_by_brute_force(self):
         boundary, nucleus = lobed(4.0)
         xy = scattered(boundary, 60)
