@@ -126,16 +126,18 @@ def views() -> None:
 
 @pytest.fixture(scope="module")
 def brief_training() -> Iterator[None]:
-    """One epoch for networks, few trees: for tests of what any method must do."""
+    """One epoch for networks, few trees, few steps: for tests of what any method must do."""
     from gpattern_bench.methods import _forest
     from gpattern_bench.methods.boosted import method as boosted
     from gpattern_bench.methods.gpsnet import method as gpsnet
     from gpattern_bench.methods.gpsnet.config import TRAININGS
+    from gpattern_bench.methods.locfish import method as locfish
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_forest, "_TREES", 30)
         patch.setattr(boosted, "_TREES", 20)
         patch.setattr(boosted, "_ROUNDS", 15)
+        patch.setattr(locfish, "_STEPS", 250)
         patch.setattr(gpsnet, "steps_for", lambda cells: min(8, cells))
         patch.setattr(gpsnet, "FINE_TUNING", replace(gpsnet.FINE_TUNING, steps=8))
         patch.setitem(TRAININGS, "small", replace(TRAININGS["small"], epochs=1))

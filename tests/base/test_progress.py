@@ -53,15 +53,17 @@ def dataset(tmp_path_factory) -> Dataset:
     return dataset_of(tmp_path_factory.mktemp("data") / "tiny", release, name="tiny")
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def small():
     """Small networks, two epochs."""
-    monkeypatch.setattr(ablations, "_QUICK_CELLS", 6)
-    monkeypatch.setattr(ablations, "_QUICK_EPOCHS", 2)
-    monkeypatch.setattr(gpsnet, "steps_for", lambda cells: 6)
-    monkeypatch.setitem(TRAININGS, "small", replace(TRAININGS["small"], epochs=2))
-    for name, value in TINY.items():
-        monkeypatch.setitem(PRESETS["small"], name, value)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ablations, "_QUICK_CELLS", 6)
+        patch.setattr(ablations, "_QUICK_EPOCHS", 2)
+        patch.setattr(gpsnet, "steps_for", lambda cells: 6)
+        patch.setitem(TRAININGS, "small", replace(TRAININGS["small"], epochs=2))
+        for name, value in TINY.items():
+            patch.setitem(PRESETS["small"], name, value)
+        yield
 
 
 @pytest.fixture
@@ -247,8 +249,9 @@ def seen(text: str) -> list[str]:
 
 @pytest.mark.slow
 class TestAblation:
-    @pytest.fixture(autouse=True)
-    def _one_thread(self):
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def one_thread(cls):
         """As in the processes that are started here: the same bits."""
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -273,6 +276,13 @@ class TestAblation:
         assert found.stdout == ""
         return folder, found.stderr
 
+    @pytest.fixture(scope="class")
+    @classmethod
+    def whole(cls, dataset, small, one_thread, tmp_path_factory):
+        """Folder and rows of one that is not killed."""
+        folder = tmp_path_factory.mktemp("whole") / "kept"
+        return folder, list(train_variants(dataset, studies=["depths"], quick=True, out=folder))
+
     def test_tells_each_setting_until_it_is_killed(self, killed):
         folder, err = killed
         assert "\r" not in err
@@ -288,13 +298,12 @@ class TestAblation:
         assert kept == [".json", ".safetensors"]
 
     def test_goes_on_to_the_bytes_of_one_that_was_not_killed_with_bars_on_a_terminal(
-        self, killed, start, dataset, tmp_path
+        self, killed, whole, start, dataset, tmp_path
     ):
         shutil.copytree(killed[0], tmp_path, dirs_exist_ok=True)
         with terminal() as written:
             out, _ = start(*DEPTHS, dataset.folder, "--json")
-        rows = train_variants(dataset, studies=["depths"], quick=True)
-        assert out == json.dumps([asdict(row) for row in rows], indent=1) + "\n"
+        assert out == json.dumps([asdict(row) for row in whole[1]], indent=1) + "\n"
 
         text = b"".join(written).decode()
         assert re.search(r"\rtraining: 100%\|█+\| 4/4 \[", text)
@@ -311,8 +320,9 @@ class TestAblation:
             "depths 1:1, 3 of 5: training on 6 cells",
         ]
 
-    def test_what_is_done_is_not_trained_again(self, told, dataset, monkeypatch, tmp_path):
-        rows = list(train_variants(dataset, studies=["depths"], quick=True, out="kept"))
+    def test_what_is_done_is_not_trained_again(self, told, whole, dataset, monkeypatch, tmp_path):
+        folder, rows = whole
+        shutil.copytree(folder, tmp_path / "kept")
         assert {path.suffix for path in Path("kept").iterdir()} == {".json"}
         monkeypatch.setattr(GPSNetMethod, "fit", None)
         out, lines = told(*DEPTHS, dataset.folder)

@@ -121,6 +121,8 @@ class TestInOrder:
 
 
 class TestCuration:
+    """What stops the workers comes last: it takes time until new ones have imported all."""
+
     def test_of_an_archive(self, flat, single, tmp_path, where):
         path = write_cosmx(simulate_like("cosmx_lung", 4), tmp_path / "sources", archive=True)
         recipe = COSMX.model_copy(update={"path": path.name})
@@ -132,7 +134,16 @@ class TestCuration:
         }
         assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "sources"]
 
-    def test_of_the_real_extract(self, shared, tmp_path, where):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def real(cls, shared, tmp_path_factory) -> dict[str, bytes]:
+        """What one process makes of the real extract."""
+        entry, folder = find_entry("cosmx_lung_mini"), tmp_path_factory.mktemp("real") / "one"
+        return everything(
+            curate(entry.recipe, shared, folder, name=entry.name, version=entry.version)
+        )
+
+    def test_of_the_real_extract(self, shared, real, tmp_path, where):
         entry = find_entry("cosmx_lung_mini")
         folder = curate(
             entry.recipe,
@@ -143,24 +154,36 @@ class TestCuration:
             pinned=entry.content_sha256,
             **where,
         )
-        single = curate(
-            entry.recipe, shared, tmp_path / "one", name=entry.name, version=entry.version
-        )
-        assert everything(folder) == everything(single)
+        assert everything(folder) == real
 
-    @pytest.mark.usefixtures("small")
-    def test_of_simulated_cells_and_of_what_is_in_memory(self, tmp_path, where):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def cells(cls, small, tmp_path_factory) -> tuple[Path, list[tuple[Recipe, dict[str, bytes]]]]:
+        """Sources, recipes, and what one process makes of them."""
+        folder = tmp_path_factory.mktemp("cells")
         drawn = Recipe(format="simulated", like="u2os", patterns=simulate.PATTERNS, seed=3)
-        write_bento_h5ad(simulate_like("u2os", 3), tmp_path / "cells.h5ad", simulate.PATTERNS)
+        write_bento_h5ad(simulate_like("u2os", 3), folder / "cells.h5ad", simulate.PATTERNS)
         read = Recipe(format="bento-h5ad", path="cells.h5ad", patterns=simulate.PATTERNS)
-        for recipe in (drawn, read):
-            one, several = (
-                curate(
-                    recipe, tmp_path, tmp_path / recipe.format / name, name="s", version="1", **how
-                )
-                for name, how in (("one", {}), ("several", where))
-            )
-            assert everything(several) == everything(one)
+        made = [
+            curate(recipe, folder, folder / recipe.format, name="s", version="1")
+            for recipe in (drawn, read)
+        ]
+        return folder, list(zip((drawn, read), map(everything, made), strict=True))
+
+    def test_of_simulated_cells_and_of_what_is_in_memory(self, cells, tmp_path, where):
+        sources, made = cells
+        for recipe, one in made:
+            out = tmp_path / recipe.format
+            several = curate(recipe, sources, out, name="s", version="1", **where)
+            assert everything(several) == one
+
+    def test_the_command(self, flat, single, tmp_path, where, cli):
+        words = ["curate", "cosmx", flat, "--unit-um", 0.18, "--controls", "NegPrb", "--name", "c"]
+        words += ["--out", tmp_path / "out"]
+        words += ["--jobs", 2] if where["jobs"] else ["--cluster", where["cluster"]]
+        code, err = cli(*words)
+        assert code == 0, err
+        assert everything(tmp_path / "out") == single
 
     def test_an_error_is_that_of_one_process(self, flat, tmp_path, where):
         folder = Path(shutil.copytree(flat, tmp_path / "sources" / "flat"))
@@ -188,14 +211,6 @@ class TestCuration:
             )
         assert list(tmp_path.iterdir()) == []
 
-    def test_the_command(self, flat, single, tmp_path, where, cli):
-        words = ["curate", "cosmx", flat, "--unit-um", 0.18, "--controls", "NegPrb", "--name", "c"]
-        words += ["--out", tmp_path / "out"]
-        words += ["--jobs", 2] if where["jobs"] else ["--cluster", where["cluster"]]
-        code, err = cli(*words)
-        assert code == 0, err
-        assert everything(tmp_path / "out") == single
-
 
 @pytest.fixture(scope="module")
 def submitted(tmp_path_factory) -> Path:
@@ -217,44 +232,44 @@ def submitted(tmp_path_factory) -> Path:
     return folder
 
 
-def texts(found) -> list[str]:
-    return [results_text(results) for results, _ in found]
+@pytest.fixture(scope="module")
+def rescored(submitted) -> list[str]:
+    """What one process finds."""
+    found = [submission.rescored()[0] for submission in read_submissions(submitted)]
+    assert [len(results) for results in found] == [1, 1, 1]
+    return [results_text(results) for results in found]
+
+
+@pytest.fixture(scope="module")
+def damaged(submitted, tmp_path_factory) -> tuple[Path, str]:
+    """The same with two files that lack pairs, and what one process says of them."""
+    folder = Path(shutil.copytree(submitted, tmp_path_factory.mktemp("bad") / "submissions"))
+    for name in ("molecule_count", "sprawl"):
+        path = folder / name / "predictions" / "synthetic" / "test-seed0.parquet"
+        pq.write_table(pq.read_table(path).slice(7), path)
+    with pytest.raises(PredictionError, match="molecule_count") as caught:
+        rescore(read_submissions(folder))
+    return folder, str(caught.value)
 
 
 class TestRescoring:
-    def test_gives_the_results_of_one_process(self, submitted, where, monkeypatch):
-        monkeypatch.chdir(submitted.parent)  # where no worker of a cluster is
-        found = read_submissions(Path("submissions"))
-        single = [submission.rescored() for submission in found]
-        assert [len(results) for results, _ in single] == [1, 1, 1]
-        assert texts(rescore(found, **where)) == texts(single)
+    def test_the_command_gives_the_results_of_one_process(
+        self, submitted, rescored, where, tmp_path, monkeypatch, cli
+    ):
+        words = ["--jobs", "2"] if where["jobs"] else ["--cluster", where["cluster"]]
+        shutil.copytree(submitted, tmp_path / "several")
+        monkeypatch.chdir(tmp_path)  # where no worker of a cluster is
+        options = ["--submissions", "several", "--out", "board", "--rescore", *words]
+        code, err = cli("leaderboard", *options)
+        assert code == 0, err
+        files = sorted((tmp_path / "several").rglob("results.json"))
+        assert [path.read_text() for path in files] == rescored
 
-    def test_an_error_is_that_of_one_process(self, submitted, where, tmp_path):
-        folder = Path(shutil.copytree(submitted, tmp_path / "submissions"))
-        for name in ("molecule_count", "sprawl"):
-            path = folder / name / "predictions" / "synthetic" / "test-seed0.parquet"
-            pq.write_table(pq.read_table(path).slice(7), path)
-        texts = []
-        for how in ({}, where):
-            with pytest.raises(PredictionError) as caught:
-                rescore(read_submissions(folder), **how)
-            texts.append(str(caught.value))
-        assert "molecule_count" in texts[0]
-        assert texts[0] == texts[1]
-
-    def test_the_command(self, submitted, where, tmp_path, monkeypatch, cli):
-        several = ["--jobs", "2"] if where["jobs"] else ["--cluster", where["cluster"]]
-        made = []
-        for name, words in (("single", []), ("several", several)):
-            shutil.copytree(submitted, tmp_path / name)
-            monkeypatch.chdir(tmp_path)
-            options = ["--submissions", name, "--out", f"{name}-board", "--rescore", *words]
-            code, err = cli("leaderboard", *options)
-            assert code == 0, err
-            files = sorted((tmp_path / name).rglob("results.json"))
-            made.append([path.read_bytes() for path in files])
-        assert len(made[0]) == 3
-        assert made[0] == made[1]
+    def test_an_error_is_that_of_one_process(self, damaged, where):
+        folder, text = damaged
+        with pytest.raises(PredictionError) as caught:
+            rescore(read_submissions(folder), **where)
+        assert str(caught.value) == text
 
     def test_workers_without_rescoring_are_wrong_usage(self, cli):
         code, err = cli("leaderboard", "--jobs", "2")

@@ -92,13 +92,18 @@ def written(anndata, table, folder):
         return anndata.read_h5ad(folder / "table.h5ad")
 
 
+@pytest.fixture(scope="module")
+def table(anndata, synthetic, tmp_path_factory):
+    """The AnnData of `synthetic`, as a file gives it back; read only."""
+    return written(anndata, to_anndata(synthetic), tmp_path_factory.mktemp("h5ad"))
+
+
 def layers_of(table):
     """Names of layers, sorted; anndata from 0.13 on counts X among them, as None."""
     return sorted(name for name in table.layers if name is not None)
 
 
-def test_the_h5ad_holds_the_counts_of_every_pair(anndata, synthetic, tmp_path):
-    table = written(anndata, to_anndata(synthetic), tmp_path)
+def test_the_h5ad_holds_the_counts_of_every_pair(table, synthetic):
     molecules = synthetic.molecules().to_pandas()
     expected = pd.crosstab(molecules["cell_id"].astype(str), molecules["gene"].astype(str))
     got = pd.DataFrame(table.X.toarray(), table.obs_names, table.var_names)
@@ -110,8 +115,7 @@ def test_the_h5ad_holds_the_counts_of_every_pair(anndata, synthetic, tmp_path):
     assert table.X.dtype == np.int32
 
 
-def test_the_h5ad_says_of_every_cell_where_it_lies(anndata, synthetic, tmp_path):
-    table = written(anndata, to_anndata(synthetic), tmp_path)
+def test_the_h5ad_says_of_every_cell_where_it_lies(table, synthetic):
     for split in synthetic.splits:
         cells = synthetic.cells(split)
         obs = table.obs.loc[cells["cell_id"]]
@@ -125,8 +129,7 @@ def test_the_h5ad_says_of_every_cell_where_it_lies(anndata, synthetic, tmp_path)
     assert tuple(about["patterns"]) == synthetic.patterns
 
 
-def test_labels_are_layers_and_a_mask_tells_what_is_labelled(anndata, synthetic, tmp_path):
-    table = written(anndata, to_anndata(synthetic), tmp_path)
+def test_labels_are_layers_and_a_mask_tells_what_is_labelled(table, synthetic):
     labels = synthetic.labels()
     row = table.obs_names.get_indexer(labels["cell_id"].astype(str))
     column = table.var_names.get_indexer(labels["gene"].astype(str))
@@ -208,8 +211,15 @@ def read_again(spatialdata, dataset, folder):
         return spatialdata.read_zarr(folder / "made.zarr")
 
 
-def test_the_zarr_holds_molecules_outlines_and_table(spatialdata, synthetic, tmp_path):
-    data = read_again(spatialdata, synthetic, tmp_path)
+@pytest.fixture(scope="module")
+def zarr(spatialdata, synthetic, tmp_path_factory):
+    """Folder of the SpatialData of `synthetic`, and what is read there; read only."""
+    folder = tmp_path_factory.mktemp("zarr")
+    return folder, read_again(spatialdata, synthetic, folder)
+
+
+def test_the_zarr_holds_molecules_outlines_and_table(zarr, synthetic):
+    data = zarr[1]
     points = data.points["transcripts"]
     molecules = synthetic.molecules().to_pandas()
     got = points.compute().reset_index(drop=True)
@@ -236,8 +246,8 @@ def test_the_zarr_holds_molecules_outlines_and_table(spatialdata, synthetic, tmp
 
 
 @copies_texts
-def test_the_library_finds_the_cells_of_the_table_and_of_a_region(spatialdata, synthetic, tmp_path):
-    data = read_again(spatialdata, synthetic, tmp_path)
+def test_the_library_finds_the_cells_of_the_table_and_of_a_region(spatialdata, zarr, synthetic):
+    data = zarr[1]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         elements, table = spatialdata.join_spatialelement_table(
@@ -258,12 +268,11 @@ def test_the_library_finds_the_cells_of_the_table_and_of_a_region(spatialdata, s
     assert 0 < len(part.points["transcripts"]) == inside.sum() < len(x)
 
 
-def test_the_zarr_is_curated_to_the_same_tables(spatialdata, synthetic, tmp_path):
-    read_again(spatialdata, synthetic, tmp_path)
+def test_the_zarr_is_curated_to_the_same_tables(zarr, synthetic, tmp_path):
     recipe = Recipe(
         format="spatialdata", path="made.zarr", patterns=synthetic.patterns, fov_column="fov"
     )
-    folder = curate(recipe, tmp_path, tmp_path / "back", name="back", version="1.0.0")
+    folder = curate(recipe, zarr[0], tmp_path / "back", name="back", version="1.0.0")
     made, expected = (d.manifest.files for d in (Dataset(folder), synthetic))
     molecules = "molecules.parquet"
     assert made[molecules].content_sha256 == expected[molecules].content_sha256

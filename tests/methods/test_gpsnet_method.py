@@ -100,7 +100,7 @@ class TestSeveralTrainingSets:
         given = simulated(tmp_path / "given", seed=9, n_genes=14).iter_cells("test")
         scores = []
         for sources in ([dataset, more], [more, dataset], [dataset]):
-            method = GPSNetMethod(training=TRAINING, **TINY)
+            method = GPSNetMethod(training=replace(TRAINING, epochs=1), **TINY)
             method.fit(training_cells(sources), 0, FitContext(val_cells(sources)))
             genes = set().union(*(each.genes for each in sources))
             assert method.network.config.genes == tuple(sorted(genes))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -485,6 +484,7 @@ import json, logging, os, signal, sys
 from pathlib import Path
 
 import torch
+import torch._dynamo  # once, not in each child
 from accelerate import PartialState, debug_launcher
 
 torch.set_num_threads(1)
@@ -496,7 +496,8 @@ from gpattern_bench.methods.gpsnet.weights import read_tensors, write_tensors
 
 
 def main(settings):
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if settings["processes"] > 1:
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
     dataset, out = Dataset(Path(settings["dataset"])), Path(settings["out"])
     state = out / "state.safetensors"
     shown, show = [], train._Trainer._shown
@@ -522,52 +523,63 @@ def main(settings):
     (out / f"{rank}.json").write_text(json.dumps({"history": result.history, "shown": shown}))
 
 
-settings = json.loads(sys.argv[1])
-if settings["processes"] > 1:
-    debug_launcher(main, (settings,), settings["processes"])
-else:
-    main(settings)
+for settings in map(json.loads, sys.argv[1:]):
+    if settings["processes"] > 1:
+        debug_launcher(main, (settings,), settings["processes"])
+    elif not (child := os.fork()):
+        main(settings)
+        os._exit(0)
+    else:
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
 """
 
+KILLED = replace(TRAINING, epochs=12)
+SHARED = replace(TRAININGS["gpsnet"], epochs=3, batch=4, warmup=3, decay=False)
 
-def start(
-    dataset,
-    out: Path,
-    training: TrainingConfig,
-    processes: int = 1,
-    killed: int = 0,
-    config_of=config_of,
-) -> subprocess.Popen:
-    """Train in new processes, one thread each, with val cells and a checkpoint.
 
-    After as many epochs as `killed` says, it ends itself by SIGKILL.
+@pytest.fixture(scope="module")
+def apart(tiny, tmp_path_factory) -> tuple[Path, str]:
+    """Trained in other processes, one thread each, with val cells and a checkpoint.
+
+    In a folder and what was said: one process that ends itself by SIGKILL after three epochs, and
+    two processes together.
     """
-    settings = {
-        "dataset": str(dataset.folder),
-        "out": str(out),
-        "config": config_of(dataset.iter_cells("train")).to_json(),
-        "training": asdict(training),
-        "processes": processes,
-        "killed": killed,
-    }
-    script = out / "script.py"
+    folder, cells = tmp_path_factory.mktemp("apart"), tiny.iter_cells("train")
+    settings = [
+        {
+            "dataset": str(tiny.folder),
+            "out": str(folder / name),
+            "config": config.to_json(),
+            "training": asdict(training),
+            "processes": processes,
+            "killed": killed,
+        }
+        for name, config, training, processes, killed in (
+            ("killed", config_of(cells), KILLED, 1, 3),
+            ("shared", small_gpsnet(cells), SHARED, 2, 0),
+        )
+    ]
+    for each in settings:
+        Path(each["out"]).mkdir()
+    script = folder / "script.py"
     script.write_text(SCRIPT)
     root = Path(__file__).resolve().parents[2]
-    return subprocess.Popen(
-        [sys.executable, str(script), json.dumps(settings)],
+    done = subprocess.run(
+        [sys.executable, str(script), *map(json.dumps, settings)],
         env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         text=True,
+        timeout=PATIENCE_S,
+        check=False,
     )
+    assert done.returncode == 0, done.stderr
+    return folder, done.stderr
 
 
 class TestGoingOn:
-    def test_after_kill_9_the_weights_are_the_same_to_the_bit(self, tiny, tmp_path):
-        training, val = replace(TRAINING, epochs=12), tiny.iter_cells("val")
-        path = tmp_path / "state.safetensors"
-        process = start(tiny, tmp_path, training, killed=3)
-        _, errors = process.communicate(timeout=PATIENCE_S)
-        assert process.returncode == -signal.SIGKILL, errors
+    def test_after_kill_9_the_weights_are_the_same_to_the_bit(self, tiny, apart):
+        training, val = KILLED, tiny.iter_cells("val")
+        path = apart[0] / "killed" / "state.safetensors"
         assert 3 <= len(read_tensors(path)[1]["history"]) < 12
         resumed = trained(tiny, training, val=val, checkpoint=path)
         whole = trained(tiny, training, val=val)
@@ -615,15 +627,12 @@ class TestGoingOn:
 
 
 class TestTwoProcesses:
-    def test_they_do_together_what_one_does(self, tiny, tmp_path):
-        training = replace(TRAININGS["gpsnet"], epochs=3, batch=4, warmup=3, decay=False)
-        process = start(tiny, tmp_path, training, processes=2, config_of=small_gpsnet)
+    def test_they_do_together_what_one_does(self, tiny, apart):
+        training, folder, errors = SHARED, apart[0] / "shared", apart[1]
         alone = trained(tiny, training, config_of=small_gpsnet, val=tiny.iter_cells("val"))
-        _, errors = process.communicate(timeout=PATIENCE_S)
-        assert process.returncode == 0, errors
         told = [line[:12] for line in errors.splitlines() if line.startswith("epoch")]
         assert told == [f"epoch {k} of 3" for k in (1, 2, 3)], "one of them speaks"
-        parts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+        parts = [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
         cells = tiny.cells("train")["cell_id"].tolist()
         once = sorted([epoch, cell] for epoch in range(training.epochs) for cell in cells)
@@ -632,7 +641,7 @@ class TestTwoProcesses:
         assert parts[0]["history"] == parts[1]["history"]
         for ours, theirs in zip(parts[0]["history"], alone.history, strict=True):
             assert ours == pytest.approx(theirs, rel=1e-4)
-        written = [tmp_path / f"{rank}.safetensors" for rank in (0, 1)]
+        written = [folder / f"{rank}.safetensors" for rank in (0, 1)]
         assert written[0].read_bytes() == written[1].read_bytes()
         found = read_tensors(written[0])[0]
         for name, value in alone.network.state_dict().items():

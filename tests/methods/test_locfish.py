@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -19,6 +21,7 @@ from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import MethodError
 from gpattern_bench.evaluate.evaluator import Evaluator
 from gpattern_bench.methods import _forest
+from gpattern_bench.methods.base import Method
 from gpattern_bench.methods.locfish import method as locfish
 from gpattern_bench.methods.locfish.bigfish import BIGFISH_FEATURES, bigfish_features
 from gpattern_bench.methods.locfish.features_2018 import SAMACOITS_FEATURES, samacoits_features
@@ -390,7 +393,6 @@ class TestSet2018:
         for name in SAMACOITS_FEATURES:  # upstream sums in float32
             np.testing.assert_allclose(ours[name], reference[name], rtol=2e-5, atol=2e-6)
 
-    @pytest.mark.slow
     def test_ripleys_function_by_brute_force(self):
         boundary, nucleus = lobed(4.0)
         xy = scattered(boundary, 60)
@@ -400,15 +402,13 @@ class TestSet2018:
         grid = np.stack(np.meshgrid(*2 * [np.arange(-60, 160)]), -1).reshape(-1, 2)
         inside = grid[shapely.contains_xy(boundary, *(low + (grid + 0.5) * 0.1).T)]
         pixel = pixel[[(inside == p).all(axis=1).any() for p in pixel]]
-        n, values = len(pixel), []
-        for r in range(40):
-            total = 0.0
-            for p in pixel:
-                share = (np.hypot(*(inside - p).T) <= r).sum() / (
-                    np.hypot(*(grid - p).T) <= r
-                ).sum()
-                total += ((np.hypot(*(pixel - p).T) <= r).sum() - 1) * np.floor(255 * share) / 255
-            values.append((total * len(inside) / n**2 / np.pi) ** 0.5 - r)
+        n, totals = len(pixel), np.zeros(40)
+        for p in pixel:
+            covered, disk, others = (np.hypot(*(at - p).T) for at in (inside, grid, pixel))
+            for r in range(40):
+                share = (covered <= r).sum() / (disk <= r).sum()
+                totals[r] += ((others <= r).sum() - 1) * np.floor(255 * share) / 255
+        values = (totals * len(inside) / n**2 / np.pi) ** 0.5 - np.arange(40)
         smooth = [np.mean(values[k : k + 4]) for k in range(37)]
         assert f[SAMACOITS_FEATURES.index("ripley_max")] == pytest.approx(max(smooth), abs=1e-6)
         assert f[SAMACOITS_FEATURES.index("ripley_radius_max")] == np.argmax(smooth)
@@ -444,21 +444,38 @@ def simulated(folder, n_fovs: int = 12, nuclei: bool = True) -> Dataset:
     return dataset_of(folder, release)
 
 
-@pytest.fixture
-def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_forest, "_TREES", 30)
+def brief(kind: type[Method], dataset: Dataset, seed: int) -> Method:
+    """Fit with few trees, and few steps of t-SNE."""
+    method = kind()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_forest, "_TREES", 30)
+        patch.setattr(locfish, "_STEPS", 250)
+        method.fit(dataset.iter_cells("train"), seed)
+    return method
+
+
+@pytest.fixture(scope="module")
+def fitted(four, bare) -> Callable[[type[Method], str], tuple[Method, pd.DataFrame]]:
+    """Each method once on each dataset, and its scores there; read only."""
+    datasets = {"four": four, "bare": bare}
+
+    @cache
+    def fit(kind: type[Method], which: str) -> tuple[Method, pd.DataFrame]:
+        method = brief(kind, datasets[which], 3)
+        return method, predict_cells(method, datasets[which].iter_cells("test"))
+
+    return fit
 
 
 class TestMethods:
-    @pytest.mark.usefixtures("few_trees")
     @pytest.mark.parametrize("kind", METHODS)
     @pytest.mark.parametrize("which", ["four", "bare"])
     @pytest.mark.slow
-    def test_every_pair_has_scores_and_the_model_keeps_them(self, request, tmp_path, kind, which):
+    def test_every_pair_has_scores_and_the_model_keeps_them(
+        self, request, fitted, tmp_path, kind, which
+    ):
         dataset = request.getfixturevalue(which)
-        method, loaded = kind(), kind()
-        method.fit(dataset.iter_cells("train"), 3)
-        scores = predict_cells(method, dataset.iter_cells("test"))
+        (method, scores), loaded = fitted(kind, which), kind()
         values = scores[list(dataset.patterns)].to_numpy()
         assert values.dtype == np.float32
         assert ((values >= 0) & (values <= 1)).all()
@@ -467,15 +484,13 @@ class TestMethods:
         loaded.load(tmp_path)
         pd.testing.assert_frame_equal(predict_cells(loaded, dataset.iter_cells("test")), scores)
 
-    @pytest.mark.usefixtures("few_trees")
     @pytest.mark.parametrize("kind", [Locfish, LocfishUnsupervised])
     @pytest.mark.slow
-    def test_the_seed_decides_the_bytes(self, bare, tmp_path, kind):
+    def test_the_seed_decides_the_bytes(self, bare, fitted, tmp_path, kind):
         written = []
-        for seed, name in [(1, "a"), (1, "b"), (2, "c")]:
+        methods = fitted(kind, "bare")[0], brief(kind, bare, 3), brief(kind, bare, 2)
+        for method, name in zip(methods, "abc", strict=True):
             (tmp_path / name).mkdir()
-            method = kind()
-            method.fit(bare.iter_cells("train"), seed)
             method.save(tmp_path / name)
             written.append([path.read_bytes() for path in (tmp_path / name).iterdir()])
         assert written[0] == written[1] != written[2]
@@ -484,10 +499,8 @@ class TestMethods:
         ("kind", "least"), [(Locfish, 0.85), (Locfish2018, 0.85), (LocfishUnsupervised, 0.75)]
     )
     @pytest.mark.slow
-    def test_they_learn(self, four, kind, least):
-        method = kind()
-        method.fit(four.iter_cells("train"), 0)
-        scores = predict_cells(method, four.iter_cells("test"))
+    def test_they_learn(self, four, fitted, kind, least):
+        _, scores = fitted(kind, "four")
         wanted = four.labels("test")[["cell_id", "gene"]].astype(str)
         counted = wanted.merge(scores, on=["cell_id", "gene"])
         assert Evaluator(four, split="test").eval(counted)["auc_macro"] > least
@@ -497,10 +510,9 @@ class TestMethods:
         assert kind.about.learns
         assert "labels" not in kind.about.inputs
 
-    def test_the_sample_that_t_sne_gets_is_bounded(self, four, monkeypatch):
+    def test_the_sample_that_t_sne_gets_is_bounded(self, bare, monkeypatch):
         monkeypatch.setattr(locfish, "SAMPLE", 40)
-        method = LocfishUnsupervised()
-        method.fit(four.iter_cells("train"), 0)
+        method = brief(LocfishUnsupervised, bare, 0)
         assert len(method._clusters.point) == 40
 
     @pytest.mark.parametrize("which", ["bigfish", "2018"])
@@ -518,6 +530,10 @@ class TestMethods:
 
 
 class TestClusters:
+    @pytest.fixture
+    def few_steps(self, monkeypatch):
+        monkeypatch.setattr(locfish, "_STEPS", 250)
+
     def planted(self, n: int, seed: int = 0):
         """Pairs of three kinds, far apart in two features of five, with a pattern each."""
         rng = np.random.Generator(np.random.Philox(seed))
@@ -526,8 +542,7 @@ class TestClusters:
         values[:, :2] += 12 * np.array([[0, 0], [1, 0], [0, 1]])[kind]
         return values, kind[:, None] == np.arange(3)
 
-    @pytest.mark.slow
-    def test_new_pairs_share_in_the_clusters_that_they_lie_in(self):
+    def test_new_pairs_share_in_the_clusters_that_they_lie_in(self, few_steps):
         values, labels = self.planted(240)
         clusters = LabelClusters.fit(values, labels, 0)
         assert len(np.unique(clusters.cluster)) == 8
@@ -536,7 +551,7 @@ class TestClusters:
         assert (scores.argmax(axis=1) == expected.argmax(axis=1)).all()
         assert scores[expected].min() > 0.8
 
-    def test_a_cluster_has_the_share_of_its_pairs_drawn_to_that_of_all(self):
+    def test_a_cluster_has_the_share_of_its_pairs_drawn_to_that_of_all(self, few_steps):
         values, labels = self.planted(120)
         clusters = LabelClusters.fit(values, labels, 0)
         for k in range(8):
@@ -544,7 +559,7 @@ class TestClusters:
             expected = (of.sum(axis=0) + labels.mean(axis=0)) / (len(of) + 1)
             np.testing.assert_allclose(clusters.share[k], expected)
 
-    def test_missing_features_count_as_the_mean(self):
+    def test_missing_features_count_as_the_mean(self, few_steps):
         values, labels = self.planted(60)
         values[:, 4] = np.nan
         values[::7, 3] = np.nan
@@ -555,7 +570,7 @@ class TestClusters:
         np.testing.assert_array_equal(clusters.predict(new), clusters.predict(filled))
 
     @pytest.mark.parametrize("n", [1, 3, 8, 9, 12])
-    def test_a_handful_of_pairs_will_do(self, n):
+    def test_a_handful_of_pairs_will_do(self, few_steps, n):
         values, labels = self.planted(n)
         scores = LabelClusters.fit(values, labels, 0).predict(values)
         assert scores.shape == (n, 3)

@@ -39,14 +39,14 @@ def build(folder, release, patterns, **rules):
 @pytest.fixture(scope="module")
 def four(tmp_path_factory) -> Dataset:
     """Small, with the four patterns of NIH/3T3 and U-2 OS."""
-    release = simulate(7, n_fovs=12, cells_per_fov=3, n_genes=10, mean_molecules=60)
+    release = simulate(7, n_fovs=6, cells_per_fov=3, n_genes=10, mean_molecules=60)
     return build(tmp_path_factory.mktemp("data") / "four", release, PATTERNS)
 
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory) -> Dataset:
     """Small, with the three patterns of CosMx."""
-    release = simulate(8, n_fovs=12, cells_per_fov=3, n_genes=10, mean_molecules=60)
+    release = simulate(8, n_fovs=6, cells_per_fov=2, n_genes=10, mean_molecules=60)
     labels = release.labels.rename(columns={"cell_edge": "membrane"})
     release = replace(release, labels=labels.drop(columns="nuclear_edge"))
     return build(tmp_path_factory.mktemp("data") / "three", release, COSMX)

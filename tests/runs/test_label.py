@@ -34,7 +34,8 @@ from gpattern_bench.sources.registry import Entry, find_entry
 def home(tmp_path_factory):
     """Unlabelled tables, a model with thresholds, and a forest of arrays."""
     folder = tmp_path_factory.mktemp("label")
-    own, bare = small_dataset(folder, "own"), small_dataset(folder, "bare", labels=False, seed=8)
+    own = small_dataset(folder, "own", n_fovs=6)
+    bare = small_dataset(folder, "bare", labels=False, seed=8, n_fovs=6)
     run_method("sprawl", own, folder / "runs")
     flat_forest(folder / "flat.npz")
     return folder, own, bare
@@ -261,7 +262,7 @@ class TestCommand:
         words = ("label", bare.folder, "--with", folder / "flat.npz", "--out", tmp_path / "made")
         code, out, _ = command(*words, "--patternless", "keep", "--name", "mine")
         assert code == 0
-        assert "<Dataset mine@0.0.0: 36 cells" in out
+        assert "<Dataset mine@0.0.0: 18 cells" in out
         assert "labels: calls of Bento's published forest (RNAforest), SHA-256" in out
         assert "dropped from labels:" in out
         assert "labelled_by:" in command("info", tmp_path / "made")[1]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import textwrap
@@ -43,7 +42,7 @@ NO_DASK = "Dask is not installed: pip install 'gpattern-bench[dask]'"
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> Dataset:
-    return small_dataset(tmp_path_factory.mktemp("data"), "whole", n_fovs=30)
+    return small_dataset(tmp_path_factory.mktemp("data"), "whole", n_fovs=20)
 
 
 @pytest.fixture(scope="module")
@@ -74,56 +73,66 @@ def of(folder: Path, *methods: str) -> dict[str, bytes]:
     return {name: it for name, it in results(folder).items() if name.partition("/")[0] in methods}
 
 
-def shell(code: str) -> subprocess.CompletedProcess[str]:
-    """Run Python apart from this process, with the package that is tested."""
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
+KILLED = textwrap.dedent(
+    """
+    import os, shutil, signal, sys
+    from pathlib import Path
+    import sklearn.ensemble  # once, not in each child
+    import gpattern_bench.runs.shards as shards
+    from gpattern_bench.data.dataset import Dataset
+    from gpattern_bench.methods import _forest
+    from gpattern_bench.runs.run_all import run_all
+
+    tables, once, twice = map(Path, sys.argv[1:])
+    predict_cells = shards.predict_cells
+
+    def killed_at(shard, out):
+        begun = []
+
+        def predict(*arguments, **options):
+            begun.append(1)
+            if len(begun) == shard:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return predict_cells(*arguments, **options)
+
+        if not (child := os.fork()):
+            shards.predict_cells = predict
+            run_all(["bento"], Dataset(tables), out, seed=3, jobs=1)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+
+    shards.MOLECULES = 1
+    _forest._TREES = 30  # as the fixture `brief_training` makes it
+    killed_at(3, once)
+    shutil.copytree(once, twice)
+    killed_at(2, twice)
+    """
+)
+
+
+@pytest.fixture(scope="module")
+def crashed(dataset, tmp_path_factory) -> tuple[Path, Path]:
+    """What is left of bento, killed -9 in its third shard; and when it was killed once more.
+
+    Of those that were left, in the second.
+    """
+    once = tmp_path_factory.mktemp("crashed") / "once"
+    found = subprocess.run(
+        [sys.executable, "-c", KILLED, dataset.folder, once, once.with_name("twice")],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,
         check=False,
     )
-
-
-def killed_at(shard: int, dataset: Dataset, out: Path) -> None:
-    """Start bento, and kill -9 it while it predicts the shard of this number."""
-    found = shell(f"""
-        import os, signal
-        from pathlib import Path
-        import gpattern_bench.runs.shards as shards
-        from gpattern_bench.data.dataset import Dataset
-        from gpattern_bench.methods import _forest
-        from gpattern_bench.runs.run_all import run_all
-
-        begun, predict_cells = [], shards.predict_cells
-
-        def predict(*arguments, **options):
-            begun.append(1)
-            if len(begun) == {shard}:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return predict_cells(*arguments, **options)
-
-        shards.MOLECULES, shards.predict_cells = 1, predict
-        _forest._TREES = 30  # as the fixture `brief_training` makes it
-        run_all(["bento"], Dataset(Path({str(dataset.folder)!r})),
-                {str(out)!r}, seed=3, jobs=1)
-    """)
-    assert found.returncode == -signal.SIGKILL, found.stderr
-
-
-@pytest.fixture(scope="module")
-def crashed(dataset, tmp_path_factory) -> Path:
-    """What is left of bento, killed in its third shard."""
-    folder = tmp_path_factory.mktemp("crashed")
-    killed_at(3, dataset, folder)
-    return folder
+    assert found.returncode == 0, found.stderr
+    return once, once.with_name("twice")
 
 
 @pytest.fixture
 def begun(crashed, tmp_path) -> Path:
-    """A copy of it, times and all."""
-    return Path(shutil.copytree(crashed, tmp_path / "begun"))
+    """A copy of the first, times and all."""
+    return Path(shutil.copytree(crashed[0], tmp_path / "begun"))
 
 
 class TestSameBytes:
@@ -205,7 +214,7 @@ class TestShards:
         assert same == method.about.per_cell
 
     def test_key_knows_method_seed_and_content(self, dataset, tmp_path):
-        other = small_dataset(tmp_path, "whole", seed=8, n_fovs=30)
+        other = small_dataset(tmp_path, "whole", seed=8, n_fovs=5)
         keys = [
             run_key("bento", dataset, 0),
             run_key("sprawl", dataset, 0),
@@ -218,19 +227,23 @@ class TestShards:
 
 @pytest.mark.usefixtures("small_shards")
 class TestResume:
-    def test_after_kill_9_finished_shards_stay(self, dataset, single, begun):
-        [folder] = (begun / "bento" / "whole").glob("shards-seed3-*")
-        there = {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
-        model = {path: path.stat().st_mtime_ns for path in (folder / "model").iterdir()}
-        assert len(there) == 2
+    def test_after_kill_9_finished_shards_stay(self, dataset, single, crashed):
+        there, after = (
+            {path.relative_to(out): path.stat().st_mtime_ns for path in out.rglob("*.*")}
+            for out in crashed
+        )
+        shards, model = (
+            {path: time for path, time in there.items() if path.match(f"*/whole/shards-*/{name}")}
+            for name in ("*.parquet", "model/*")
+        )
+        assert len(shards) == 2
         assert len(model) >= 2
-        killed_at(2, dataset, begun)  # the second of those that are left
-        assert len(list(folder.glob("*.parquet"))) == 3
-        assert {path: path.stat().st_mtime_ns for path in there | model} == there | model
-        [outcome] = run_all(["bento"], dataset, begun, seed=3, jobs=2)
-        shards = sum(split != "train" for split in dataset.split_of.values())
-        assert outcome == Outcome("bento", "done", shards - 3, 3)
-        assert results(begun) == of(single, "bento")
+        assert len([path for path in after if path.suffix == ".parquet"]) == 3
+        assert after.items() >= (shards | model).items()
+        [outcome] = run_all(["bento"], dataset, crashed[1], seed=3, jobs=1)
+        total = sum(split != "train" for split in dataset.split_of.values())
+        assert outcome == Outcome("bento", "done", total - 3, 3)
+        assert results(crashed[1]) == of(single, "bento")
 
     def test_what_is_done_is_skipped(self, dataset, tmp_path):
         run_all(["prevalence"], dataset, tmp_path, jobs=1)
@@ -279,7 +292,7 @@ class TestResume:
     def test_what_is_done_of_another_content_or_version_is_not_skipped(
         self, dataset, tmp_path, monkeypatch
     ):
-        other = small_dataset(tmp_path / "data", "whole", seed=8, n_fovs=30)
+        other = small_dataset(tmp_path / "data", "whole", seed=8, n_fovs=5)
 
         def start(dataset):
             return run_all(["prevalence"], dataset, tmp_path / "out", jobs=1)[0].outcome
@@ -385,6 +398,7 @@ class TestFailures:
         gold = small_dataset(tmp_path / "data", "gold", split="test", n_fovs=4)
         command = ["run-all", "--dataset", str(gold.folder), "--methods", "gene_prior,prevalence"]
         command[-1] += ",sprawl"
+        command += ["--jobs", "1"]
         found = subprocess.run(
             [sys.executable, "-m", "gpattern_bench", *command, "--out", str(tmp_path / "out")],
             env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -407,7 +421,7 @@ class TestFailures:
 @pytest.mark.usefixtures("small_shards")
 class TestNetworks:
     def test_same_bytes_as_a_run(self, tmp_path):
-        dataset = small_dataset(tmp_path / "data", "whole")
+        dataset = small_dataset(tmp_path / "data", "whole", n_fovs=6)
         run_method("gpsnet", dataset, tmp_path / "single" / "gpsnet", seed=3)
         run_all(["gpsnet"], dataset, tmp_path / "all", seed=3, jobs=2)
         assert results(tmp_path / "all") == results(tmp_path / "single")

@@ -89,14 +89,15 @@ def samacoits_features(cell: Cell, *, unit_um: float = UNIT_UM, cut_frame: bool 
     inside, nucleus = raster.cell[:w, :h], (raster.nucleus & raster.cell)[:w, :h]
     (middle, centroid, spread), (nucleus_middle, _, _) = _moments(inside), _moments(nucleus)
     x, y = np.indices(inside.shape)
+    depth = distance_to(~inside)
     maps = [  # distances to the outline, to the cell's middle, to the nucleus, to its middle
-        distance_to(~inside),
+        depth,
         np.hypot(x - middle[0], y - middle[1]),
         distance_to(nucleus) if nucleus.any() else np.full(inside.shape, np.nan),
         np.hypot(x - nucleus_middle[0], y - nucleus_middle[1]),
     ]
     means = [values[inside].mean() or np.nan for values in maps]  # 0 would divide by 0
-    lost = [~opened(inside, radius) for radius in _OPENINGS]
+    lost = [~opened(depth, radius) for radius in _OPENINGS]
     disks = _Disks.of(inside, cut_frame)
     kept = np.flatnonzero(distinct(cell.gene, raster.pixel) & raster.at(inside, False))
     kept = kept[np.lexsort((*raster.pixel[kept].T[::-1], cell.gene[kept]))]

@@ -47,6 +47,7 @@ SAMPLE = 3000
 _CLUSTERS = 8  # the paper's number for its pooled simulations
 _MOST_POINTS = 100_000  # in a stored file; each new pair is compared with all
 _PERPLEXITY = 30.0
+_STEPS = 1000  # of t-SNE
 _NEIGHBOURS = 10  # training pairs that score a new pair
 
 # Do not learn from numbers of molecules and areas: they say how much there is, not where.
@@ -297,7 +298,10 @@ def _clusters(point: NDArray[np.float32], seed: int) -> NDArray[np.int32]:
 
     with threadpool_limits(1):  # the order of sums would change the embedding
         perplexity = min(_PERPLEXITY, (n - 1) / 3)
-        plane = TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(point)
+        embedding = TSNE(
+            2, perplexity=perplexity, init="pca", max_iter=_STEPS, random_state=seed
+        )
+        plane = embedding.fit_transform(point)
         found = KMeans(_CLUSTERS, n_init=10, random_state=seed).fit_predict(plane)
     return np.asarray(found, np.int32)
 

@@ -78,12 +78,13 @@ def distance_to(mask: _Bools) -> _Floats:
     return np.asarray(distance_transform_edt(~mask))
 
 
-def opened(mask: _Bools, radius: int) -> _Bools:
+def opened(depth: _Floats, radius: int) -> _Bools:
     """Open a mask by a disk: all pixels within `radius` of its centre.
 
-    Two distance maps replace erosion and dilation; their time does not depend on the radius.
+    `depth` has the distances from the mask's pixels to those outside, 0 there. This map and another
+    replace erosion and dilation; their time does not depend on the radius.
     """
-    return distance_to(distance_to(~mask) > radius) <= radius
+    return distance_to(depth > radius) <= radius
 
 
 def pixel_layout(cell: Cell, unit_um: float) -> Layout:
@@ -102,7 +103,7 @@ def pixel_layout(cell: Cell, unit_um: float) -> Layout:
     nucleus_ring[~inside | (nucleus & (nucleus_ring > 0))] = RINGS
     cell_ring = _rings(to_cell, ring)
     cell_ring[~outside] = RINGS
-    unreached = ~nucleus & ~opened(inside, radius)
+    unreached = ~nucleus & ~opened(to_cell, radius)
     centroid, spread = mask_moments(inside)
     return Layout(
         area=float(inside.sum()),
