@@ -22,6 +22,7 @@ from gpattern_bench.tables.leaks import find_leaks
 from gpattern_bench.tables.manifest import Manifest, Placement, TableFile
 from gpattern_bench.tables.parquet import (
     ContentHash,
+    codes_into,
     fov_row_groups,
     read_fovs,
     read_groups,
@@ -234,13 +235,9 @@ def _label_problems(
 
 def _codes(*columns: pa.ChunkedArray) -> tuple[list[_Codes], list[str]]:
     """Number the texts of all columns in alphabetical order; also return the texts."""
-    arrays = [column.combine_chunks() for column in columns]
-    arrays = [a if pa.types.is_dictionary(a.type) else a.dictionary_encode() for a in arrays]
-    texts = [array.dictionary.to_pylist() for array in arrays]
-    known = sorted(set().union(*texts))
-    code = {text: k for k, text in enumerate(known)}
-    codes = [np.array([code[text] for text in each], np.int64) for each in texts]
-    return [c[a.indices.to_numpy()] for c, a in zip(codes, arrays, strict=True)], known
+    texts = sorted(set().union(*(column.unique().to_pylist() for column in columns)))
+    index = pd.Index(texts, dtype=object)
+    return [codes_into(index, column) for column in columns], texts
 
 
 def _order_problems(name: str, table: pa.Table) -> Iterator[str]:
