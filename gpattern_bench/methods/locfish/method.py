@@ -298,9 +298,7 @@ def _clusters(point: NDArray[np.float32], seed: int) -> NDArray[np.int32]:
 
     with threadpool_limits(1):  # the order of sums would change the embedding
         perplexity = min(_PERPLEXITY, (n - 1) / 3)
-        embedding = TSNE(
-            2, perplexity=perplexity, init="pca", max_iter=_STEPS, random_state=seed
-        )
+        embedding = TSNE(2, perplexity=perplexity, init="pca", max_iter=_STEPS, random_state=seed)
         plane = embedding.fit_transform(point)
         found = KMeans(_CLUSTERS, n_init=10, random_state=seed).fit_predict(plane)
     return np.asarray(found, np.int32)
