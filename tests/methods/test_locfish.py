@@ -542,7 +542,7 @@ class TestClusters:
         values[:, :2] += 12 * np.array([[0, 0], [1, 0], [0, 1]])[kind]
         return values, kind[:, None] == np.arange(3)
 
-    def test_new_pairs_share_in_the_clusters_that_they_lie_in(self, few_steps):
+    def test_new_pairs_share_in_the_clusters_that_they_lie_in(self):
         values, labels = self.planted(240)
         clusters = LabelClusters.fit(values, labels, 0)
         assert len(np.unique(clusters.cluster)) == 8
