@@ -170,14 +170,14 @@ _ALL = "run-all --dataset synthetic --methods gene_prior,sprawl,molecule_count -
 _DEMO = "prevalence gene_prior molecule_count oracle sprawl ella bento locfish boosted gpsnet"
 QUICK = {
     "download": Command("download synthetic", weight=2),
-    "run sprawl": _run("sprawl"),
+    "datasheet": Command("datasheet synthetic --out sheet.md", ("sheet.md",)),
 }
 FULL = QUICK | {
+    "run sprawl": _run("sprawl"),
     "simulate": _makes("simulate --like synthetic", "simulated"),
     "list": Command("list", prints=False),
     "info": Command("info synthetic --json"),
     "cite": Command("cite synthetic"),
-    "datasheet": Command("datasheet synthetic --out sheet.md", ("sheet.md",)),
     "export": _makes("export synthetic", "exported"),
     "simulate --as": Command(
         "simulate --like synthetic --as bento-h5ad --out release.h5ad", ("release.h5ad",)

@@ -267,9 +267,10 @@ def test_the_whole_benchmark_goes_from_files_to_a_board(tmp_path):
     assert list(work.iterdir()) == []
 
 
-def test_the_time_of_a_cluster_is_divided(quick, tmp_path):
+def test_the_time_of_a_cluster_is_divided(tmp_path):
     pytest.importorskip("distributed", reason="Dask is not installed")
-    found = last(quick("dask_cluster", "--tmp", tmp_path))
+    command = [sys.executable, BENCHMARK.with_name("dask_cluster.py"), "--quick"]
+    found = last(run([*command, "--tmp", tmp_path]))
     [row] = found["methods"]
     assert row["tasks"] == found["counts"]["fovs"] == 3  # one a split
     of_workers = ("scoring", "rest of tasks", "transfer", "idle")

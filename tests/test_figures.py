@@ -197,7 +197,6 @@ class TestCell:
         assert not {"truth", "no pattern", "not labelled"} & set(texts(figure))
 
     @pytest.mark.parametrize("shape", [(40, 4), (4, 40)])
-    @pytest.mark.slow
     def test_nothing_overlaps_or_is_cut_off(self, tmp_path, shape):
         """Ids as MERSCOPE gives them, long names, and every pattern called at once."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
