@@ -151,7 +151,7 @@ def mirror(shared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return shared
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def dask_cluster() -> Iterator[str]:
     """Address of a Dask scheduler of two workers, each a process, on loopback."""
     distributed = pytest.importorskip(
@@ -163,9 +163,9 @@ def dask_cluster() -> Iterator[str]:
     patience = dict.fromkeys(("connect", "tcp"), f"{PATIENCE_S} s")  # they import much first
     # A task that kills its worker is not tried again, on three more.
     options = {"comm.timeouts": patience, "scheduler.allowed-failures": 0}
-    # While they wait, workers watch themselves a hundred times a second.
-    options |= {"worker.profile.enabled": False, "admin.system-monitor.interval": "10 s"}
-    options |= {"worker.memory.monitor-interval": "1 s"}
+    # While they wait, all look at their clocks fifty times a second, and workers at themselves.
+    options |= {"admin.tick.interval": "1 s", "admin.system-monitor.interval": "10 s"}
+    options |= {"worker.profile.enabled": False, "worker.memory.monitor-interval": "1 s"}
     with dask.config.set({f"distributed.{name}": value for name, value in options.items()}):
         cluster = distributed.LocalCluster(
             # Port 0: any that is free, for two clusters on one machine.
