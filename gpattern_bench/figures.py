@@ -22,6 +22,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from gpattern_bench.base.files import replacing
+from gpattern_bench.base.validation import adapter
 from gpattern_bench.data.cells import Cell
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import GPatternBenchError, MissingExtraError
@@ -609,7 +610,7 @@ def _wrapped(text: str, inches: float, size: float) -> str:
 
 
 def _checked_rows(rows: Any) -> list[AblationRow]:
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     from gpattern_bench.runs.ablation import AblationRow
 
@@ -618,7 +619,7 @@ def _checked_rows(rows: Any) -> list[AblationRow]:
         return {**row, **scores}
 
     try:
-        found = TypeAdapter(list[AblationRow]).validate_python([whole(row) for row in rows])
+        found = adapter(list[AblationRow]).validate_python([whole(row) for row in rows])
     except (ValidationError, AttributeError, TypeError, ValueError) as error:
         raise GPatternBenchError(
             "expected rows as `gpattern-bench ablation --json` prints them (study, setting, cells, "

@@ -1,17 +1,31 @@
-"""Pydantic's errors as short texts: which field, what is wrong, which value it has."""
+"""Pydantic's validators, and its errors as short texts: the field, what is wrong, its value."""
 
 from __future__ import annotations
 
 from reprlib import Repr
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from pydantic import ValidationError
+    from pydantic import TypeAdapter, ValidationError
 
-__all__ = ["invalid_fields", "invalid_text", "on_one_line", "printable", "shorten"]
+__all__ = ["adapter", "invalid_fields", "invalid_text", "on_one_line", "printable", "shorten"]
+
+_T = TypeVar("_T")
+
+_ADAPTERS: dict[Any, Any] = {}
 
 _SHORT = Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 3, 80, 80, 80
+
+
+def adapter(kind: type[_T]) -> TypeAdapter[_T]:
+    """Return pydantic's validator of a type, which takes up to 20 ms to make: each is made once."""
+    from pydantic import TypeAdapter  # slow to import; most errors come from elsewhere
+
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    made: TypeAdapter[_T] = _ADAPTERS[kind]
+    return made
 
 
 def invalid_fields(error: ValidationError) -> list[tuple[str, str]]:

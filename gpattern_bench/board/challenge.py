@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, cast
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 from typing_extensions import TypedDict
 
 from gpattern_bench.base.files import alone, file_sha256, plain, write_text
-from gpattern_bench.base.validation import invalid_fields
+from gpattern_bench.base.validation import adapter, invalid_fields
 from gpattern_bench.board.metadata import Sha256
 from gpattern_bench.curate.release import Release
 from gpattern_bench.curate.rules import apply_rules
@@ -220,7 +220,7 @@ def read_outcomes(folder: Path) -> list[Outcome]:
     if not path.is_file():
         return []
     try:
-        return TypeAdapter(list[Outcome]).validate_json(path.read_bytes())
+        return adapter(list[Outcome]).validate_json(path.read_bytes())
     except ValidationError as error:
         problems = [f"{field}: {reason}" for field, reason in invalid_fields(error)]
         raise SubmissionError(str(path), problems) from error

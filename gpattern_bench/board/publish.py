@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import TypeAdapter
 
 from gpattern_bench.base.files import write_text
+from gpattern_bench.base.validation import adapter
 from gpattern_bench.board.advice import advice
 from gpattern_bench.board.challenge import read_outcomes
 from gpattern_bench.board.duplicates import flag_duplicates
@@ -138,7 +138,7 @@ def read_reported(folder: Path) -> list[ReportedTable]:
         return []
     try:
         text = path.read_text(encoding="utf-8")
-        return TypeAdapter(list[ReportedTable]).validate_python(yaml.safe_load(text))
+        return adapter(list[ReportedTable]).validate_python(yaml.safe_load(text))
     except (yaml.YAMLError, ValueError, OSError) as error:
         raise SubmissionError(str(path), [f"cannot be read: {error}"]) from error
 

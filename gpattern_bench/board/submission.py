@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, cast
 
 import numpy as np
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 from typing_extensions import TypedDict
 
 from gpattern_bench.base.files import MANIFEST, file_sha256, irregular, plain, write_text
 from gpattern_bench.base.progress import Progress
-from gpattern_bench.base.validation import invalid_fields, invalid_text, shorten
+from gpattern_bench.base.validation import adapter, invalid_fields, invalid_text, shorten
 from gpattern_bench.base.workers import in_order, workers
 from gpattern_bench.board.labels import check_text, look_alikes
 from gpattern_bench.board.metadata import (
@@ -109,7 +109,7 @@ _Versions = dict[_Package, Annotated[str, Field(pattern="^[0-9][0-9A-Za-z.+-]*$"
 
 
 def _check_ids(ids: TrainedOn) -> TrainedOn:
-    return TypeAdapter(tuple[_Id, ...] | None).validate_python(ids)
+    return None if ids is None else adapter(tuple[_Id, ...]).validate_python(ids)
 
 
 class Metrics(TypedDict):
@@ -579,7 +579,7 @@ def read_submissions(folder: Path) -> list[Submission]:
             metadata = Metadata.model_validate(parse_yaml(path.read_text(encoding="utf-8")))
             results_path = path.parent / _RESULTS
             text = results_path.read_bytes() if results_path.exists() else b"[]"
-            results = TypeAdapter(list[Score]).validate_json(text)
+            results = adapter(list[Score]).validate_json(text)
         except ValidationError as error:
             old = error.title.startswith("list")
             problems += [
@@ -668,7 +668,7 @@ def _cost(report: Path, split: str) -> _Cost:
             "cpu_fit_seconds": of_processor.get("fit"),
             "versions": run.get("versions"),
         }
-        return TypeAdapter(_Cost).validate_python(
+        return adapter(_Cost).validate_python(
             {key: value for key, value in later.items() if value is not None}
             | {
                 "seconds": run["seconds"][split],
@@ -688,7 +688,7 @@ def _robustness(report: Path) -> RobustnessSummary | None:
     if not report.is_file():
         return None
     try:
-        return TypeAdapter(RobustnessSummary).validate_json(report.read_bytes())
+        return adapter(RobustnessSummary).validate_json(report.read_bytes())
     except ValueError as error:
         problem = f"not a report of robustness ({error}); run gpattern-bench robustness again"
         raise SubmissionError(str(report), [problem]) from error
@@ -704,7 +704,7 @@ def results_text(results: Sequence[Score]) -> str:
     """Render ``results.json``: sorted by file, NaN as null."""
     ordered = sorted(results, key=lambda entry: str(entry["predictions"]))
     # Validated as in reading, which puts keys in one order.
-    checked = TypeAdapter(list[Score]).validate_python(plain(ordered))
+    checked = adapter(list[Score]).validate_python(plain(ordered))
     text = json.dumps(checked, indent=1, ensure_ascii=False) + "\n"
     # Each list of numbers on one line; strings in JSON hold no line breaks.
     return re.sub(r"\[\n[-+\d.eE,\s\[\]]+\]", lambda found: " ".join(found[0].split()), text)

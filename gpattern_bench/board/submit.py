@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from gpattern_bench.base.files import file_sha256, irregular, write_text
-from gpattern_bench.base.validation import invalid_fields, invalid_text
+from gpattern_bench.base.validation import adapter, invalid_fields, invalid_text
 from gpattern_bench.board.metadata import (
     LARGEST_READ,
     METADATA,
@@ -141,7 +141,7 @@ def _metadata(to: Path, problems: list[str]) -> tuple[Metadata | None, str]:
         if name in METHODS:
             about = get_method(name).about
             listed = (values or {}).get("files") or []
-            files = TypeAdapter(tuple[PredictionFile, ...]).validate_python(listed)
+            files = adapter(tuple[PredictionFile, ...]).validate_python(listed)
             return Metadata.of(about).with_files(files), ""
         unfilled = placeholders(values)
         problems += [f"{path}: {key}: replace {hint} with yours" for key, hint in unfilled.items()]
@@ -215,7 +215,7 @@ def _check_companions(
     if not report.is_file():
         return  # nothing was measured: the board shows none
     try:
-        made = TypeAdapter(Run).validate_json(report.read_bytes())
+        made = adapter(Run).validate_json(report.read_bytes())
     except ValidationError as error:
         found = invalid_text(error)
         problems.append(f"{report}: not the report of a run ({found}); run the method again")

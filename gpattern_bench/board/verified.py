@@ -14,9 +14,10 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field
 
 from gpattern_bench.base.files import alone, write_text
+from gpattern_bench.base.validation import adapter
 from gpattern_bench.base.version import __version__
 from gpattern_bench.board.metadata import Sha256
 from gpattern_bench.board.submission import Score, Submission, results_text
@@ -114,7 +115,7 @@ def _read(folder: Path) -> list[_Record]:
     if not path.is_file():
         return []
     try:
-        return TypeAdapter(list[_Record]).validate_json(path.read_bytes())
+        return adapter(list[_Record]).validate_json(path.read_bytes())
     except (ValueError, OSError) as error:
         raise SubmissionError(str(path), [f"cannot be read: {error}"]) from error
 

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, ValidationError
 
-from gpattern_bench.base.validation import invalid_text
+from gpattern_bench.base.validation import adapter, invalid_text
 from gpattern_bench.errors import MethodError
 
 __all__ = ["Number", "Share", "read_state"]
@@ -28,7 +28,7 @@ def read_state(path: Path, kind: Any) -> dict[str, Any]:
         It is something else; the text names the first fields.
     """
     try:
-        found: dict[str, Any] = TypeAdapter(kind).validate_python(
+        found: dict[str, Any] = adapter(kind).validate_python(
             json.loads(path.read_text(encoding="utf-8"))
         )
     except (ValueError, RecursionError) as error:

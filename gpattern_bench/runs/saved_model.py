@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from gpattern_bench.base.files import file_sha256, write_text
-from gpattern_bench.base.validation import invalid_text, shorten
+from gpattern_bench.base.validation import adapter, invalid_text, shorten
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import GPatternBenchError, MethodError
 from gpattern_bench.methods import METHODS, get_method
@@ -90,7 +90,7 @@ def load_model(folder: str | Path) -> tuple[Method, Model]:
     folder = find_model(folder)
     try:
         text = (folder / _MODEL).read_text(encoding="utf-8")
-        model = TypeAdapter(Model).validate_json(text)
+        model = adapter(Model).validate_json(text)
         method = _named(model)
         method.load(folder)
     except GPatternBenchError:
@@ -123,7 +123,7 @@ def variant_of_run(name: str, folder: Path, seed: int) -> Method | None:
         return None
     for path in sorted(folder.glob(f"model-seed{seed}*/{_MODEL}")):
         try:
-            model = TypeAdapter(Model).validate_json(path.read_bytes())
+            model = adapter(Model).validate_json(path.read_bytes())
         except (OSError, ValueError):
             continue  # of another run
         if model.method == name and model.variant is not None:

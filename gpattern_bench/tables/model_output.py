@@ -11,8 +11,9 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
+from gpattern_bench.base.validation import adapter
 from gpattern_bench.base.version import __version__
 from gpattern_bench.tables.predictions import (
     ORIGIN_KEY,
@@ -104,7 +105,7 @@ def read_model_output(source: str | Path | Mapping[bytes, bytes] | None) -> Mode
         found = pq.read_schema(source).metadata if isinstance(source, str | Path) else source
         if found is None or ORIGIN_KEY in found:
             return None
-        return TypeAdapter(ModelOutput).validate_json(found[_KEY])
+        return adapter(ModelOutput).validate_json(found[_KEY])
     except (OSError, KeyError, ValueError, ValidationError, pa.ArrowException):
         return None
 

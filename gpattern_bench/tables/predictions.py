@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, ValidationError
 
 from gpattern_bench.base.files import replacing
-from gpattern_bench.base.validation import invalid_text, shorten
+from gpattern_bench.base.validation import adapter, invalid_text, shorten
 from gpattern_bench.base.version import __version__
 from gpattern_bench.errors import PredictionError
 from gpattern_bench.tables.parquet import (
@@ -422,7 +422,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
 def _origin(metadata: Mapping[bytes, bytes] | None) -> tuple[Origin | None, list[str]]:
     remedy = "nothing else names the scored pairs; write the file with write_predictions"
     try:
-        return TypeAdapter(Origin).validate_json((metadata or {})[ORIGIN_KEY], strict=True), []
+        return adapter(Origin).validate_json((metadata or {})[ORIGIN_KEY], strict=True), []
     except KeyError:
         what = "no metadata `gpattern_bench` (dataset, version, split, method, seed)"
     except ValidationError as error:

@@ -11,10 +11,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from scipy.special import expit, logit
 
 from gpattern_bench.base.files import plain, write_text
+from gpattern_bench.base.validation import adapter
 from gpattern_bench.data.cells import Cell, Cells
 from gpattern_bench.errors import MethodError
 from gpattern_bench.methods.base import About, FitContext, Scores
@@ -202,8 +203,8 @@ class GPSNetMethod:
         try:
             config = Config.from_json((folder / _CONFIG).read_text(encoding="utf-8"))
             record = json.loads((folder / _TRAINING).read_text(encoding="utf-8"))
-            training = TypeAdapter(TrainingConfig).validate_python(record["training"])
-            history = TypeAdapter(list[dict[str, int | float | None]]).validate_python(
+            training = adapter(TrainingConfig).validate_python(record["training"])
+            history = adapter(list[dict[str, int | float | None]]).validate_python(
                 record["history"]
             )
         except (OSError, MethodError, ValidationError, ValueError, KeyError, TypeError) as error:
