@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -328,50 +329,69 @@ def nested(file: pq.ParquetFile) -> list[str]:
     return [n for n in file.schema_arrow.names if any(leaf.startswith(f"{n}.") for leaf in leaves)]
 
 
-def _read_group(
-    file: pq.ParquetFile, path: Path, group: int, columns: Sequence[str] | None = None
+def _read_groups(
+    file: pq.ParquetFile, path: Path, groups: Sequence[int], columns: Sequence[str] | None = None
 ) -> pa.Table:
-    """Read a row group of a table, unless it would take more memory than any of ours."""
-    stated = file.metadata.row_group(group)
+    """Read row groups as one table, unless one would take more memory than any of ours."""
     names = list(file.schema_arrow.names if columns is None else columns)
-
-    def refuse_above(most: int, found: int, what: str) -> None:
-        if found > most:
-            problem = (
-                f"row group {group} states {found:,} {what}, expected at most {most:,}; the table "
-                "is not read: write it with `curate`"
-            )
-            raise TableError(str(path), [problem])
-
-    refuse_above(_MOST_COLUMNS, stated.num_columns, "columns")
-    refuse_above(_MOST_ROWS, stated.num_rows, "rows")
-    refuse_above(_MOST_VALUES, stated.num_rows * len(names), "values")
-    refuse_above(_MOST_BYTES, stated.total_byte_size, "bytes when unpacked")
     if lists := nested(file):
         problem = f"columns of lists or structs: {', '.join(map(shorten, lists))}; remove them"
         raise TableError(str(path), [problem])
-    unpacked, repeating = 0, []
     with path.open("rb") as opened:
-        for i in range(stated.num_columns):
-            column = file.schema.column(i)
-            if column.path not in names:
-                continue
-            refuse_above(_LONGEST_VALUE, column.length, "bytes per value of a column")
-            for page in pages(opened, file.metadata, group, i):
-                unpacked += page.unpacked
-                refuse_above(_MOST_ROWS, page.values, "values in a page")
-                refuse_above(_MOST_BYTES, unpacked, "bytes when unpacked")
-                is_long = page.is_dictionary and page.unpacked * stated.num_rows > _MOST_BYTES
-                if is_long and column.physical_type == "BYTE_ARRAY":
-                    repeating.append(column.path)
-    if not repeating:
-        return file.read_row_group(group, columns=names)
-    # One long value may be in all rows: they are counted before they are written out.
+        repeating = [_repeating(file, path, opened, group, names) for group in groups]
+    if not any(repeating):
+        return file.read_row_groups(groups, columns=names)
+    tables = [
+        _read_repeating(file, path, group, names, of_group)
+        for group, of_group in zip(groups, repeating, strict=True)
+    ]
+    return pa.concat_tables(tables)
+
+
+def _refuse_above(most: int, found: int, path: Path, group: int, what: str) -> None:
+    if found > most:
+        problem = (
+            f"row group {group} states {found:,} {what}, expected at most {most:,}; the table "
+            "is not read: write it with `curate`"
+        )
+        raise TableError(str(path), [problem])
+
+
+def _repeating(
+    file: pq.ParquetFile, path: Path, opened: BinaryIO, group: int, names: Sequence[str]
+) -> list[str]:
+    """Check the sizes that a row group states; name columns where all rows may be long texts."""
+    refuse_above = partial(_refuse_above, path=path, group=group)
+    stated = file.metadata.row_group(group)
+    refuse_above(_MOST_COLUMNS, stated.num_columns, what="columns")
+    refuse_above(_MOST_ROWS, stated.num_rows, what="rows")
+    refuse_above(_MOST_VALUES, stated.num_rows * len(names), what="values")
+    refuse_above(_MOST_BYTES, stated.total_byte_size, what="bytes when unpacked")
+    unpacked, repeating = 0, []
+    for i in range(stated.num_columns):
+        column = file.schema.column(i)
+        if column.path not in names:
+            continue
+        refuse_above(_LONGEST_VALUE, column.length, what="bytes per value of a column")
+        for page in pages(opened, file.metadata, group, i):
+            unpacked += page.unpacked
+            refuse_above(_MOST_ROWS, page.values, what="values in a page")
+            refuse_above(_MOST_BYTES, unpacked, what="bytes when unpacked")
+            is_long = page.is_dictionary and page.unpacked * stated.num_rows > _MOST_BYTES
+            if is_long and column.physical_type == "BYTE_ARRAY":
+                repeating.append(column.path)
+    return repeating
+
+
+def _read_repeating(
+    file: pq.ParquetFile, path: Path, group: int, names: Sequence[str], repeating: Sequence[str]
+) -> pa.Table:
+    """Read a row group; one long text may be in all rows: count before they are written out."""
     with pq.ParquetFile(path, read_dictionary=repeating, page_checksum_verification=True) as other:
-        table = other.read_row_group(group, columns=names)
+        table = other.read_row_group(group, columns=list(names))
     for name in repeating:
         for chunk in table[name].chunks:
-            refuse_above(_MOST_BYTES, _length(chunk), f"bytes in column {name}")
+            _refuse_above(_MOST_BYTES, _length(chunk), path, group, f"bytes in column {name}")
     return table.cast(pa.schema([file.schema_arrow.field(name) for name in table.column_names]))
 
 
@@ -410,13 +430,9 @@ def read_fovs(
     """Yield the row groups of some fields of view, one table each, in file order."""
     groups = fov_row_groups(path, fovs)
     with _reading(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
-        present = file.schema_arrow.names
-        absent = [name for name in columns or () if name not in present]
-        if absent:
-            problem = f"no columns {', '.join(absent)}; there are {', '.join(present)}"
-            raise TableError(str(path), [problem])
+        _require(file, path, columns or ())
         for i in groups:
-            yield _read_group(file, path, i, columns)
+            yield _read_groups(file, path, [i], columns)
 
 
 def read_groups(path: Path) -> Iterator[pa.Table]:
@@ -429,18 +445,22 @@ def read_groups(path: Path) -> Iterator[pa.Table]:
     """
     with _reading(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
         for i in range(file.num_row_groups):
-            yield _read_group(file, path, i)
+            yield _read_groups(file, path, [i])
 
 
 def read_table(path: Path, fovs: Collection[str], columns: Sequence[str] | None = None) -> pa.Table:
     """Read the row groups of some fields of view as one table."""
-    pieces = list(read_fovs(path, fovs, columns))
-    if not pieces:
-        with _reading(path):
-            empty = pq.read_schema(path).empty_table()
-            return empty if columns is None else empty.select(list(columns))
-    with _reading(path):
-        return pa.concat_tables(pieces).unify_dictionaries()
+    groups = fov_row_groups(path, fovs)
+    with _reading(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        _require(file, path, columns or ())
+        return _read_groups(file, path, groups, columns).unify_dictionaries()
+
+
+def _require(file: pq.ParquetFile, path: Path, columns: Sequence[str]) -> None:
+    present = file.schema_arrow.names
+    if absent := [name for name in columns if name not in present]:
+        problem = f"no columns {', '.join(absent)}; there are {', '.join(present)}"
+        raise TableError(str(path), [problem])
 
 
 def read_whole(path: Path) -> pa.Table:
@@ -451,9 +471,9 @@ def read_whole(path: Path) -> pa.Table:
     TableError
         The file is damaged.
     """
-    groups = list(read_groups(path))
-    with _reading(path):  # not pq.read_table, which imports pandas
-        table = pa.concat_tables(groups) if groups else pq.read_schema(path).empty_table()
+    # Not pq.read_table, which imports pandas.
+    with _reading(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        table = _read_groups(file, path, range(file.num_row_groups))
         table.validate(full=True)
         return table.unify_dictionaries()
 
