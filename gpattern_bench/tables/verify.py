@@ -177,7 +177,7 @@ class _Totals:
                 yield f"molecules.parquet: {axis} has values that are not finite"
         yield from _outline_problems(cells)
         tables_of_pairs = [molecules, *([tables["labels"]] if labels else [])]
-        (*cell, own), _ = _codes(*(t["cell_id"] for t in [*tables_of_pairs, cells]))
+        (*cell, own), ids = _codes(*(t["cell_id"] for t in [*tables_of_pairs, cells]))
         gene, genes = _codes(*(t["gene"] for t in tables_of_pairs))
         pairs = [c * len(genes) + g for c, g in zip(cell, gene, strict=True)]
         held, counts = np.unique(pairs[0], return_counts=True)
@@ -186,8 +186,7 @@ class _Totals:
             self._labelled = (self._labelled or 0) + len(tables["labels"])
         frame = cells.select(["fov", "cell_id", "x", "y", "n_molecules", "n_genes"]).to_pandas()
         of_cell = held // max(len(genes), 1)
-        most = max((int(c.max()) + 1 for c in (*cell, own) if len(c)), default=0)
-        found = [np.bincount(codes, minlength=most)[own] for codes in (cell[0], of_cell)]
+        found = [np.bincount(codes, minlength=len(ids))[own] for codes in (cell[0], of_cell)]
         stated = frame[["n_molecules", "n_genes"]].to_numpy().T
         if not (found == stated).all() or not np.all(found):
             yield "cells.parquet: counts of some cells differ from molecules.parquet"
