@@ -201,6 +201,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_prediction_file_that_unpacks_to_far_more_is_refused(ds, valid, tmp_path, name):
     spoil, expected = BOMBS[name]

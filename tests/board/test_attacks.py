@@ -510,6 +510,7 @@ class TestCounts:
         found = {pattern: int(labels[pattern].sum()) for pattern in dataset.patterns}
         return {"pairs": len(labels), **found}
 
+    @pytest.mark.slow
     def test_are_those_of_synthetic(self):
         assert self.counts("synthetic") == dict(find_entry("synthetic").test)
 

@@ -189,6 +189,7 @@ class TestContradictions:
     def test_what_fits_has_none(self, about, score):
         assert contradictions([submitted("m", result(**score), **about)]) == []
 
+    @pytest.mark.slow
     def test_submit_tells_before(self, tmp_path):
         dataset = load_dataset("synthetic")
         metadata_of("mine").write(tmp_path / "mine")

@@ -533,6 +533,7 @@ class TestSnapshot:
 
 
 class TestDrift:
+    @pytest.mark.slow
     def test_of_the_repository_there_is_none(self, leaderboard, monkeypatch):
         if not (REPOSITORY / "submissions").is_dir():
             pytest.skip("the package is tested without its submissions")
@@ -624,6 +625,7 @@ class TestDrift:
         assert leaderboard()[0] == 1
         assert not (here / "leaderboard" / "LEADERBOARD.md").exists()
 
+    @pytest.mark.slow
     def test_rescoring_repairs_all(self, here, leaderboard):
         (here / "submissions" / "sprawl" / "results.json").unlink()
         (here / "leaderboard" / "LEADERBOARD.md").unlink()

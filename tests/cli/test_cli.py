@@ -713,6 +713,7 @@ class TestPredict:
         found = cli("predict", tables, "--model", tmp_path, "--out", tmp_path / "x.parquet")
         refused(found, "holds no readable model")
 
+    @pytest.mark.slow
     def test_calls_without_thresholds_are_2(self, cli, tables, tmp_path):
         assert cli("run", "sprawl", "--dataset", tables, "--out", tmp_path / "run").code == 0
         model = tmp_path / "run" / "synthetic" / "model-seed0"
@@ -805,6 +806,7 @@ def test_simulate_writes_a_release_that_curate_reads(cli, tmp_path, monkeypatch)
 
 
 class TestRobustness:
+    @pytest.mark.slow
     def test_prints_a_table_and_writes_the_file_beside_the_run(self, cli, tmp_path):
         outcome = cli("robustness", "prevalence", "--dataset", "synthetic")
         refused(outcome, "gpattern-bench run prevalence")

@@ -74,6 +74,7 @@ def test_sizes_and_molecules_outside_are_those_of_the_tables(synthetic: Dataset)
     assert "One unit of the source is 1 um" in text
 
 
+@pytest.mark.slow
 def test_tables_of_older_versions_have_their_molecules_counted(synthetic: Dataset, monkeypatch):
     old = synthetic.manifest.model_copy(update={"placement": None})
     monkeypatch.setattr(synthetic, "manifest", old)
