@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from base64 import b64encode
 from pathlib import Path
 
@@ -24,6 +27,18 @@ PATIENCE_S = 1800
 
 REPORTED = {"benchmark", "commit", "date", "load_at_start", "machine", "versions"}
 """What every benchmark tells beside its figures."""
+
+
+def apart(*words: object) -> subprocess.CompletedProcess[str]:
+    """Run Python in a process of its own, with the package that is tested."""
+    return subprocess.run(
+        [sys.executable, *map(str, words)],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
 
 
 # Two patterns over five pairs, small enough to score by hand.

@@ -171,6 +171,17 @@ def test_the_small_network_is_trained_scored_and_used(quick):
     assert (found["prediction"]["cells"], found["prediction"]["pairs"]) == (40, 1_822)
 
 
+def test_attention_and_its_rivals_are_timed_and_agree(quick):
+    printed = quick("gpsnet", "--repeats", "1")
+    found = last(printed)
+    own = {"forward", "backward", "growth", "small_cells", "whole_model", "threads"}
+    assert set(found) == REPORTED | own
+    assert set(found["forward"]["ratios"]) == {"gather", "full", "masked"}
+    parts = [found["forward"], found["backward"][0], *found["whole_model"]]
+    assert all(part["difference"] <= 1e-5 for part in parts)
+    assert "187 M" in printed
+
+
 def test_gpsnet_and_its_rival_are_trained_alike_and_compared(quick, monkeypatch, tmp_path):
     for module, name in ((gpsnet, "steps_for"), (boosted, "_TREES"), (boosted, "_ROUNDS")):
         monkeypatch.setattr(module, name, getattr(module, name))  # the script changes them

@@ -19,7 +19,7 @@ _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 3, 80, 80, 
 
 
 def adapter(kind: type[_T]) -> TypeAdapter[_T]:
-    """Return pydantic's validator of a type, which takes up to 20 ms to make: each is made once."""
+    """Return pydantic's validator of a type, which is slow to make: each is made once."""
     from pydantic import TypeAdapter  # slow to import; most errors come from elsewhere
 
     if kind not in _ADAPTERS:

@@ -69,7 +69,7 @@ def _global(
         typer.echo(context.get_help())
 
 
-_command = cache(typer.main.get_command)  # a quarter of the time of `list`, each time
+_command = cache(typer.main.get_command)  # it makes all commands: once
 
 
 def main() -> None:

@@ -155,7 +155,6 @@ class TestLoad:
         with pytest.raises(FetchError, match=r"download is off.*put a file of .* bytes"):
             load_dataset("nih3t3_gold", root=tmp_path, download=False)
 
-    @pytest.mark.slow
     @pytest.mark.parametrize(
         "text",
         [

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import json
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from samples import REPORTED
 from scipy.spatial import cKDTree
 
 from gpattern_bench.errors import MethodError
@@ -24,8 +20,6 @@ from gpattern_bench.methods.gpsnet import (
     knn_plan,
 )
 from gpattern_bench.methods.gpsnet.neighbours import TIE
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def rng(seed=0):
@@ -257,18 +251,3 @@ def test_tensors_of_another_length_are_refused():
         knn_attention(q, k, v, plan)
     with pytest.raises(MethodError, match="5 heads do not divide the width of 24"):
         KNNAttention(24, 5)
-
-
-@pytest.mark.slow
-def test_the_benchmark_runs_and_its_last_line_is_json(monkeypatch, capsys):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    monkeypatch.setattr("sys.argv", ["gpsnet.py", "--quick", "--repeats", "1"])
-    importlib.import_module("gpsnet").main()
-    printed = capsys.readouterr().out
-    found = json.loads(printed.splitlines()[-1])
-    own = {"forward", "backward", "growth", "small_cells", "whole_model", "threads"}
-    assert set(found) == REPORTED | own
-    assert set(found["forward"]["ratios"]) == {"gather", "full", "masked"}
-    parts = [found["forward"], found["backward"][0], *found["whole_model"]]
-    assert all(part["difference"] <= 1e-5 for part in parts)
-    assert "187 M" in printed

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 import textwrap
 import time
@@ -16,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from filelock import FileLock
-from samples import PATIENCE_S, small_dataset
+from samples import PATIENCE_S, apart, small_dataset
 
 import gpattern_bench.runs.shards
 from gpattern_bench.data.dataset import Dataset
@@ -35,7 +33,6 @@ from gpattern_bench.runs.shards import cut_shards, run_key
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("brief_training")]
 
-ROOT = Path(__file__).resolve().parents[2]
 QUICK = ("prevalence", "sprawl", "bento")
 NO_DASK = "Dask is not installed: pip install 'gpattern-bench[dask]'"
 
@@ -117,14 +114,7 @@ def crashed(dataset, tmp_path_factory) -> tuple[Path, Path]:
     Of those that were left, in the second.
     """
     once = tmp_path_factory.mktemp("crashed") / "once"
-    found = subprocess.run(
-        [sys.executable, "-c", KILLED, dataset.folder, once, once.with_name("twice")],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
+    found = apart("-c", KILLED, dataset.folder, once, once.with_name("twice"))
     assert found.returncode == 0, found.stderr
     return once, once.with_name("twice")
 
@@ -399,14 +389,7 @@ class TestFailures:
         command = ["run-all", "--dataset", str(gold.folder), "--methods", "gene_prior,prevalence"]
         command[-1] += ",sprawl"
         command += ["--jobs", "1"]
-        found = subprocess.run(
-            [sys.executable, "-m", "gpattern_bench", *command, "--out", str(tmp_path / "out")],
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_S,
-            check=False,
-        )
+        found = apart("-m", "gpattern_bench", *command, "--out", tmp_path / "out")
         assert found.returncode == 1
         rows = [[cell.strip() for cell in row.split("|")[1:5]] for row in found.stdout.splitlines()]
         assert rows[2:] == [

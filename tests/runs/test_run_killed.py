@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
 import pytest
-from samples import PATIENCE_S, small_dataset
+from samples import apart, small_dataset
 
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.runs.run import run_method
-
-ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.slow
 
@@ -102,14 +97,7 @@ def killed(dataset, tmp_path_factory) -> Path:
     """A folder with one of each case, killed -9."""
     folder = tmp_path_factory.mktemp("killed")
     cases = [f"{method},{point},{call}" for method, point, call, _ in CASES]
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, dataset.folder, folder, *cases],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
+    done = apart("-c", SCRIPT, dataset.folder, folder, *cases)
     assert done.returncode == 0, done.stderr
     return folder
 

@@ -192,7 +192,7 @@ class TestMethods:
         self.same_scores(lambda: get_method(name), sets, one)
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("name", ["bento", "boosted_gene", "locfish_2018", "ella"])
+    @pytest.mark.parametrize("name", ["bento", "boosted", "boosted_gene", "locfish_2018", "ella"])
     def test_of_features(self, sets, one, name):
         self.same_scores(lambda: get_method(name), sets, one)
 
