@@ -15,7 +15,8 @@ that fails is noted, and the others still run. The last line is one JSON object.
 
 Rerun: `python benchmarks/full.py` (under two hours, 12 GB of disk). In pieces: `--like u2os`,
 `--methods gpsnet,bento` and `--parts call methods`, with `--keep FILE`, where the figures are
-after each step, beside those of other starts. `--quick`: 30 cells, three methods, half a minute.
+after each step, beside those of other sessions; each row names its own. `--quick`: 30 cells, three
+methods, half a minute.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from typing import Any
 
 import yaml
 from joblib.externals.loky import get_reusable_executor
-from timing import parsed, report, show
+from timing import about, parsed, report, show
 
 from gpattern_bench import Evaluator, load_dataset
 from gpattern_bench.base.files import file_sha256, write_text
@@ -102,6 +103,7 @@ def main() -> None:
 
     for like in options.like or (("cosmx_lung",) if options.quick else LIKES):
         mine = found.setdefault(like, {"counts": {}, "steps": [], "methods": [], "jobs": []})
+        mine.setdefault("sessions", []).append(about())
         with tempfile.TemporaryDirectory(dir=options.tmp) as folder:
             size = Size(like, methods, Path(folder), options.quick, mine, keep)
             size.run(options.parts)
@@ -170,7 +172,7 @@ class Size:
             row |= measure()
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the other figures stay
             row["failed"] = str(error) or type(error).__name__
-        rows.append(row)
+        rows.append(row | {"session": len(self.found["sessions"]) - 1})
         self.keep()
         return "failed" not in row
 

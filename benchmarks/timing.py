@@ -26,7 +26,7 @@ from tabulate import tabulate
 from gpattern_bench.base.files import plain, write_text
 from gpattern_bench.base.version import __version__
 
-__all__ = ["fresh", "here", "parsed", "report", "resident", "show", "told"]
+__all__ = ["about", "fresh", "here", "parsed", "report", "resident", "show", "told"]
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("numba", "numpy", "pandas", "pyarrow", "scikit-learn", "scipy", "shapely", "torch")
@@ -78,17 +78,18 @@ def report(found: dict[str, Any], record: bool) -> None:
     record : bool
         Write it to ``results/<script>.json``, too.
     """
-    about = {
-        "benchmark": Path(sys.argv[0]).stem,
-        **STARTED,
-        "machine": machine(),
-        "versions": versions() | found.get("versions", {}),
-    }
-    whole = plain(found | about)
+    whole = found | {"benchmark": Path(sys.argv[0]).stem} | about()
+    whole["versions"] |= found.get("versions", {})
+    whole = plain(whole)
     if record:
         path = RESULTS / f"{whole['benchmark']}.json"
         write_text(path, json.dumps(whole, indent=1, sort_keys=True, allow_nan=False) + "\n")
     print(json.dumps(whole, allow_nan=False), flush=True)
+
+
+def about() -> dict[str, Any]:
+    """Say which code measures, on which day and machine, beside how much other work."""
+    return {**STARTED, "machine": machine(), "versions": versions()}
 
 
 def machine() -> dict[str, Any]:

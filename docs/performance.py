@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -139,13 +139,34 @@ def table(rows: Iterable[Row], columns: Mapping[str, str], code: str | tuple[str
 
 def busy(record: Row) -> str:
     """Say so if other work ran beside a benchmark."""
-    load, cores = record["load_at_start"], record["machine"]["cores"]
-    if load <= cores / 2:
+    found = [
+        f"`{record['benchmark']}.py`{about and f' for {about}'} (load {load:.1f} on {cores} cores)"
+        for about, session in sessions(record)
+        if (load := session["load_at_start"]) > (cores := session["machine"]["cores"]) / 2
+    ]
+    if not found:
         return ""
     return (
-        f"*Other work ran beside `{record['benchmark']}.py` (load {load:.1f} on {cores} cores): it "
-        "lengthens seconds by the clock, and those of the processor less.*"
+        f"*Other work ran beside {' and '.join(found)}: it lengthens seconds by the clock, and "
+        "those of the processor less.*"
     )
+
+
+def sessions(record: Row) -> Iterator[tuple[str, Row]]:
+    """What was measured, and by which code, when and where: at once, or in sessions."""
+    likes = of_likes(record)
+    if not likes:
+        yield "", record
+    for like, found in likes.items():
+        rows = [row for part in ("steps", "methods", "jobs") for row in found[part]]
+        for k, session in enumerate(found["sessions"]):
+            names = [row.get("step") or row["method"] for row in rows if row["session"] == k]
+            if names:
+                every = len(names) == len(rows)
+                yield (
+                    f"`{like}`" + ("" if every else f": {', '.join(dict.fromkeys(names))}"),
+                    session,
+                )
 
 
 def missing(name: str) -> str:
@@ -334,7 +355,8 @@ def machines(records: Mapping[str, Row]) -> str:
     found = {
         f"{one['cores']} cores ({one['processor']}) and {figure(one['memory_gib'])} GiB of memory"
         for record in records.values()
-        if (one := record["machine"])
+        for _, session in sessions(record)
+        if (one := session["machine"])
     }
     if not found:
         return "no machine yet"
@@ -347,12 +369,13 @@ def how(records: Mapping[str, Row]) -> str:
     rows = [
         {
             "script": f"`{name}.py`",
-            "about": about.get(name, "").rstrip("."),
-            "date": record["date"],
-            "commit": commit(record["commit"]),
-            "load": f"{record['load_at_start']:.1f}",
+            "about": about.get(name, "").rstrip(".") + (part and f"; {part}"),
+            "date": session["date"],
+            "commit": commit(session["commit"]),
+            "load": f"{session['load_at_start']:.1f}",
         }
         for name, record in records.items()
+        for part, session in sessions(record)
     ]
     columns = {"script in `benchmarks/`": "script", "measures": "about"}
     return table(rows, columns | {name: name for name in ("date", "commit", "load")})
@@ -370,9 +393,10 @@ def versions(records: Mapping[str, Row]) -> str:
     """Versions, with the scripts that had them."""
     found: dict[str, list[str]] = {}
     for name, record in records.items():
-        told = ", ".join(f"{package} {one}" for package, one in sorted(record["versions"].items()))
-        found.setdefault(told, []).append(f"`{name}`")
-    return "\n".join(f"- {', '.join(of)}: {told}" for told, of in found.items())
+        for _, one in sessions(record):
+            told = ", ".join(f"{package} {of}" for package, of in sorted(one["versions"].items()))
+            found.setdefault(told, []).append(f"`{name}`")
+    return "\n".join(f"- {', '.join(dict.fromkeys(of))}: {told}" for told, of in found.items())
 
 
 def unmeasured(records: Mapping[str, Row]) -> str:

@@ -255,7 +255,7 @@ def test_the_whole_benchmark_goes_from_files_to_a_board(tmp_path):
     kept, work = tmp_path / "kept.json", tmp_path / "work"
     work.mkdir()
     rows = [{"step": "curate", "failed": "as before"}, {"step": "before", "seconds": 1.0}]
-    before = {"counts": {}, "steps": rows, "methods": [], "jobs": []}
+    before = {"counts": {}, "steps": rows, "methods": [], "jobs": [], "sessions": [{}]}
     kept.write_text(json.dumps({"cosmx_lung": before}))
     found = last(run([*command, "--tmp", work, "--keep", kept]))
     assert json.loads(kept.read_text()) == {"cosmx_lung": found["cosmx_lung"]}
@@ -275,6 +275,10 @@ def test_the_whole_benchmark_goes_from_files_to_a_board(tmp_path):
     rows = [(row["jobs"], row["start"]) for row in found["jobs"]]
     assert rows == [("1", "first"), ("2", "first"), ("2", "again")]
     assert found["jobs"][-1]["left"] >= 1  # shards that SIGKILL did not undo
+    assert {
+        row["session"] for part in (others, *map(found.get, ("methods", "jobs"))) for row in part
+    } == {1}
+    assert found["sessions"][1].keys() == {"commit", "date", "load_at_start", "machine", "versions"}
     assert list(work.iterdir()) == []
 
 

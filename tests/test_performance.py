@@ -115,3 +115,21 @@ def test_a_section_is_there_when_its_record_is(page, tmp_path):
     assert "| 2026-11-29 | 0123456, changed | 3.1 |" in made
     assert "- `datasets`: python 3.11.7" in made
     assert "`datasets.py`" not in made.rpartition("Not recorded yet")[2]
+
+
+def test_each_size_names_the_code_and_the_machine_that_measured_it(page):
+    record = json.loads((ROOT / "benchmarks" / "results" / "full.json").read_text())
+    for like, processor in (("nih3t3", "A"), ("u2os", "B")):
+        first = {"commit": None, "date": "2026-11-29", "load_at_start": 0.5, "versions": {}}
+        first["machine"] = {"cores": 2, "processor": processor, "memory_gib": 8.0}
+        record[like]["sessions"] = [first, first | {"load_at_start": 7.5, "commit": "c" * 40}]
+        for part in ("steps", "methods", "jobs"):
+            record[like][part] = [{"method": "m", "step": part, "session": 0}]
+    record["u2os"]["methods"][0]["session"] = 1
+    del record["cosmx_lung"]
+    made = page.how({"full": record})
+    assert made.count("; `nih3t3` | 2026-11-29 | unknown | 0.5 |") == 1
+    assert "; `u2os`: steps, jobs | 2026-11-29 | unknown | 0.5 |" in made
+    assert "; `u2os`: methods | 2026-11-29 | ccccccc | 7.5 |" in made
+    assert "`full.py` for `u2os`: methods (load 7.5 on 2 cores):" in page.busy(record)
+    assert page.machines({"full": record}).count("and one with") == 1

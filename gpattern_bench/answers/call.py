@@ -59,7 +59,7 @@ from gpattern_bench.evaluate.calls import NEARLY_ALL, write_genes
 from gpattern_bench.methods.base import Method
 from gpattern_bench.runs.pretrained import PRETRAINED
 from gpattern_bench.runs.saved_model import Model, find_model, load_model, model_sha256
-from gpattern_bench.runs.shards import Shard, cut_shards, run_key
+from gpattern_bench.runs.shards import Shard, cut_shards, on_gpu, run_key
 from gpattern_bench.tables import schema
 from gpattern_bench.tables.model_output import ModelOutput
 from gpattern_bench.tables.parquet import read_table
@@ -372,8 +372,9 @@ def _scored(dataset: Dataset, judge: _Judge, folder: Path, jobs: int) -> tuple[l
         for shard in missing
     )
     total = sum(cells.values())
+    alone = len(missing) < 2 or on_gpu(judge.method)
     with (
-        workers(jobs if len(missing) > 1 else 1, None) as pool,
+        workers(1 if alone else jobs, None) as pool,
         Progress("score", total, done=total - lacking) as bar,
     ):
         for shard, _ in zip(missing, in_order(pool, score_cells, tasks), strict=True):

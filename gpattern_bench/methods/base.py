@@ -138,9 +138,9 @@ def takes_context(method: Method) -> bool:
 
 @runtime_checkable
 class Network(Protocol):
-    """A method that scores several cells together, on all cores or a GPU.
+    """A method that scores several cells together, on cores or a GPU.
 
-    Runs score one cell at a time in one process: batches and threads change the last digits.
+    Runs score one cell at a time: batches change the last digits.
 
     Attributes
     ----------

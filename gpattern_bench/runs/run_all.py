@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import starmap
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +30,7 @@ from gpattern_bench.runs.shards import (
     Shard,
     cut_shards,
     is_whole,
+    on_gpu,
     predict_shard,
     read_costs,
     read_shards,
@@ -271,12 +271,8 @@ class _Job:
         tasks = [
             (self.shards / "model", shard.cells, self.shards / shard.file) for shard in missing
         ]
-        # A network has a GPU or all cores to itself, and as many threads as in a run: they show in
-        # the last digits.
-        here = isinstance(self.method, Network)
-        results = (
-            starmap(predict_shard, tasks) if here else in_order(self.pool, predict_shard, tasks)
-        )
+        pool = None if on_gpu(self.method) else self.pool
+        results = in_order(pool, predict_shard, tasks)
         bar = Progress(name, len(shards), unit="shards", done=self.kept, every=0.0)
         for _ in bar.over(results):
             self.written += 1

@@ -28,6 +28,7 @@ __all__ = [
     "Shard",
     "cut_shards",
     "is_whole",
+    "on_gpu",
     "predict_shard",
     "read_costs",
     "read_shards",
@@ -124,6 +125,15 @@ def _groups(dataset: Dataset, split: str | None) -> Iterator[list[str]]:
             group, held = [], 0
     if held:
         yield group
+
+
+def on_gpu(method: Method) -> bool:
+    """Test whether a method scores on a GPU, which has no room for one network per core."""
+    if not isinstance(method, Network):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def predict_shard(model: Path, cells: Cells, path: Path) -> None:
