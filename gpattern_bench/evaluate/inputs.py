@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from gpattern_bench.errors import EvaluationError
-from gpattern_bench.tables.predictions import is_table
+from gpattern_bench.tables.predictions import exported, is_table
 
 __all__ = [
     "as_labels",
@@ -46,7 +45,7 @@ def type_name(value: object) -> str:
 
 def _as_frame(table: Any) -> pd.DataFrame:
     """Give a table in memory (:func:`~gpattern_bench.tables.predictions.is_table`) as pandas."""
-    frame = table if isinstance(table, pd.DataFrame) else pa.table(table).to_pandas()
+    frame = table if isinstance(table, pd.DataFrame) else exported(table).to_pandas()
     if all(isinstance(name, str) for name in frame.columns):
         return frame
     return frame.set_axis(frame.columns.map(str), axis=1)
@@ -306,7 +305,7 @@ def _has_index(table: Any) -> bool:
     """Tell tables with names of rows: pandas' own, and Arrow's if made from them."""
     if isinstance(table, pd.DataFrame):
         return True
-    return pa.table(table).schema.pandas_metadata is not None
+    return exported(table).schema.pandas_metadata is not None
 
 
 def _rows_of(wanted: pd.Index[Any], given: pd.Index[Any]) -> NDArray[np.intp] | None:

@@ -257,8 +257,11 @@ class TestLabels:
 class TestTables:
     def test_of_any_library_that_exports_arrow(self):
         table = pa.Table.from_pandas(FIVE_SCORES, preserve_index=False)
-        views = table.set_column(0, "cell_id", table["cell_id"].cast(pa.string_view()))
-        for scores in (Exported(table), views, Exported(views), table.to_batches()[0]):
+        ids = table["cell_id"]
+        cast = table.set_column(0, "cell_id", ids.cast(pa.string_view()))
+        views = table.set_column(0, "cell_id", pa.array(ids.to_pylist(), pa.string_view()))
+        tables = (Exported(table), cast, cast.to_batches()[0], views, Exported(views))
+        for scores in tables:
             assert Evaluator(FIVE_LABELS).eval(scores) == Evaluator(FIVE_LABELS).eval(FIVE_SCORES)
 
     @pytest.mark.usefixtures("views")
