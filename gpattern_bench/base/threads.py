@@ -6,9 +6,16 @@ import os
 from math import ceil
 from pathlib import Path
 
-__all__ = ["calm_threads", "processors"]
+__all__ = ["calm_threads", "processors", "threads_of_workers"]
 
 _CGROUP = Path("/sys/fs/cgroup")
+_LIMITS = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMBA_NUM_THREADS",
+)
 
 
 def processors() -> int:
@@ -36,6 +43,20 @@ def calm_threads() -> None:
     # OpenMP knows the affinity, not the quota.
     if (allowed := processors()) < (os.cpu_count() or 1):
         os.environ.setdefault("OMP_NUM_THREADS", str(allowed))
+
+
+def threads_of_workers(count: int) -> dict[str, str]:
+    """Give the limits of threads of `count` processes that divide the processors.
+
+    A lower limit in the environment stays. A higher one is of a process that is alone, and often
+    :func:`calm_threads` set it.
+    """
+    share = max(processors() // count, 1)
+    found = {name: os.environ.get(name, "") for name in _LIMITS}
+    return {
+        name: limit if limit.isdigit() and int(limit) < share else str(share)
+        for name, limit in found.items()
+    }
 
 
 def _quota() -> float | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 import warnings
@@ -16,20 +15,12 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from gpattern_bench.base.threads import processors
+from gpattern_bench.base.threads import processors, threads_of_workers
 from gpattern_bench.errors import GPatternBenchError, MissingExtraError, WorkersError
 
 __all__ = ["Workers", "in_order", "workers"]
 
 _package = logging.getLogger("gpattern_bench")
-
-_THREADS = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "NUMBA_NUM_THREADS",
-)
 
 
 @dataclass(frozen=True)
@@ -84,12 +75,11 @@ def workers(jobs: int | None, cluster: str | None) -> Iterator[Workers | None]:
         return
     from joblib.externals.loky import get_reusable_executor
 
-    threads = str(max(processors() // count, 1))
-    environment = {name: os.environ.get(name, threads) for name in _THREADS}
     # loky starts a worker again whose memory grew by 300 MB, which a large field of view does.
     warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
     # Not the standard library's: it imports `__main__` again, so scripts would need a guard.
-    executor = partial(get_reusable_executor, count, timeout=300, env=environment)
+    threads = threads_of_workers(count)
+    executor = partial(get_reusable_executor, count, timeout=300, env=threads)
     # After a success they stay for the next call, and end when idle or with this process.
     yield Workers(executor, _kill, 2 * count)
 

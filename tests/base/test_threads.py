@@ -7,7 +7,7 @@ import os
 import pytest
 
 from gpattern_bench.base import threads
-from gpattern_bench.base.threads import calm_threads, processors
+from gpattern_bench.base.threads import calm_threads, processors, threads_of_workers
 
 
 @pytest.fixture
@@ -66,3 +66,18 @@ def test_the_number_stays_open_where_all_processors_are_allowed(allowed, monkeyp
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     calm_threads()
     assert "OMP_NUM_THREADS" not in os.environ
+
+
+@pytest.mark.parametrize(("limit", "expected"), [("", "4"), ("3", "3"), ("64", "4"), ("2,1", "4")])
+def test_workers_divide_the_processors(allowed, monkeypatch, limit, expected):
+    monkeypatch.setenv("OMP_NUM_THREADS", limit)
+    monkeypatch.setenv("NUMBA_NUM_THREADS", limit)
+    found = threads_of_workers(2)
+    assert (found["OMP_NUM_THREADS"], found["NUMBA_NUM_THREADS"]) == (expected, expected)
+
+
+def test_workers_have_their_share_of_what_this_process_has(allowed):
+    calm_threads()
+    assert os.environ["OMP_NUM_THREADS"] == "8"
+    assert threads_of_workers(8)["OMP_NUM_THREADS"] == "1"
+    assert threads_of_workers(9)["OMP_NUM_THREADS"] == "1"
