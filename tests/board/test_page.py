@@ -413,10 +413,11 @@ class TestBrowser:
     def test_links_of_the_matrix_show_their_table(self, opened):
         tab = opened()
         choose(tab, CHOSEN)
+        # The page hears of another address after the click.
         tab.locator(".matrix a.dsn", has_text="synthetic").click()
-        assert tab.locator('section.table[data-dataset="synthetic"]').is_visible()
+        tab.locator('section.table[data-dataset="synthetic"]').wait_for()
         tab.locator("#matrix-note a", has_text=CHOSEN).click()  # no test: it has no control
-        assert tab.locator(f'section.table[data-dataset="{CHOSEN}"]').is_visible()
+        tab.locator(f'section.table[data-dataset="{CHOSEN}"]').wait_for()
 
     def test_the_first_screen_says_what_leads(self, opened):
         tab = opened(viewport={"width": 1440, "height": 900})
@@ -517,7 +518,8 @@ class TestBrowser:
     def test_a_method_has_a_page_of_its_own(self, opened):
         tab = opened()
         tab.locator('.matrix a[href="#method-sprawl"]').click()
-        profile = tab.locator("#method-sprawl")
+        profile = tab.locator("#method-sprawl[open]")
+        profile.wait_for()
         assert profile.locator("tbody tr:visible").count() == 1
         assert "gpattern-bench run sprawl --dataset synthetic" in profile.inner_text()
 
