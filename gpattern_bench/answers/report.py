@@ -28,6 +28,7 @@ from gpattern_bench.answers.groups import read_groups
 from gpattern_bench.answers.shuffled import MOLECULES, bin_of
 from gpattern_bench.answers.sketches import Sketch, draw_cell, read_drawn
 from gpattern_bench.base.files import write_text
+from gpattern_bench.base.html import templates
 from gpattern_bench.base.version import __version__
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.errors import GPatternBenchError
@@ -228,23 +229,7 @@ def _page(answer: Answer, group_of: pd.Series[Any] | None) -> str:
 
 @cache
 def _template() -> Template:
-    from jinja2 import ChoiceLoader, Environment, FunctionLoader, StrictUndefined
-
-    def of(package: str) -> FunctionLoader:
-        def read(name: str) -> str | None:
-            file = files(package) / name
-            return file.read_text("utf-8") if file.is_file() else None
-
-        return FunctionLoader(read)
-
-    environment = Environment(
-        autoescape=True,
-        loader=ChoiceLoader([of("gpattern_bench.answers"), of("gpattern_bench.board")]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = templates("gpattern_bench.answers", "gpattern_bench.board")
     environment.filters |= {
         "pct": _percent,
         "number": _number,

@@ -1,11 +1,15 @@
-"""Small HTML tables for notebooks, all text escaped."""
+"""HTML with all text escaped: small tables for notebooks, and templates of whole pages."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
+from typing import TYPE_CHECKING
 
-__all__ = ["html_table"]
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+__all__ = ["html_table", "templates"]
 
 
 def html_table(
@@ -29,6 +33,20 @@ def html_table(
     return (
         f"<div><strong>{escape(title)}</strong><table><thead><tr>{head}</tr></thead>"
         f"<tbody>{body}</tbody></table>{below}</div>"
+    )
+
+
+def templates(*packages: str) -> Environment:
+    """Give Jinja's templates that lie in packages; a name that is not defined is an error."""
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+    return Environment(
+        autoescape=True,
+        loader=ChoiceLoader([PackageLoader(package, "") for package in packages]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
 
 

@@ -7,11 +7,11 @@ import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.resources import files
 from math import ceil, floor, isnan, nan
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from gpattern_bench.base.html import templates
 from gpattern_bench.base.version import __version__
 from gpattern_bench.board import format as printed
 from gpattern_bench.board.charts import Chart, Style, bins_chart, styles, time_chart, unit_chart
@@ -162,16 +162,7 @@ def build_page(board: Board, submissions: Sequence[Submission]) -> str:
 
 @cache
 def _template() -> Template:
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
-
-    environment = Environment(
-        autoescape=True,
-        loader=FunctionLoader(lambda name: (files(__package__) / name).read_text("utf-8")),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = templates("gpattern_bench.board")
     environment.filters["whole"] = lambda value: typeset(f"{value:.0f}")
     for name in ("percent", "interval", "duration", "brief", "count"):
         environment.filters[name] = _typeset(getattr(printed, name))
