@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gpattern_bench.base.threads import one_thread
 from gpattern_bench.data.cells import Cells
 from gpattern_bench.methods.base import Method, Network
 from gpattern_bench.runs.saved_model import Model, load_model, sound_scores
@@ -31,7 +31,7 @@ def score_cells(model: Path, sha256: str, cells: Cells, path: Path) -> None:
 
     shape = (-1, len(about.patterns))
     ids, genes, counts, scores = [], [], [], []
-    with _one_thread(method):
+    with one_thread() if isinstance(method, Network) else nullcontext():
         for cell, values in sound_scores(
             method.predict(cells), about, lambda one: one[1].reshape(shape)
         ):
@@ -61,18 +61,3 @@ def is_scored(path: Path) -> bool:
 @lru_cache(maxsize=1)  # a worker scores many fields of view with one model
 def _loaded(model: Path, sha256: str) -> tuple[Method, Model]:  # noqa: ARG001 - another is read
     return load_model(model)
-
-
-@contextmanager
-def _one_thread(method: Method) -> Iterator[None]:
-    if not isinstance(method, Network):
-        yield
-        return
-    import torch  # slow to import
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

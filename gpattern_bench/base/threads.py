@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import ceil
 from pathlib import Path
 
-__all__ = ["calm_threads", "processors", "threads_of_workers"]
+__all__ = ["calm_threads", "one_thread", "processors", "threads_of_workers"]
 
 _CGROUP = Path("/sys/fs/cgroup")
 _LIMITS = (
@@ -43,6 +45,19 @@ def calm_threads() -> None:
     # OpenMP knows the affinity, not the quota.
     if (allowed := processors()) < (os.cpu_count() or 1):
         os.environ.setdefault("OMP_NUM_THREADS", str(allowed))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let PyTorch compute with one thread, for the time of the `with`."""
+    import torch  # slow to import
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def threads_of_workers(count: int) -> dict[str, str]:

@@ -11,6 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from gpattern_bench.base.progress import Progress, duration
+from gpattern_bench.base.threads import one_thread
 from gpattern_bench.data.cells import Cells
 from gpattern_bench.errors import MethodError, MissingExtraError
 from gpattern_bench.evaluate.metrics import exact_mean, score_pattern
@@ -108,16 +110,22 @@ def train_network(
     trainer = _Trainer(config, training, cells, seed, val, init)
     if checkpoint is not None and checkpoint.exists():
         trainer.resume(checkpoint)
-    return trainer.run(checkpoint)
+    with _threads(config):
+        return trainer.run(checkpoint)
 
 
 def logits(network: GPSNet, cells: Sequence[Tokens], bf16: bool = False) -> list[Tensor]:
     """Logits (g, C) float32 of each cell, on the CPU; all cells in one batch."""
     device = next(network.parameters()).device
     batch = collate(cells).to(device)
-    with torch.no_grad(), _precision(device, bf16):
+    with torch.no_grad(), _precision(device, bf16), _threads(network.config):
         out: Tensor = network(batch)
     return list(torch.split(out.cpu(), [len(cell.query) for cell in cells]))
+
+
+def _threads(config: Config) -> AbstractContextManager[None]:
+    """One thread without attention among molecules: products end before another has woken."""
+    return nullcontext() if config.encoder_depth else one_thread()
 
 
 def _precision(device: torch.device, bf16: bool) -> torch.autocast:
