@@ -84,6 +84,27 @@ def weights(network: GPSNet) -> dict[str, bytes]:
     return {name: value.numpy().tobytes() for name, value in network.state_dict().items()}
 
 
+@pytest.mark.parametrize(("config_of", "expected"), [(config_of, 2), (small_gpsnet, 1)])
+def test_without_an_encoder_one_thread_computes(tiny, monkeypatch, config_of, expected):
+    torch.set_num_threads(2)  # taken back by the fixture
+    seen = []
+    forward = GPSNet.forward
+
+    def spied(self, batch):
+        seen.append(torch.get_num_threads())
+        return forward(self, batch)
+
+    monkeypatch.setattr(GPSNet, "forward", spied)
+    network = trained(tiny, replace(TRAINING, epochs=1), config_of=config_of).network
+    steps = len(seen)
+    tokens = LabelledTokens(tiny.iter_cells("val"), network.config).tokens(0)
+    train.logits(network, [tokens])
+    assert steps > 0
+    assert set(seen) == {expected}
+    assert len(seen) == steps + 1
+    assert torch.get_num_threads() == 2
+
+
 class TestSettings:
     def test_the_paper_s_are_those_of_its_table_3(self):
         rows = {
