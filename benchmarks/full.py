@@ -213,9 +213,9 @@ class Size:
         method = QUICKLY_IN_JOBS if self.quick else IN_JOBS
         first: list[str] = []
 
-        def run(jobs: str, killed: bool) -> dict[str, Any]:
+        def run(jobs: int, killed: bool) -> dict[str, Any]:
             out = self.folder / f"jobs-{jobs}-{killed}"
-            options = ("--splits", "test", "--jobs", jobs)
+            options = ("--splits", "test", "--jobs", str(jobs))
             found: dict[str, Any] = {}
             if killed:
                 found = kill(self.run_all(dataset, method, out, *options), out, dataset)
@@ -225,7 +225,7 @@ class Size:
                 raise SystemExit(f"{TEST} is not that of the first row")
             return found
 
-        for jobs, killed in (("1", False), ("2", False), ("2", True)):
+        for jobs, killed in ((1, False), (2, False), (2, True)):
             row = {"method": method, "jobs": jobs, "start": "again" if killed else "first"}
             self.note("jobs", row, lambda: run(jobs, killed))  # noqa: B023 - called now
 

@@ -273,7 +273,7 @@ def test_the_whole_benchmark_goes_from_files_to_a_board(tmp_path):
     assert "auc" not in oracle  # evaluated where it cannot be submitted
     assert sprawl["pairs_per_s"] > 0
     rows = [(row["jobs"], row["start"]) for row in found["jobs"]]
-    assert rows == [("1", "first"), ("2", "first"), ("2", "again")]
+    assert rows == [(1, "first"), (2, "first"), (2, "again")]
     assert found["jobs"][-1]["left"] >= 1  # shards that SIGKILL did not undo
     assert {
         row["session"] for part in (others, *map(found.get, ("methods", "jobs"))) for row in part
