@@ -4,7 +4,7 @@ The same steps of the same cells, in one process and in two: seconds of a step b
 the processor, and the losses, which must be the same but for rounding. Two processes share each
 step's cells; each computes with one thread. The last line is one JSON object.
 
-Rerun: `python benchmarks/accelerated.py` (two minutes), or `--quick` (few steps).
+Rerun: `python benchmarks/accelerated.py` (a minute), or `--quick` (few steps).
 """
 
 from __future__ import annotations

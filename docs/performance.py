@@ -161,12 +161,9 @@ def sessions(record: Row) -> Iterator[tuple[str, Row]]:
         rows = [row for part in ("steps", "methods", "jobs") for row in found[part]]
         for k, session in enumerate(found["sessions"]):
             names = [row.get("step") or row["method"] for row in rows if row["session"] == k]
+            part = "" if len(names) == len(rows) else f": {', '.join(dict.fromkeys(names))}"
             if names:
-                every = len(names) == len(rows)
-                yield (
-                    f"`{like}`" + ("" if every else f": {', '.join(dict.fromkeys(names))}"),
-                    session,
-                )
+                yield f"`{like}`{part}", session
 
 
 def missing(name: str) -> str:

@@ -21,10 +21,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from samples import PATIENCE_S, dataset_of
 
 from gpattern_bench.base.progress import Progress
+from gpattern_bench.base.threads import one_thread
 from gpattern_bench.cli import main
 from gpattern_bench.curate.simulate.cells import simulate
 from gpattern_bench.data.dataset import Dataset
@@ -253,10 +253,8 @@ class TestAblation:
     @classmethod
     def one_thread(cls):
         """As in the processes that are started here: the same bits."""
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        yield
-        torch.set_num_threads(threads)
+        with one_thread():
+            yield
 
     @pytest.fixture(scope="class")
     @classmethod

@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import PATIENCE_S, dataset_of
 
+from gpattern_bench.base.threads import one_thread
 from gpattern_bench.curate.simulate.cells import simulate
 from gpattern_bench.data.cells import Cells
 from gpattern_bench.data.dataset import Dataset
@@ -50,10 +51,8 @@ TRAINING = TrainingConfig(
 @pytest.fixture(autouse=True)
 def _one_thread():
     """As in the processes that are started here: the same bits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")
