@@ -1,14 +1,28 @@
-"""Threads: how many processors this process may use, and how its threads wait."""
+"""Threads: how many processors this process may use, how its threads wait, work in several."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from math import ceil
+from multiprocessing import parent_process
 from pathlib import Path
+from typing import TypeVar
 
-__all__ = ["calm_threads", "one_thread", "processors", "threads_of_workers"]
+__all__ = [
+    "calm_threads",
+    "in_threads",
+    "one_thread",
+    "own_threads",
+    "processors",
+    "threads_of_workers",
+]
+
+_Item = TypeVar("_Item")
+_Made = TypeVar("_Made")
 
 _CGROUP = Path("/sys/fs/cgroup")
 _LIMITS = (
@@ -32,6 +46,25 @@ def processors() -> int:
         allowed = os.cpu_count() or 1
     quota = _quota()
     return allowed if quota is None else max(1, min(allowed, ceil(quota)))
+
+
+def own_threads() -> int:
+    """Count the threads to compute with: one in worker processes, which share the processors."""
+    return 1 if parent_process() is not None else processors()
+
+
+def in_threads(
+    make: Callable[[_Item], _Made], items: Iterable[_Item], workers: int
+) -> Iterator[_Made]:
+    """Apply `make` to items in threads, a few items ahead; yield results in order."""
+    waiting: deque[Future[_Made]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for item in items:
+            waiting.append(pool.submit(make, item))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def calm_threads() -> None:

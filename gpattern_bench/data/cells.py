@@ -93,6 +93,18 @@ class Cell:
         """Give molecule k the place of molecule ``order[k]``."""
         return replace(self, xy=self.xy[order], z=None if self.z is None else self.z[order])
 
+    def keeping(self, kept: NDArray[np.bool_]) -> Cell:
+        """Return the cell with some of its molecules (n,), and the labels of their genes."""
+        at = np.searchsorted(self.genes, np.unique(self.gene[kept]))
+        return replace(
+            self,
+            xy=self.xy[kept],
+            z=None if self.z is None else self.z[kept],
+            gene=self.gene[kept],
+            labels=None if self.labels is None else self.labels[at],
+            labelled=None if self.labelled is None else self.labelled[at],
+        )
+
     @cached_property
     def geometry(self) -> CellGeometry:
         """Geometry of the molecules and outlines, shared by all genes and methods."""

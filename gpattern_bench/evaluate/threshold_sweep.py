@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing import parent_process
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpattern_bench.base.compiled import njit
-from gpattern_bench.base.threads import processors
+from gpattern_bench.base.threads import own_threads
 from gpattern_bench.errors import EvaluationError
 
 __all__ = [
@@ -285,9 +284,7 @@ def _in_lanes(work: Callable[[int, NDArray[Any]], None], weights: NDArray[np.num
         work(first, lanes)
 
     starts = range(0, n, LANES)
-    # Worker processes already share the processors.
-    threads = 1 if parent_process() is not None else processors()
-    with ThreadPoolExecutor(min(threads, len(starts))) as pool:
+    with ThreadPoolExecutor(min(own_threads(), len(starts))) as pool:
         list(pool.map(block, starts))
 
 

@@ -7,7 +7,6 @@ version of scikit-learn.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from gpattern_bench.base.arrays import read_arrays
 from gpattern_bench.base.compiled import njit
 from gpattern_bench.base.files import replacing
+from gpattern_bench.base.threads import in_threads, own_threads
 from gpattern_bench.data.cells import Cell, Cells
 from gpattern_bench.errors import MethodError
 from gpattern_bench.methods.base import Scores
@@ -24,6 +24,7 @@ from gpattern_bench.methods.base import Scores
 __all__ = [
     "LIMIT",
     "Forest",
+    "LabelledPairs",
     "batch_scores",
     "forest_scores",
     "labelled_pairs",
@@ -34,7 +35,7 @@ __all__ = [
 
 LIMIT = 50_000
 """Most pairs to fit a forest on; of more, draw a seeded sample."""
-_TREES = 300
+_TREES, _ROWS = 300, 5_000_000
 _MOST_TREES, _DEEPEST = 10_000, 1_000  # of a stored forest; ours have a tenth of that
 CHOICE = 10
 """Above ``CHOICE * limit`` labelled pairs, sample cells first, then pairs.
@@ -108,7 +109,8 @@ class Forest(NamedTuple):
             (n, C) bool, any number True per row.
         seed : int
         trees : int, optional
-            Default: 300.
+            Default: 300, of more than 16,666 pairs as many as have 5,000,000 rows together: 100
+            of :data:`LIMIT` pairs.
         min_leaf : int
             Least pairs in a leaf.
         random_splits : bool
@@ -120,11 +122,10 @@ class Forest(NamedTuple):
         varies = np.flatnonzero(labels.any(axis=0) & ~labels.all(axis=0))
         kind = ExtraTreesClassifier if random_splits else RandomForestClassifier
         grown = kind(
-            n_estimators=trees or _TREES,
+            n_estimators=trees or min(_TREES, _ROWS // len(labels)),
             min_samples_leaf=min_leaf,
             random_state=int(np.random.Generator(np.random.Philox(seed)).integers(2**32)),
-            # worker processes share the cores; threads do not change the trees
-            n_jobs=-1 if parent_process() is None else 1,
+            n_jobs=own_threads(),  # they do not change the trees
         )
         # constant labels need no trees; if all are constant, scikit-learn still needs a target
         target = labels[:, varies] if len(varies) else labels[:, :1]
@@ -274,21 +275,48 @@ class Forest(NamedTuple):
         return ""
 
 
+class LabelledPairs(NamedTuple):
+    """Pairs to fit on.
+
+    Attributes
+    ----------
+    features : numpy.ndarray
+        (n, F) float64.
+    labels : numpy.ndarray
+        (n, C) bool.
+    gene, cell : numpy.ndarray
+        (n,) codes of the genes, and numbers of the cells: 0, 1, ..
+    """
+
+    features: NDArray[np.float64]
+    labels: NDArray[np.bool_]
+    gene: NDArray[np.int32]
+    cell: NDArray[np.intp]
+
+
 def labelled_pairs(
-    train: Cells, featurize: _Featurize, seed: int, limit: int = LIMIT
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Collect features (n, F) and labels (n, C) of the labelled pairs, or of a seeded sample.
+    train: Cells,
+    featurize: _Featurize,
+    seed: int,
+    limit: int = LIMIT,
+    *,
+    alone: bool = True,
+) -> LabelledPairs:
+    """Collect the labelled pairs with their features, or a seeded sample of them.
 
     Parameters
     ----------
     train : Cells
         With labels.
     featurize : callable
-        Computes the features (g, F) of the genes present in a cell.
+        Computes the features (g, F) of the genes present in a cell; called in several threads.
     seed : int
         Seed of the sample.
     limit : int
         Most pairs; see :data:`CHOICE`.
+    alone : bool
+        Whether a gene's features depend on its own molecules alone, and the outlines: then
+        `featurize` is given those of the pairs to collect.
 
     Raises
     ------
@@ -309,17 +337,30 @@ def labelled_pairs(
     if total > limit:
         draws = rng.random(total)
         taken = draws < np.partition(draws, limit)[limit]
-    features, labels, seen = [], [], 0
-    for cell, here in zip(train, drawn, strict=True):
-        if not here or cell.labels is None or cell.labelled is None:
-            continue
-        rows = np.flatnonzero(cell.labelled)
-        wanted = rows[taken[seen : seen + len(rows)]]
-        seen += len(rows)
-        if len(wanted):
-            features.append(featurize(cell)[wanted])
-            labels.append(cell.labels[wanted])
-    return np.concatenate(features), np.concatenate(labels)
+
+    def chosen() -> Iterator[tuple[Cell, NDArray[np.bool_]]]:
+        seen = 0
+        for cell, here in zip(train, drawn, strict=True):
+            if here and cell.labelled is not None:
+                wanted = cell.labelled.copy()
+                ahead = int(wanted.sum())
+                wanted[cell.labelled] = taken[seen : seen + ahead]
+                seen += ahead
+                if wanted.any():
+                    yield cell, wanted
+
+    def collected(item: tuple[Cell, NDArray[np.bool_]]) -> tuple[NDArray[Any], ...]:
+        cell, wanted = item
+        assert cell.labels is not None
+        genes, labels = cell.genes[wanted], cell.labels[wanted]
+        if alone:
+            return featurize(cell.keeping(np.isin(cell.gene, genes))), labels, genes
+        return featurize(cell)[wanted], labels, genes
+
+    parts = list(in_threads(collected, chosen(), own_threads()))
+    features, labels, genes = map(np.concatenate, zip(*parts, strict=True))
+    cell = np.repeat(np.arange(len(parts)), [len(genes) for _, _, genes in parts])
+    return LabelledPairs(features, labels, genes, cell)
 
 
 def forest_scores(cells: Cells, featurize: _Featurize, forest: Forest) -> Scores:

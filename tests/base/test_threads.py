@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import os
+import threading
 
 import pytest
+from samples import PATIENCE_S
 
 from gpattern_bench.base import threads
-from gpattern_bench.base.threads import calm_threads, processors, threads_of_workers
+from gpattern_bench.base.threads import (
+    calm_threads,
+    in_threads,
+    own_threads,
+    processors,
+    threads_of_workers,
+)
+from gpattern_bench.base.workers import in_order, workers
 
 
 @pytest.fixture
@@ -81,3 +90,32 @@ def test_workers_have_their_share_of_what_this_process_has(allowed):
     assert os.environ["OMP_NUM_THREADS"] == "8"
     assert threads_of_workers(8)["OMP_NUM_THREADS"] == "1"
     assert threads_of_workers(9)["OMP_NUM_THREADS"] == "1"
+
+
+def test_work_is_done_ahead_and_comes_in_order():
+    begun, third = [], threading.Event()
+
+    def slow_at_first(i):
+        begun.append(i)
+        if len(begun) >= 3:
+            third.set()
+        if i == 0:
+            assert third.wait(PATIENCE_S)  # it ends after the others have begun
+        return i * i
+
+    stream = in_threads(slow_at_first, iter(range(10)), workers=2)
+    assert next(stream) == 0
+    assert 2 < len(begun) < 10
+    assert list(stream) == [i * i for i in range(1, 10)]
+
+
+def test_what_fails_ahead_fails_here():
+    with pytest.raises(ZeroDivisionError):
+        list(in_threads(lambda i: 1 // i, [1, 0, 1], workers=1))
+
+
+def test_workers_compute_with_one_thread_each(monkeypatch):
+    monkeypatch.setattr(threads, "processors", lambda: 3)
+    assert own_threads() == 3
+    with workers(2, None) as pool:
+        assert list(in_order(pool, own_threads, [(), ()])) == [1, 1]

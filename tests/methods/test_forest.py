@@ -12,6 +12,9 @@ from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 from gpattern_bench.data.cells import Cell
 from gpattern_bench.errors import MethodError
 from gpattern_bench.methods._forest import Forest, labelled_pairs, pair_batches
+from gpattern_bench.methods.bento.method import bento_features
+from gpattern_bench.methods.locfish.bigfish import bigfish_features
+from gpattern_bench.methods.locfish.features_2018 import samacoits_features
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(400, 6))
@@ -50,6 +53,11 @@ class TestForest:
         assert (scores[:, 2] == 0).all()
         assert np.unique(scores[:, 0]).size > 10
         assert (Forest.fit(X, labels[:, 1:], 0, trees=5).predict(HOLES) == [1, 0]).all()
+
+    @pytest.mark.parametrize(("pairs", "trees"), [(16_666, 300), (20_000, 250), (50_000, 100)])
+    def test_many_pairs_have_fewer_trees(self, pairs, trees):
+        forest = Forest.fit(np.zeros((pairs, 1)), np.ones((pairs, 1), bool), 0)
+        assert len(forest.root) == trees
 
     def test_the_seed_decides(self, tmp_path):
         files = [tmp_path / f"{k}.npz" for k in range(3)]
@@ -129,16 +137,17 @@ def numbered(cell: Cell) -> np.ndarray:
 
 class TestPairs:
     def test_all_labelled_pairs_are_taken_where_they_fit(self):
-        features, labels = labelled_pairs(ManyCells(3), numbered, 0)
+        features, labels, gene, cell = labelled_pairs(ManyCells(3), numbered, 0)
         assert features.tolist() == [[k, g] for k in range(3) for g in range(0, 10, 2)]
+        assert np.stack([cell, gene], axis=1).tolist() == features.tolist()
         assert labels[:, 0].tolist() == [g < 4 for _, g in features]
 
     def test_a_sample_has_the_size_asked_for_and_depends_on_the_seed(self):
-        some, labels = labelled_pairs(ManyCells(40), numbered, 1, limit=60)
+        some, labels, *_ = labelled_pairs(ManyCells(40), numbered, 1, limit=60)
         assert len(np.unique(some, axis=0)) == 60
         assert labels[:, 0].tolist() == [g < 4 for _, g in some]
-        same, _ = labelled_pairs(ManyCells(40), numbered, 1, limit=60)
-        other, _ = labelled_pairs(ManyCells(40), numbered, 2, limit=60)
+        same, *_ = labelled_pairs(ManyCells(40), numbered, 1, limit=60)
+        other, *_ = labelled_pairs(ManyCells(40), numbered, 2, limit=60)
         assert some.tolist() == same.tolist() != other.tolist()
 
     def test_a_sample_of_very_many_is_of_as_many_cells_as_are_needed(self):
@@ -148,20 +157,51 @@ class TestPairs:
             begun.append(cell.cell_id)
             return numbered(cell)
 
-        some, labels = labelled_pairs(ManyCells(400), counting, 1, limit=20)
+        some, labels, *_ = labelled_pairs(ManyCells(400), counting, 1, limit=20)
         assert len(np.unique(some, axis=0)) == 20
         assert labels[:, 0].tolist() == [g < 4 for _, g in some]
         # Of 2,000 pairs 200 are left to choose from: 40 cells, from everywhere, in their order.
         assert len(begun) <= 40
         assert min(map(int, begun)) < 100 < 300 < max(map(int, begun))
         assert some[:, 0].tolist() == sorted(some[:, 0])
-        same, _ = labelled_pairs(ManyCells(400), numbered, 1, limit=20)
+        same, *_ = labelled_pairs(ManyCells(400), numbered, 1, limit=20)
         assert some.tolist() == same.tolist()
         # As many or fewer than that: all cells are chosen from, as ever.
         draws = np.random.Generator(np.random.Philox(1)).random(200)
-        few, _ = labelled_pairs(ManyCells(40), numbered, 1, limit=20)
-        every, _ = labelled_pairs(ManyCells(40), numbered, 1)
+        few, *_ = labelled_pairs(ManyCells(40), numbered, 1, limit=20)
+        every, *_ = labelled_pairs(ManyCells(40), numbered, 1)
         assert few.tolist() == every[draws < np.sort(draws)[20]].tolist()
+
+    @pytest.mark.parametrize("alone", [True, False])
+    def test_cells_are_given_whole_only_where_genes_need_each_other(self, alone):
+        given = []
+
+        def counting(cell: Cell) -> np.ndarray:
+            given.append(len(cell.genes))
+            return numbered(cell)
+
+        found = labelled_pairs(ManyCells(40), counting, 1, limit=60, alone=alone)
+        assert sum(given) == (60 if alone else 10 * len(given))
+        other = labelled_pairs(ManyCells(40), numbered, 1, limit=60, alone=not alone)
+        for mine, theirs in zip(found, other, strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+
+    @pytest.mark.parametrize(
+        "featurize",
+        [bento_features, bigfish_features, samacoits_features],
+        ids=lambda f: f.__name__,
+    )
+    def test_features_of_a_gene_are_its_own(self, featurize):
+        """Fits leave out the molecules of other genes: not a bit changes."""
+        rng = np.random.Generator(np.random.Philox(4))
+        shape, nucleus = (shapely.Point(0.3, 0.1).buffer(r).simplify(0.2) for r in (9, 4))
+        xy, gene = rng.normal(0, 4, (400, 2)), np.sort(rng.integers(0, 12, 400)).astype(np.int32)
+        for inside in (nucleus, None):
+            cell = Cell("c", "f", xy, gene, shape, inside)
+            wanted = rng.random(len(cell.genes)) < 0.4
+            some = cell.keeping(np.isin(gene, cell.genes[wanted]))
+            assert some.genes.tolist() == cell.genes[wanted].tolist()
+            np.testing.assert_array_equal(featurize(some), featurize(cell)[wanted])
 
     def test_no_labelled_pair_is_an_error(self):
         with pytest.raises(MethodError, match="no pair of the training cells"):

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
@@ -34,7 +33,6 @@ from gpattern_bench.methods.gpsnet.loader import (
     epoch_batches,
     generator,
     mask_genes,
-    prefetch,
     rotate,
 )
 from gpattern_bench.methods.gpsnet.model import GPSNet
@@ -209,26 +207,6 @@ class TestBatches:
         joined = Cells(parts, genes=cells.genes, patterns=cells.patterns, labels=True)
         weights = LabelledTokens(joined, config_of(cells)).weights(0.4)
         assert [weights[:n].sum(), weights[n:].sum()] == pytest.approx([2 / 3, 1 / 3])
-
-    def test_work_is_done_ahead_and_comes_in_order(self):
-        begun, third = [], threading.Event()
-
-        def slow_at_first(i):
-            begun.append(i)
-            if len(begun) >= 3:
-                third.set()
-            if i == 0:
-                assert third.wait(PATIENCE_S)  # it ends after the others have begun
-            return i * i
-
-        stream = prefetch(slow_at_first, iter(range(10)), workers=2)
-        assert next(stream) == 0
-        assert 2 < len(begun) < 10
-        assert list(stream) == [i * i for i in range(1, 10)]
-
-    def test_what_fails_ahead_fails_here(self):
-        with pytest.raises(ZeroDivisionError):
-            list(prefetch(lambda i: 1 // i, [1, 0, 1], workers=1))
 
 
 class TestAugmentation:

@@ -196,7 +196,8 @@ class Bento:
 
     def fit(self, train: Cells, seed: int) -> None:
         """Grow the forest on the labelled pairs, or a seeded sample."""
-        self._forest = Forest.fit(*labelled_pairs(train, bento_features, seed), seed)
+        pairs = labelled_pairs(train, bento_features, seed)
+        self._forest = Forest.fit(pairs.features, pairs.labels, seed)
 
     @property
     def parameters(self) -> int:

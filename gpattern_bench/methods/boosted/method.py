@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
 
@@ -83,8 +82,12 @@ class Boosted:
         Calibrate with a logistic curve per pattern, fitted to out-of-fold scores (three folds of
         cells).
         """
-        self._counted = GeneScores.count(train) if self._in_context else None
-        features, labels, gene, cell = _training_pairs(train, seed, self._counted)
+        self._counted = counted = GeneScores.count(train) if self._in_context else None
+
+        def featurize(cell: Cell) -> _Floats:
+            return _columns(cell, None, None if counted is None else counted.scores(cell))
+
+        features, labels, gene, cell = labelled_pairs(train, featurize, seed, alone=False)
         fold = _folds(cell, seed)
         shares = _GeneShares(labels, gene, len(train.genes)) if self._by_gene else None
         columns, names = features, [*PAIR_FEATURES]
@@ -289,25 +292,11 @@ def _join_trees(patterns: list[list[Any]]) -> Forest:
 class _GeneShares:
     """Share of each gene's pairs with each pattern; the overall share counts as one more pair."""
 
-    def __init__(self, labels: NDArray[np.bool_], gene: NDArray[np.int64], n_genes: int) -> None:
+    def __init__(self, labels: NDArray[np.bool_], gene: NDArray[np.int32], n_genes: int) -> None:
         pairs = np.bincount(gene, minlength=n_genes)
         sums = np.stack([np.bincount(gene, y, n_genes) for y in labels.T.astype(float)], axis=1)
         self.overall = (labels.sum(axis=0) + 0.5) / (len(labels) + 1)
         self.table = (sums + self.overall) / (pairs[:, None] + 1)
-
-
-def _training_pairs(
-    train: Cells, seed: int, counted: GeneScores | None
-) -> tuple[_Floats, NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
-    """Collect features, labels, gene and cell of the labelled pairs, or of a sample."""
-    numbers = count()
-
-    def featurize(cell: Cell) -> _Floats:
-        features = _columns(cell, None, None if counted is None else counted.scores(cell))
-        return np.column_stack([features, cell.genes, np.full(len(cell.genes), next(numbers))])
-
-    table, labels = labelled_pairs(train, featurize, seed)
-    return table[:, :-2], labels, table[:, -2].astype(np.int64), table[:, -1].astype(np.int64)
 
 
 def _folds(cell: NDArray[np.int64], seed: int) -> NDArray[np.int64]:

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +18,10 @@ __all__ = [
     "epoch_batches",
     "generator",
     "mask_genes",
-    "prefetch",
     "rotate",
 ]
 
 _Ints = NDArray[np.int64]
-_Item = TypeVar("_Item")
-_Made = TypeVar("_Made")
 
 KEPT = 2 << 30
 """Bytes of prepared cells kept between epochs; the other cells are prepared every epoch."""
@@ -184,19 +176,7 @@ def drop_molecules(cell: Cell, rng: np.random.Generator, most: float, limit: int
     if limit and n > limit:
         dropped = max(dropped, 1 - limit / n * np.exp(rng.uniform(np.log(0.3), 0)))
     kept = draws >= dropped
-    if not kept.any():
-        return cell
-    at = np.searchsorted(cell.genes, np.unique(cell.gene[kept]))
-    assert cell.labels is not None
-    assert cell.labelled is not None
-    return replace(
-        cell,
-        xy=cell.xy[kept],
-        z=None if cell.z is None else cell.z[kept],
-        gene=cell.gene[kept],
-        labels=cell.labels[at],
-        labelled=cell.labelled[at],
-    )
+    return cell.keeping(kept) if kept.any() else cell
 
 
 def rotate(cell: Tokens, rng: np.random.Generator) -> Tokens:
@@ -210,17 +190,3 @@ def mask_genes(cell: Tokens, rng: np.random.Generator, unknown: int) -> Tokens:
     """Replace a random share of a cell's genes by the unknown gene."""
     share = rng.random()
     return cell.without_genes(rng.random(len(cell.query)) < share, unknown)
-
-
-def prefetch(
-    make: Callable[[_Item], _Made], items: Iterable[_Item], workers: int
-) -> Iterator[_Made]:
-    """Apply `make` to items in threads, a few items ahead; yield results in order."""
-    waiting: deque[Future[_Made]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        for item in items:
-            waiting.append(pool.submit(make, item))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from scipy.special import expit, logit
 
 from gpattern_bench.base.files import plain, write_text
+from gpattern_bench.base.threads import in_threads
 from gpattern_bench.base.validation import adapter
 from gpattern_bench.data.cells import Cell, Cells
 from gpattern_bench.errors import MethodError
@@ -26,7 +27,6 @@ from gpattern_bench.methods.gpsnet.config import (
     TrainingConfig,
     steps_for,
 )
-from gpattern_bench.methods.gpsnet.loader import prefetch
 from gpattern_bench.methods.gpsnet.model import GPSNet, Tokens, prepare, vocabulary_rows
 from gpattern_bench.methods.gpsnet.train import Trained, logits, train_network
 from gpattern_bench.methods.gpsnet.weights import fits, load_into, read_tensors, write_tensors
@@ -258,7 +258,7 @@ class GPSNetMethod:
             return cell, prepare(cell, rows, config, scores)
 
         workers = 4 if torch.cuda.is_available() else 1
-        for window in _cut(prefetch(prepared, cells, workers), _WINDOW if self.batch > 1 else 1):
+        for window in _cut(in_threads(prepared, cells, workers), _WINDOW if self.batch > 1 else 1):
             window.sort(key=lambda item: len(item[1]))
             for part in _cut(iter(window), self.batch):
                 tokens = [item[1] for item in part]

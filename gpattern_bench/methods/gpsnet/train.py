@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from gpattern_bench.base.progress import Progress, duration
-from gpattern_bench.base.threads import one_thread
+from gpattern_bench.base.threads import in_threads, one_thread
 from gpattern_bench.data.cells import Cells
 from gpattern_bench.errors import MethodError, MissingExtraError
 from gpattern_bench.evaluate.metrics import exact_mean, score_pattern
@@ -35,7 +35,6 @@ from gpattern_bench.methods.gpsnet.loader import (
     epoch_batches,
     generator,
     mask_genes,
-    prefetch,
     rotate,
 )
 from gpattern_bench.methods.gpsnet.model import GPSNet, Tokens, collate
@@ -274,7 +273,7 @@ class _Trainer:
 
         self.model.train()
         total = 0.0
-        for at, tokens in enumerate(prefetch(shown, batches, self._workers)):
+        for at, tokens in enumerate(in_threads(shown, batches, self._workers)):
             step = epoch * self.epoch_steps + at
             for group in self.optimizer.param_groups:
                 group["lr"] = training.rate_at(step, self.steps)

@@ -110,7 +110,8 @@ class Locfish:
 
     def fit(self, train: Cells, seed: int) -> None:
         """Grow the forest on the labelled pairs, or a seeded sample."""
-        self._forest = Forest.fit(*labelled_pairs(train, self._features, seed), seed)
+        pairs = labelled_pairs(train, self._features, seed)
+        self._forest = Forest.fit(pairs.features, pairs.labels, seed)
 
     @property
     def parameters(self) -> int:
@@ -173,8 +174,8 @@ class LocfishUnsupervised:
 
     def fit(self, train: Cells, seed: int) -> None:
         """Cluster the labelled pairs, or a seeded sample."""
-        sample = labelled_pairs(train, Locfish._features, seed, SAMPLE)
-        self._clusters = LabelClusters.fit(*sample, seed)
+        pairs = labelled_pairs(train, Locfish._features, seed, SAMPLE)
+        self._clusters = LabelClusters.fit(pairs.features, pairs.labels, seed)
 
     @property
     def parameters(self) -> int:
