@@ -229,15 +229,16 @@ def beside_paper(full: Row) -> str:
             row = rows.setdefault(one["method"], {"method": one["method"]})
             row |= {
                 like: one.get("failed") or one.get("seconds"),
+                f"{like}, fit": one.get("fit_s"),
                 f"{like}, paper": one.get("paper"),
             }
             if like == list(likes)[-1]:
-                row |= {key: one.get(key) for key in ("fit_s", "pairs_per_s", "peak_gib")}
+                row |= {key: one.get(key) for key in ("pairs_per_s", "peak_gib")}
     columns = {"": "method"}
     for like in likes:
-        columns |= {f"`{like}`, s": like, f"the paper, `{like}`": f"{like}, paper"}
-    last = f"`{list(likes)[-1]}`"
-    columns |= {f"fit, {last}, s": "fit_s", f"GiB, {last}": "peak_gib"}
+        columns |= {f"`{like}`, s": like, f"fit, `{like}`": f"{like}, fit"}
+        columns[f"the paper, `{like}`"] = f"{like}, paper"
+    columns[f"GiB, `{list(likes)[-1]}`"] = "peak_gib"
     columns["pairs per s and process"] = "pairs_per_s"
     return table(rows.values(), columns, code="")
 

@@ -35,7 +35,8 @@ __all__ = [
 
 LIMIT = 50_000
 """Most pairs to fit a forest on; of more, draw a seeded sample."""
-_TREES, _ROWS = 300, 5_000_000
+_TREES = 300
+_ROWS = 5_000_000  # most of all trees together: those of many pairs differ little
 _MOST_TREES, _DEEPEST = 10_000, 1_000  # of a stored forest; ours have a tenth of that
 CHOICE = 10
 """Above ``CHOICE * limit`` labelled pairs, sample cells first, then pairs.
