@@ -140,6 +140,19 @@ class TestWatch:
             digests.append(contention.digest_of(report))
         assert digests[0] == digests[1] != digests[2]
 
+    def test_what_a_killed_command_left_in_a_folder_is_not_compared(self, contention, tmp_path):
+        """`challenge draw` has its unfinished tables in the folder that it makes."""
+        for name in ("challenge/cells/a", "other/challenge/cells/a"):
+            (tmp_path / name).parent.mkdir(parents=True)
+            (tmp_path / name).write_text("the same")
+        left = tmp_path / "challenge/.cells-k6qu5_2f/a"
+        left.parent.mkdir()
+        left.write_text("half of it")
+        found = contention.digest_of(tmp_path / "challenge")
+        assert found == contention.digest_of(tmp_path / "other/challenge")
+        (tmp_path / "challenge/b").write_text("more")
+        assert contention.digest_of(tmp_path / "challenge") != found
+
 
 def test_removed_while_it_is_verified(tmp_path, monkeypatch):
     dataset = Dataset(shutil.copytree(load_dataset("synthetic").folder, tmp_path / "tables"))

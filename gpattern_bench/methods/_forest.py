@@ -6,6 +6,7 @@ version of scikit-learn.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -130,7 +131,9 @@ class Forest(NamedTuple):
         )
         # constant labels need no trees; if all are constant, scikit-learn still needs a target
         target = labels[:, varies] if len(varies) else labels[:, :1]
-        grown.fit(_float32(features), target[:, 0] if target.shape[1] == 1 else target)
+        # its threads may empty the process's list of warning filters, and then warn of that
+        with warnings.catch_warnings(record=True):
+            grown.fit(_float32(features), target[:, 0] if target.shape[1] == 1 else target)
         return _from_sklearn([tree.tree_ for tree in grown.estimators_], varies, labels[0])
 
     def predict(self, features: NDArray[np.floating[Any]]) -> NDArray[np.float32]:

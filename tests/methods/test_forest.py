@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,6 +59,21 @@ class TestForest:
     def test_many_pairs_have_fewer_trees(self, pairs, trees):
         forest = Forest.fit(np.zeros((pairs, 1)), np.ones((pairs, 1), bool), 0)
         assert len(forest.root) == trees
+
+    def test_warning_filters_survive_what_threads_do_to_them(self, monkeypatch, recwarn):
+        """scikit-learn's threads, as they cross, may empty the list that all of them share."""
+        plain = RandomForestClassifier.fit
+
+        def crossed(self, *data):
+            warnings.resetwarnings()
+            warnings.warn("no filters were given", UserWarning, stacklevel=1)
+            return plain(self, *data)
+
+        monkeypatch.setattr(RandomForestClassifier, "fit", crossed)
+        before = list(warnings.filters)
+        Forest.fit(X, Y, 0, trees=5)
+        assert warnings.filters == before != []
+        assert not recwarn.list
 
     def test_the_seed_decides(self, tmp_path):
         files = [tmp_path / f"{k}.npz" for k in range(3)]
