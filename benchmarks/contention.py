@@ -399,13 +399,17 @@ FULL_CALLS = QUICK_CALLS | {
 
 
 def digest_of(path: Path) -> str:
-    """SHA-256 of a file, but for what runs measure, or of all files of a folder."""
+    """SHA-256 of a file, but for what runs measure, or of all files of a folder.
+
+    Not of what a killed command left in the folder: `settle` counts that.
+    """
     if path.is_dir():
         names = sorted(file for file in path.rglob("*") if file.is_file())
         parts = [
             f"{name} {digest_of(file)}"
             for file in names
             if not _TIMED.match(name := file.relative_to(path.parent).as_posix())
+            if not _LEFT.search(name)
         ]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
     data = path.read_bytes()
