@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -261,6 +262,12 @@ class Cells:
     def __len__(self) -> int:
         return sum(map(_count, self._tables))
 
+    def labelled_counts(self) -> NDArray[np.int64]:
+        """Count the labelled pairs of each cell in the tables, in order; read no molecules."""
+        if not self._labels:
+            return np.zeros(len(self), np.int64)
+        return np.concatenate([np.zeros(0, np.int64), *map(_labelled_counts, self._tables)])
+
     def __iter__(self) -> Iterator[Cell]:
         for tables in self._tables:
             with _as_table_error(str(tables.folder)):
@@ -390,6 +397,16 @@ def _count(tables: CellTables) -> int:
     if tables.keep is None:
         return len(read_table(tables.folder / "cells.parquet", tables.fovs, ["cell_id"]))
     return len(_names(tables))
+
+
+def _labelled_counts(tables: CellTables) -> NDArray[np.int64]:
+    """Count the labelled pairs of the cells to yield."""
+    counts: Counter[str] = Counter()
+    for labels in read_fovs(tables.folder / "labels.parquet", tables.fovs, ["fov", "cell_id"]):
+        names, starts = _runs(labels["cell_id"])
+        for name, count in zip(names, np.diff(starts, append=len(labels)).tolist(), strict=True):
+            counts[name] += count
+    return np.array([counts[name] for name in _names(tables)], np.int64)
 
 
 @contextmanager

@@ -325,9 +325,9 @@ def labelled_pairs(
     Raises
     ------
     MethodError
-        No pair is labelled.
+        No pair is labelled, or labels are of pairs without molecules.
     """
-    sizes = np.array([0 if cell.labelled is None else cell.labelled.sum() for cell in train])
+    sizes = train.labelled_counts()
     if sizes.sum() == 0:
         raise MethodError("no pair of the training cells is labelled; fit on cells with labels")
     rng = np.random.Generator(np.random.Philox(seed))
@@ -344,12 +344,17 @@ def labelled_pairs(
 
     def chosen() -> Iterator[tuple[Cell, NDArray[np.bool_]]]:
         seen = 0
-        for cell, here in zip(train, drawn, strict=True):
-            if here and cell.labelled is not None:
+        for cell, here, size in zip(train, drawn, sizes, strict=True):
+            if here and size:
+                assert cell.labelled is not None
                 wanted = cell.labelled.copy()
-                ahead = int(wanted.sum())
-                wanted[cell.labelled] = taken[seen : seen + ahead]
-                seen += ahead
+                if wanted.sum() != size:
+                    raise MethodError(
+                        f"cell {cell.cell_id} has {wanted.sum()} labelled pairs with molecules, of "
+                        f"{size} in the table of labels; see `gpattern-bench verify`"
+                    )
+                wanted[cell.labelled] = taken[seen : seen + size]
+                seen += size
                 if wanted.any():
                     yield cell, wanted
 

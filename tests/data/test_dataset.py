@@ -369,6 +369,21 @@ class TestCells:
         assert [ds.genes[g] for g in cell.genes[~cell.labelled]] == [gone[1]]
         assert not cell.labels[~cell.labelled].any()
 
+    def test_labelled_pairs_are_counted_without_molecules(self, folder):
+        def drop_some(frame):
+            return frame[frame["cell_id"] != frame["cell_id"].iloc[0]].iloc[::2]
+
+        rewrite(folder, "labels", drop_some)
+        ds = Dataset(folder)
+        names = ds.cells()["cell_id"].tolist()
+        for cells in (ds.iter_cells(), ds.iter_cells("train"), ds.iter_cells(keep=names[::3])):
+            expected = [cell.labelled.sum() for cell in cells]
+            assert 0 < sum(expected) < sum(len(cell.genes) for cell in cells)
+            assert cells.labelled_counts().tolist() == expected
+            assert not cells.without_labels().labelled_counts().any()
+        (folder / "molecules.parquet").unlink()
+        assert ds.iter_cells().labelled_counts()[0] == 0
+
     def test_footers_are_not_read_again_for_each_field_of_view(self, small, monkeypatch):
         # A footer is as long as there are fields of view: reading it for each is quadratic work.
         opened = []

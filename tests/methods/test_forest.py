@@ -146,6 +146,9 @@ class ManyCells:
             xy = np.full((10, 2), float(k))
             yield Cell(str(k), "f", xy, gene, SQUARE, None, labels, shown)
 
+    def labelled_counts(self):
+        return np.full(self.count, 5 if self.labelled else 0)
+
 
 def numbered(cell: Cell) -> np.ndarray:
     return np.stack([cell.xy[:, 0], cell.genes], axis=1)
@@ -222,6 +225,13 @@ class TestPairs:
     def test_no_labelled_pair_is_an_error(self):
         with pytest.raises(MethodError, match="no pair of the training cells"):
             labelled_pairs(ManyCells(3, labelled=False), numbered, 0)
+
+    def test_labels_without_molecules_are_an_error(self):
+        cells = ManyCells(40)
+        cells.labelled_counts = lambda: np.full(40, 6)
+        told = "cell 0 has 5 labelled pairs with molecules, of 6 in the table of labels"
+        with pytest.raises(MethodError, match=told):
+            labelled_pairs(cells, numbered, 0)
 
     def test_batches_hold_every_cell_once_in_order(self):
         batches = list(pair_batches(ManyCells(4000)))
