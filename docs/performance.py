@@ -49,8 +49,8 @@ def make(results: Path = BENCHMARKS / "results") -> str:
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=Lacking
     )
     functions: list[Callable[..., Any]] = [
-        against, answer, attention, beside_paper, busy, count, curves, drawn, figure, jobs,
-        missing, notes, per_pair, sizes, small_cells, steps, table, verdict, whole,
+        against, answer, attention, beside_paper, busy, count, curves, drawn, figure, forest_rows,
+        jobs, missing, notes, per_pair, signed, sizes, small_cells, steps, table, verdict, whole,
     ]  # fmt: skip
     known = records | {function.__name__: function for function in functions}
     known |= {
@@ -252,6 +252,17 @@ def answer(costs: Row) -> list[dict[str, Any]]:
             peak = (row["before_mib"] + row["peak_mib"]) / 1024
         rows.append({"what": row["what"], "cpu_s": row["cpu_s"], "peak_gib": peak})
     return rows
+
+
+def forest_rows(forests: Row) -> list[Row]:
+    """Rows with four digits of each score."""
+    return [row | {name: f"{row[name]:.4f}" for name in ("AUC", "F1")} for row in forests["rows"]]
+
+
+def signed(rows: Iterable[Row], key: str) -> str:
+    """The range of a change, but for the rows that others are compared with."""
+    changes = [row[key] for row in rows if row[key]]
+    return f"{min(changes):+.4f} to {max(changes):+.4f}"
 
 
 def per_pair(found: Row) -> list[Row]:

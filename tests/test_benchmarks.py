@@ -348,6 +348,18 @@ def test_peers_are_measured_or_said_to_be_missing(quick, tmp_path):
     assert json.loads(target.read_text())["why"].startswith("PackageNotFoundError")
 
 
+def test_forests_are_fitted_on_train_and_score_val(quick):
+    rows = last(quick("forests"))["rows"]
+    assert [(row["method"], row["trees"]) for row in rows] == [
+        ("bento", 600), ("bento", 300), ("locfish", 600), ("locfish", 300),
+    ]  # fmt: skip
+    for most, default in zip(rows[::2], rows[1::2], strict=True):
+        assert most["AUC - first"] == most["F1 - first"] == 0
+        for name in ("AUC", "F1"):
+            assert 0.8 < default[name] < 1
+            assert default[f"{name} - first"] == default[name] - most[name] != 0
+
+
 def test_the_bootstrap_is_that_of_numpy_alone(quick):
     found = last(quick("bootstrap"))
     assert found["pairs"] == 20_000
