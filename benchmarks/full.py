@@ -1,7 +1,8 @@
 """The whole benchmark at the sizes of table 1: from files of the source formats to a board.
 
 Simulated releases stand in for the published ones, under their names and versions, in a cache of
-their own. Files of the source format are drawn and written (not timed) and curated. Then, in parts:
+their own. Files of the source format are drawn and written (not timed) and curated, in one process
+and in two, which must give the same bytes. Then, in parts:
 
 - *call*: an answer, from the source files to its report, by the pretrained model of the patterns;
 - *methods*: a `run-all` of each method on all splits; all of them again, which skips what is done;
@@ -134,11 +135,14 @@ class Size:
         cells = QUICK_CELLS if self.quick else None
         watched(self.function(write_source, self.like, source, cells))
         made = self.step("curate", self.function(curate_source, self.like, source, tables))
+        if made and not self.quick:
+            self.note("steps", {"step": "curate, two processes"}, lambda: self.in_two(tables))
         if "call" in parts:
             unit = str(published(self.like).unit_um)
             words = ("call", str(source / SOURCE[self.like]), "--unit-um", unit)
             words += ("--jobs", "1" if self.quick else "2", "--out", str(self.folder / "answer"))
             self.step("call", self.command(*words))
+        self.found["bytes"] = {"source": bytes_of(source), "tables": bytes_of(tables)}
         shutil.rmtree(source)
         if not made:
             return
@@ -178,12 +182,27 @@ class Size:
 
     # parts
 
+    def in_two(self, tables: Path) -> dict[str, Any]:
+        """Curate in two processes: the same tables."""
+        other = self.folder / "two" / self.like
+        source = self.folder / "source"
+        cost = watched(self.function(curate_source, self.like, source, other, 2))
+        for path in tables.glob("*.parquet"):
+            if file_sha256(path) != file_sha256(other / path.name):
+                raise SystemExit(f"{path.name} is not that of one process")
+        shutil.rmtree(other)
+        return cost
+
     def run_methods(self, dataset: Dataset) -> None:
         """A row per method: its processes' seconds, those by the clock, its peak of memory."""
         every = ("--splits", "train,val,test")
         for name in self.methods:
             start = self.run_all(dataset, name, self.folder / "runs", *every)
             self.note("methods", {"method": name}, lambda: self.of_method(dataset, name, start))  # noqa: B023 - called now
+        runs = self.folder / "runs"
+        files = [runs.glob(f"{name}/{self.like}/*-seed0.parquet") for name in self.methods]
+        predictions = [sum(path.stat().st_size for path in each) for each in files]
+        self.found["bytes"]["predictions"] = max(predictions)  # of the method with most
         again = self.run_all(dataset, ",".join(self.methods), self.folder / "runs", *every)
         self.step("run-all, again", again)
 
@@ -288,9 +307,18 @@ def published(like: str) -> Recipe:
     return Recipe.model_validate(recipe | changed)
 
 
-def curate_source(like: str, folder: Path, tables: Path) -> None:
+def curate_source(like: str, folder: Path, tables: Path, jobs: int | None = None) -> None:
     """Turn it into tables."""
-    curate(published(like), folder, tables, name=like, version=find_entry(like).version)
+    version = find_entry(like).version
+    tables.parent.mkdir(parents=True, exist_ok=True)
+    curate(published(like), folder, tables, name=like, version=version, jobs=jobs)
+    if jobs:
+        get_reusable_executor().shutdown(kill_workers=True)  # else they idle, waited for
+
+
+def bytes_of(folder: Path) -> int:
+    """Bytes of the files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def perfect(tables: Path, scores: Path) -> None:
@@ -412,7 +440,8 @@ def _pss(pid: int) -> int:
 def print_size(like: str, found: dict[str, Any]) -> None:
     """Print the tables of one dataset."""
     counts = ", ".join(f"{value:,} {what}" for what, value in found["counts"].items())
-    print(f"{like}: {counts}\n")
+    sizes = ", ".join(f"{what} {value / 1e6:,.1f} MB" for what, value in found["bytes"].items())
+    print(f"{like}: {counts}; {sizes}\n")
     for table in ("steps", "methods", "jobs"):
         show(found[table])
 

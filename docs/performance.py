@@ -182,9 +182,14 @@ def of_likes(full: Row) -> dict[str, Row]:
 
 def sizes(full: Row) -> str:
     """What the datasets hold."""
-    rows = [{"like": like} | found["counts"] for like, found in of_likes(full).items()]
+    rows = []
+    for like, found in of_likes(full).items():
+        stored = {name: value / 1e6 for name, value in found.get("bytes", {}).items()}
+        rows.append({"like": like} | found["counts"] | stored)
     names = ("cells", "genes", "molecules", "pairs")
-    return table(rows, {"": "like"} | {name: name for name in names}, code="")
+    columns = {"": "like"} | {name: name for name in names}
+    columns |= {f"{name}, MB": name for name in ("source", "tables", "predictions")}
+    return table(rows, columns, code="")
 
 
 def steps(full: Row) -> str:

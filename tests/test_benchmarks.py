@@ -260,6 +260,7 @@ def test_the_whole_benchmark_goes_from_files_to_a_board(tmp_path):
     found = last(run([*command, "--tmp", work, "--keep", kept]))
     assert json.loads(kept.read_text()) == {"cosmx_lung": found["cosmx_lung"]}
     found = found["cosmx_lung"]
+    assert found["bytes"]["source"] > found["bytes"]["tables"] > found["bytes"]["predictions"] > 0
     first, *others = found["steps"]
     assert first == rows[1]
     steps = {step["step"]: step for step in others}
