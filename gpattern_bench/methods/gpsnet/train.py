@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from gpattern_bench.base.progress import Progress, duration
-from gpattern_bench.base.threads import in_threads, one_thread
+from gpattern_bench.base.threads import in_threads, one_thread, own_threads
 from gpattern_bench.data.cells import Cells
 from gpattern_bench.errors import MethodError, MissingExtraError
 from gpattern_bench.evaluate.metrics import exact_mean, score_pattern
@@ -360,19 +360,27 @@ class _Trainer:
         data, size = self.val_data, self.training.batch
         by_length = np.argsort(data.lengths, kind="stable")
         mine = by_length[self.accelerator.process_index :: self.accelerator.num_processes]
-        self.network.eval()
-        parts: list[Any] = []
-        for begin in range(0, len(mine), size):
-            tokens = [data.tokens(i) for i in mine[begin : begin + size].tolist()]
+        batches = [mine[begin : begin + size].tolist() for begin in range(0, len(mine), size)]
+
+        def scored(batch: list[int]) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+            found = []
+            tokens = [data.tokens(i) for i in batch]
             for cell, out in zip(
                 tokens, logits(self.network, tokens, self.training.bf16), strict=True
             ):
                 assert cell.labels is not None
-                parts.append((out[cell.labelled].numpy(), cell.labels[cell.labelled].numpy()))
+                found.append((out[cell.labelled].numpy(), cell.labels[cell.labelled].numpy()))
+            return found
+
+        self.network.eval()
+        # Where torch computes with one thread, batches side by side: no digit changes.
+        alone = self.device.type == "cpu" and not self.config.encoder_depth
+        scores = in_threads(scored, batches, own_threads() if alone else 1)
+        parts = [pair for batch in scores for pair in batch]
         found, true = (np.concatenate(part) for part in zip(*gather_object(parts), strict=True))
         wrong = F.binary_cross_entropy_with_logits(torch.from_numpy(found), torch.from_numpy(true))
-        scores = torch.from_numpy(found).sigmoid().numpy()
-        each = [score_pattern(true[:, c], scores[:, c]) for c in range(true.shape[1])]
+        shares = torch.from_numpy(found).sigmoid().numpy()
+        each = [score_pattern(true[:, c], shares[:, c]) for c in range(true.shape[1])]
         return {
             "val_loss": float(wrong),
             "val_auc": exact_mean(score.auc for score in each),
