@@ -5,7 +5,7 @@ Bento's and locFISH's features of at most 50,000 labelled pairs of train, and sc
 test is not read. Each row is a mean over seeds, which draw the pairs and grow the trees. The last
 line is one JSON object.
 
-Rerun: `python benchmarks/forests.py` (ten minutes), or `--quick` (seconds).
+Rerun: `python benchmarks/forests.py` (a quarter of an hour), or `--quick` (seconds).
 """
 
 from __future__ import annotations

@@ -211,7 +211,8 @@ def every_step(found: Row) -> dict[str, Row]:
     if done:
         whole = {"seconds": sum(row["seconds"] for row in done)}
         whole["peak_gib"] = max(row["peak_gib"] for row in done)
-        first = {name: steps.pop(name) for name in ("curate", "call") if name in steps}
+        before = ("curate", "curate, two processes", "call")
+        first = {name: steps.pop(name) for name in before if name in steps}
         steps = first | {f"run-all, {len(done)} methods": whole} | steps
     return steps
 
@@ -378,7 +379,7 @@ def machines(records: Mapping[str, Row]) -> str:
 
 
 def how(records: Mapping[str, Row]) -> str:
-    """What each script measures, when, which code and beside how much other work."""
+    """What each script measures, when, which code, beside how much other work and where."""
     about = scripts()
     rows = [
         {
@@ -387,12 +388,13 @@ def how(records: Mapping[str, Row]) -> str:
             "date": session["date"],
             "commit": commit(session["commit"]),
             "load": f"{session['load_at_start']:.1f}",
+            "processor": session["machine"]["processor"],
         }
         for name, record in records.items()
         for part, session in sessions(record)
     ]
     columns = {"script in `benchmarks/`": "script", "measures": "about"}
-    return table(rows, columns | {name: name for name in ("date", "commit", "load")})
+    return table(rows, columns | {name: name for name in ("date", "commit", "load", "processor")})
 
 
 def commit(name: str | None) -> str:

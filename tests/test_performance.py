@@ -112,7 +112,7 @@ def test_a_section_is_there_when_its_record_is(page, tmp_path):
     made = page.make(tmp_path)
     assert "on a machine with 2 cores (A processor) and 24 GiB of memory" in made
     assert "|  | s |\n|---|---:|\n| `demo` | 83 |\n" in made
-    assert "| 2026-11-29 | 0123456, changed | 3.1 |" in made
+    assert "| 2026-11-29 | 0123456, changed | 3.1 | A processor |" in made
     assert "- `datasets`: python 3.11.7" in made
     assert "`datasets.py`" not in made.rpartition("Not recorded yet")[2]
 
