@@ -19,9 +19,7 @@ from typing import Any
 import numpy as np
 from timing import parsed, report, show
 
-from gpattern_bench.curate.rules import apply_rules
-from gpattern_bench.curate.simulate.cells import simulate_like
-from gpattern_bench.curate.write import write_dataset
+from gpattern_bench.curate.build import curate
 from gpattern_bench.data.dataset import Dataset
 from gpattern_bench.evaluate.metrics import score_pattern
 from gpattern_bench.methods._forest import Forest, LabelledPairs, labelled_pairs
@@ -58,10 +56,11 @@ def main() -> None:
 
 def drawn(like: str, folder: Path, cells: int | None) -> Dataset:
     """Simulated cells as a dataset."""
-    patterns = find_entry(like).recipe.patterns
-    recipe = Recipe(format="simulated", patterns=patterns, patternless="keep")
-    tables = (apply_rules(release, recipe) for release in simulate_like(like, 1, cells))
-    return Dataset(write_dataset(tables, folder, name=like, version="1.0.0", recipe=recipe))
+    recipe = Recipe(
+        format="simulated", like=like, patterns=find_entry(like).recipe.patterns, seed=1,
+        n_cells=cells, patternless="keep",
+    )  # fmt: skip
+    return Dataset(curate(recipe, Path(), folder, name=like, version="1.0.0"))
 
 
 def compared(

@@ -142,7 +142,8 @@ class Size:
             words = ("call", str(source / SOURCE[self.like]), "--unit-um", unit)
             words += ("--jobs", "1" if self.quick else "2", "--out", str(self.folder / "answer"))
             self.step("call", self.command(*words))
-        self.found["bytes"] = {"source": bytes_of(source), "tables": bytes_of(tables)}
+        stored = self.found.setdefault("bytes", {})  # of sessions before, too
+        stored |= {"source": bytes_of(source), "tables": bytes_of(tables)}
         shutil.rmtree(source)
         if not made:
             return
@@ -180,8 +181,6 @@ class Size:
         self.keep()
         return "failed" not in row
 
-    # parts
-
     def in_two(self, tables: Path) -> dict[str, Any]:
         """Curate in two processes: the same tables."""
         other = self.folder / "two" / self.like
@@ -193,16 +192,17 @@ class Size:
         shutil.rmtree(other)
         return cost
 
+    # parts
+
     def run_methods(self, dataset: Dataset) -> None:
         """A row per method: its processes' seconds, those by the clock, its peak of memory."""
         every = ("--splits", "train,val,test")
         for name in self.methods:
             start = self.run_all(dataset, name, self.folder / "runs", *every)
             self.note("methods", {"method": name}, lambda: self.of_method(dataset, name, start))  # noqa: B023 - called now
-        runs = self.folder / "runs"
-        files = [runs.glob(f"{name}/{self.like}/*-seed0.parquet") for name in self.methods]
-        predictions = [sum(path.stat().st_size for path in each) for each in files]
-        self.found["bytes"]["predictions"] = max(predictions)  # of the method with most
+        runs = [self.folder / "runs" / name for name in self.methods]
+        most = max(bytes_of(run, "*-seed0.parquet") for run in runs)
+        self.found["bytes"]["predictions"] = most
         again = self.run_all(dataset, ",".join(self.methods), self.folder / "runs", *every)
         self.step("run-all, again", again)
 
@@ -310,15 +310,14 @@ def published(like: str) -> Recipe:
 def curate_source(like: str, folder: Path, tables: Path, jobs: int | None = None) -> None:
     """Turn it into tables."""
     version = find_entry(like).version
-    tables.parent.mkdir(parents=True, exist_ok=True)
     curate(published(like), folder, tables, name=like, version=version, jobs=jobs)
     if jobs:
         get_reusable_executor().shutdown(kill_workers=True)  # else they idle, waited for
 
 
-def bytes_of(folder: Path) -> int:
-    """Bytes of the files in a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def bytes_of(folder: Path, names: str = "*") -> int:
+    """Bytes of the files in a folder, or of those with such names."""
+    return sum(path.stat().st_size for path in folder.rglob(names) if path.is_file())
 
 
 def perfect(tables: Path, scores: Path) -> None:

@@ -402,7 +402,7 @@ def _count(tables: CellTables) -> int:
 def _labelled_counts(tables: CellTables) -> NDArray[np.int64]:
     """Count the labelled pairs of the cells to yield."""
     counts: Counter[str] = Counter()
-    for labels in read_fovs(tables.folder / "labels.parquet", tables.fovs, ["fov", "cell_id"]):
+    for labels in read_fovs(tables.folder / "labels.parquet", tables.fovs, ["cell_id"]):
         names, starts = _runs(labels["cell_id"])
         for name, count in zip(names, np.diff(starts, append=len(labels)).tolist(), strict=True):
             counts[name] += count

@@ -375,12 +375,12 @@ class _Trainer:
         self.network.eval()
         # Where torch computes with one thread, batches side by side: no digit changes.
         alone = self.device.type == "cpu" and not self.config.encoder_depth
-        scores = in_threads(scored, batches, own_threads() if alone else 1)
-        parts = [pair for batch in scores for pair in batch]
+        done = in_threads(scored, batches, own_threads() if alone else 1)
+        parts = [cell for batch in done for cell in batch]
         found, true = (np.concatenate(part) for part in zip(*gather_object(parts), strict=True))
         wrong = F.binary_cross_entropy_with_logits(torch.from_numpy(found), torch.from_numpy(true))
-        shares = torch.from_numpy(found).sigmoid().numpy()
-        each = [score_pattern(true[:, c], shares[:, c]) for c in range(true.shape[1])]
+        scores = torch.from_numpy(found).sigmoid().numpy()
+        each = [score_pattern(true[:, c], scores[:, c]) for c in range(true.shape[1])]
         return {
             "val_loss": float(wrong),
             "val_auc": exact_mean(score.auc for score in each),
